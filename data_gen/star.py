@@ -202,9 +202,11 @@ def identity(task: Star, problems: Problems) -> np.ndarray:
     """uint64[n]: a hash of the set of printed edges, equal for equal graphs however they are printed.
 
     Two problems on the same graph differ at most in the goal, so streams that share no identity share
-    no problem and no graph.
+    no problem and no graph. A problem keeps the identity it was drawn with when its decoys are hung off
+    a second root.
     """
-    edges = edge_list(task, problems).astype(np.uint64)
+    drawn = Problems(problems.labels, problems.order, np.ones(len(problems), dtype=bool))
+    edges = edge_list(task, drawn).astype(np.uint64)
     codes = np.sort(edges[:, :, 0] * np.uint64(task.vocab_size) + edges[:, :, 1], axis=1)
     state = np.zeros(len(problems), dtype=np.uint64)
     for column in codes.T:

@@ -22,7 +22,7 @@ from data_gen import star
 from data_gen.star import Problems, Star
 
 STREAMS = {"walks": 0, "train": 1, "valid": 2, "test": 3}
-PURPOSES = {"graphs": 0, "walks": 1, "mixture": 2}
+PURPOSES = {"graphs": 0, "walks": 1, "mixture": 2, "shuffle": 3}
 _CHUNK = 256
 _MAX_CHUNKS_WITHOUT_ONE = 64
 
@@ -81,8 +81,10 @@ def stream_of(task: Star, problems: Problems) -> np.ndarray:
 def problems(task: Star, seed: int, stream: str, n: int, step: int = 0) -> Problems:
     """n problems of a stream; a smaller n gives the first of a larger one.
 
-    Raises ValueError when the task has too few graphs for the stream to hold any.
+    Raises ValueError for n < 1, and when the task has too few graphs for the stream to hold any.
     """
+    if n < 1:
+        raise ValueError(f"n is {n}: ask for at least 1 problem")
     rng = generator(seed, stream, step, "graphs")
     kept, count, misses = [], 0, 0
     while count < n:

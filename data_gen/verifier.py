@@ -25,7 +25,7 @@ SINKS = ("accept", *ERRORS)
 
 @dataclass(frozen=True)
 class DFA:
-    """A batch of automata: next uint8[n, S, V]; states S - len(SINKS) .. S - 1 are the SINKS, in order."""
+    """A batch of automata: next uint8 or uint16[n, S, V]; states S - len(SINKS) .. S - 1 are the SINKS, in order."""
 
     next: np.ndarray
 
@@ -45,7 +45,7 @@ class DFA:
 
 
 def star_dfa(task: Star, problems: Problems) -> DFA:
-    """The DFA of each problem: uint8[n, S, V] with S = 1 + 2 (l + 1) + 7 states.
+    """The DFA of each problem: uint8[n, S, V] (uint16 past 256 states) with S = 1 + 2 (l + 1) + 7.
 
     Both modes must walk the whole right branch, FWD from start to goal, REV from goal to start, and
     stop there. A token that is no node where a node is due (or the reverse) is malformed, and so is a
@@ -55,7 +55,9 @@ def star_dfa(task: Star, problems: Problems) -> DFA:
     right = star.path(task, problems)
     first_sink = 1 + 2 * (length + 1)
     sink = {name: first_sink + i for i, name in enumerate(SINKS)}
-    table = np.full((n, first_sink + len(SINKS), task.vocab_size), sink["malformed"], dtype=np.uint8)
+    states = first_sink + len(SINKS)
+    dtype = np.uint8 if states <= 256 else np.uint16
+    table = np.full((n, states, task.vocab_size), sink["malformed"], dtype=dtype)
     rows = np.arange(n)
 
     for mode, base in (("FWD", 1), ("REV", 2 + length)):

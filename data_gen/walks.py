@@ -6,7 +6,7 @@ is a fair coin. Before every step the walk stops with probability ``stop``. The 
 walk starts from, in the slot its mode starts from, and a random node of the graph in the other slot, so
 the goal slot carries no information.
 
-The inputs of ``walk_batch(Star(nodes=8, branches=2, length=3), stop=.3, seq_len=25, seed=0, step=1, n=1)``:
+The inputs of ``walk_batch(Star(nodes=8, branches=2, length=3), stop=.3, seq_len=24, seed=0, step=1, n=1)``:
 
     tokens  7 0 7 1 1 6 0 5   6 5  10   9 5 0 7  11   0 1  10   8 0 5  11   7
     reads   7 0 7 1 1 6 0 5 | 6 5 SEP REV 5 0 7 EOS | 0 1 SEP FWD 0 5 EOS | 7 (cut)
@@ -22,7 +22,7 @@ IGNORE = -1
 
 
 def walk_batch(task: Star, stop: float, seq_len: int, seed: int, step: int, n: int) -> tuple[np.ndarray, np.ndarray]:
-    """Inputs and targets, int64[n, seq_len - 1] each, of one pretraining batch.
+    """Inputs and targets, int64[n, seq_len] each, of one pretraining batch.
 
     Targets are the next tokens inside walks (mode to EOS) and IGNORE elsewhere: graphs and queries are
     random and hold nothing to learn. Graphs come from the walks stream. Raises ValueError for a ``stop``
@@ -37,7 +37,7 @@ def walk_batch(task: Star, stop: float, seq_len: int, seed: int, step: int, n: i
     graphs = streams.problems(task, seed, "walks", n, step)
     rng = streams.generator(seed, "walks", step, "walks")
     shortest_query = 3 + len(("mode", "node", "EOS"))
-    count = -(-(seq_len - 2 * task.edges) // shortest_query)
+    count = -(-(seq_len + 1 - 2 * task.edges) // shortest_query)
     queries, kept = _queries(task, stop, graphs.labels, rng, count)
     edges = star.edge_list(task, graphs).reshape(n, -1)
 
@@ -46,7 +46,7 @@ def walk_batch(task: Star, stop: float, seq_len: int, seed: int, step: int, n: i
     answer = np.concatenate(
         [np.zeros_like(edges, dtype=bool), np.tile(np.arange(queries.shape[2]) >= 3, (n, count))], axis=1
     )
-    close_gaps = np.argsort(~kept, axis=1, kind="stable")[:, :seq_len]
+    close_gaps = np.argsort(~kept, axis=1, kind="stable")[:, : seq_len + 1]
     tokens, answer = (np.take_along_axis(a, close_gaps, axis=1) for a in (tokens, answer))
     return tokens[:, :-1], np.where(answer[:, 1:], tokens[:, 1:], IGNORE)
 

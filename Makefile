@@ -1,0 +1,74 @@
+# minifork: every target makes what it needs first (environment, base model) and does nothing twice.
+# PYTHON=python3 uses that interpreter as it is and installs nothing.
+
+TASK      ?= star
+BASE_SEED ?= 0
+SEED      ?= 0
+FORK_RATE ?= 1
+EPOCHS    ?= 64
+NAME      ?=
+PAIRS     ?= 1
+ARGS      ?=
+
+ifdef PYTHON
+ENV :=
+else
+PYTHON := .venv/bin/python
+ENV := .venv/ready
+endif
+
+CONFIG   := --config experiments/configs/$(TASK).yaml
+MINIFORK := $(PYTHON) -m minifork
+BASE     := $(MINIFORK) pretrain --resume $(CONFIG) base_seed=$(BASE_SEED) $(ARGS)
+
+.DEFAULT_GOAL := help
+.PHONY: help pretrain sft eval figures claims audit reproduce stops test lint clean
+
+help: ## this list
+	@grep -hE '^[a-z-]+:.*## ' $(MAKEFILE_LIST) | sed -E 's/:.*## /\t/' | expand -t 12
+
+pretrain: $(ENV) ## train the base model on random graph walks [TASK BASE_SEED NAME ARGS]
+	@$(BASE) name=$(NAME)
+
+sft: $(ENV) ## fine-tune it on traces, FORK_RATE of them through the fork [TASK FORK_RATE SEED BASE_SEED EPOCHS NAME ARGS]
+	@$(BASE)
+	@$(MINIFORK) sft --resume $(CONFIG) base_seed=$(BASE_SEED) seed=$(SEED) \
+		sft.fork_rate=$(FORK_RATE) sft.epochs=$(EPOCHS) name=$(NAME) $(ARGS)
+
+eval: $(ENV) ## exact pass@k of every run, checked by rollouts [TASK ARGS]
+	@$(MINIFORK) eval $(CONFIG) $(ARGS)
+
+figures: $(ENV) ## draw the figures of the last eval [TASK ARGS]
+	@$(MINIFORK) figures $(CONFIG) $(ARGS)
+
+claims: $(ENV) ## say which claims the last eval supports [TASK ARGS]
+	@$(MINIFORK) claims $(CONFIG) $(ARGS)
+
+audit: $(ENV) ## look for surface features that give the right branch away [TASK FORK_RATE SEED ARGS]
+	@$(MINIFORK) audit $(CONFIG) seed=$(SEED) sft.fork_rate=$(FORK_RATE) $(ARGS)
+
+reproduce: $(ENV) ## everything: base, all fine-tunings, eval, figures, claims [TASK PAIRS ARGS]
+	@$(MINIFORK) reproduce $(CONFIG) reproduce.pairs=$(PAIRS) $(ARGS)
+
+stops: $(ENV) ## bases with other stop probabilities, which set the base's pass@1 [TASK BASE_SEED]
+	@$(MINIFORK) pretrain --resume $(CONFIG) base_seed=$(BASE_SEED) walks.stop=0 name=base-stop0-seed$(BASE_SEED)
+	@$(MINIFORK) pretrain --resume $(CONFIG) base_seed=$(BASE_SEED) walks.stop=0.15 name=base-stop0.15-seed$(BASE_SEED)
+	@$(MINIFORK) eval $(CONFIG)
+
+test: $(ENV) ## run the tests
+	@$(PYTHON) -m pytest
+
+lint: $(ENV) ## check style
+	@$(PYTHON) -m ruff check .
+	@$(PYTHON) -m ruff format --check .
+
+clean: ## remove the environment and caches (runs/ stays)
+	rm -rf .venv .pytest_cache .ruff_cache .hypothesis build *.egg-info
+	find . -name __pycache__ -type d -prune -exec rm -rf {} +
+
+.venv/ready: requirements.lock setup.py pyproject.toml
+	@echo "Installing into .venv (once; a minute or two) ..."
+	@python3 -m venv .venv
+	@.venv/bin/python -m pip install --quiet --disable-pip-version-check -r requirements.lock
+	@.venv/bin/python -m pip install --quiet --disable-pip-version-check --no-deps --no-build-isolation -e .
+	@touch $@

@@ -1,0 +1,1 @@
+"""Configs, the reproduction, its claims and figures."""

@@ -1,0 +1,91 @@
+"""Which claims held: each is a statistic of one pair of seeds against a threshold fixed before the run."""
+
+from collections.abc import Callable, Iterator
+from dataclasses import dataclass
+
+from data_gen import walks
+from experiments.results import Results, load
+from minifork import runs
+from minifork.config import Config
+
+
+@dataclass(frozen=True)
+class Finding:
+    """One claim tested on one pair: what was found, whether it held (None: its runs are missing)."""
+
+    claim: str
+    pair: int
+    found: str
+    holds: bool | None
+
+
+def claims(config: Config) -> None:
+    """Test every claim on every pair, print the verdicts and write runs/<task>/claims.json."""
+    results = load(config)
+    findings = [finding for pair in results.pairs() for finding in test_pair(results, config, pair)]
+    if not findings:
+        raise ValueError(f"{runs.task_folder(config)}/eval.json: no pair of base and fine-tuned run; see `make reproduce`")
+    verdicts = {True: "holds", False: "FAILS", None: "not run"}
+    for f in findings:
+        print(f"{verdicts[f.holds]:<8} pair {f.pair}  {f.claim}: {f.found}")
+    held, tested = sum(f.holds is True for f in findings), sum(f.holds is not None for f in findings)
+    print(f"{held} of {tested} claims held")
+    runs.write_json(runs.task_folder(config) / "claims.json", [vars(f) for f in findings])
+
+
+def test_pair(results: Results, config: Config, pair: int) -> Iterator[Finding]:
+    """All findings of one pair of seeds."""
+    base = results.base(pair)
+    last = {rate: results.tuned(pair, fork_rate=rate)[-1] for rate in results.fork_rates(pair)}
+
+    def final(variant: str, cue: float = 0.0) -> dict | None:
+        records = results.tuned(pair, variant, cue=cue)
+        return records[-1] if records else None
+
+    def test(claim: str, record: dict | None, judge: Callable[[dict], tuple[str, bool]]) -> Finding:
+        return Finding(claim, pair, *judge(record)) if record else Finding(claim, pair, "its run is missing", None)
+
+    ideal = walks.pass_at_1(config.data, config.walks.stop)
+    one = at(base, 1)
+    text = f"pass@1 {one:.3f}, closed form {ideal:.3f}"
+    yield Finding("base: pass@1 <= .40, within .03 of its closed form", pair, text, one <= 0.4 and abs(one - ideal) <= 0.03)
+    yield test("base: pass@64 >= .99", base, lambda r: (f"{at(r, 64):.4f}", at(r, 64) >= 0.99))
+    forward = base["mode"]["p_forward"]
+    yield Finding("base: picks FWD with probability .3 to .7", pair, f"{forward:.3f}", 0.3 <= forward <= 0.7)
+
+    forked = last.get(1.0)
+    for k, least in ((1, 0.15), (16, -0.30), (64, -0.20)):
+        way = f"at least {abs(least):.2f} {'above' if least > 0 else 'below'}"
+
+        def judge(r: dict, k: int = k, least: float = least) -> tuple[str, bool]:
+            change = at(r, k) - at(base, k)
+            low, high = results.interval(results.solved(r, k) - results.solved(base, k))
+            return f"{change:+.3f} [{low:+.3f}, {high:+.3f}]", change >= least if least > 0 else change <= least
+
+        yield test(f"r = 1: pass@{k} {way} the base's", forked, judge)
+    yield test("r = 0: pass@64 >= .99", last.get(0.0), lambda r: (f"{at(r, 64):.4f}", at(r, 64) >= 0.99))
+    yield test("problem-level: pass@16 >= .98", final("problem"), lambda r: (f"{at(r, 16):.4f}", at(r, 16) >= 0.98))
+
+    rates = sorted(last)
+    for lower, higher in zip(rates, rates[1:], strict=False):
+        gap = results.solved(last[lower], 16) - results.solved(last[higher], 16)
+        low, high = results.interval(gap)
+        index = last[higher]["forced"]["FWD"]["index"]["16"]
+        text = f"{gap.mean():+.3f} [{low:+.3f}, {high:+.3f}]; forced-FWD index at r = {higher:g}: {index:.2f}"
+        yield Finding(f"S_16 rises from r = {lower:g} to {higher:g}", pair, text, low > 0)
+
+    yield test("fresh traces: pass@64 >= .99", final("fresh"), lambda r: (f"{at(r, 64):.4f}", at(r, 64) >= 0.99))
+    matched = final("cued", cue=1.0)
+    yield test("cued: >= .99 at every k on cued problems", matched, lambda r: (f"{at(r, 1):.4f}", at(r, 1) >= 0.99))
+
+    def memorised(r: dict) -> tuple[str, bool]:
+        seen, test = r["fork_train"]["accuracy"], r["fork"]["accuracy"]
+        chance = 1 / config.data.branches
+        return f"train {seen:.3f}, test {test:.3f}, chance {chance:.3f}", seen >= 0.95 and abs(test - chance) <= 0.1
+
+    yield test("r = 1: fork accuracy >= .95 on training problems, within .1 of 1/d on test", forked, memorised)
+
+
+def at(record: dict, k: int) -> float:
+    """pass@k of a record."""
+    return record["pass_at"][str(k)]

@@ -1,0 +1,68 @@
+"""Every stage of the reproduction in order; finished ones are skipped, unfinished ones resumed.
+
+Each run is a process of its own: bases use all cores one after the other, fine-tunings run side by side
+with one core each, so a run's result does not depend on how many run at once.
+"""
+
+import os
+import subprocess
+import sys
+import time
+from concurrent.futures import ThreadPoolExecutor
+from pathlib import Path
+
+import yaml
+
+from minifork import runs
+from minifork.config import Config, to_tree
+
+FORK_RATES = (0, 0.25, 0.5, 0.75, 1)
+
+
+def sft_overrides(seed: int) -> list[list[str]]:
+    """The fine-tunings of one pair of seeds: the dose, problem-level modes and the two controls at r = 1."""
+    dose = [[f"sft.fork_rate={rate:g}"] for rate in FORK_RATES]
+    problem = ["sft.fork_rate=0.5", "sft.allocation=problem"]
+    fresh = ["sft.fork_rate=1", "sft.fresh=true", f"name=fresh-seed{seed}"]
+    cued = ["sft.fork_rate=1", "sft.cue_rate=1", "sft.allow_leak=true", f"name=cued-seed{seed}"]
+    return [*dose, problem, fresh, cued]
+
+
+def reproduce(config: Config) -> int:
+    """Run everything for `reproduce.pairs` pairs of seeds; returns the exit code of the claims."""
+    started = time.monotonic()
+    folder = runs.task_folder(config)
+    source = folder / "config.yaml"
+    text = yaml.safe_dump(to_tree(config), sort_keys=False)
+    runs.write_atomically(source, lambda file: file.write(text.encode()))
+
+    pairs = range(config.reproduce.pairs)
+    workers = config.reproduce.workers or os.cpu_count() or 1
+    for seed in pairs:
+        _run([*_command("pretrain", source), "--resume", f"base_seed={seed}"], {})
+    jobs = [
+        [*_command("sft", source), "--resume", f"seed={seed}", f"base_seed={seed}", *overrides]
+        for seed in pairs
+        for overrides in sft_overrides(seed)
+    ]
+    one_core = {"OMP_NUM_THREADS": "1", "MKL_NUM_THREADS": "1"} if workers > 1 else {}
+    print(f"fine-tuning: {len(jobs)} runs, {workers} at a time", flush=True)
+    with ThreadPoolExecutor(workers) as pool:
+        list(pool.map(lambda job: _run(job, one_core), jobs))
+    _run(_command("eval", source), {})
+    _run(_command("figures", source), {})
+    code = _run(_command("claims", source), {}, may_fail=True)
+    print(f"reproduced in {(time.monotonic() - started) / 60:.1f} minutes; figures in {folder / 'figures'}", flush=True)
+    return code
+
+
+def _command(stage: str, source: Path) -> list[str]:
+    return [sys.executable, "-m", "minifork", stage, "--config", str(source)]
+
+
+def _run(command: list[str], environment: dict[str, str], may_fail: bool = False) -> int:
+    """Run a stage in a process; raises ValueError with its command when it fails."""
+    code = subprocess.run(command, env={**os.environ, **environment}).returncode
+    if code and not may_fail:
+        raise ValueError(f"a stage failed (see above): {' '.join(command[1:])}")
+    return code

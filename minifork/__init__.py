@@ -1,0 +1,1 @@
+"""Model, training, engines for pass@k, statistics and the command line."""

@@ -1,0 +1,59 @@
+"""The command line: ``minifork COMMAND --config FILE key=value ...``.
+
+Each command is a function in the module that does the work, imported only when it is asked for, so that
+``--help`` and finished stages answer at once.
+"""
+
+import argparse
+import importlib
+import sys
+
+from minifork import config as configs
+
+# command: (module:function, takes --resume, what it does)
+COMMANDS = {
+    "pretrain": ("minifork.stages:pretrain", True, "train the base model on random graph walks"),
+    "sft": ("minifork.stages:sft", True, "fine-tune the base model on traces (sft.fork_rate=0.5 ...)"),
+    "eval": ("minifork.evaluate:evaluate", False, "exact pass@k of every run of the task, cross-checked by rollouts"),
+    "audit": ("minifork.stages:audit_command", False, "look for surface features that give the branch away"),
+    "figures": ("experiments.figures:figures", False, "draw the figures from eval.json"),
+    "claims": ("experiments.claims:claims", False, "say which claims held, from eval.json"),
+    "reproduce": ("experiments.reproduce:reproduce", False, "run every stage; finished ones are skipped"),
+}
+
+
+def parser() -> argparse.ArgumentParser:
+    """The parser of the whole command line."""
+    top = argparse.ArgumentParser(prog="minifork", description="Why do fine-tuned reasoning models lose coverage?")
+    top.add_argument("--debug", action="store_true", help="show tracebacks")
+    commands = top.add_subparsers(dest="command", required=True, metavar="COMMAND")
+    for name, (_, resumable, what) in COMMANDS.items():
+        command = commands.add_parser(name, help=what, description=what)
+        command.add_argument("--config", required=True, help="YAML file, such as experiments/configs/star.yaml")
+        command.add_argument("overrides", nargs="*", metavar="key=value", help="any key of the config file")
+        if resumable:
+            command.add_argument("--resume", action="store_true", help="continue an unfinished run")
+    return top
+
+
+def main(arguments: list[str] | None = None) -> int:
+    """Run a command; returns the exit code: 0, 1 (refused or failed), 130 (interrupted)."""
+    options = parser().parse_args(arguments)
+    module, function = COMMANDS[options.command][0].split(":")
+    try:
+        config = configs.load(options.config, options.overrides)
+        flags = {"resume": options.resume} if hasattr(options, "resume") else {}
+        code = getattr(importlib.import_module(module), function)(config, **flags)
+        return int(code or 0)
+    except (ValueError, OSError) as error:
+        if options.debug:
+            raise
+        print(f"minifork: {error}", file=sys.stderr)
+        return 1
+    except KeyboardInterrupt:
+        print("minifork: interrupted; the same command goes on from the last checkpoint (--resume)", file=sys.stderr)
+        return 130
+
+
+if __name__ == "__main__":
+    sys.exit(main())

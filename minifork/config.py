@@ -1,0 +1,285 @@
+"""Configuration: one complete YAML file, ``key=value`` overrides, and dataclasses that say what is legal.
+
+There are no defaults in code: the YAML file names and explains every key, and an unknown key, a missing
+key or a value of the wrong type is refused with the nearest valid key.
+"""
+
+import dataclasses
+import difflib
+import hashlib
+import json
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Any, get_type_hints
+
+import yaml
+
+from data_gen.star import Star
+from data_gen.streams import Mixture
+
+
+def _require(condition: bool, key: str, value: Any, need: str) -> None:
+    if not condition:
+        raise ValueError(f"{key} is {value!r}: {need}")
+
+
+@dataclass(frozen=True)
+class Walks:
+    """The base corpus: stop, the chance to stop before each step; seq_len, tokens of a sequence."""
+
+    stop: float
+    seq_len: int
+
+
+@dataclass(frozen=True)
+class Shape:
+    """The model's size. Raises ValueError when the width does not split into heads."""
+
+    layers: int
+    width: int
+    heads: int
+
+    def __post_init__(self) -> None:
+        for name in ("layers", "width", "heads"):
+            if getattr(self, name) < 1:
+                raise ValueError(f"model.{name} is {getattr(self, name)}: it must be at least 1")
+        if self.width % self.heads:
+            raise ValueError(f"model.width is {self.width}: it must be a multiple of model.heads ({self.heads})")
+
+
+@dataclass(frozen=True)
+class Optim:
+    """How to optimise: AdamW everywhere, or Muon for the matrices inside blocks; lr in steps, cosine to 0."""
+
+    optimizer: str
+    muon_lr: float
+    lr: float
+    warmup: float
+    weight_decay: float
+    clip: float
+    batch: int
+
+    def __post_init__(self) -> None:
+        _require(self.optimizer in ("muon", "adamw"), "optimizer", self.optimizer, "choose muon or adamw")
+        _require(self.lr > 0 and self.muon_lr > 0, "lr", (self.lr, self.muon_lr), "learning rates must be positive")
+        _require(0 <= self.warmup <= 1, "warmup", self.warmup, "it is a share of the steps, in [0, 1]")
+        _require(self.weight_decay >= 0, "weight_decay", self.weight_decay, "it must not be negative")
+        _require(self.clip > 0, "clip", self.clip, "it must be positive")
+        _require(self.batch >= 1, "batch", self.batch, "it must be at least 1")
+
+
+@dataclass(frozen=True)
+class Pretrain(Optim):
+    """Pretraining: a number of steps on fresh walks."""
+
+    steps: int
+
+    def __post_init__(self) -> None:
+        super().__post_init__()
+        _require(self.steps >= 1, "pretrain.steps", self.steps, "it must be at least 1")
+
+
+@dataclass(frozen=True)
+class SFT(Optim):
+    """Fine-tuning: how many traces and epochs, and the Mixture they come from."""
+
+    traces: int
+    epochs: int
+    fork_rate: float
+    cue_rate: float
+    fork_in_graph: bool
+    allocation: str
+    fresh: bool
+    allow_leak: bool
+
+    def __post_init__(self) -> None:
+        super().__post_init__()
+        _require(self.traces >= 1, "sft.traces", self.traces, "it must be at least 1")
+        _require(self.epochs >= 1, "sft.epochs", self.epochs, "it must be at least 1")
+        _ = self.mixture
+
+    @property
+    def mixture(self) -> Mixture:
+        return Mixture(self.fork_rate, self.cue_rate, self.fork_in_graph, self.allocation, self.fresh)
+
+
+@dataclass(frozen=True)
+class Eval:
+    """Evaluation: test problems, bootstrap resamples, and the size of the rollout cross-check."""
+
+    problems: int
+    max_k: int
+    bootstrap: int
+    check_problems: int
+    check_rollouts: int
+
+    def __post_init__(self) -> None:
+        for field in dataclasses.fields(self):
+            _require(getattr(self, field.name) >= 1, f"eval.{field.name}", getattr(self, field.name), "at least 1")
+        _require(self.check_problems <= self.problems, "eval.check_problems", self.check_problems,
+                 f"there are only eval.problems={self.problems}")  # fmt: skip
+
+
+@dataclass(frozen=True)
+class Reproduce:
+    """The reproduction: pairs of base and SFT seeds; workers, fine-tunings side by side (0: one a core)."""
+
+    pairs: int
+    workers: int
+
+    def __post_init__(self) -> None:
+        _require(self.pairs >= 1, "reproduce.pairs", self.pairs, "it must be at least 1")
+        _require(self.workers >= 0, "reproduce.workers", self.workers, "it must not be negative")
+
+
+@dataclass(frozen=True)
+class Config:
+    """Everything a command needs to know; see experiments/configs/star.yaml for what each key means."""
+
+    task: str
+    runs: str
+    name: str
+    seed: int
+    base_seed: int
+    device: str
+    compile: bool
+    save_every: int
+    data: Star
+    walks: Walks
+    model: Shape
+    pretrain: Pretrain
+    sft: SFT
+    eval: Eval
+    reproduce: Reproduce
+
+    def __post_init__(self) -> None:
+        _require(self.task == "star", "task", self.task, "the tasks are: star")
+        _require(self.seed >= 0, "seed", self.seed, "it must not be negative")
+        _require(self.base_seed >= 0, "base_seed", self.base_seed, "it must not be negative")
+        _require(self.save_every >= 1, "save_every", self.save_every, "it must be at least 1")
+        _require("/" not in self.name and self.name not in (".", ".."), "name", self.name, "it names one folder")
+
+    @property
+    def context(self) -> int:
+        """Positions the model can see: a pretraining sequence or a full trace, whichever is longer."""
+        return max(self.walks.seq_len, self.data.prompt_len + self.data.trace_len)
+
+
+def load(path: Path | str, overrides: list[str]) -> Config:
+    """Read a YAML file, apply ``section.key=value`` overrides, check everything.
+
+    Raises ValueError naming the file or key and the way out.
+    """
+    path = Path(path)
+    try:
+        tree = yaml.safe_load(path.read_text())
+    except FileNotFoundError:
+        raise ValueError(f"{path}: no such config file; the shipped one is experiments/configs/star.yaml") from None
+    except (yaml.YAMLError, UnicodeDecodeError) as error:
+        raise ValueError(f"{path}: not a YAML file: {' '.join(str(error).split())}") from None
+    if not isinstance(tree, dict):
+        raise ValueError(f"{path}: a config is a mapping of keys to values")
+    known = keys(Config)
+    for override in overrides:
+        key, equals, text = override.partition("=")
+        if not equals:
+            raise ValueError(f"{override!r}: write an override as key=value")
+        if key not in known:
+            raise ValueError(_unknown(key, known, "the command line"))
+        *sections, leaf = key.split(".")
+        node = tree
+        for section in sections:
+            node = node.setdefault(section, {})
+        node[leaf] = _scalar(text, known[key])
+    return from_tree(tree, path)
+
+
+def from_tree(tree: dict, source: Path | str) -> Config:
+    """The Config of a nested mapping; ``source`` is named in errors."""
+    return _build(Config, tree, "", source)
+
+
+def to_tree(config: Config) -> dict:
+    """The nested mapping of a Config."""
+    return dataclasses.asdict(config)
+
+
+def keys(schema: type, prefix: str = "") -> dict[str, type]:
+    """Every dotted leaf key of a dataclass and its type."""
+    found: dict[str, type] = {}
+    for name, kind in get_type_hints(schema).items():
+        if dataclasses.is_dataclass(kind):
+            found |= keys(kind, f"{prefix}{name}.")
+        else:
+            found[prefix + name] = kind
+    return found
+
+
+def fingerprint(tree: Any) -> str:
+    """Twelve hex digits of a JSON-able value, equal for equal values."""
+    return hashlib.sha256(json.dumps(tree, sort_keys=True).encode()).hexdigest()[:12]
+
+
+def differences(old: dict, new: dict, prefix: str = "") -> list[str]:
+    """The dotted keys in which two nested mappings differ, each as "key: old -> new"."""
+    found = []
+    for name in sorted(old.keys() | new.keys()):
+        before, after = old.get(name), new.get(name)
+        if isinstance(before, dict) and isinstance(after, dict):
+            found += differences(before, after, f"{prefix}{name}.")
+        elif before != after:
+            found.append(f"{prefix}{name}: {before} -> {after}")
+    return found
+
+
+def _build(schema: type, tree: Any, prefix: str, source: Path | str) -> Any:
+    if not isinstance(tree, dict):
+        raise ValueError(f"{source}: {prefix.rstrip('.')} is a section, give its keys below it")
+    hints = get_type_hints(schema)
+    names = [field.name for field in dataclasses.fields(schema)]
+    for name in tree:
+        if name not in names:
+            raise ValueError(_unknown(f"{prefix}{name}", keys(Config), source))
+    missing = [f"{prefix}{name}" for name in names if name not in tree]
+    if missing:
+        raise ValueError(f"{source}: missing key {missing[0]}; every key must be given")
+    values = {}
+    for name in names:
+        kind, value = hints[name], tree[name]
+        if dataclasses.is_dataclass(kind):
+            values[name] = _build(kind, value, f"{prefix}{name}.", source)
+        else:
+            values[name] = _typed(value, kind, f"{prefix}{name}", source)
+    try:
+        return schema(**values)
+    except ValueError as error:
+        raise ValueError(f"{source}: {error}") from None
+
+
+def _typed(value: Any, kind: type, key: str, source: Path | str) -> Any:
+    if kind is float and isinstance(value, (int, str)) and not isinstance(value, bool):
+        try:
+            return float(value)  # YAML reads 3e-3 as a string
+        except ValueError:
+            pass
+    if type(value) is not kind:
+        words = {int: "a whole number", float: "a number", bool: "true or false", str: "a word"}
+        raise ValueError(f"{source}: {key} must be {words[kind]}, not {value!r}")
+    return value
+
+
+def _scalar(text: str, kind: type) -> Any:
+    """What an override's text says in YAML; words stay words."""
+    if kind is str:
+        return text
+    try:
+        return yaml.safe_load(text)
+    except yaml.YAMLError:
+        return text
+
+
+def _unknown(key: str, known: dict[str, type], source: Path | str) -> str:
+    near = difflib.get_close_matches(key, known, n=1, cutoff=0.5)
+    leaf = [k for k in known if k.split(".")[-1] == key.split(".")[-1]]
+    hint = (leaf or near or ["one of " + ", ".join(sorted(known))])[0]
+    return f"{source}: unknown key {key!r}; did you mean {hint}?"

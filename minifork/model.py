@@ -1,0 +1,181 @@
+"""A GPT in the manner of nanoGPT: pre-LN, learned positions, tanh GELU, no biases.
+
+Every block is written once. What differs between training and generating is only how queries meet keys,
+so that part (``attend``) is passed in: causal attention over the whole sequence, or one query against a
+shared prompt and the row's own suffix. Training, prefill and decode therefore cannot drift apart.
+
+Shapes use B problems (or sequences), R rows (rollouts or live prefixes), T tokens of a sequence, P of a
+prompt, S of a suffix, H heads of size D, V tokens of the vocabulary.
+"""
+
+import math
+from collections.abc import Callable
+from dataclasses import dataclass
+
+import torch
+import torch.nn.functional as F
+from einops import rearrange
+from torch import Tensor, nn
+
+from minifork.config import Shape
+
+Attend = Callable[[int, Tensor, Tensor, Tensor], Tensor]
+
+
+class Block(nn.Module):
+    """One pre-LN transformer block: attention, then a tanh-GELU MLP four times as wide."""
+
+    def __init__(self, shape: Shape) -> None:
+        super().__init__()
+        width = shape.width
+        self.heads = shape.heads
+        self.norm_attention = nn.LayerNorm(width, bias=False)
+        self.qkv = nn.Linear(width, 3 * width, bias=False)
+        self.out = nn.Linear(width, width, bias=False)
+        self.norm_mlp = nn.LayerNorm(width, bias=False)
+        self.up = nn.Linear(width, 4 * width, bias=False)
+        self.down = nn.Linear(4 * width, width, bias=False)
+
+    def forward(self, x: Tensor, layer: int, attend: Attend) -> Tensor:
+        """float[..., width] to the same; ``attend`` maps the layer's q, k, v [..., H, D] to [..., H, D]."""
+        qkv = self.qkv(self.norm_attention(x))
+        q, k, v = rearrange(qkv, "... (three h d) -> three ... h d", three=3, h=self.heads)
+        x = x + self.out(rearrange(attend(layer, q, k, v), "... h d -> ... (h d)"))
+        return x + self.down(F.gelu(self.up(self.norm_mlp(x)), approximate="tanh"))
+
+
+class GPT(nn.Module):
+    """tokens int64[B, T] to logits float[B, T, V], T <= context."""
+
+    def __init__(self, shape: Shape, vocab_size: int, context: int) -> None:
+        super().__init__()
+        self.shape, self.vocab_size, self.context = shape, vocab_size, context
+        self.token = nn.Embedding(vocab_size, shape.width)
+        self.position = nn.Embedding(context, shape.width)
+        self.blocks = nn.ModuleList(Block(shape) for _ in range(shape.layers))
+        self.norm = nn.LayerNorm(shape.width, bias=False)
+        self.head = nn.Linear(shape.width, vocab_size, bias=False)
+        for parameter in self.parameters():
+            if parameter.dim() == 2:
+                nn.init.normal_(parameter, std=0.02)
+        # Walking is looking labels up by content and position: embeddings that start ten times larger,
+        # free of the head's, halve the steps until the model can.
+        nn.init.normal_(self.token.weight, std=0.2)
+        nn.init.normal_(self.position.weight, std=0.2)
+        for block in self.blocks:  # as in GPT-2, so that the residual stream does not grow with depth
+            for matrix in (block.out, block.down):
+                nn.init.normal_(matrix.weight, std=0.02 / math.sqrt(2 * shape.layers))
+
+    def forward(self, tokens: Tensor) -> Tensor:
+        return self._run(tokens, torch.arange(tokens.shape[1], device=tokens.device), _causal)
+
+    def _run(self, tokens: Tensor, positions: Tensor, attend: Attend) -> Tensor:
+        x = self.token(tokens) + self.position(positions)
+        for layer, block in enumerate(self.blocks):
+            x = block(x, layer, attend)
+        return self.head(self.norm(x))
+
+    def prefill(self, tokens: Tensor) -> "Prompts":
+        """Encode prompts int64[B, P] once; rollouts and prefixes then share their keys and values."""
+        kept: list[tuple[Tensor, Tensor]] = []
+
+        def attend(layer: int, q: Tensor, k: Tensor, v: Tensor) -> Tensor:
+            kept.append((rearrange(k, "b p h d -> b h p d"), rearrange(v, "b p h d -> b h p d")))
+            return _causal(layer, q, k, v)
+
+        logits = self._run(tokens, torch.arange(tokens.shape[1], device=tokens.device), attend)
+        k, v = (torch.stack([layer[i] for layer in kept]) for i in range(2))
+        return Prompts(logits[:, -1], k, v)
+
+    def decode(self, tokens: Tensor, rows: "Rows") -> Tensor:
+        """Append one token int64[R] to every row and return the next logits, float[R, V]."""
+        position = rows.prompts.length + rows.length
+        if position >= self.context:
+            raise ValueError(f"position {position} is past the model's context of {self.context} tokens")
+        positions = torch.full_like(tokens, position)
+        logits = self._run(tokens, positions, rows.attend)
+        rows.length += 1
+        return logits
+
+
+def _causal(layer: int, q: Tensor, k: Tensor, v: Tensor) -> Tensor:
+    """Causal attention over whole sequences, [B, T, H, D]."""
+    q, k, v = (rearrange(x, "b t h d -> b h t d") for x in (q, k, v))
+    return rearrange(F.scaled_dot_product_attention(q, k, v, is_causal=True), "b h t d -> b t h d")
+
+
+@dataclass(frozen=True)
+class Prompts:
+    """Encoded prompts: logits float[B, V] of the first generated token, keys and values [L, B, H, P, D]."""
+
+    logits: Tensor
+    k: Tensor
+    v: Tensor
+
+    def __len__(self) -> int:
+        return len(self.logits)
+
+    @property
+    def length(self) -> int:
+        return self.k.shape[3]
+
+    def __getitem__(self, problems: slice) -> "Prompts":
+        return Prompts(self.logits[problems], self.k[:, problems], self.v[:, problems])
+
+
+class Rows:
+    """The KV cache of R rows that share B prompts: each row owns the keys and values of its suffix only.
+
+    problem: int64[R], ascending, the prompt of each row; capacity: the longest suffix, in tokens.
+    """
+
+    def __init__(self, prompts: Prompts, problem: Tensor, capacity: int) -> None:
+        layers, _, heads, _, size = prompts.k.shape
+        self.prompts, self.length = prompts, 0
+        self.k = prompts.k.new_zeros(layers, len(problem), heads, capacity, size)
+        self.v = torch.zeros_like(self.k)
+        self._assign(problem)
+
+    def _assign(self, problem: Tensor) -> None:
+        self.problem = problem
+        per_problem = torch.bincount(problem, minlength=len(self.prompts))
+        self.widest = int(per_problem.max()) if len(problem) else 0
+        first = per_problem.cumsum(0) - per_problem
+        self.slot = problem * self.widest + torch.arange(len(problem), device=problem.device) - first[problem]
+
+    def select(self, rows: Tensor) -> None:
+        """Keep rows int64[R'] (ascending, repeats allowed: a prefix may have several children)."""
+        if len(rows) == len(self.problem) and torch.equal(rows, torch.arange(len(rows), device=rows.device)):
+            return
+        self.k, self.v = self.k[:, rows], self.v[:, rows]
+        self._assign(self.problem[rows])
+
+    def attend(self, layer: int, q: Tensor, k: Tensor, v: Tensor) -> Tensor:
+        """One new query a row, [R, H, D], against its prompt and its suffix, the new token included."""
+        self.k[layer, :, :, self.length], self.v[layer, :, :, self.length] = k, v
+        end = self.length + 1
+        prompt_k, prompt_v = self.prompts.k[layer], self.prompts.v[layer]
+        suffix_k, suffix_v = self.k[layer, :, :, :end], self.v[layer, :, :, :end]
+
+        grouped = rearrange(self._group(q), "b m h d -> b h m d")
+        on_prompt = self._ungroup(rearrange(grouped @ prompt_k.mT, "b h m p -> b m h p"))
+        on_suffix = (suffix_k @ q[..., None])[..., 0]
+        scores = torch.cat([on_prompt, on_suffix], dim=-1) / math.sqrt(q.shape[-1])
+        weights = torch.softmax(scores.float(), dim=-1).to(q.dtype)
+        on_prompt, on_suffix = weights.split([self.prompts.length, end], dim=-1)
+
+        grouped = rearrange(self._group(on_prompt), "b m h p -> b h m p")
+        from_prompt = self._ungroup(rearrange(grouped @ prompt_v, "b h m d -> b m h d"))
+        return from_prompt + (on_suffix[..., None, :] @ suffix_v)[..., 0, :]
+
+    def _group(self, x: Tensor) -> Tensor:
+        """[R, ...] to [B, widest, ...], so that the rows of a problem meet its prompt in one product."""
+        shape = (len(self.prompts), self.widest, *x.shape[1:])
+        if len(x) == shape[0] * shape[1]:
+            return x.view(shape)
+        return x.new_zeros(shape[0] * shape[1], *x.shape[1:]).index_copy_(0, self.slot, x).view(shape)
+
+    def _ungroup(self, x: Tensor) -> Tensor:
+        """The inverse of `_group`."""
+        flat = x.flatten(0, 1)
+        return flat if len(flat) == len(self.slot) else flat[self.slot]

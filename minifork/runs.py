@@ -1,0 +1,181 @@
+"""Run folders: what a run writes, how it is kept whole, and how it is found again.
+
+    config.yaml     the resolved config            meta.json      what it is, readable
+    metrics.jsonl   one line a logged step         ckpt.pt        weights, optimizer, step, RNG
+    epochs/e<n>.pt  weights after epoch n (SFT)
+
+Files are written to a temporary name and moved into place, so a reader sees the old or the new file and
+never half of one.
+"""
+
+import contextlib
+import json
+import os
+import pickle
+import tempfile
+from collections.abc import Callable
+from pathlib import Path
+from typing import IO, Any
+
+import yaml
+
+from minifork.config import Config, differences, from_tree, to_tree
+
+FORMAT = "minifork-1"
+
+
+def write_atomically(path: Path, write: Callable[[IO[bytes]], Any]) -> None:
+    """Call ``write`` on a temporary file beside ``path``, then move it there.
+
+    Raises OSError naming the file when it cannot be written (a full disk, say); an older file stays.
+    """
+    temporary = None
+    try:
+        path.parent.mkdir(parents=True, exist_ok=True)
+        with tempfile.NamedTemporaryFile(dir=path.parent, prefix=f".{path.name}.", delete=False) as file:
+            temporary = Path(file.name)
+            write(file)
+            file.flush()
+            os.fsync(file.fileno())
+        os.chmod(temporary, 0o644)
+        os.replace(temporary, path)
+    except BaseException as error:
+        if temporary is not None:
+            with contextlib.suppress(OSError):
+                temporary.unlink()
+        if isinstance(error, (OSError, RuntimeError)):  # torch reports a failed write as RuntimeError
+            reason = getattr(error, "strerror", None) or str(error).splitlines()[0]
+            raise OSError(f"{path}: cannot be saved ({reason}); free some space or choose another runs=") from error
+        raise
+
+
+def write_json(path: Path, value: Any) -> None:
+    """Write a JSON file atomically; not-a-number values are refused with ValueError."""
+    text = json.dumps(value, indent=1, allow_nan=False) + "\n"
+    write_atomically(path, lambda file: file.write(text.encode()))
+
+
+def read_json(path: Path) -> Any:
+    """Read a JSON file; raises ValueError naming it when it is missing or broken."""
+    try:
+        return json.loads(path.read_text())
+    except FileNotFoundError:
+        raise ValueError(f"{path}: no such file") from None
+    except ValueError:
+        raise ValueError(f"{path}: not a JSON file; remove it and run its stage again") from None
+
+
+def save_weights(path: Path, payload: dict) -> None:
+    """torch.save a payload (tensors and plain values) atomically, marked with the format."""
+    import torch
+
+    write_atomically(path, lambda file: torch.save({"format": FORMAT, **payload}, file))
+
+
+def load_weights(path: Path, device: str = "cpu") -> dict:
+    """Read a file written by `save_weights`, executing nothing (weights_only).
+
+    Raises ValueError naming the file when it is missing, damaged or not one of ours.
+    """
+    import torch
+
+    try:
+        payload = torch.load(path, map_location=device, weights_only=True)
+    except FileNotFoundError:
+        raise ValueError(f"{path}: no such checkpoint") from None
+    except (RuntimeError, EOFError, OSError, ValueError, KeyError, pickle.UnpicklingError):
+        raise ValueError(f"{path}: truncated, damaged or not a checkpoint; remove its folder and run it again") from None
+    if not isinstance(payload, dict) or payload.get("format") != FORMAT:
+        raise ValueError(f"{path}: not a {FORMAT} checkpoint; remove its folder and run it again")
+    return payload
+
+
+def task_folder(config: Config) -> Path:
+    """runs/<task>, where all runs of a task live."""
+    return Path(config.runs) / config.task
+
+
+def base_folder(config: Config) -> Path:
+    """The folder of the base model a config asks for."""
+    return task_folder(config) / f"base-seed{config.base_seed}"
+
+
+def run_folder(config: Config, stage: str) -> Path:
+    """The folder of a base or sft run: its name if it has one, else what makes it what it is."""
+    if config.name:
+        return task_folder(config) / config.name
+    if stage == "base":
+        return base_folder(config)
+    kind = "problem" if config.sft.allocation == "problem" else f"fork{config.sft.fork_rate:g}"
+    return task_folder(config) / f"sft-{kind}-seed{config.seed}"
+
+
+def identity(config: Config, stage: str) -> dict:
+    """The part of a config that decides a run's result; two runs with equal identities are the same run."""
+    tree = to_tree(config)
+    sections = ["task", "base_seed", "data", "walks", "model", "pretrain"]
+    if stage == "sft":
+        sections += ["seed", "sft"]
+    return {name: tree[name] for name in sections}
+
+
+def read_config(folder: Path) -> Config:
+    """The config of an existing run; raises ValueError naming the file when it is missing or foreign."""
+    path = folder / "config.yaml"
+    try:
+        tree = yaml.safe_load(path.read_text())
+    except (OSError, UnicodeDecodeError, yaml.YAMLError):
+        raise ValueError(f"{path}: missing or unreadable; remove the folder and run it again") from None
+    return from_tree(tree, path)
+
+
+def is_complete(folder: Path) -> bool:
+    """Whether a run in this folder finished."""
+    return (folder / "meta.json").exists() and bool(read_json(folder / "meta.json").get("complete"))
+
+
+def open_folder(folder: Path, config: Config, stage: str, resume: bool) -> str:
+    """Prepare a run folder and say how to go on: "new", "resume" or "complete".
+
+    Raises ValueError when the folder holds a run of another config (naming the first key that differs)
+    or an unfinished run while ``resume`` is False.
+    """
+    if not folder.exists() or not any(folder.iterdir()):
+        write_config(folder, config)
+        return "new"
+    changed = differences(identity(read_config(folder), stage), identity(config, stage))
+    if changed:
+        raise ValueError(
+            f"{folder} holds a run of another config ({'; '.join(changed[:3])}); "
+            "give this one its own folder with name=..., or remove that one"
+        )
+    if is_complete(folder):
+        return "complete"
+    if not (folder / "ckpt.pt").exists():
+        return "new"
+    if not resume:
+        raise ValueError(f"{folder} holds an unfinished run; continue it with --resume, or remove it")
+    return "resume"
+
+
+def write_config(folder: Path, config: Config) -> None:
+    """Write the resolved config of a run."""
+    text = yaml.safe_dump(to_tree(config), sort_keys=False)
+    write_atomically(folder / "config.yaml", lambda file: file.write(text.encode()))
+
+
+def keep_metrics_until(folder: Path, step: int) -> None:
+    """Drop logged lines past ``step``: a resumed run will log them again."""
+    path = folder / "metrics.jsonl"
+    if not path.exists():
+        return
+    kept = [line for line in path.read_text().splitlines() if _step_of(line) <= step]
+    write_atomically(path, lambda file: file.write("".join(f"{line}\n" for line in kept).encode()))
+
+
+def _step_of(line: str) -> float:
+    """The step of a metrics line; a line cut short by a crash counts as past every step."""
+    try:
+        return json.loads(line)["step"]
+    except (ValueError, KeyError, TypeError):
+        return float("inf")

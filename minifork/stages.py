@@ -1,0 +1,188 @@
+"""The stages that train: pretraining on random walks, fine-tuning on traces. Both hand a Job to `train.fit`."""
+
+import platform
+from functools import lru_cache
+from pathlib import Path
+
+import numpy as np
+import torch
+
+from data_gen import audit, star, streams, walks
+from minifork import runs
+from minifork.config import Config, differences, fingerprint, to_tree
+from minifork.model import GPT
+from minifork.train import BatchAt, Job, fit, load_model
+
+
+def pick_device(config: Config) -> str:
+    """"cuda" or "cpu"; raises ValueError when CUDA is asked for and missing."""
+    if config.device not in ("auto", "cpu", "cuda"):
+        raise ValueError(f"device is {config.device!r}: choose auto, cpu or cuda")
+    if config.device == "cuda" and not torch.cuda.is_available():
+        raise ValueError("device=cuda: torch sees no CUDA device here; use device=auto")
+    if config.device == "auto":
+        return "cuda" if torch.cuda.is_available() else "cpu"
+    return config.device
+
+
+def new_model(config: Config, seed: int) -> GPT:
+    """A freshly initialised model of the config's shape."""
+    torch.manual_seed(seed)
+    return GPT(config.model, config.data.vocab_size, config.context)
+
+
+def load_run(path: Path, config: Config) -> GPT:
+    """The model saved at ``path``, in evaluation mode on the CPU."""
+    model = new_model(config, 0)
+    load_model(model, runs.load_weights(path), path)
+    return model.eval()
+
+
+def pretrain(config: Config, resume: bool) -> None:
+    """Train the base model on random walks into its run folder."""
+    folder = runs.run_folder(config, "base")
+    if runs.open_folder(folder, config, "base", resume) == "complete":
+        print(f"{folder} is complete: nothing to do")
+        return
+    task, plan = config.data, config.pretrain
+    model = new_model(config, config.base_seed)
+
+    def batch_at(step: int) -> tuple[np.ndarray, np.ndarray]:
+        return walks.walk_batch(task, config.walks.stop, config.walks.seq_len, config.base_seed, step, plan.batch)
+
+    print(
+        f"{folder.name}: pretraining {_count(model):,} parameters on random walks, "
+        f"{plan.steps} steps of {plan.batch} x {config.walks.seq_len} tokens"
+    )
+    job = Job(folder, batch_at, plan.steps, plan, config.save_every, meta=_meta(config, "base", folder.name))
+    _fit(model, job, config, resume)
+
+
+def sft(config: Config, resume: bool) -> None:
+    """Fine-tune the base model on traces into the run's folder, with snapshots at epochs 1, 2, 4, ..."""
+    base = runs.base_folder(config)
+    folder = runs.run_folder(config, "sft")
+    if not runs.is_complete(base):
+        raise ValueError(f"{base}: no finished base model; make it with `minifork pretrain base_seed={config.base_seed}`")
+    inherited = runs.identity(runs.read_config(base), "base")
+    changed = differences(inherited, runs.identity(config, "base"))
+    if changed:
+        raise ValueError(f"{base}: the base was made with another config ({'; '.join(changed[:3])}); use its values")
+    task, plan = config.data, config.sft
+    data = sft_data(config, 0)
+    if runs.open_folder(folder, config, "sft", resume) == "complete":
+        print(f"{folder} is complete: nothing to do")
+        return
+    check_leaks(config, data)
+
+    model = load_run(base / "ckpt.pt", config)
+    model.train()
+    steps = -(-plan.epochs * plan.traces // plan.batch)
+    shape = ", ".join(f"{k} {v}" for k, v in to_tree(config)["model"].items())
+    print(
+        f"{folder.name}: from {base.name} it inherits the weights, the model ({shape}) and the task; "
+        f"optimizer and schedule start afresh: {plan.traces} traces, {plan.epochs} epochs, {steps} steps"
+    )
+    meta = _meta(config, "sft", folder.name)
+    meta |= {
+        "base": base.name,
+        "fork_rate": plan.fork_rate,
+        "data_hash": streams.data_hash(data.tokens),
+        "epochs": plan.epochs,
+    }
+    job = Job(
+        folder, _sft_batches(config), steps, plan, config.save_every, snapshots=snapshots(config), meta=meta
+    )
+    _fit(model, job, config, resume)
+
+
+def sft_data(config: Config, epoch: int) -> streams.Examples:
+    """The examples of an epoch under the config's mixture."""
+    return streams.sft_examples(config.data, config.sft.mixture, config.seed, config.sft.traces, epoch)
+
+
+def snapshots(config: Config) -> dict[int, str]:
+    """The steps at which epochs 1, 2, 4, ... and the last are over, and the file each is kept in."""
+    plan = config.sft
+    epochs = {2**i for i in range(plan.epochs.bit_length())} | {plan.epochs}
+    return {-(-epoch * plan.traces // plan.batch): f"epochs/e{epoch}.pt" for epoch in sorted(epochs)}
+
+
+def audit_command(config: Config) -> int:
+    """Print the leak audit of the config's SFT set; returns 1 when something gives the branch away."""
+    data = sft_data(config, 0)
+    checks = audit.audit(config.data, data, config.sft.fork_rate)
+    print(audit.table(checks))
+    leaks = [check.name for check in checks if check.flagged]
+    print(_verdict(leaks), f"({len(data.tokens)} traces, false alarms <= {audit.FALSE_ALARM_RATE:g} an audit)")
+    return 1 if leaks else 0
+
+
+def check_leaks(config: Config, data: streams.Examples) -> None:
+    """Audit the SFT set once (cached by its hash) and refuse a leaking one unless sft.allow_leak.
+
+    Raises ValueError naming the checks that found the leak.
+    """
+    path = runs.task_folder(config) / "audits" / f"{streams.data_hash(data.tokens)}.json"
+    if not path.exists():
+        checks = audit.audit(config.data, data, config.sft.fork_rate)
+        leaks = [check.name for check in checks if check.flagged]
+        runs.write_json(path, {"leaks": leaks, "table": audit.table(checks).splitlines()})
+    leaks = runs.read_json(path)["leaks"]
+    if leaks and not config.sft.allow_leak:
+        raise ValueError(f"{_verdict(leaks)} (see {path}); a control meant to leak needs sft.allow_leak=true")
+    print(_verdict(leaks) + ("; training all the same (sft.allow_leak=true)" if leaks else ""))
+
+
+def _verdict(leaks: list[str]) -> str:
+    if leaks:
+        return f"leak audit: the branch is given away by {', '.join(leaks)}"
+    return "leak audit: nothing on the surface gives the branch away"
+
+
+def _sft_batches(config: Config) -> BatchAt:
+    """Batches cut from an endless row of shuffled epochs, so that all have the same shape.
+
+    Loss is on the trace only; of the prompt, only its last token predicts anything.
+    """
+    plan = config.sft
+    fixed = None if plan.fresh else sft_data(config, 0).tokens
+
+    @lru_cache(maxsize=2)
+    def shuffled(epoch: int) -> np.ndarray:
+        tokens = sft_data(config, epoch).tokens if fixed is None else fixed
+        return tokens[streams.generator(config.seed, "train", epoch, "shuffle").permutation(plan.traces)]
+
+    def batch_at(step: int) -> tuple[np.ndarray, np.ndarray]:
+        index = np.arange(step * plan.batch, (step + 1) * plan.batch)
+        epochs, rows = np.divmod(index, plan.traces)
+        tokens = np.concatenate([shuffled(int(e))[rows[epochs == e]] for e in np.unique(epochs)])
+        targets = tokens[:, 1:].copy()
+        targets[:, : config.data.prompt_len - 1] = walks.IGNORE
+        return tokens[:, :-1], targets
+
+    return batch_at
+
+
+def _fit(model: GPT, job: Job, config: Config, resume: bool) -> None:
+    can_resume = resume and (job.folder / "ckpt.pt").exists()
+    fit(model, job, pick_device(config), can_resume, config.compile)
+
+
+def _count(model: GPT) -> int:
+    return sum(p.numel() for p in model.parameters())
+
+
+def _meta(config: Config, stage: str, name: str) -> dict:
+    return {
+        "schema": 1,
+        "stage": stage,
+        "name": name,
+        "task": config.task,
+        "seed": config.seed if stage == "sft" else None,
+        "base_seed": config.base_seed,
+        "config_hash": fingerprint(runs.identity(config, stage)),
+        "machine": platform.processor() or platform.machine(),
+        "torch": torch.__version__,
+        "threads": torch.get_num_threads(),
+    }

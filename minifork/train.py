@@ -1,0 +1,177 @@
+"""The training loop, one for every stage: batches are a pure function of the step, so it resumes anywhere."""
+
+import json
+import math
+import sys
+import time
+from collections.abc import Callable, Iterator
+from contextlib import contextmanager
+from dataclasses import dataclass, field
+from pathlib import Path
+
+import numpy as np
+import torch
+import torch.nn.functional as F
+from torch import Tensor, nn
+from tqdm import tqdm
+
+from data_gen.walks import IGNORE
+from minifork.config import Optim
+from minifork.model import GPT
+from minifork.runs import keep_metrics_until, load_weights, save_weights, write_json
+
+BatchAt = Callable[[int], tuple[np.ndarray, np.ndarray]]
+_SECONDS_BETWEEN_LINES = 10
+
+
+@dataclass(frozen=True)
+class Job:
+    """What to train: batch_at(step) gives inputs and targets int64[B, T], step counted from 0.
+
+    snapshots: the file to keep the weights in after so many steps, e.g. {32: "epochs/e1.pt"}.
+    meta: what meta.json says beside progress.
+    """
+
+    folder: Path
+    batch_at: BatchAt
+    steps: int
+    optim: Optim
+    save_every: int
+    snapshots: dict[int, str] = field(default_factory=dict)
+    meta: dict = field(default_factory=dict)
+
+
+def fit(model: GPT, job: Job, device: str, resume: bool, compiled: bool = False) -> None:
+    """Train a model in place until job.steps; with ``resume`` continue from the folder's checkpoint.
+
+    The same steps give the same weights, bit for bit on one CPU with the same number of threads, however
+    often training is interrupted. Raises ValueError when the loss is not finite.
+    """
+    model.to(device)
+    optimizers = make_optimizers(model, job.optim, device)
+    first, spent = _restore(model, optimizers, job, device) if resume else (0, 0.0)
+    keep_metrics_until(job.folder, first)
+    started, at_start = time.monotonic(), first
+    forward = torch.compile(model) if compiled else model
+
+    def save(step: int) -> None:
+        seconds = spent + time.monotonic() - started
+        state = {"model": model.state_dict(), "optimizers": [o.state_dict() for o in optimizers]}
+        progress = {"step": step, "seconds": seconds}
+        save_weights(job.folder / "ckpt.pt", {**state, **progress, "rng": torch.get_rng_state()})
+        progress |= {"steps": job.steps, "complete": step == job.steps, "seconds": round(seconds, 1)}
+        write_json(job.folder / "meta.json", {**job.meta, **progress})
+
+    step = first
+    with _progress(job.folder.name, job.steps, first) as show:
+        try:
+            while step < job.steps:
+                loss, tokens = _step(forward, optimizers, job, step, device)
+                step += 1
+                show(step, loss, tokens, job.folder / "metrics.jsonl")
+                if step in job.snapshots:
+                    save_weights(job.folder / job.snapshots[step], {"model": model.state_dict(), "step": step})
+                if step % job.save_every == 0 and step < job.steps:
+                    save(step)
+        except KeyboardInterrupt:
+            save(step)
+            raise
+    save(job.steps)
+    if step > at_start:
+        print(f"{job.folder.name}: {job.steps} steps in {spent + time.monotonic() - started:.0f} s", flush=True)
+
+
+def make_optimizers(model: GPT, optim: Optim, device: str) -> list[torch.optim.Optimizer]:
+    """AdamW for every parameter, or Muon for the matrices inside blocks and AdamW for the rest.
+
+    Each group keeps its peak learning rate as "peak"; `_step` sets the scheduled one.
+    """
+    inner = [p for p in model.blocks.parameters() if p.dim() == 2] if optim.optimizer == "muon" else []
+    rest = [p for p in model.parameters() if not any(p is q for q in inner)]
+    settings = {"weight_decay": optim.weight_decay, "betas": (0.9, 0.95), "fused": device == "cuda"}
+    optimizers: list[torch.optim.Optimizer] = [torch.optim.AdamW(rest, lr=optim.lr, **settings)]
+    if inner:
+        optimizers.append(torch.optim.Muon(inner, lr=optim.muon_lr, weight_decay=optim.weight_decay))
+    for optimizer in optimizers:
+        for group in optimizer.param_groups:
+            group["peak"] = group["lr"]
+    return optimizers
+
+
+def schedule(step: int, steps: int, warmup: float) -> float:
+    """The share of the peak learning rate at a step (from 0): linear warm-up, then cosine to 0."""
+    warm = max(1, round(warmup * steps))
+    if step < warm:
+        return (step + 1) / warm
+    return 0.5 * (1 + math.cos(math.pi * (step - warm) / max(1, steps - warm)))
+
+
+def loss_of(logits: Tensor, targets: Tensor) -> Tensor:
+    """Mean cross-entropy in nats over the targets int64[B, T] that are not IGNORE, in fp32."""
+    return F.cross_entropy(logits.flatten(0, 1).float(), targets.flatten(), ignore_index=IGNORE)
+
+
+def _step(
+    model: nn.Module, optimizers: list[torch.optim.Optimizer], job: Job, step: int, device: str
+) -> tuple[float, int]:
+    inputs, targets = (torch.from_numpy(a).to(device) for a in job.batch_at(step))
+    with torch.autocast("cuda", dtype=torch.bfloat16, enabled=device == "cuda"):
+        loss = loss_of(model(inputs), targets)
+    loss.backward()
+    nn.utils.clip_grad_norm_(model.parameters(), job.optim.clip)
+    share = schedule(step, job.steps, job.optim.warmup)
+    for optimizer in optimizers:
+        for group in optimizer.param_groups:
+            group["lr"] = share * group["peak"]
+        optimizer.step()
+        optimizer.zero_grad()
+    value = loss.item()
+    if not math.isfinite(value):
+        raise ValueError(f"{job.folder}: the loss is {value} at step {step}; lower the learning rate")
+    return value, inputs.numel()
+
+
+def _restore(model: GPT, optimizers: list[torch.optim.Optimizer], job: Job, device: str) -> tuple[int, float]:
+    path = job.folder / "ckpt.pt"
+    saved = load_weights(path, device)
+    load_model(model, saved, path)
+    try:
+        for optimizer, state in zip(optimizers, saved["optimizers"], strict=True):
+            optimizer.load_state_dict(state)
+        torch.set_rng_state(saved["rng"].cpu())
+        return int(saved["step"]), float(saved["seconds"])
+    except (KeyError, ValueError, TypeError):
+        raise ValueError(f"{path}: its optimizer state does not fit this config; remove the folder") from None
+
+
+def load_model(model: GPT, saved: dict, path: Path) -> None:
+    """Load saved["model"] into a model; raises ValueError naming the file when shapes disagree."""
+    try:
+        model.load_state_dict(saved["model"])
+    except (KeyError, RuntimeError) as error:
+        detail = str(error).strip().splitlines()[-1].strip()
+        raise ValueError(f"{path}: does not fit the config's model ({detail})") from None
+
+
+@contextmanager
+def _progress(name: str, steps: int, first: int) -> Iterator[Callable[[int, float, int, Path], None]]:
+    """A tqdm bar on a terminal, else a plain line every few seconds; logs every 10th step and the last."""
+    bar = tqdm(total=steps, initial=first, desc=name, unit="step", disable=not sys.stderr.isatty())
+    clock = {"line": time.monotonic(), "start": time.monotonic(), "tokens": 0}
+
+    def show(step: int, loss: float, tokens: int, metrics: Path) -> None:
+        now = time.monotonic()
+        clock["tokens"] += tokens
+        rate = clock["tokens"] / max(now - clock["start"], 1e-9)
+        bar.set_postfix(loss=f"{loss:.4f}", tok_s=f"{rate:,.0f}", refresh=False)
+        bar.update()
+        if step % 10 == 0 or step == steps:
+            with metrics.open("a") as file:
+                file.write(json.dumps({"step": step, "loss": round(loss, 6), "tokens_per_s": round(rate)}) + "\n")
+        if bar.disable and (now - clock["line"] > _SECONDS_BETWEEN_LINES):
+            eta = (now - clock["start"]) / (step - first) * (steps - step)
+            print(f"{name}: step {step}/{steps} loss {loss:.4f} {rate:,.0f} tok/s ETA {eta:.0f} s", flush=True)
+            clock["line"] = now
+
+    with bar:
+        yield show

@@ -1,0 +1,16 @@
+from setuptools import setup
+
+setup(
+    name="minifork",
+    version="0.1.0",
+    description="Shows, exactly and in minutes, why fine-tuned reasoning models lose coverage",
+    long_description=open("README.md", encoding="utf-8").read(),
+    long_description_content_type="text/markdown",
+    license="MIT",
+    packages=["data_gen", "minifork", "experiments"],
+    package_data={"experiments": ["configs/*.yaml"]},
+    python_requires=">=3.10",
+    install_requires=["torch>=2.9", "numpy", "einops", "tqdm", "pyyaml", "matplotlib"],
+    extras_require={"dev": ["pytest", "hypothesis", "ruff"]},
+    entry_points={"console_scripts": ["minifork = minifork.cli:main"]},
+)

@@ -1,0 +1,237 @@
+"""The audit passes clean data, and each kind of planted leak is caught by the check meant for it.
+
+Statistical tests use fixed seeds. The audit's own false-alarm rate is at most 1e-3 a call by construction
+(valid permutation p values, Bonferroni), which `test_false_alarms` and `test_p_values_are_uniform` confirm.
+"""
+
+import numpy as np
+import pytest
+
+from data_gen import audit, star, streams
+from data_gen.star import Problems, Star
+from data_gen.streams import Examples, Mixture
+
+REFERENCE = Star(nodes=16, branches=2, length=4)
+WIDE = Star(nodes=24, branches=3, length=5)
+CLEAN = [Mixture(rate, 0.0, False, "data", False) for rate in (0.0, 0.25, 0.5, 0.75, 1.0)] + [
+    Mixture(0.5, 0.0, False, "problem", False),
+    Mixture(0.5, 0.0, False, "data", True),
+    Mixture(0.25, 0.0, True, "data", False),
+    Mixture(0.5, 0.0, True, "data", False),
+]
+BRANCH_CHECKS = {
+    "first edge position",
+    "first edge order",
+    "goal edge position",
+    "child label order",
+    "child label",
+    "linear probe",
+}
+
+
+def examples_of(task: Star, problems: Problems) -> Examples:
+    """FWD examples of problems made by hand."""
+    forward = np.ones(len(problems), dtype=bool)
+    tokens = np.concatenate([star.prompts(task, problems), star.traces(task, problems, forward)], axis=1)
+    return Examples(problems, forward, tokens)
+
+
+def swap_branches(task: Star, problems: Problems, rows: np.ndarray) -> Problems:
+    """Where bool[n] ``rows``, the first decoy becomes the right branch: the printed edges stay the same set."""
+    steps = task.length - 1
+    columns = np.arange(problems.labels.shape[1])
+    columns[1 : 1 + 2 * steps] = np.roll(columns[1 : 1 + 2 * steps], steps)
+    return Problems(
+        np.where(rows[:, None], problems.labels[:, columns], problems.labels), problems.order, problems.forked
+    )
+
+
+def train_problems(n: int, task: Star = REFERENCE) -> Problems:
+    return streams.problems(task, 5, "train", n)
+
+
+def names_flagged(task: Star, examples: Examples, fork_rate: float = 1.0) -> set[str]:
+    return {check.name for check in audit.audit(task, examples, fork_rate) if check.flagged}
+
+
+@pytest.mark.parametrize("mixture", CLEAN, ids=str)
+@pytest.mark.parametrize("n", [32, 1000])
+def test_clean_mixtures_pass(mixture, n):
+    examples = streams.sft_examples(REFERENCE, mixture, 1, n, epoch=2)
+    assert names_flagged(REFERENCE, examples, mixture.fork_rate) == set()
+
+
+@pytest.mark.parametrize("n", [32, 400])
+def test_another_task_passes(n):
+    assert names_flagged(WIDE, streams.sft_examples(WIDE, CLEAN[2], 0, n), 0.5) == set()
+
+
+def test_false_alarms():
+    """36 audits of clean data: a correct audit fails this with probability at most 36 * 1e-3 over the seed."""
+    for seed in range(36):
+        mixture = CLEAN[seed % len(CLEAN)]
+        examples = streams.sft_examples(REFERENCE, mixture, seed, 100, epoch=seed)
+        checks = audit.audit(REFERENCE, examples, mixture.fork_rate, seed)
+        assert not audit.flagged(checks), audit.table(checks)
+
+
+def test_p_values_are_uniform(monkeypatch):
+    """Over 300 clean sets, the share of p <= .1 is within 4 sigma of .1 (false alarm 6 * 3e-5, one-sided above)."""
+    monkeypatch.setattr(audit, "DRAWS", audit.BLOCK)
+    sets = 300
+    ps = []
+    branches = audit.read_branches(REFERENCE, star.prompts(REFERENCE, train_problems(60)))
+    for seed in range(sets):
+        redrawn = np.random.default_rng(seed).integers(2, size=60)
+        branches = audit.Branches(branches.position, branches.node, redrawn)
+        ps.append([check.p for check in audit.branch_checks(REFERENCE, branches, seed=1000 + seed)])
+    share = (np.array(ps) <= 0.1).mean(axis=0)
+    sigma = np.sqrt(0.1 * 0.9 / sets)
+    assert (share < 0.1 + 4 * sigma).all()
+    # Ties make discrete statistics conservative, never powerless.
+    assert (share > 0.02).all()
+
+
+def test_published_order_is_flagged():
+    task = Star(16, 2, 4, branch_order="published")
+    checks = audit.audit(task, streams.sft_examples(task, CLEAN[2], 0, 32), 0.5)
+    # A permutation p value is never 0: the observed assignment is one of its own permutations.
+    assert min(check.p for check in checks) == 1 / (1 + audit.DRAWS)
+    assert "first edge order" in {check.name for check in checks if check.flagged}
+    found = names_flagged(task, streams.sft_examples(task, CLEAN[2], 0, 1000), 0.5)
+    assert found == {"first edge position", "first edge order", "goal edge position", "linear probe"}
+
+
+@pytest.mark.parametrize("cue_rate", [0.5, 1.0])
+def test_cue_is_flagged(cue_rate):
+    mixture = Mixture(1.0, cue_rate, False, "data", False)
+    found = names_flagged(REFERENCE, streams.sft_examples(REFERENCE, mixture, 0, 1000))
+    assert found == {"first edge position", "first edge order", "linear probe"}
+
+
+def test_leak_in_label_order():
+    problems = train_problems(300)
+    left, right = star.children(REFERENCE, problems).T
+    assert names_flagged(REFERENCE, examples_of(REFERENCE, swap_branches(REFERENCE, problems, left > right))) == {
+        "child label order",
+        "child label",
+        "linear probe",
+    }
+
+
+def test_leak_in_label_identity():
+    """One token in 16 gives the branch away: only the check of label identity is sharp enough."""
+    problems = train_problems(500)
+    rows = star.children(REFERENCE, problems)[:, 1] == 8
+    assert names_flagged(REFERENCE, examples_of(REFERENCE, swap_branches(REFERENCE, problems, rows))) == {"child label"}
+
+
+def test_leak_in_goal_edge():
+    problems = train_problems(300)
+    order = problems.order.copy()
+    rows, goal_edge = np.arange(len(order)), REFERENCE.length - 2
+    at = np.argmax(order == goal_edge, axis=1)
+    order[rows, at], order[:, -1] = order[:, -1], goal_edge
+    found = names_flagged(REFERENCE, examples_of(REFERENCE, Problems(problems.labels, order, problems.forked)))
+    assert "goal edge position" in found and "first edge order" not in found
+
+
+def test_leaks_between_the_ends_are_left_to_the_probe():
+    problems = train_problems(500)
+    position = np.argsort(problems.order, axis=1)
+    later = position[:, 1] > position[:, 4]
+    branch, step = np.divmod(problems.order, 3)
+    order = np.where(later[:, None], (1 - branch) * 3 + step, problems.order)
+    middle_edge = Problems(problems.labels, order, problems.forked)
+    assert "linear probe" in names_flagged(REFERENCE, examples_of(REFERENCE, middle_edge))
+    higher_goal = problems.labels[:, 3] > problems.labels[:, 6]
+    goal_label = swap_branches(REFERENCE, problems, higher_goal)
+    assert names_flagged(REFERENCE, examples_of(REFERENCE, goal_label)) == {"linear probe"}
+
+
+def test_held_out_problems_are_flagged():
+    test_set = streams.test_problems(REFERENCE, 300)
+    assert names_flagged(REFERENCE, examples_of(REFERENCE, test_set)) == {"stream", "overlap"}
+    mixed = [train_problems(99), test_set[:1]]
+    one = Problems(*(np.concatenate([getattr(p, k) for p in mixed]) for k in ("labels", "order", "forked")))
+    assert names_flagged(REFERENCE, examples_of(REFERENCE, one)) == {"stream", "overlap"}
+
+
+def test_wrong_share_is_flagged():
+    examples = streams.sft_examples(REFERENCE, CLEAN[1], 0, 200)
+    assert names_flagged(REFERENCE, examples, 0.26) == {"fork share"}
+    in_graph = streams.sft_examples(REFERENCE, CLEAN[-2], 0, 200)
+    assert names_flagged(REFERENCE, in_graph, 1.0) == {"fork share"}
+
+
+def test_no_fork():
+    for task, mixture in ((REFERENCE, Mixture(0.0, 0.0, True, "data", False)), (Star(16, 1, 4), CLEAN[2])):
+        checks = audit.audit(task, streams.sft_examples(task, mixture, 0, 50), mixture.fork_rate)
+        assert not audit.flagged(checks)
+        assert {c.name for c in checks if c.measures == "no fork"} >= BRANCH_CHECKS
+        assert "no fork" in audit.table(checks)
+
+
+def test_repeated_prompts_count_once():
+    """Twenty copies of the same nine problems are nine pieces of evidence, far too few for a flag."""
+    nine = star.give_cue(REFERENCE, train_problems(9), np.ones(9, dtype=bool))
+    copies = nine[np.tile(np.arange(9), 20)]
+    assert names_flagged(REFERENCE, examples_of(REFERENCE, copies)) == set()
+
+
+def test_reads_the_tokens_not_the_canonical_numbers():
+    problems = train_problems(50, WIDE)
+    branches = audit.read_branches(WIDE, star.prompts(WIDE, problems))
+    rows = np.arange(50)
+    assert (branches.node[rows, branches.right] == star.path(WIDE, problems)[:, 1:]).all()
+    assert (np.diff(branches.position[:, :, 0], axis=1) > 0).all()
+    edges = star.edge_list(WIDE, problems)
+    assert (edges[rows[:, None, None], branches.position, 1] == branches.node).all()
+
+
+def test_refuses_a_broken_prompt():
+    examples = streams.sft_examples(REFERENCE, CLEAN[4], 0, 20)
+    examples.tokens[3, 2 * REFERENCE.edges + 1] = examples.tokens[3, 2 * REFERENCE.edges]
+    with pytest.raises(ValueError, match="one ends in the goal"):
+        audit.audit(REFERENCE, examples, 1.0)
+
+
+def test_chi_square_by_hand():
+    """Two problems, both branches of class 0 and 1; right ones of class 0, 0: z^2 = (2 - 1)^2 / .5 for each class."""
+    one_hot = np.array([[[1, 0], [0, 1]], [[0, 1], [1, 0]]], dtype=np.float32)
+    assert audit.chi_square(one_hot, np.array([[0, 1], [0, 0]], dtype=np.uint8)).tolist() == [4.0, 0.0]
+
+
+def test_probe_equals_a_plain_refit():
+    """The shared hat matrix gives what refitting every fold by least squares gives."""
+    branches = audit.read_branches(WIDE, star.prompts(WIDE, train_problems(81, WIDE)))
+    x = audit.probe_features(WIDE, branches)
+    right = np.random.default_rng(0).integers(3, size=(5, 81), dtype=np.uint8)
+    for r, accuracy in zip(right, audit.held_out_accuracy(x, right), strict=True):
+        hits = 0
+        for fold in (0, 1):
+            fit = np.arange(81) % 2 == fold
+            rows = x[fit].reshape(-1, x.shape[2]).astype(np.float64)
+            target = (np.arange(3) == r[fit][:, None]).reshape(-1) - 1 / 3
+            ridge = np.sqrt(1 + audit.RIDGE * len(rows)) * np.eye(x.shape[2])
+            padded = np.concatenate([target, np.zeros(len(ridge))])
+            weights = np.linalg.lstsq(np.concatenate([rows, ridge]), padded, rcond=None)[0]
+            hits += ((x[~fit] @ weights).argmax(axis=1) == r[~fit]).sum()
+        assert accuracy == pytest.approx(hits / 81)
+
+
+def test_table_and_determinism():
+    examples = streams.sft_examples(REFERENCE, CLEAN[2], 0, 64)
+    first, second = (audit.table(audit.audit(REFERENCE, examples, 0.5, seed=3)) for _ in range(2))
+    assert first == second
+    lines = first.splitlines()
+    assert len(lines) == 1 + len(BRANCH_CHECKS) + 3 and all(line.endswith("ok") for line in lines[1:])
+
+
+def test_the_docstring_shows_a_real_table():
+    task = Star(16, 2, 4, branch_order="published")
+    checks = audit.audit(task, streams.sft_examples(task, CLEAN[2], 0, 1000), 0.5)
+    documented = [line.split() for line in audit.__doc__.splitlines() if line.endswith(("LEAK", "ok"))]
+    printed = [line.split() for line in audit.table(checks).splitlines()[1:]]
+    # Names, verdicts and values; simulated digits may differ between BLAS builds.
+    assert [(row[:2], row[-1], row[-4]) for row in documented] == [(row[:2], row[-1], row[-4]) for row in printed]
