@@ -1,16 +1,16 @@
 """The base corpus: random walks on star graphs, which teach how to walk and nothing about goals.
 
-A sequence is one printed graph followed by queries until it is full. Each query is a walk: FWD from a
-uniformly random node down the edges (a uniformly random child at the root), or REV up the edges; the mode
-is a fair coin. Before every step the walk stops with probability ``stop``. The query names the node the
+A sequence is one printed graph followed by queries until it is full. Each query is a walk from a random
+node (any depth of any branch, so the root as often as any other depth): FWD down the edges, to a uniformly
+random child at the root, or REV up the edges; the mode is a fair coin. Before every step the walk stops with probability ``stop``. The query names the node the
 walk starts from, in the slot its mode starts from, and a random node of the graph in the other slot, so
 the goal slot carries no information.
 
 The inputs of ``walk_batch(Star(nodes=8, branches=2, length=3), stop=.3, seq_len=24, seed=0, step=1, n=1)``:
 
-    tokens  7 0 7 1 1 6 0 5   6 5  10   9 5 0 7  11   0 1  10   8 0 5  11   7
-    reads   7 0 7 1 1 6 0 5 | 6 5 SEP REV 5 0 7 EOS | 0 1 SEP FWD 0 5 EOS | 7 (cut)
-    loss    on                        ^^^ ^ ^ ^ ^^^           ^^^ ^ ^ ^^^
+    tokens  7 0 7 1 1 6 0 5   6 1  10   9 1 7  11   7 1  10   8 7 0 5  11   7
+    reads   7 0 7 1 1 6 0 5 | 6 1 SEP REV 1 7 EOS | 7 1 SEP FWD 7 0 5 EOS | 7 (cut)
+    loss    on                        ^^^ ^ ^ ^^^           ^^^ ^ ^ ^ ^^^
 """
 
 import numpy as np
@@ -61,10 +61,8 @@ def _queries(
     """
     shape = (len(labels), count)
     forward = rng.random(shape) < 0.5
-    node = rng.integers(task.graph_nodes, size=shape)
-    random_branch = rng.integers(task.branches, size=shape)
-    branch, depth = np.divmod(node - 1, task.length - 1)
-    branch, first = np.where(node == 0, random_branch, branch), np.where(node == 0, 0, depth + 1)
+    branch = rng.integers(task.branches, size=shape)
+    first = rng.integers(task.length, size=shape)
     steps_left = np.where(forward, task.length - 1 - first, first)
     survived = np.cumprod(rng.random((*shape, task.length - 1)) >= stop, axis=2).sum(axis=2)
     steps = np.minimum(survived, steps_left)[..., None]
@@ -75,7 +73,7 @@ def _queries(
     canonical = np.where(at <= steps, canonical, 0)
     rows = np.arange(len(labels))[:, None]
     walk = labels[rows[..., None], canonical]
-    origin = labels[rows, node]
+    origin = walk[..., 0]
     other = labels[rows, rng.integers(task.graph_nodes, size=shape)]
 
     head = [np.where(forward, origin, other), np.where(forward, other, origin), np.full(shape, task.sep)]

@@ -6,6 +6,7 @@ use the same resamples, so differences between runs are paired.
 """
 
 import io
+import sys
 from dataclasses import dataclass
 from pathlib import Path
 
@@ -56,7 +57,8 @@ def evaluate(config: Config) -> int:
     test = {0.0: streams.test_problems(task, config.eval.problems)}
     records, checks, arrays, sets = [], [], {}, {}
 
-    for checkpoint in tqdm(checkpoints, desc="eval", unit="checkpoint"):
+    print(f"evaluating {len(checkpoints)} checkpoints on {config.eval.problems} test problems", flush=True)
+    for checkpoint in tqdm(checkpoints, desc="eval", unit="checkpoint", disable=not sys.stderr.isatty()):
         model = load_run(checkpoint.path, checkpoint.config).to(device)
         trained_on = training_forks(checkpoint, config.eval.problems)
         for cue_rate in sorted({0.0, cue_of(checkpoint)}):
@@ -209,7 +211,7 @@ def mode_statistics(task: Star, prompts: Prompts) -> dict:
 
 
 def describe(checkpoint: Checkpoint, cue_rate: float, ks: list[int], sinks: dict, weights: np.ndarray) -> dict:
-    """The record of one checkpoint on one test set (DESIGN of eval.json: see docs in README)."""
+    """The record of one checkpoint on one test set, without what needs the model again (fork, mode)."""
     meta = checkpoint.meta
     free = coverage(sinks[None][:, 0], ks, weights)
     return {

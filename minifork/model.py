@@ -59,7 +59,7 @@ class GPT(nn.Module):
             if parameter.dim() == 2:
                 nn.init.normal_(parameter, std=0.02)
         # Walking is looking labels up by content and position: embeddings that start ten times larger,
-        # free of the head's, halve the steps until the model can.
+        # free of the head's, halve the steps until the model can (`walks` at the shipped learning rates).
         nn.init.normal_(self.token.weight, std=0.2)
         nn.init.normal_(self.position.weight, std=0.2)
         for block in self.blocks:  # as in GPT-2, so that the residual stream does not grow with depth

@@ -120,10 +120,10 @@ def test_streams_docstring():
 
 def test_walks_docstring():
     inputs, targets = walks.walk_batch(TINY, stop=0.3, seq_len=24, seed=0, step=1, n=1)
-    assert inputs.tolist() == [[7, 0, 7, 1, 1, 6, 0, 5, 6, 5, 10, 9, 5, 0, 7, 11, 0, 1, 10, 8, 0, 5, 11, 7]]
-    learned = "REV 5 0 7 EOS FWD 0 5 EOS"
+    assert inputs.tolist() == [[7, 0, 7, 1, 1, 6, 0, 5, 6, 1, 10, 9, 1, 7, 11, 7, 1, 10, 8, 7, 0, 5, 11, 7]]
+    learned = "REV 1 7 EOS FWD 7 0 5 EOS"
     assert TINY.decode(targets[targets != walks.IGNORE]) == learned
-    assert np.flatnonzero(targets[0] != walks.IGNORE).tolist() == [10, 11, 12, 13, 14, 18, 19, 20, 21]
+    assert np.flatnonzero(targets[0] != walks.IGNORE).tolist() == [10, 11, 12, 13, 17, 18, 19, 20, 21]
 
 
 def test_verifier_docstring():
@@ -231,7 +231,9 @@ def test_identity_ignores_the_printed_order(given_problems):
     shuffled = np.random.default_rng(0).permuted(problems.order, axis=1)
     same = Problems(problems.labels, shuffled, problems.forked)
     assert (star.identity(task, same) == star.identity(task, problems)).all()
-    graphs = {frozenset(Graph(task, prompt).edges) for prompt in star.prompts(task, problems)}
+    drawn = star.hang_off(task, problems, np.ones(len(problems), dtype=bool))
+    assert (star.identity(task, drawn) == star.identity(task, problems)).all()
+    graphs = {frozenset(Graph(task, prompt).edges) for prompt in star.prompts(task, drawn)}
     assert len(set(star.identity(task, problems).tolist())) == len(graphs)
 
 
