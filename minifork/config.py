@@ -94,7 +94,7 @@ class SFT(Optim):
 
     def __post_init__(self) -> None:
         super().__post_init__()
-        _require(self.traces >= 1, "sft.traces", self.traces, "it must be at least 1")
+        _require(self.traces >= self.batch, "sft.traces", self.traces, f"fill at least one batch (sft.batch={self.batch})")
         _require(self.epochs >= 1, "sft.epochs", self.epochs, "it must be at least 1")
         _ = self.mixture
 

@@ -44,9 +44,22 @@ def write_atomically(path: Path, write: Callable[[IO[bytes]], Any]) -> None:
             with contextlib.suppress(OSError):
                 temporary.unlink()
         if isinstance(error, (OSError, RuntimeError)):  # torch reports a failed write as RuntimeError
-            reason = getattr(error, "strerror", None) or str(error).splitlines()[0]
-            raise OSError(f"{path}: cannot be saved ({reason}); free some space or choose another runs=") from error
+            raise _unsaved(path, error) from error
         raise
+
+
+def append_line(path: Path, value: dict) -> None:
+    """Append one JSON line; raises OSError naming the file when it cannot be written."""
+    try:
+        with path.open("a") as file:
+            file.write(json.dumps(value) + "\n")
+    except OSError as error:
+        raise _unsaved(path, error) from error
+
+
+def _unsaved(path: Path, error: Exception) -> OSError:
+    reason = getattr(error, "strerror", None) or str(error).splitlines()[0]
+    return OSError(f"{path}: cannot be saved ({reason}); make room or choose another folder with runs=...")
 
 
 def write_json(path: Path, value: Any) -> None:
@@ -134,14 +147,13 @@ def is_complete(folder: Path) -> bool:
     return (folder / "meta.json").exists() and bool(read_json(folder / "meta.json").get("complete"))
 
 
-def open_folder(folder: Path, config: Config, stage: str, resume: bool) -> str:
-    """Prepare a run folder and say how to go on: "new", "resume" or "complete".
+def state_of(folder: Path, config: Config, stage: str, resume: bool) -> str:
+    """How a run in this folder goes on: "new", "resume" or "complete"; touches nothing.
 
     Raises ValueError when the folder holds a run of another config (naming the first key that differs)
     or an unfinished run while ``resume`` is False.
     """
     if not folder.exists() or not any(folder.iterdir()):
-        write_config(folder, config)
         return "new"
     changed = differences(identity(read_config(folder), stage), identity(config, stage))
     if changed:

@@ -41,7 +41,8 @@ def load_run(path: Path, config: Config) -> GPT:
 def pretrain(config: Config, resume: bool) -> None:
     """Train the base model on random walks into its run folder."""
     folder = runs.run_folder(config, "base")
-    if runs.open_folder(folder, config, "base", resume) == "complete":
+    state = runs.state_of(folder, config, "base", resume)
+    if state == "complete":
         print(f"{folder} is complete: nothing to do")
         return
     task, plan = config.data, config.pretrain
@@ -55,7 +56,7 @@ def pretrain(config: Config, resume: bool) -> None:
         f"{plan.steps} steps of {plan.batch} x {config.walks.seq_len} tokens"
     )
     job = Job(folder, batch_at, plan.steps, plan, config.save_every, meta=_meta(config, "base", folder.name))
-    _fit(model, job, config, resume)
+    _fit(model, job, config, state)
 
 
 def sft(config: Config, resume: bool) -> None:
@@ -69,10 +70,11 @@ def sft(config: Config, resume: bool) -> None:
     if changed:
         raise ValueError(f"{base}: the base was made with another config ({'; '.join(changed[:3])}); use its values")
     task, plan = config.data, config.sft
-    data = sft_data(config, 0)
-    if runs.open_folder(folder, config, "sft", resume) == "complete":
+    state = runs.state_of(folder, config, "sft", resume)
+    if state == "complete":
         print(f"{folder} is complete: nothing to do")
         return
+    data = sft_data(config, 0)
     check_leaks(config, data)
 
     model = load_run(base / "ckpt.pt", config)
@@ -93,7 +95,7 @@ def sft(config: Config, resume: bool) -> None:
     job = Job(
         folder, _sft_batches(config), steps, plan, config.save_every, snapshots=snapshots(config), meta=meta
     )
-    _fit(model, job, config, resume)
+    _fit(model, job, config, state)
 
 
 def sft_data(config: Config, epoch: int) -> streams.Examples:
@@ -164,9 +166,9 @@ def _sft_batches(config: Config) -> BatchAt:
     return batch_at
 
 
-def _fit(model: GPT, job: Job, config: Config, resume: bool) -> None:
-    can_resume = resume and (job.folder / "ckpt.pt").exists()
-    fit(model, job, pick_device(config), can_resume, config.compile)
+def _fit(model: GPT, job: Job, config: Config, state: str) -> None:
+    runs.write_config(job.folder, config)
+    fit(model, job, pick_device(config), state == "resume", config.compile)
 
 
 def _count(model: GPT) -> int:

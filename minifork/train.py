@@ -1,8 +1,9 @@
 """The training loop, one for every stage: batches are a pure function of the step, so it resumes anywhere."""
 
-import json
 import math
+import signal
 import sys
+import threading
 import time
 from collections.abc import Callable, Iterator
 from contextlib import contextmanager
@@ -18,7 +19,7 @@ from tqdm import tqdm
 from data_gen.walks import IGNORE
 from minifork.config import Optim
 from minifork.model import GPT
-from minifork.runs import keep_metrics_until, load_weights, save_weights, write_json
+from minifork.runs import append_line, keep_metrics_until, load_weights, save_weights, write_json
 
 BatchAt = Callable[[int], tuple[np.ndarray, np.ndarray]]
 _SECONDS_BETWEEN_LINES = 10
@@ -51,7 +52,7 @@ def fit(model: GPT, job: Job, device: str, resume: bool, compiled: bool = False)
     optimizers = make_optimizers(model, job.optim, device)
     first, spent = _restore(model, optimizers, job, device) if resume else (0, 0.0)
     keep_metrics_until(job.folder, first)
-    started, at_start = time.monotonic(), first
+    started = time.monotonic()
     forward = torch.compile(model) if compiled else model
 
     def save(step: int) -> None:
@@ -63,22 +64,20 @@ def fit(model: GPT, job: Job, device: str, resume: bool, compiled: bool = False)
         write_json(job.folder / "meta.json", {**job.meta, **progress})
 
     step = first
-    with _progress(job.folder.name, job.steps, first) as show:
-        try:
-            while step < job.steps:
-                loss, tokens = _step(forward, optimizers, job, step, device)
-                step += 1
-                show(step, loss, tokens, job.folder / "metrics.jsonl")
-                if step in job.snapshots:
-                    save_weights(job.folder / job.snapshots[step], {"model": model.state_dict(), "step": step})
-                if step % job.save_every == 0 and step < job.steps:
-                    save(step)
-        except KeyboardInterrupt:
-            save(step)
-            raise
+    with _progress(job.folder.name, job.steps, first) as show, _interrupt_between_steps() as interrupted:
+        while step < job.steps:
+            loss, tokens = _step(forward, optimizers, job, step, device)
+            step += 1
+            show(step, loss, tokens, job.folder / "metrics.jsonl")
+            if step in job.snapshots:
+                save_weights(job.folder / job.snapshots[step], {"model": model.state_dict(), "step": step})
+            if interrupted():
+                save(step)
+                raise KeyboardInterrupt
+            if step % job.save_every == 0:
+                save(step)
     save(job.steps)
-    if step > at_start:
-        print(f"{job.folder.name}: {job.steps} steps in {spent + time.monotonic() - started:.0f} s", flush=True)
+    print(f"{job.folder.name}: {job.steps} steps in {spent + time.monotonic() - started:.0f} s", flush=True)
 
 
 def make_optimizers(model: GPT, optim: Optim, device: str) -> list[torch.optim.Optimizer]:
@@ -154,6 +153,20 @@ def load_model(model: GPT, saved: dict, path: Path) -> None:
 
 
 @contextmanager
+def _interrupt_between_steps() -> Iterator[Callable[[], bool]]:
+    """Hold Ctrl-C back until a step is whole: a half-taken optimizer step could not be resumed exactly."""
+    pressed = []
+    if threading.current_thread() is not threading.main_thread():  # only the main thread sees signals
+        yield lambda: False
+        return
+    previous = signal.signal(signal.SIGINT, lambda *_: pressed.append(True))
+    try:
+        yield lambda: bool(pressed)
+    finally:
+        signal.signal(signal.SIGINT, previous)
+
+
+@contextmanager
 def _progress(name: str, steps: int, first: int) -> Iterator[Callable[[int, float, int, Path], None]]:
     """A tqdm bar on a terminal, else a plain line every few seconds; logs every 10th step and the last."""
     bar = tqdm(total=steps, initial=first, desc=name, unit="step", disable=not sys.stderr.isatty())
@@ -166,8 +179,7 @@ def _progress(name: str, steps: int, first: int) -> Iterator[Callable[[int, floa
         bar.set_postfix(loss=f"{loss:.4f}", tok_s=f"{rate:,.0f}", refresh=False)
         bar.update()
         if step % 10 == 0 or step == steps:
-            with metrics.open("a") as file:
-                file.write(json.dumps({"step": step, "loss": round(loss, 6), "tokens_per_s": round(rate)}) + "\n")
+            append_line(metrics, {"step": step, "loss": round(loss, 6), "tokens_per_s": round(rate)})
         if bar.disable and (now - clock["line"] > _SECONDS_BETWEEN_LINES):
             eta = (now - clock["start"]) / (step - first) * (steps - step)
             print(f"{name}: step {step}/{steps} loss {loss:.4f} {rate:,.0f} tok/s ETA {eta:.0f} s", flush=True)

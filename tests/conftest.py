@@ -50,6 +50,15 @@ def make_model() -> Callable[..., GPT]:
     return make
 
 
+@pytest.fixture(scope="session", autouse=True)
+def one_thread() -> Iterator[None]:
+    """The tensors here are tiny: on a busy machine more threads mostly wait for each other."""
+    before = torch.get_num_threads()
+    torch.set_num_threads(1)
+    yield
+    torch.set_num_threads(before)
+
+
 @pytest.fixture
 def threads() -> Iterator[Callable[[int], None]]:
     """torch.set_num_threads, undone after the test."""

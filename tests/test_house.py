@@ -1,0 +1,122 @@
+"""The rules of the house: imports run one way, importing does nothing, few dependencies, no leaking set shipped."""
+
+import ast
+import os
+import re
+import subprocess
+import sys
+from pathlib import Path
+
+import pytest
+
+from data_gen import audit, streams
+from minifork import config as configs
+
+ROOT = Path(__file__).parent.parent
+PACKAGES = ("data_gen", "minifork", "experiments")
+MODULES = sorted(path for package in PACKAGES for path in (ROOT / package).rglob("*.py"))
+MAY_IMPORT = {
+    "data_gen": {"data_gen", "numpy"},
+    "minifork": {"minifork", "data_gen", "numpy", "torch", "einops", "tqdm", "yaml"},
+    "experiments": {"experiments", "minifork", "data_gen", "numpy", "yaml", "matplotlib"},
+}
+RUNTIME = {"torch", "numpy", "einops", "tqdm", "pyyaml", "matplotlib"}
+# Choosing a backend without a display has to come before pyplot is imported.
+CALLS_AT_IMPORT = {("experiments/figures.py", "matplotlib.use('Agg')")}
+
+
+def name_of(path: Path) -> str:
+    return str(path.relative_to(ROOT))
+
+
+def imported(path: Path) -> set[str]:
+    """Top-level packages a module imports, anywhere in it, by statement or by import_module of a literal."""
+    found = set()
+    for node in ast.walk(ast.parse(path.read_text())):
+        if isinstance(node, ast.Import):
+            found |= {alias.name.split(".")[0] for alias in node.names}
+        elif isinstance(node, ast.ImportFrom):
+            assert node.level == 0, f"{name_of(path)}: relative import"
+            found.add(node.module.split(".")[0])
+    return found
+
+
+def test_the_packages_are_found():
+    assert {path.relative_to(ROOT).parts[0] for path in MODULES} == set(PACKAGES) and len(MODULES) > 15
+
+
+@pytest.mark.parametrize("path", MODULES, ids=name_of)
+def test_imports_run_one_way(path):
+    allowed = MAY_IMPORT[path.relative_to(ROOT).parts[0]] | set(sys.stdlib_module_names)
+    assert imported(path) <= allowed
+
+
+@pytest.mark.parametrize("path", MODULES, ids=name_of)
+def test_modules_only_define(path):
+    """At the top level: docstring, imports, definitions, constants; calls only in __main__.py or under its guard."""
+    if path.name == "__main__.py":
+        return
+    for node in ast.parse(path.read_text()).body:
+        if isinstance(node, (ast.Import, ast.ImportFrom, ast.FunctionDef, ast.ClassDef, ast.Assign, ast.AnnAssign)):
+            continue
+        if isinstance(node, ast.Expr):
+            docstring = isinstance(node.value, ast.Constant) and isinstance(node.value.value, str)
+            assert docstring or (name_of(path), ast.unparse(node)) in CALLS_AT_IMPORT, ast.unparse(node)
+            continue
+        assert isinstance(node, ast.If) and "__name__" in ast.unparse(node.test), ast.unparse(node)
+
+
+@pytest.mark.parametrize(
+    ("module", "unwanted"),
+    [("minifork.cli", ["torch", "matplotlib", "experiments"]), ("data_gen.audit", ["torch", "minifork", "yaml"])],
+)
+def test_what_an_import_drags_in(module, unwanted):
+    code = f"import sys, {module}; print(sorted(m for m in {unwanted} if m in sys.modules))"
+    process = subprocess.run([sys.executable, "-c", code], capture_output=True, text=True, cwd=ROOT)
+    assert process.stdout.strip() == "[]" and process.stderr == ""
+
+
+def test_importing_everything_prints_and_writes_nothing(tmp_path):
+    names = [
+        name_of(path)[:-3].replace("/", ".") for path in MODULES if path.name not in ("__init__.py", "__main__.py")
+    ]
+    process = subprocess.run(
+        [sys.executable, "-c", "import " + ", ".join(names)],
+        capture_output=True,
+        text=True,
+        cwd=tmp_path,
+        env={**os.environ, "PYTHONPATH": str(ROOT), "PYTHONDONTWRITEBYTECODE": "1"},
+    )
+    assert (process.returncode, process.stdout, process.stderr) == (0, "", "")
+    assert not list(tmp_path.iterdir())
+
+
+def test_runtime_dependencies():
+    calls = [node for node in ast.walk(ast.parse((ROOT / "setup.py").read_text())) if isinstance(node, ast.Call)]
+    arguments = {k.arg: k.value for call in calls for k in call.keywords}
+    required = ast.literal_eval(arguments["install_requires"])
+    assert {re.split(r"[<>=!~ ;\[]", requirement)[0].lower() for requirement in required} == RUNTIME
+    assert ast.literal_eval(arguments["packages"]) == list(PACKAGES)
+    assert set(ast.literal_eval(arguments["entry_points"])["console_scripts"]) == {"minifork = minifork.cli:main"}
+
+
+def test_every_runtime_dependency_is_used_and_pinned():
+    used = set().union(*(imported(path) for path in MODULES))
+    assert {"pyyaml" if name == "yaml" else name for name in used} - set(sys.stdlib_module_names) - set(
+        PACKAGES
+    ) == RUNTIME
+    pinned = {
+        line.split("==")[0].lower() for line in (ROOT / "requirements.lock").read_text().splitlines() if "==" in line
+    }
+    assert RUNTIME | {"pytest", "hypothesis", "ruff"} <= pinned
+
+
+@pytest.mark.parametrize("path", sorted((ROOT / "experiments" / "configs").glob("*.yaml")), ids=lambda path: path.name)
+def test_shipped_sets_do_not_leak(path):
+    """An audit of clean data objects with probability 1e-3; the data are a fixed function of the config."""
+    config = configs.load(path, [])
+    plan = config.sft
+    checks = audit.audit(
+        config.data, streams.sft_examples(config.data, plan.mixture, config.seed, plan.traces), plan.fork_rate
+    )
+    assert not audit.flagged(checks), audit.table(checks)
