@@ -2,9 +2,9 @@
 
 A sequence is one printed graph followed by queries until it is full. Each query is a walk from a random
 node (any depth of any branch, so the root as often as any other depth): FWD down the edges, to a uniformly
-random child at the root, or REV up the edges; the mode is a fair coin. Before every step the walk stops with probability ``stop``. The query names the node the
-walk starts from, in the slot its mode starts from, and a random node of the graph in the other slot, so
-the goal slot carries no information.
+random child at the root, or REV up the edges; the mode is a fair coin. Before every step the walk stops
+with probability ``stop``. The query names the node the walk starts from, in the slot its mode starts from,
+and a random node of the graph in the other slot, so the goal slot carries no information.
 
 The inputs of ``walk_batch(Star(nodes=8, branches=2, length=3), stop=.3, seq_len=24, seed=0, step=1, n=1)``:
 
@@ -31,9 +31,7 @@ def walk_batch(task: Star, stop: float, seq_len: int, seed: int, step: int, n: i
     if not 0 <= stop < 1:
         raise ValueError(f"walks.stop is {stop}: it is a probability below 1")
     if seq_len < task.prompt_len + task.trace_len:
-        raise ValueError(
-            f"walks.seq_len is {seq_len}: one query of this task needs {task.prompt_len + task.trace_len}"
-        )
+        raise ValueError(f"walks.seq_len is {seq_len}: one query of this task needs {task.prompt_len + task.trace_len}")
     graphs = streams.problems(task, seed, "walks", n, step)
     rng = streams.generator(seed, "walks", step, "walks")
     shortest_query = 3 + len(("mode", "node", "EOS"))

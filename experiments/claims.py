@@ -22,9 +22,11 @@ class Finding:
 def claims(config: Config) -> None:
     """Test every claim on every pair, print the verdicts and write runs/<task>/claims.json."""
     results = load(config)
-    findings = [finding for pair in results.pairs() for finding in test_pair(results, config, pair)]
+    findings = [finding for pair in results.pairs() for finding in findings_of(results, config, pair)]
     if not findings:
-        raise ValueError(f"{runs.task_folder(config)}/eval.json: no pair of base and fine-tuned run; see `make reproduce`")
+        raise ValueError(
+            f"{runs.task_folder(config)}/eval.json: no pair of base and fine-tuned run; see `make reproduce`"
+        )
     verdicts = {True: "holds", False: "FAILS", None: "not run"}
     for f in findings:
         print(f"{verdicts[f.holds]:<8} pair {f.pair}  {f.claim}: {f.found}")
@@ -33,7 +35,7 @@ def claims(config: Config) -> None:
     runs.write_json(runs.task_folder(config) / "claims.json", [vars(f) for f in findings])
 
 
-def test_pair(results: Results, config: Config, pair: int) -> Iterator[Finding]:
+def findings_of(results: Results, config: Config, pair: int) -> Iterator[Finding]:
     """All findings of one pair of seeds."""
     base = results.base(pair)
     last = {rate: results.tuned(pair, fork_rate=rate)[-1] for rate in results.fork_rates(pair)}
@@ -48,7 +50,9 @@ def test_pair(results: Results, config: Config, pair: int) -> Iterator[Finding]:
     ideal = walks.pass_at_1(config.data, config.walks.stop)
     one = at(base, 1)
     text = f"pass@1 {one:.3f}, closed form {ideal:.3f}"
-    yield Finding("base: pass@1 <= .40, within .03 of its closed form", pair, text, one <= 0.4 and abs(one - ideal) <= 0.03)
+    yield Finding(
+        "base: pass@1 <= .40, within .03 of its closed form", pair, text, one <= 0.4 and abs(one - ideal) <= 0.03
+    )
     yield test("base: pass@64 >= .99", base, lambda r: (f"{at(r, 64):.4f}", at(r, 64) >= 0.99))
     forward = base["mode"]["p_forward"]
     yield Finding("base: picks FWD with probability .3 to .7", pair, f"{forward:.3f}", 0.3 <= forward <= 0.7)

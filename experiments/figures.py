@@ -5,10 +5,6 @@ Line styles and markers repeat what colour says, so that the figures read in gre
 """
 
 import matplotlib
-
-matplotlib.use("Agg")
-
-import matplotlib.pyplot as plt
 import numpy as np
 from matplotlib.axes import Axes
 from matplotlib.figure import Figure
@@ -19,7 +15,7 @@ from minifork.config import Config
 from minifork.evaluate import fork_quantities
 
 BASE = {"color": "black", "linestyle": "--", "marker": ""}
-EPOCH_COLOURS = plt.get_cmap("viridis")
+EPOCH_COLOURS = matplotlib.colormaps["viridis"]
 RIGHT, WRONG, SKILL, POLARISATION = "#0072B2", "#D55E00", "#56B4E9", "#E69F00"  # Okabe and Ito
 BOOTSTRAP = 400
 K_STYLES = {1: ("#0072B2", "o", "-"), 16: ("#E69F00", "s", "-."), 64: ("#CC79A7", "^", ":")}
@@ -31,25 +27,28 @@ def figures(config: Config) -> None:
     pairs = results.pairs()
     if not pairs:
         raise ValueError(
-            f"{runs.task_folder(config)}/eval.json: no fine-tuned run to draw; run `make sft` and `make eval`"
+            f"{runs.task_folder(config)}/eval.json: no data-level fine-tuning to draw; "
+            "run `make sft` without NAME, then `make eval`"
         )
     folder = runs.task_folder(config) / "figures"
     drawn = {"crossing": crossing, "epochs": epochs, "dose": dose, "fork": fork}
-    with plt.rc_context({"font.size": 10, "axes.grid": True, "grid.alpha": 0.3, "axes.axisbelow": True}):
+    with matplotlib.rc_context({"font.size": 10, "axes.grid": True, "grid.alpha": 0.3, "axes.axisbelow": True}):
         for name, draw in drawn.items():
             figure = draw(results, pairs)
             path = folder / f"{name}.png"
             runs.write_atomically(path, lambda file, f=figure: f.savefig(file, format="png", dpi=150))
-            plt.close(figure)
             print(path)
 
 
 def crossing(results: Results, pairs: list[int]) -> Figure:
     """pass@k against k: the base against the highest FORK_RATE at several epochs."""
-    figure, axes = plt.subplots(figsize=(6.4, 4.2), layout="constrained")
+    figure = Figure(figsize=(6.4, 4.2), layout="constrained")
+    axes = figure.subplots()
     rate = results.fork_rates(pairs[0])[-1]
     for pair in reversed(pairs):
         records = results.tuned(pair, fork_rate=rate)
+        if not records:
+            continue
         _pass_curve(axes, results.base(pair), pair == pairs[0], label="base", **BASE)
         wanted = [r for r in records if r["epoch"] in (1, 4, 16, records[-1]["epoch"])]
         for i, record in enumerate(wanted):
@@ -77,9 +76,8 @@ def _pass_curve(axes: Axes, record: dict, main: bool, label: str, **style) -> No
 def epochs(results: Results, pairs: list[int]) -> Figure:
     """pass@k against epoch at the highest FORK_RATE and at .5, the base as horizontal lines."""
     rates = [r for r in (0.5, 1.0) if r in results.fork_rates(pairs[0])] or results.fork_rates(pairs[0])[-1:]
-    figure, panels = plt.subplots(
-        1, len(rates), figsize=(4.6 * len(rates), 4), sharey=True, squeeze=False, layout="constrained"
-    )
+    figure = Figure(figsize=(4.6 * len(rates), 4), layout="constrained")
+    panels = figure.subplots(1, len(rates), sharey=True, squeeze=False)
     for axes, rate in zip(panels[0], rates, strict=True):
         for pair in reversed(pairs):
             records, base = results.tuned(pair, fork_rate=rate), results.base(pair)
@@ -107,7 +105,8 @@ def dose(results: Results, pairs: list[int]) -> Figure:
     k, first = 16, pairs[0]
     rates = np.array(results.fork_rates(first))
     at = np.arange(len(rates))
-    figure, (left, right) = plt.subplots(1, 2, figsize=(9.6, 4), layout="constrained")
+    figure = Figure(figsize=(9.6, 4), layout="constrained")
+    left, right = figure.subplots(1, 2)
     base = results.base(first)
     parts = [_shrinkage(results, base, results.tuned(first, fork_rate=r)[-1], k) for r in rates]
     for offset, name, colour, hatch in ((-0.2, "skill", SKILL, "//"), (0.2, "polarisation", POLARISATION, "..")):
@@ -116,7 +115,9 @@ def dose(results: Results, pairs: list[int]) -> Figure:
         left.bar(at + offset, value, 0.38, color=colour, hatch=hatch, edgecolor="black", label=label[name],
                  yerr=[value - low, high - value], capsize=2)  # fmt: skip
     low, value, high = np.array([p["total"] for p in parts]).T
-    left.errorbar(at, value, [value - low, high - value], color="black", marker="o", capsize=3, label="S$_{16}$, the sum")
+    left.errorbar(
+        at, value, [value - low, high - value], color="black", marker="o", capsize=3, label="S$_{16}$, the sum"
+    )
     left.axhline(0, color="black", linewidth=0.8)
     left.set(ylabel="coverage shrinkage at k = 16", title="Shrinkage grows with exposure")
     left.legend(loc="upper left", fontsize=8.5)
@@ -170,11 +171,14 @@ def _index(results: Results, p: np.ndarray, k: int) -> tuple[float, float, float
 def fork(results: Results, pairs: list[int]) -> Figure:
     """Confidence on right and wrong branches, and entropy, at the fork against epoch, test and train."""
     rate = results.fork_rates(pairs[0])[-1]
-    figure, (left, right) = plt.subplots(1, 2, figsize=(9.6, 4), layout="constrained")
+    figure = Figure(figsize=(9.6, 4), layout="constrained")
+    left, right = figure.subplots(1, 2)
     for pair in reversed(pairs):
         records, main = results.tuned(pair, fork_rate=rate), pair == pairs[0]
         at = [r["epoch"] for r in records]
         for where, name, line in (("fork", "test", "-"), ("fork_train", "train", ":")):
+            if not records or records[0][where] is None:  # at FORK_RATE 0 no training trace meets a fork
+                continue
             lines = [
                 (left, "confidence_right", f"{name}, argmax right", RIGHT, "o"),
                 (left, "confidence_wrong", f"{name}, argmax wrong", WRONG, "x"),

@@ -1,5 +1,6 @@
 """Reading eval.json and eval.npz: which records belong together, and paired bootstrap over problems."""
 
+import zipfile
 from dataclasses import dataclass
 
 import numpy as np
@@ -26,9 +27,9 @@ class Results:
         return self.arrays[array_key(record, where)]
 
     def pairs(self) -> list[int]:
-        """Seeds s for which base-seed<s> was fine-tuned with SFT seed s."""
-        tuned = {r["seed"] for r in self.records if r["stage"] == "sft" and r["seed"] == r["base_seed"]}
-        return sorted(s for s in tuned if self.base(s) is not None)
+        """Seeds s for which base-seed<s> was fine-tuned with SFT seed s, data-level."""
+        tuned = {r["seed"] for r in self.records if r["variant"] == "data"}
+        return sorted(s for s in tuned if self.tuned(s) and self.base(s) is not None)
 
     def base(self, seed: int) -> dict | None:
         """The record of base-seed<seed>."""
@@ -64,10 +65,15 @@ def load(config: Config) -> Results:
     """The results of the last evaluation; raises ValueError naming the file when there is none."""
     folder = runs.task_folder(config)
     evaluation = runs.read_json(folder / "eval.json")
+    if evaluation.get("schema") != 1 or not isinstance(evaluation.get("records"), list):
+        raise ValueError(f"{folder / 'eval.json'}: not an evaluation of this version; run `minifork eval` again")
     try:
         with np.load(folder / "eval.npz") as stored:
             arrays = {name: stored[name] for name in stored.files}
-    except (OSError, ValueError, EOFError) as error:
-        raise ValueError(f"{folder / 'eval.npz'}: missing or damaged; run `minifork eval` again") from error
+        missing = [key for record in evaluation["records"] if (key := array_key(record, None)) not in arrays]
+    except (OSError, ValueError, EOFError, zipfile.BadZipFile):
+        raise ValueError(f"{folder / 'eval.npz'}: missing or damaged; run `minifork eval` again") from None
+    if missing:
+        raise ValueError(f"{folder / 'eval.npz'}: does not belong to eval.json; run `minifork eval` again")
     weights = passk.resamples(evaluation["n_problems"], config.eval.bootstrap)
     return Results(evaluation["records"], arrays, weights)

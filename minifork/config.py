@@ -8,6 +8,7 @@ import dataclasses
 import difflib
 import hashlib
 import json
+import math
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any, get_type_hints
@@ -29,6 +30,9 @@ class Walks:
 
     stop: float
     seq_len: int
+
+    def __post_init__(self) -> None:
+        _require(0 <= self.stop < 1, "walks.stop", self.stop, "it is a probability below 1")
 
 
 @dataclass(frozen=True)
@@ -60,12 +64,18 @@ class Optim:
     batch: int
 
     def __post_init__(self) -> None:
-        _require(self.optimizer in ("muon", "adamw"), "optimizer", self.optimizer, "choose muon or adamw")
-        _require(self.lr > 0 and self.muon_lr > 0, "lr", (self.lr, self.muon_lr), "learning rates must be positive")
-        _require(0 <= self.warmup <= 1, "warmup", self.warmup, "it is a share of the steps, in [0, 1]")
-        _require(self.weight_decay >= 0, "weight_decay", self.weight_decay, "it must not be negative")
-        _require(self.clip > 0, "clip", self.clip, "it must be positive")
-        _require(self.batch >= 1, "batch", self.batch, "it must be at least 1")
+        section = type(self).__name__.lower()
+        rules = {
+            "optimizer": (self.optimizer in ("muon", "adamw"), "choose muon or adamw"),
+            "lr": (0 < self.lr < math.inf, "it must be positive and finite"),
+            "muon_lr": (0 < self.muon_lr < math.inf, "it must be positive and finite"),
+            "warmup": (0 <= self.warmup <= 1, "it is a share of the steps, in [0, 1]"),
+            "weight_decay": (0 <= self.weight_decay < math.inf, "it must be finite and not negative"),
+            "clip": (self.clip > 0, "it must be positive"),
+            "batch": (self.batch >= 1, "it must be at least 1"),
+        }
+        for name, (holds, need) in rules.items():
+            _require(holds, f"{section}.{name}", getattr(self, name), need)
 
 
 @dataclass(frozen=True)
@@ -94,7 +104,9 @@ class SFT(Optim):
 
     def __post_init__(self) -> None:
         super().__post_init__()
-        _require(self.traces >= self.batch, "sft.traces", self.traces, f"fill at least one batch (sft.batch={self.batch})")
+        _require(
+            self.traces >= self.batch, "sft.traces", self.traces, f"fill at least one batch (sft.batch={self.batch})"
+        )
         _require(self.epochs >= 1, "sft.epochs", self.epochs, "it must be at least 1")
         _ = self.mixture
 
@@ -116,6 +128,7 @@ class Eval:
     def __post_init__(self) -> None:
         for field in dataclasses.fields(self):
             _require(getattr(self, field.name) >= 1, f"eval.{field.name}", getattr(self, field.name), "at least 1")
+        _require(self.max_k >= 64, "eval.max_k", self.max_k, "figures and claims read pass@64")
         _require(self.check_problems <= self.problems, "eval.check_problems", self.check_problems,
                  f"there are only eval.problems={self.problems}")  # fmt: skip
 
@@ -156,8 +169,12 @@ class Config:
         _require(self.task == "star", "task", self.task, "the tasks are: star")
         _require(self.seed >= 0, "seed", self.seed, "it must not be negative")
         _require(self.base_seed >= 0, "base_seed", self.base_seed, "it must not be negative")
+        _require(self.device in ("auto", "cpu", "cuda"), "device", self.device, "choose auto, cpu or cuda")
         _require(self.save_every >= 1, "save_every", self.save_every, "it must be at least 1")
-        _require("/" not in self.name and self.name not in (".", ".."), "name", self.name, "it names one folder")
+        taken = (".", "..", "audits", "figures")
+        _require("/" not in self.name and self.name not in taken, "name", self.name, "choose another folder name")
+        query = self.data.prompt_len + self.data.trace_len
+        _require(self.walks.seq_len >= query, "walks.seq_len", self.walks.seq_len, f"one query needs {query} tokens")
 
     @property
     def context(self) -> int:
@@ -190,6 +207,8 @@ def load(path: Path | str, overrides: list[str]) -> Config:
         node = tree
         for section in sections:
             node = node.setdefault(section, {})
+            if not isinstance(node, dict):
+                raise ValueError(f"{path}: {section} is a section, give its keys below it")
         node[leaf] = _scalar(text, known[key])
     return from_tree(tree, path)
 

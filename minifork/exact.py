@@ -31,9 +31,7 @@ def exact(model: GPT, prompts: Prompts, dfa: Tensor, sinks: int, max_new: int, f
     rows, logits = force(model, prompts, max_new, forced)
 
     while len(mass):
-        if not torch.isfinite(logits).all():
-            bad = problem[~torch.isfinite(logits).all(dim=1)][0]
-            raise ValueError(f"problem {int(bad)}: the model's logits are not finite")
+        require_finite(logits, problem)
         branch_mass = torch.softmax(logits.double(), dim=-1) * mass[:, None]
         after = dfa[problem, state]
         at_sink = (after >= first_sink).nonzero(as_tuple=True)
@@ -46,6 +44,13 @@ def exact(model: GPT, prompts: Prompts, dfa: Tensor, sinks: int, max_new: int, f
         rows.select(parent)
         logits = model.decode(token, rows) if len(token) else logits
     return absorbed
+
+
+def require_finite(logits: Tensor, problem: Tensor) -> None:
+    """Raise ValueError naming the first problem int64[R] whose logits [R, V] are not all finite."""
+    finite = torch.isfinite(logits).all(dim=1)
+    if not finite.all():
+        raise ValueError(f"problem {int(problem[~finite][0])}: the model's logits are not finite")
 
 
 def force(model: GPT, prompts: Prompts, max_new: int, forced: Tensor | None) -> tuple[Rows, Tensor]:

@@ -40,11 +40,10 @@ def unbiased(correct: ArrayLike, n: int, k: int) -> np.ndarray:
         raise ValueError(f"k is {k}: with n = {n} rollouts pass@k can be estimated for k = 1 .. {n}")
     if ((correct < 0) | (correct > n)).any():
         raise ValueError(f"correct has counts outside 0 .. n = {n}")
-    log_factorial = np.concatenate([[0.0], np.cumsum(np.log(np.arange(1, n + 1)))])
-    wrong = n - correct
-    log_miss = log_factorial[wrong] + log_factorial[n - k]
-    log_miss = log_miss - log_factorial[n] - log_factorial[np.maximum(wrong - k, 0)]
-    return np.where(wrong < k, 1.0, -np.expm1(np.minimum(log_miss, 0.0)))
+    # C(n-c, k)/C(n, k) is the product over j < c of (n-k-j)/(n-j): c factors, no large numbers to cancel
+    most = min(int(correct.max(initial=0)), n - k)
+    log_miss = np.concatenate([[0.0], np.cumsum(np.log1p(-k / (n - np.arange(most))))])
+    return np.where(n - correct < k, 1.0, -np.expm1(log_miss[np.minimum(correct, most)]))
 
 
 def resamples(n: int, count: int, seed: int = 0) -> np.ndarray:

@@ -7,6 +7,7 @@ batched, and any single one can be drawn again.
 import torch
 from torch import Tensor
 
+from minifork.exact import require_finite
 from minifork.model import GPT, Prompts, Rows
 from minifork.philox import uniform
 
@@ -15,7 +16,7 @@ ROWS = 4096  # rollouts in flight: the best size measured on two cores
 
 
 def draw(logits: Tensor, u: Tensor) -> Tensor:
-    """Tokens int64[R] from logits [R, V] and uniforms fp32[R] in [0, 1), by inverse CDF in fp32.
+    """Tokens int64[R] from logits [R, V] and uniforms fp32[R] in [0, 1), by inverse CDF of fp32 weights.
 
     The first token whose cumulative unnormalised probability exceeds u times their sum; if rounding
     leaves none, the last token of positive probability.
@@ -23,7 +24,7 @@ def draw(logits: Tensor, u: Tensor) -> Tensor:
     logits = logits.float()
     weights = torch.exp(logits - logits.amax(dim=-1, keepdim=True))
     cumulative = weights.cumsum(dim=-1)
-    beyond = (cumulative > u[:, None] * cumulative[:, -1:]) & (weights > 0)
+    beyond = cumulative > u[:, None] * cumulative[:, -1:]
     last_positive = weights.shape[-1] - 1 - (weights > 0).flip(-1).int().argmax(dim=-1)
     return torch.where(beyond.any(dim=-1), beyond.int().argmax(dim=-1), last_positive)
 
@@ -42,7 +43,7 @@ def rollout(
     """Sample n rollouts a problem and count where they end: int64[B, sinks], rows sum to n.
 
     dfa, sinks, max_new as in `minifork.exact.exact`. first_problem: the global id of problem 0, part of
-    the key of every draw. Raises ValueError for n < 1.
+    the key of every draw. Raises ValueError for n < 1 and, naming the problem, on logits that are not finite.
     """
     if n < 1:
         raise ValueError(f"n is {n}: sample at least 1 rollout a problem")
@@ -67,6 +68,7 @@ def _roll(
     rows = Rows(prompts, problem, max_new)
     logits = prompts.logits[problem]
     for step in range(max_new):
+        require_finite(logits, first_problem + problem)
         token = draw(logits, uniform(seed, rollout_id, step, first_problem + problem, SAMPLE))
         state = dfa[problem, state, token]
         done = state >= first_sink

@@ -11,7 +11,7 @@ never half of one.
 import contextlib
 import json
 import os
-import pickle
+import re
 import tempfile
 from collections.abc import Callable
 from pathlib import Path
@@ -68,10 +68,13 @@ def write_json(path: Path, value: Any) -> None:
     write_atomically(path, lambda file: file.write(text.encode()))
 
 
-def read_json(path: Path) -> Any:
-    """Read a JSON file; raises ValueError naming it when it is missing or broken."""
+def read_json(path: Path) -> dict:
+    """Read a JSON file that holds a mapping; raises ValueError naming it when it is missing or broken."""
     try:
-        return json.loads(path.read_text())
+        value = json.loads(path.read_text())
+        if not isinstance(value, dict):
+            raise ValueError
+        return value
     except FileNotFoundError:
         raise ValueError(f"{path}: no such file") from None
     except ValueError:
@@ -96,8 +99,10 @@ def load_weights(path: Path, device: str = "cpu") -> dict:
         payload = torch.load(path, map_location=device, weights_only=True)
     except FileNotFoundError:
         raise ValueError(f"{path}: no such checkpoint") from None
-    except (RuntimeError, EOFError, OSError, ValueError, KeyError, pickle.UnpicklingError):
-        raise ValueError(f"{path}: truncated, damaged or not a checkpoint; remove its folder and run it again") from None
+    except Exception:  # a damaged file can make the unpickler fail in any way
+        raise ValueError(
+            f"{path}: truncated, damaged or not a checkpoint; remove its folder and run it again"
+        ) from None
     if not isinstance(payload, dict) or payload.get("format") != FORMAT:
         raise ValueError(f"{path}: not a {FORMAT} checkpoint; remove its folder and run it again")
     return payload
@@ -119,8 +124,23 @@ def run_folder(config: Config, stage: str) -> Path:
         return task_folder(config) / config.name
     if stage == "base":
         return base_folder(config)
-    kind = "problem" if config.sft.allocation == "problem" else f"fork{config.sft.fork_rate:g}"
+    kind = variant(config, stage).replace("data", f"fork{config.sft.fork_rate:g}", 1)
     return task_folder(config) / f"sft-{kind}-seed{config.seed}"
+
+
+def variant(config: Config, stage: str) -> str:
+    """What kind of run this is, whatever its seeds and FORK_RATE.
+
+    "base"; "data" (data-level) or "problem" (problem-level), with what its mixture adds ("data-fresh"); or
+    the name it was given, without "-seed<s>".
+    """
+    if config.name:
+        return re.sub(r"-seed\d+$", "", config.name)
+    if stage == "base":
+        return "base"
+    cue = f"-cue{config.sft.cue_rate:g}" if config.sft.cue_rate else ""
+    graph, fresh = "-graph" * config.sft.fork_in_graph, "-fresh" * config.sft.fresh
+    return config.sft.allocation + graph + cue + fresh
 
 
 def identity(config: Config, stage: str) -> dict:
@@ -155,6 +175,9 @@ def state_of(folder: Path, config: Config, stage: str, resume: bool) -> str:
     """
     if not folder.exists() or not any(folder.iterdir()):
         return "new"
+    meta = folder / "meta.json"
+    if meta.exists() and read_json(meta).get("stage") != stage:
+        raise ValueError(f"{folder} holds a run of another stage; give this one its own folder with name=...")
     changed = differences(identity(read_config(folder), stage), identity(config, stage))
     if changed:
         raise ValueError(

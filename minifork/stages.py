@@ -7,7 +7,7 @@ from pathlib import Path
 import numpy as np
 import torch
 
-from data_gen import audit, star, streams, walks
+from data_gen import audit, streams, walks
 from minifork import runs
 from minifork.config import Config, differences, fingerprint, to_tree
 from minifork.model import GPT
@@ -15,9 +15,7 @@ from minifork.train import BatchAt, Job, fit, load_model
 
 
 def pick_device(config: Config) -> str:
-    """"cuda" or "cpu"; raises ValueError when CUDA is asked for and missing."""
-    if config.device not in ("auto", "cpu", "cuda"):
-        raise ValueError(f"device is {config.device!r}: choose auto, cpu or cuda")
+    """ "cuda" or "cpu"; raises ValueError when CUDA is asked for and missing."""
     if config.device == "cuda" and not torch.cuda.is_available():
         raise ValueError("device=cuda: torch sees no CUDA device here; use device=auto")
     if config.device == "auto":
@@ -64,12 +62,14 @@ def sft(config: Config, resume: bool) -> None:
     base = runs.base_folder(config)
     folder = runs.run_folder(config, "sft")
     if not runs.is_complete(base):
-        raise ValueError(f"{base}: no finished base model; make it with `minifork pretrain base_seed={config.base_seed}`")
+        raise ValueError(
+            f"{base}: no finished base model; make it with `minifork pretrain base_seed={config.base_seed}`"
+        )
     inherited = runs.identity(runs.read_config(base), "base")
     changed = differences(inherited, runs.identity(config, "base"))
     if changed:
         raise ValueError(f"{base}: the base was made with another config ({'; '.join(changed[:3])}); use its values")
-    task, plan = config.data, config.sft
+    plan = config.sft
     state = runs.state_of(folder, config, "sft", resume)
     if state == "complete":
         print(f"{folder} is complete: nothing to do")
@@ -92,9 +92,7 @@ def sft(config: Config, resume: bool) -> None:
         "data_hash": streams.data_hash(data.tokens),
         "epochs": plan.epochs,
     }
-    job = Job(
-        folder, _sft_batches(config), steps, plan, config.save_every, snapshots=snapshots(config), meta=meta
-    )
+    job = Job(folder, _sft_batches(config), steps, plan, config.save_every, snapshots=snapshots(config), meta=meta)
     _fit(model, job, config, state)
 
 
@@ -180,6 +178,7 @@ def _meta(config: Config, stage: str, name: str) -> dict:
         "schema": 1,
         "stage": stage,
         "name": name,
+        "variant": runs.variant(config, stage),
         "task": config.task,
         "seed": config.seed if stage == "sft" else None,
         "base_seed": config.base_seed,

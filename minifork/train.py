@@ -139,7 +139,7 @@ def _restore(model: GPT, optimizers: list[torch.optim.Optimizer], job: Job, devi
             optimizer.load_state_dict(state)
         torch.set_rng_state(saved["rng"].cpu())
         return int(saved["step"]), float(saved["seconds"])
-    except (KeyError, ValueError, TypeError):
+    except (KeyError, ValueError, TypeError, AttributeError, RuntimeError):
         raise ValueError(f"{path}: its optimizer state does not fit this config; remove the folder") from None
 
 
@@ -159,7 +159,13 @@ def _interrupt_between_steps() -> Iterator[Callable[[], bool]]:
     if threading.current_thread() is not threading.main_thread():  # only the main thread sees signals
         yield lambda: False
         return
-    previous = signal.signal(signal.SIGINT, lambda *_: pressed.append(True))
+    previous = signal.getsignal(signal.SIGINT)
+
+    def hold(*_: object) -> None:
+        pressed.append(True)
+        signal.signal(signal.SIGINT, previous)  # a second Ctrl-C stops at once
+
+    signal.signal(signal.SIGINT, hold)
     try:
         yield lambda: bool(pressed)
     finally:

@@ -22,7 +22,7 @@ MAY_IMPORT = {
 }
 RUNTIME = {"torch", "numpy", "einops", "tqdm", "pyyaml", "matplotlib"}
 # Choosing a backend without a display has to come before pyplot is imported.
-CALLS_AT_IMPORT = {("experiments/figures.py", "matplotlib.use('Agg')")}
+CALLS_AT_IMPORT: set[tuple[str, str]] = set()
 
 
 def name_of(path: Path) -> str:

@@ -639,7 +639,6 @@ def test_spoiled_evaluations(copy, capsys, file, how):
         (["base-seed0"], []),  # nothing tuned
         (["base-seed0", "fresh-seed0"], []),  # no data-level run
         (["sft-fork1-seed0"], []),  # no base
-        (["base-seed0", "sft-fork1-seed0"], ["eval.max_k=8"]),  # no pass@16, no pass@64
     ],
 )
 def test_results_that_some_figures_need_and_lack(copy, capsys, names, overrides):

@@ -239,7 +239,7 @@ def begin(config, complete: bool) -> Path:
     assert runs.state_of(folder, config, "sft", False) == "new"
     runs.write_config(folder, config)
     runs.save_weights(folder / "ckpt.pt", {"step": 3})
-    runs.write_json(folder / "meta.json", {"complete": complete})
+    runs.write_json(folder / "meta.json", {"stage": "sft", "complete": complete})
     return folder
 
 
@@ -252,7 +252,7 @@ def test_states_of_a_folder(config):
         runs.state_of(folder, config, "sft", False)
     assert runs.state_of(folder, config, "sft", True) == "resume"
     assert not runs.is_complete(folder)
-    runs.write_json(folder / "meta.json", {"complete": True})
+    runs.write_json(folder / "meta.json", {"stage": "sft", "complete": True})
     assert runs.is_complete(folder)
     assert runs.state_of(folder, config, "sft", False) == runs.state_of(folder, config, "sft", True) == "complete"
 
