@@ -55,11 +55,18 @@ def crossing(results: Results, pairs: list[int]) -> Figure:
             colour = EPOCH_COLOURS(0.85 - 0.8 * i / max(1, len(wanted) - 1))
             style = {"color": colour, "marker": "osD^"[i % 4], "linestyle": "-", "markersize": 4}
             _pass_curve(axes, record, pair == pairs[0], label=f"SFT, epoch {record['epoch']}", **style)
-    axes.set(xscale="log", xlabel="k (samples a problem)", ylabel="pass@k", ylim=(0, 1.02))
-    axes.set_xscale("log", base=2)
+    axes.set(xlabel="k (samples a problem)", ylabel="pass@k", ylim=(0, 1.02))
+    _powers_of_two(axes, 1024, every=2)
     axes.set_title(f"Fine-tuned on forks (FORK_RATE {rate:g}): better at k = 1, worse at large k")
     axes.legend(loc="lower right")
     return figure
+
+
+def _powers_of_two(axes: Axes, most: int, every: int = 1) -> None:
+    """A logarithmic x axis labelled 1, 2, 4, ... in plain numbers."""
+    ticks = [2**i for i in range(0, most.bit_length(), every)]
+    axes.set_xscale("log", base=2)
+    axes.set_xticks(ticks, [str(t) for t in ticks])
 
 
 def _pass_curve(axes: Axes, record: dict, main: bool, label: str, **style) -> None:
@@ -93,7 +100,7 @@ def epochs(results: Results, pairs: list[int]) -> Figure:
                 axes.fill_between(at, low, high, color=colour, alpha=0.2, linewidth=0)
                 axes.plot(at, values, color=colour, linestyle=line, marker=marker, label=f"pass@{k}")
                 axes.axhline(base["pass_at"][str(k)], color=colour, linestyle=line, linewidth=1, alpha=0.7)
-        axes.set_xscale("log", base=2)
+        _powers_of_two(axes, 64)
         axes.set(xlabel="epoch", title=f"FORK_RATE {rate:g} (plain lines: the base)", ylim=(0, 1.02))
     panels[0][0].set_ylabel("pass@k")
     panels[0][0].legend(loc="lower left")
@@ -197,9 +204,13 @@ def fork(results: Results, pairs: list[int]) -> Figure:
     right.axhline(undecided, color="black", linewidth=0.8)
     right.annotate(f"ln {branches}: undecided", (1, undecided), xytext=(0, 3), textcoords="offset points")
     left.set(ylabel="mean probability of the likeliest branch", title=f"Confidence at the fork (FORK_RATE {rate:g})")
-    right.set(ylabel="entropy at the fork (nats)", title="The choice becomes certain, right or wrong", ylim=(0, None))
+    right.set(
+        ylabel="entropy at the fork (nats)",
+        title="The choice becomes certain, right or wrong",
+        ylim=(0, 1.15 * undecided),
+    )
     for axes in (left, right):
-        axes.set_xscale("log", base=2)
+        _powers_of_two(axes, 64)
         axes.set_xlabel("epoch")
         axes.legend(loc="best")
     return figure

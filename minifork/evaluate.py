@@ -6,6 +6,7 @@ use the same resamples, so differences between runs are paired.
 """
 
 import io
+import time
 from dataclasses import dataclass
 from pathlib import Path
 
@@ -55,6 +56,7 @@ def evaluate(config: Config) -> int:
     weights = passk.resamples(config.eval.problems, config.eval.bootstrap)
     test = {0.0: streams.test_problems(task, config.eval.problems)}
     records, checks, arrays, sets = [], [], {}, {}
+    sampling_seconds = 0.0
 
     print(f"evaluating {len(checkpoints)} checkpoints on {config.eval.problems} test problems", flush=True)
     for checkpoint in tqdm(checkpoints, desc="eval", unit="checkpoint", disable=None):
@@ -82,7 +84,9 @@ def evaluate(config: Config) -> int:
             for mode, values in sinks.items():
                 arrays[array_key(record, mode)] = values[:, 0]
             if checkpoint.final and cue_rate == 0.0:
+                started = time.monotonic()
                 checks.append(check_by_rollouts(config, model, prompts, sets[cue_rate], sinks[None], record))
+                sampling_seconds += time.monotonic() - started
 
     for check in checks:
         check["agrees"] = check["ks_p"] * len(checks) >= CHECK_LEVEL
@@ -104,6 +108,7 @@ def evaluate(config: Config) -> int:
     runs.write_json(folder / "eval.json", result)
     print(table(records))
     print(check_lines(checks))
+    print(f"sampled {sum(c['problems'] * c['n'] for c in checks) / sampling_seconds:,.0f} rollouts/s")
     print(f"all {len(records)} records: {folder / 'eval.json'}; p of every problem: {folder / 'eval.npz'}")
     return 0 if all(check["agrees"] for check in checks) else 1
 
