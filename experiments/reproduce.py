@@ -17,6 +17,7 @@ from minifork import runs
 from minifork.config import Config, to_tree
 
 FORK_RATES = (0, 0.25, 0.5, 0.75, 1)
+ONE_CORE = {"OMP_NUM_THREADS": "1", "MKL_NUM_THREADS": "1"}
 
 
 def sft_overrides(seed: int) -> list[list[str]]:
@@ -45,10 +46,9 @@ def reproduce(config: Config) -> None:
         for seed in pairs
         for overrides in sft_overrides(seed)
     ]
-    one_core = {"OMP_NUM_THREADS": "1", "MKL_NUM_THREADS": "1"} if workers > 1 else {}
     print(f"fine-tuning: {len(jobs)} runs, {workers} at a time", flush=True)
     with ThreadPoolExecutor(workers) as pool:
-        list(pool.map(lambda job: _run(job, one_core), jobs))
+        list(pool.map(lambda job: _run(job, ONE_CORE), jobs))
     _run(_command("eval", source), {})
     _run(_command("figures", source), {})
     _run(_command("claims", source), {})
