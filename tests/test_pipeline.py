@@ -491,7 +491,7 @@ def test_sft_on_a_base_of_another_shape(trained, capsys):
 def test_a_folder_of_another_config(trained, capsys):
     before = snapshot(trained.root)
     error = trained.refused(capsys, "sft", "sft.lr=0.125")
-    assert "sft-fork1-seed0" in error and "sft.lr: 0.0005 -> 0.125" in error and "name=" in error
+    assert "sft-fork1-seed0" in error and f"sft.lr: {trained.config().sft.lr} -> 0.125" in error and "name=" in error
     error = trained.refused(capsys, "pretrain", "pretrain.batch=8")
     assert "base-seed0" in error and "pretrain.batch: 16 -> 8" in error
     assert snapshot(trained.root) == before
