@@ -8,13 +8,17 @@ FORK_RATE ?= 1
 EPOCHS    ?= 64
 NAME      ?=
 PAIRS     ?= 1
+ENGINE    ?= auto
+ROLLOUTS  ?= 1024
 ARGS      ?=
 
 ifdef PYTHON
 ENV :=
+BENCH :=
 else
 PYTHON := .venv/bin/python
 ENV := .venv/ready
+BENCH := .venv/bench
 endif
 
 CONFIG   := --config experiments/configs/$(TASK).yaml
@@ -22,7 +26,7 @@ MINIFORK := $(PYTHON) -m minifork
 BASE     := $(MINIFORK) pretrain --resume $(CONFIG) base_seed=$(BASE_SEED) $(ARGS)
 
 .DEFAULT_GOAL := help
-.PHONY: help pretrain sft eval figures claims audit reproduce stops test lint clean
+.PHONY: help pretrain sft eval figures claims audit agreement bench reproduce stops test lint clean
 
 help: ## this list
 	@grep -hE '^[a-z-]+:.*## ' $(MAKEFILE_LIST) | sed -E 's/:.*## /\t/' | expand -t 12
@@ -35,8 +39,8 @@ sft: $(ENV) ## fine-tune it on traces, FORK_RATE of them through the fork [TASK 
 	@$(MINIFORK) sft --resume $(CONFIG) base_seed=$(BASE_SEED) seed=$(SEED) \
 		sft.fork_rate=$(FORK_RATE) sft.epochs=$(EPOCHS) name=$(NAME) $(ARGS)
 
-eval: $(ENV) ## exact pass@k of every run, checked by rollouts [TASK ARGS]
-	@$(MINIFORK) eval $(CONFIG) $(ARGS)
+eval: $(ENV) ## exact pass@k of every run, checked by another engine [TASK ENGINE ROLLOUTS NAME ARGS]
+	@$(MINIFORK) eval $(CONFIG) eval.engine=$(ENGINE) eval.rollouts=$(ROLLOUTS) name=$(NAME) $(ARGS)
 
 figures: $(ENV) ## draw the figures of the last eval [TASK ARGS]
 	@$(MINIFORK) figures $(CONFIG) $(ARGS)
@@ -46,6 +50,17 @@ claims: $(ENV) ## say which claims the last eval supports [TASK ARGS]
 
 audit: $(ENV) ## look for surface features that give the right branch away [TASK FORK_RATE SEED ARGS]
 	@$(MINIFORK) audit $(CONFIG) seed=$(SEED) sft.fork_rate=$(FORK_RATE) $(ARGS)
+
+agreement: $(ENV) ## test exact, split and rollout against each other on four models [TASK BASE_SEED SEED ARGS]
+	@$(BASE)
+	@for rate in 0 0.5 1; do \
+		$(MINIFORK) sft --resume $(CONFIG) base_seed=$(BASE_SEED) seed=$(SEED) sft.fork_rate=$$rate $(ARGS) || exit 1; \
+	done
+	@$(MINIFORK) agreement $(CONFIG) base_seed=$(BASE_SEED) seed=$(SEED) $(ARGS)
+
+bench: $(ENV) $(BENCH) ## time the engines beside common ways to sample [TASK BASE_SEED ARGS]
+	@$(BASE)
+	@$(MINIFORK) bench $(CONFIG) base_seed=$(BASE_SEED) $(ARGS)
 
 reproduce: $(ENV) ## everything: base, all fine-tunings, eval, figures, claims [TASK PAIRS ARGS]
 	@$(MINIFORK) reproduce $(CONFIG) reproduce.pairs=$(PAIRS) $(ARGS)
@@ -71,4 +86,9 @@ clean: ## remove the environment and caches (runs/ stays)
 	@python3 -m venv .venv
 	@.venv/bin/python -m pip install --quiet --disable-pip-version-check -r requirements.lock
 	@.venv/bin/python -m pip install --quiet --disable-pip-version-check --no-deps --no-build-isolation -e .
+	@touch $@
+
+.venv/bench: .venv/ready
+	@echo "Installing what only the benchmark needs (once) ..."
+	@.venv/bin/python -m pip install --quiet --disable-pip-version-check transformers
 	@touch $@

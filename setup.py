@@ -11,6 +11,9 @@ setup(
     package_data={"experiments": ["configs/*.yaml"]},
     python_requires=">=3.10",
     install_requires=["torch>=2.9", "numpy", "einops", "tqdm", "pyyaml", "matplotlib"],
-    extras_require={"dev": ["pytest", "hypothesis", "ruff"]},
+    extras_require={
+        "dev": ["pytest", "hypothesis", "ruff"],
+        "bench": ["transformers"],  # the sampler that most people know, timed beside ours
+    },
     entry_points={"console_scripts": ["minifork = minifork.cli:main"]},
 )

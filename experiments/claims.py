@@ -24,9 +24,7 @@ def claims(config: Config) -> None:
     results = load(config)
     findings = [finding for pair in results.pairs() for finding in findings_of(results, config, pair)]
     if not findings:
-        raise ValueError(
-            f"{runs.task_folder(config)}/eval.json: no pair of base and fine-tuned run; see `make reproduce`"
-        )
+        raise ValueError(f"{runs.eval_file(config)}: no pair of base and fine-tuned run; see `make reproduce`")
     verdicts = {True: "holds", False: "FAILS", None: "not run"}
     for f in findings:
         print(f"{verdicts[f.holds]:<8} pair {f.pair}  {f.claim}: {f.found}")

@@ -12,7 +12,7 @@ from matplotlib.figure import Figure
 from experiments.results import Results, load
 from minifork import passk, runs
 from minifork.config import Config
-from minifork.evaluate import fork_quantities
+from minifork.records import fork_quantities
 
 BASE = {"color": "black", "linestyle": "--", "marker": ""}
 EPOCH_COLOURS = matplotlib.colormaps["viridis"]
@@ -27,10 +27,10 @@ def figures(config: Config) -> None:
     pairs = results.pairs()
     if not pairs:
         raise ValueError(
-            f"{runs.task_folder(config)}/eval.json: no data-level fine-tuning to draw; "
+            f"{runs.eval_file(config)}: no data-level fine-tuning to draw; "
             "run `make sft` without NAME, then `make eval`"
         )
-    folder = runs.task_folder(config) / "figures"
+    folder = runs.task_folder(config) / (f"figures-{config.name}" if config.name else "figures")
     drawn = {"crossing": crossing, "epochs": epochs, "dose": dose, "fork": fork}
     with matplotlib.rc_context({"font.size": 10, "axes.grid": True, "grid.alpha": 0.3, "axes.axisbelow": True}):
         for name, draw in drawn.items():
@@ -134,8 +134,8 @@ def dose(results: Results, pairs: list[int]) -> Figure:
             found = [results.tuned(pair, fork_rate=r) for r in rates]
             if not all(found):
                 continue
-            p = [results.p(records[-1], None if name == "free" else name) for records in found]
-            low, value, high = np.array([_index(results, x, k) for x in p]).T
+            mode = None if name == "free" else name
+            low, value, high = np.array([_index(results, records[-1], mode, k) for records in found]).T
             if pair != first:
                 right.plot(at, value, color=colour, linestyle=line, linewidth=0.6, alpha=0.6)
                 continue
@@ -153,8 +153,8 @@ def _shrinkage(results: Results, base: dict, tuned: dict, k: int) -> dict[str, t
     """S_k and its two parts, each as (low, value, high), paired over problems."""
 
     def parts(weights: np.ndarray) -> np.ndarray:
-        p = np.stack([results.p(base), results.p(tuned)], axis=1)
-        passed, ceiling = weights @ passk.solve_rate(p, k), passk.solve_rate(weights @ p, k)
+        p, solved = (np.stack([of(base), of(tuned)], axis=1) for of in (results.p, lambda r: results.solved(r, k)))
+        passed, ceiling = weights @ solved, passk.solve_rate(weights @ p, k)
         skill = ceiling[:, 0] - ceiling[:, 1]
         total = passed[:, 0] - passed[:, 1]
         return np.stack([skill, total - skill, total], axis=1)
@@ -164,11 +164,12 @@ def _shrinkage(results: Results, base: dict, tuned: dict, k: int) -> dict[str, t
     return {name: (low[i], value[i], high[i]) for i, name in enumerate(("skill", "polarisation", "total"))}
 
 
-def _index(results: Results, p: np.ndarray, k: int) -> tuple[float, float, float]:
-    """The polarisation index of p [n] at k as (low, value, high)."""
+def _index(results: Results, record: dict, mode: str | None, k: int) -> tuple[float, float, float]:
+    """The polarisation index of a record, free or with a forced mode, at k as (low, value, high)."""
+    p, solved = results.p(record, mode), results.solved(record, k, mode)[:, None]
 
     def index(weights: np.ndarray) -> np.ndarray:
-        return passk.polarisation(weights @ p, weights @ passk.solve_rate(p[:, None], [k]), [k])[1][:, 0]
+        return passk.polarisation(weights @ p, weights @ solved, [k])[1][:, 0]
 
     value = index(np.full((1, len(p)), 1 / len(p)))[0]
     low, high = passk.interval(index(results.weights))

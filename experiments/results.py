@@ -7,7 +7,7 @@ import numpy as np
 
 from minifork import passk, runs
 from minifork.config import Config
-from minifork.evaluate import array_key
+from minifork.records import array_key
 
 
 @dataclass(frozen=True)
@@ -51,9 +51,10 @@ class Results:
         """The FORK_RATEs of the pair's data-level runs, ascending."""
         return sorted({r["fork_rate"] for r in self.tuned(seed)})
 
-    def solved(self, record: dict, k: int) -> np.ndarray:
-        """1 - (1 - p_i)^k of every problem, float64[n]."""
-        return passk.solve_rate(self.p(record), k)
+    def solved(self, record: dict, k: int, mode: str | None = None) -> np.ndarray:
+        """1 - (1 - p_i)^k of every problem, float64[n]; its unbiased estimate where p_i was sampled."""
+        p, n = self.p(record, mode), record["n"] if mode is None else record["forced"][mode]["n"]
+        return passk.solve_rate(p, k) if n is None else passk.unbiased(np.rint(p * n).astype(np.int64), n, k)
 
     def interval(self, values: np.ndarray) -> tuple[float, float]:
         """The 95 % bootstrap interval of the mean of per-problem values [n]."""
@@ -63,17 +64,21 @@ class Results:
 
 def load(config: Config) -> Results:
     """The results of the last evaluation; raises ValueError naming the file when there is none."""
-    folder = runs.task_folder(config)
-    evaluation = runs.read_json(folder / "eval.json")
+    path = runs.eval_file(config)
+    evaluation = runs.read_json(path)
     if evaluation.get("schema") != 1 or not isinstance(evaluation.get("records"), list):
-        raise ValueError(f"{folder / 'eval.json'}: not an evaluation of this version; run `minifork eval` again")
+        raise ValueError(f"{path}: not an evaluation of this version; run `minifork eval` again")
+    if any(record.get("forced") is None for record in evaluation["records"]):
+        raise ValueError(f"{path}: evaluates a stratified decoder; figures and claims are about i.i.d. samples")
+    if any(record["rho"] is None for record in evaluation["records"]):
+        raise ValueError(f"{path}: p is bounded but not computed there; run `minifork eval` with a larger eval.budget")
     try:
-        with np.load(folder / "eval.npz") as stored:
+        with np.load(path.with_suffix(".npz")) as stored:
             arrays = {name: stored[name] for name in stored.files}
         missing = [key for record in evaluation["records"] if (key := array_key(record, None)) not in arrays]
     except (OSError, ValueError, EOFError, zipfile.BadZipFile):
-        raise ValueError(f"{folder / 'eval.npz'}: missing or damaged; run `minifork eval` again") from None
+        raise ValueError(f"{path.with_suffix('.npz')}: missing or damaged; run `minifork eval` again") from None
     if missing:
-        raise ValueError(f"{folder / 'eval.npz'}: does not belong to eval.json; run `minifork eval` again")
+        raise ValueError(f"{path.with_suffix('.npz')}: does not belong to {path.name}; run `minifork eval` again")
     weights = passk.resamples(evaluation["n_problems"], config.eval.bootstrap)
     return Results(evaluation["records"], arrays, weights)

@@ -14,10 +14,16 @@ from minifork import config as configs
 COMMANDS = {
     "pretrain": ("minifork.stages:pretrain", True, "train the base model on random graph walks"),
     "sft": ("minifork.stages:sft", True, "fine-tune the base model on traces (sft.fork_rate=0.5 ...)"),
-    "eval": ("minifork.evaluate:evaluate", False, "exact pass@k of every run of the task, cross-checked by rollouts"),
+    "eval": (
+        "minifork.evaluate:evaluate",
+        False,
+        "exact pass@k of every run, cross-checked by another engine",
+    ),
     "audit": ("minifork.stages:audit_command", False, "look for surface features that give the branch away"),
     "figures": ("experiments.figures:figures", False, "draw the figures from eval.json"),
     "claims": ("experiments.claims:claims", False, "say which claims held, from eval.json"),
+    "agreement": ("experiments.agreement:agreement", False, "test exact, split and rollout against each other"),
+    "bench": ("experiments.bench:bench", False, "time the engines against common ways to sample"),
     "reproduce": ("experiments.reproduce:reproduce", False, "run every stage; finished ones are skipped"),
 }
 

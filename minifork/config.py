@@ -24,6 +24,10 @@ def _require(condition: bool, key: str, value: Any, need: str) -> None:
         raise ValueError(f"{key} is {value!r}: {need}")
 
 
+ENGINES = ("auto", "exact", "split", "rollout")
+STRATIFY = ("none", "first", "fork", "entropy")
+
+
 @dataclass(frozen=True)
 class Walks:
     """The base corpus: stop, the chance to stop before each step; seq_len, tokens of a sequence."""
@@ -117,8 +121,14 @@ class SFT(Optim):
 
 @dataclass(frozen=True)
 class Eval:
-    """Evaluation: test problems, bootstrap resamples, and the size of the rollout cross-check."""
+    """Evaluation: the engine and the decoder, test problems, resamples, and the size of the cross-check."""
 
+    engine: str
+    budget: int
+    rollouts: int
+    policy: str
+    stratify: str
+    strata: int
     problems: int
     max_k: int
     bootstrap: int
@@ -127,8 +137,15 @@ class Eval:
 
     def __post_init__(self) -> None:
         for field in dataclasses.fields(self):
-            _require(getattr(self, field.name) >= 1, f"eval.{field.name}", getattr(self, field.name), "at least 1")
+            if field.type is int:
+                _require(getattr(self, field.name) >= 1, f"eval.{field.name}", getattr(self, field.name), "at least 1")
+        _require(self.engine in ENGINES, "eval.engine", self.engine, f"choose {', '.join(ENGINES)}")
+        _require(self.stratify in STRATIFY, "eval.stratify", self.stratify, f"choose {', '.join(STRATIFY)}")
+        _require(self.stratify == "none" or self.engine in ("auto", "exact"), "eval.engine", self.engine,
+                 "stratified decoders are computed, choose auto or exact")  # fmt: skip
         _require(self.max_k >= 64, "eval.max_k", self.max_k, "figures and claims read pass@64")
+        _require(self.rollouts >= self.max_k, "eval.rollouts", self.rollouts,
+                 f"pass@k up to eval.max_k={self.max_k} needs as many")  # fmt: skip
         _require(self.check_problems <= self.problems, "eval.check_problems", self.check_problems,
                  f"there are only eval.problems={self.problems}")  # fmt: skip
 

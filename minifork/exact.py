@@ -1,62 +1,88 @@
 """Exact pass@k inputs: the model multiplied with each problem's DFA, live prefixes only.
 
-A prefix is live while its DFA state is no sink. Every live prefix is evaluated once; the probability of
-each next token goes to the sink it leads to, or to a longer live prefix. When no live prefix is left the
-sinks hold, per problem, the probability that one sampled trace is accepted or fails in each way, up to
-the model's fp32 arithmetic (about 1e-5 in p).
+Every live prefix is evaluated once; the probability of each next token goes to the sink it leads to, or to
+a longer live prefix. When no live prefix is left, the sinks hold the probability that one sampled trace is
+accepted or fails in each way, up to the model's fp32 arithmetic (about 1e-5 in p). Stopped earlier, the
+probability still on live prefixes is the width of a certified interval around each p.
 """
 
-import torch
-from torch import Tensor
+import math
+import time
 
-from minifork.model import GPT, Prompts, Rows
+import torch
+
+from minifork.tree import ROWS, Block, Result, Tree, absorb, chunks
+
+FRONTIER_BYTES = 2**30  # keys and values kept for waiting prefixes, above which depth comes before mass
 
 
 @torch.no_grad()
-def exact(model: GPT, prompts: Prompts, dfa: Tensor, sinks: int, max_new: int, forced: Tensor | None = None) -> Tensor:
-    """Probability of each sink for each problem, float64[B, sinks]; every row sums to 1.
+def exact(tree: Tree, max_prefixes: float = math.inf, max_seconds: float = math.inf, width: float = 0.0) -> Result:
+    """Bounds on the probability of each sink, equal once the live language is exhausted.
 
-    dfa: int64[B, S, V], the automata (`data_gen.verifier.DFA`), whose last ``sinks`` states are sinks,
-    the last of them for traces that outgrow max_new tokens. forced: int64[B, F], tokens that every trace
-    begins with. Raises ValueError on logits that are not finite, naming the problem.
+    Expands live prefixes, the heaviest of all problems first, until none is left, every p is known within
+    ``width``, or a budget is spent: max_prefixes decoded, or max_seconds (checked before each block of
+    prefixes). While too many wait, the longest come first, which bounds memory and loses nothing. Raises
+    ValueError for a budget of zero or less, for a negative width and, naming the problem, on logits that are
+    not finite or from which the policy removes every token.
     """
-    count, states, _ = dfa.shape
-    first_sink = states - sinks
-    problem = torch.arange(count, device=dfa.device)
-    state = torch.zeros_like(problem)
-    mass = torch.ones(count, dtype=torch.float64, device=dfa.device)
-    absorbed = torch.zeros(count, sinks, dtype=torch.float64, device=dfa.device)
-    for token in () if forced is None else forced.T:
-        state = dfa[problem, state, token]
-    rows, logits = force(model, prompts, max_new, forced)
-
-    while len(mass):
-        require_finite(logits, problem)
-        branch_mass = torch.softmax(logits.double(), dim=-1) * mass[:, None]
-        after = dfa[problem, state]
-        at_sink = (after >= first_sink).nonzero(as_tuple=True)
-        absorbed.index_put_((problem[at_sink[0]], after[at_sink] - first_sink), branch_mass[at_sink], accumulate=True)
-        parent, token = ((after < first_sink) & (branch_mass > 0)).nonzero(as_tuple=True)
-        problem, state, mass = problem[parent], after[parent, token], branch_mass[parent, token]
-        if rows.length == max_new - 1:
-            absorbed[:, -1].index_add_(0, problem, mass)
+    for name, value in (("max_prefixes", max_prefixes), ("max_seconds", max_seconds)):
+        if not value > 0:
+            raise ValueError(f"{name} is {value}: a budget must be above 0")
+    if not width >= 0:
+        raise ValueError(f"width is {width}: it must not be negative")
+    started = time.monotonic()
+    ends = torch.zeros(len(tree), tree.sinks, dtype=torch.float64, device=tree.dfa.device)
+    rows, state, logits = tree.root(1.0, ends)
+    mass = torch.ones(len(rows), dtype=torch.float64, device=tree.dfa.device)
+    frontier, evaluated = Frontier(), 0
+    while len(rows):
+        p = torch.softmax(tree.sampled_from(logits, rows.problem).double(), dim=-1)
+        frontier.push(absorb(tree, rows, state, p * mass[:, None], ends))
+        spent = evaluated >= max_prefixes or time.monotonic() - started >= max_seconds
+        if not frontier.blocks or spent or float(frontier.mass(tree).max()) <= width:
             break
-        rows.select(parent)
-        logits = model.decode(token, rows) if len(token) else logits
-    return absorbed
+        block = frontier.pop(max_prefixes - evaluated)
+        rows, logits = block.decode(tree.model)
+        state, mass = block.state, block.weight
+        evaluated += len(block)
+    return Result("exact", ends.cpu().numpy(), frontier.mass(tree).cpu().numpy(), None, evaluated)
 
 
-def require_finite(logits: Tensor, problem: Tensor) -> None:
-    """Raise ValueError naming the first problem int64[R] whose logits [R, V] are not all finite."""
-    finite = torch.isfinite(logits).all(dim=1)
-    if not finite.all():
-        raise ValueError(f"problem {int(problem[~finite][0])}: the model's logits are not finite")
+class Frontier:
+    """Live prefixes waiting to be expanded, in blocks of prefixes of one length and similar mass."""
+
+    def __init__(self) -> None:
+        self.blocks: list[Block] = []
+
+    def push(self, children: Block) -> None:
+        """Add the children of one expansion, cut into blocks by mass."""
+        self.blocks += _by_mass(children, list(chunks(len(children), ROWS)))
+
+    def pop(self, most: float) -> Block:
+        """Take the heaviest block (the one of longest prefixes while too much waits), at most ``most`` prefixes."""
+        parents = {id(block.parent): block.parent.nbytes for block in self.blocks}
+        crowded = sum(parents.values()) > FRONTIER_BYTES
+        best = max(
+            range(len(self.blocks)),
+            key=lambda i: (self.blocks[i].parent.length if crowded else 0, float(self.blocks[i].weight.sum())),
+        )
+        block = self.blocks.pop(best)
+        if len(block) <= most:
+            return block
+        some, rest = _by_mass(block, [slice(0, int(most)), slice(int(most), None)])
+        self.blocks.append(rest)
+        return some
+
+    def mass(self, tree: Tree) -> torch.Tensor:
+        """What waits, float64[B]."""
+        total = torch.zeros(len(tree), dtype=torch.float64, device=tree.dfa.device)
+        for block in self.blocks:
+            total.index_add_(0, block.problem, block.weight)
+        return total
 
 
-def force(model: GPT, prompts: Prompts, max_new: int, forced: Tensor | None) -> tuple[Rows, Tensor]:
-    """One row a problem after its forced tokens int64[B, F]: the rows and their next logits [B, V]."""
-    rows = Rows(prompts, torch.arange(len(prompts), device=prompts.logits.device), max_new)
-    logits = prompts.logits
-    for token in () if forced is None else forced.T:
-        logits = model.decode(token, rows)
-    return rows, logits
+def _by_mass(block: Block, parts: list[slice]) -> list[Block]:
+    """Parts of a block taken in order of falling mass; inside a part prefixes keep the block's order."""
+    order = block.weight.argsort(descending=True, stable=True)
+    return [block[order[part].sort().values] for part in parts]

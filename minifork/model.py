@@ -119,8 +119,8 @@ class Prompts:
     def length(self) -> int:
         return self.k.shape[3]
 
-    def __getitem__(self, problems: slice) -> "Prompts":
-        return Prompts(self.logits[problems], self.k[:, problems], self.v[:, problems])
+    def __getitem__(self, some: slice | Tensor) -> "Prompts":
+        return Prompts(self.logits[some], self.k[:, some], self.v[:, some])
 
 
 class Rows:
@@ -131,51 +131,72 @@ class Rows:
 
     def __init__(self, prompts: Prompts, problem: Tensor, capacity: int) -> None:
         layers, _, heads, _, size = prompts.k.shape
-        self.prompts, self.length = prompts, 0
-        self.k = prompts.k.new_zeros(layers, len(problem), heads, capacity, size)
-        self.v = torch.zeros_like(self.k)
-        self._assign(problem)
+        self.prompts, self.problem, self.length = prompts, problem, 0
+        self.k = prompts.k.new_empty(layers, len(problem), heads, capacity, size)
+        self.v = torch.empty_like(self.k)
+        self.width, self.unit, self.slot = _share_prompts(problem, len(prompts))
 
-    def _assign(self, problem: Tensor) -> None:
-        self.problem = problem
-        per_problem = torch.bincount(problem, minlength=len(self.prompts))
-        self.widest = int(per_problem.max()) if len(problem) else 0
-        first = per_problem.cumsum(0) - per_problem
-        self.slot = problem * self.widest + torch.arange(len(problem), device=problem.device) - first[problem]
+    def __len__(self) -> int:
+        return len(self.problem)
 
-    def select(self, rows: Tensor) -> None:
-        """Keep rows int64[R'] (ascending, repeats allowed: a prefix may have several children)."""
-        if len(rows) == len(self.problem) and torch.equal(rows, torch.arange(len(rows), device=rows.device)):
-            return
-        self.k, self.v = self.k[:, rows], self.v[:, rows]
-        self._assign(self.problem[rows])
+    @property
+    def nbytes(self) -> int:
+        return self.k.nbytes + self.v.nbytes
+
+    def take(self, rows: Tensor) -> "Rows":
+        """A copy of rows int64[R'] (ascending, repeats allowed: a prefix may have several children)."""
+        taken = Rows(self.prompts, self.problem[rows], self.k.shape[3])
+        taken.length = self.length
+        taken.k[..., : self.length, :] = self.k[:, rows, :, : self.length]
+        taken.v[..., : self.length, :] = self.v[:, rows, :, : self.length]
+        return taken
 
     def attend(self, layer: int, q: Tensor, k: Tensor, v: Tensor) -> Tensor:
         """One new query a row, [R, H, D], against its prompt and its suffix, the new token included."""
         self.k[layer, :, :, self.length], self.v[layer, :, :, self.length] = k, v
         end = self.length + 1
         prompt_k, prompt_v = self.prompts.k[layer], self.prompts.v[layer]
+        if self.unit is not None:
+            prompt_k, prompt_v = prompt_k[self.unit], prompt_v[self.unit]
         suffix_k, suffix_v = self.k[layer, :, :, :end], self.v[layer, :, :, :end]
 
-        grouped = rearrange(self._group(q), "b m h d -> b h m d")
-        on_prompt = self._ungroup(rearrange(grouped @ prompt_k.mT, "b h m p -> b m h p"))
+        grouped = rearrange(self._group(q), "u w h d -> u h w d")
+        on_prompt = self._ungroup(rearrange(grouped @ prompt_k.mT, "u h w p -> u w h p"))
         on_suffix = (suffix_k @ q[..., None])[..., 0]
         scores = torch.cat([on_prompt, on_suffix], dim=-1) / math.sqrt(q.shape[-1])
         weights = torch.softmax(scores.float(), dim=-1).to(q.dtype)
         on_prompt, on_suffix = weights.split([self.prompts.length, end], dim=-1)
 
-        grouped = rearrange(self._group(on_prompt), "b m h p -> b h m p")
-        from_prompt = self._ungroup(rearrange(grouped @ prompt_v, "b h m d -> b m h d"))
+        grouped = rearrange(self._group(on_prompt), "u w h p -> u h w p")
+        from_prompt = self._ungroup(rearrange(grouped @ prompt_v, "u h w d -> u w h d"))
         return from_prompt + (on_suffix[..., None, :] @ suffix_v)[..., 0, :]
 
     def _group(self, x: Tensor) -> Tensor:
-        """[R, ...] to [B, widest, ...], so that the rows of a problem meet its prompt in one product."""
-        shape = (len(self.prompts), self.widest, *x.shape[1:])
-        if len(x) == shape[0] * shape[1]:
-            return x.view(shape)
-        return x.new_zeros(shape[0] * shape[1], *x.shape[1:]).index_copy_(0, self.slot, x).view(shape)
+        """[R, ...] to [U, width, ...], so that rows of one problem meet its prompt in one product."""
+        units = len(self.prompts) if self.unit is None else len(self.unit)
+        if len(x) == units * self.width:
+            return x.view(units, self.width, *x.shape[1:])
+        padded = x.new_zeros(units * self.width, *x.shape[1:]).index_copy_(0, self.slot, x)
+        return padded.view(units, self.width, *x.shape[1:])
 
     def _ungroup(self, x: Tensor) -> Tensor:
         """The inverse of `_group`."""
         flat = x.flatten(0, 1)
         return flat if len(flat) == len(self.slot) else flat[self.slot]
+
+
+def _share_prompts(problem: Tensor, prompts: int) -> tuple[int, Tensor | None, Tensor]:
+    """Pack rows into units of ``width`` rows of one problem, so that at most two thirds are padding.
+
+    problem: int64[R], ascending. Returns the width, the problem of each unit int64[U] (None: one unit for
+    each of the prompts) and the place int64[R] of each row among the U * width.
+    """
+    rows_of = torch.bincount(problem, minlength=prompts)
+    rank = torch.arange(len(problem), device=problem.device) - (rows_of.cumsum(0) - rows_of)[problem]
+    widest = int(rows_of.max())
+    if prompts * widest <= 2 * len(problem):
+        return widest, None, problem * widest + rank
+    width = -(-len(problem) // int((rows_of > 0).sum()))
+    units_of = (rows_of + width - 1) // width
+    unit = torch.arange(prompts, device=problem.device).repeat_interleave(units_of)
+    return width, unit, (units_of.cumsum(0) - units_of)[problem] * width + rank

@@ -16,6 +16,8 @@ import math
 import numpy as np
 from numpy.typing import ArrayLike
 
+_FACTORS = 1000  # of a product, above which its Stirling series is as accurate
+
 
 def solve_rate(p: ArrayLike, k: ArrayLike) -> np.ndarray:
     """1 - (1 - p)^k in fp64, stable for p near 0 and 1; p and k broadcast against each other."""
@@ -40,10 +42,102 @@ def unbiased(correct: ArrayLike, n: int, k: int) -> np.ndarray:
         raise ValueError(f"k is {k}: with n = {n} rollouts pass@k can be estimated for k = 1 .. {n}")
     if ((correct < 0) | (correct > n)).any():
         raise ValueError(f"correct has counts outside 0 .. n = {n}")
-    # C(n-c, k)/C(n, k) is the product over j < c of (n-k-j)/(n-j): c factors, no large numbers to cancel
-    most = min(int(correct.max(initial=0)), n - k)
-    log_miss = np.concatenate([[0.0], np.cumsum(np.log1p(-k / (n - np.arange(most))))])
-    return np.where(n - correct < k, 1.0, -np.expm1(log_miss[np.minimum(correct, most)]))
+    some, place = np.unique(correct, return_inverse=True)
+    log_miss = _log_miss(some.astype(np.float64), n, k)[place.reshape(correct.shape)]
+    return np.where(n - correct < k, 1.0, 0.0 - np.expm1(log_miss))  # 0 - 0 is 0, -0 would print its sign
+
+
+def _log_miss(c: np.ndarray, n: int, k: int) -> np.ndarray:
+    """log C(n-c, k)/C(n, k), float64[m], from c [m]; meaningless where c + k > n.
+
+    The ratio is a product of min(c, k) factors 1 - max(c, k)/(n - j). Where these are many it is the
+    difference of Stirling series, in which the terms of order n log n cancel exactly.
+    """
+    few, many = np.minimum(c, k), np.maximum(c, k)
+    j = np.arange(min(_FACTORS, int(few.max(initial=0))))
+    with np.errstate(divide="ignore", invalid="ignore"):
+        factors = np.where(j < few[:, None], np.log1p(-many[:, None] / (n - j)), 0.0)
+        c = np.minimum(c, n - k - 1.0)
+        a, b, rest = n - c, n - float(k), n - c - k
+        series = (a + 0.5) * np.log1p(-c / n) + (b + 0.5) * np.log1p(-k / n) - (rest + 0.5) * np.log1p(-(c + k) / n)
+        series += (1 / a + 1 / np.maximum(b, 1) - 1 / n - 1 / rest) / 12
+    return np.where(few > _FACTORS, series, factors.sum(axis=1))
+
+
+def estimator_variance(p: np.ndarray, n: int, k: int) -> np.ndarray:
+    """Variance of the unbiased estimator from n rollouts of one problem, float64[m], at p float64[m].
+
+    The estimator averages over all k-subsets; two of them that share j rollouts both miss with probability
+    (1-p)^(2k-j), and covary by the excess over (1-p)^2k. Raises ValueError for k outside 1..n.
+    """
+    if not 1 <= k <= n:
+        raise ValueError(f"k is {k}: with n = {n} rollouts pass@k can be estimated for k = 1 .. {n}")
+    shared = np.arange(max(0, 2 * k - n), k + 1)
+    # how often two share j, from ratios of neighbours: log factorials have too few digits at large n
+    j = shared[:-1].astype(np.float64)
+    steps = 2 * np.log(k - j) - np.log(j + 1) - np.log(n - 2 * k + j + 1)
+    log_share = np.concatenate([[0.0], np.cumsum(steps)])
+    share = np.exp(log_share - log_share.max())
+    with np.errstate(divide="ignore", invalid="ignore"):
+        log_miss = np.log1p(-np.clip(p, 0.0, 1.0))[:, None]
+        covariance = np.exp(log_miss * (2 * k - shared)) * -np.expm1(log_miss * shared)
+    return np.where(log_miss > -np.inf, covariance, 0.0) @ (share / share.sum())
+
+
+def sampling_error(p: np.ndarray, n: int, k: int) -> float:
+    """Standard error that n rollouts a problem leave in pass@k of these problems, p float64[m]."""
+    return math.sqrt(estimator_variance(p, n, k).sum()) / len(p)
+
+
+def rollouts_needed(p: np.ndarray, k: int, error: float, most: int = 10**9) -> int | None:
+    """Fewest rollouts a problem for which pass@k of these problems has at most this standard error.
+
+    p: float64[m]; only the sampling of rollouts counts, not that of problems. None if ``most`` do not do.
+    Raises ValueError for an error of 0 or less.
+    """
+    if not error > 0:
+        raise ValueError(f"error is {error}: it must be above 0")
+
+    def enough(n: int) -> bool:
+        return sampling_error(p, n, k) <= error
+
+    if k > most or not enough(most):
+        return None
+    low, high = k, most
+    while low < high:
+        middle = (low + high) // 2
+        low, high = (low, middle) if enough(middle) else (middle + 1, high)
+    return high
+
+
+def cover_at(p: np.ndarray, taus: ArrayLike) -> np.ndarray:
+    """Cover@tau, float64[T]: the share of problems with p_i >= tau. Large k alone rewards rare luck."""
+    return (p[:, None] >= np.asarray(taus)).mean(axis=0)
+
+
+def beta_interval(correct: ArrayLike, n: int, level: float = 0.95) -> np.ndarray:
+    """Jeffreys interval of p for each problem, float64[2, ...]: quantiles of Beta(c + 1/2, n - c + 1/2).
+
+    correct: int[...], accepted rollouts out of n.
+    """
+    correct = np.asarray(correct)
+    some, place = np.unique(correct, return_inverse=True)
+    tails = [(1 - level) / 2, (1 + level) / 2]
+    ends = np.array([_beta_quantiles(c + 0.5, n - c + 0.5, tails) for c in some])
+    return ends[place.reshape(correct.shape)].transpose(-1, *range(correct.ndim))
+
+
+def _beta_quantiles(a: float, b: float, q: list[float]) -> np.ndarray:
+    """Quantiles of Beta(a, b), by integrating its density over log-odds, where it is log-concave."""
+    mode, spread = math.log(a / b), math.sqrt(1 / a + 1 / b)
+    # the tails fall off at least like exp(-a t) to the left and exp(-b t) to the right
+    left, right = max(12 * spread, 40 / a), max(12 * spread, 40 / b)
+    grid = np.linspace(-1, 1, 20_001)
+    t = mode + np.where(grid < 0, -left, right) * grid**2
+    log_density = -a * np.logaddexp(0, -t) - b * np.logaddexp(0, t)
+    density = np.exp(log_density - log_density.max())
+    mass = np.concatenate([[0.0], np.cumsum((density[1:] + density[:-1]) / 2 * np.diff(t))])
+    return 1 / (1 + np.exp(-np.interp(q, mass / mass[-1], t)))
 
 
 def resamples(n: int, count: int, seed: int = 0) -> np.ndarray:
@@ -58,6 +152,16 @@ def resamples(n: int, count: int, seed: int = 0) -> np.ndarray:
 def interval(draws: np.ndarray, level: float = 0.95) -> np.ndarray:
     """The percentile interval of bootstrap draws float64[count, ...], float64[2, ...]."""
     return np.quantile(draws, [(1 - level) / 2, (1 + level) / 2], axis=0)
+
+
+def hierarchical(values: np.ndarray, count: int, seed: int = 0) -> np.ndarray:
+    """Bootstrap draws float64[count] of the mean of values float64[pairs, n], one row a pair of seeds.
+
+    Seed pairs and problems are resampled independently of each other, the same problems for every pair,
+    because all pairs are measured on the same problems (the pigeonhole bootstrap of Owen 2007).
+    """
+    of_pairs, of_problems = resamples(len(values), count, seed + 1), resamples(values.shape[1], count, seed)
+    return ((of_pairs @ values) * of_problems).sum(axis=1)
 
 
 def polarisation(mean_p: np.ndarray, passed: np.ndarray, ks: ArrayLike) -> tuple[np.ndarray, np.ndarray]:
@@ -75,27 +179,11 @@ def rho(p: np.ndarray) -> float:
     return float(p.var()) / (mean * (1 - mean)) if 0 < mean < 1 else 0.0
 
 
-def randomised_pit(correct: np.ndarray, n: int, p: np.ndarray, rng: np.random.Generator) -> np.ndarray:
-    """Randomised probability integral transform, float64[m]: uniform exactly if correct ~ Binomial(n, p).
-
-    F(c - 1) + v (F(c) - F(c - 1)) with v uniform, F the binomial distribution function. Unlike two-sided
-    p-values it is uniform at every p, also for polarised ones.
-    """
-    c = np.arange(n + 1)
-    log_choose = math.lgamma(n + 1) - np.array([math.lgamma(i + 1) + math.lgamma(n - i + 1) for i in c])
-    p = np.clip(p, 1e-300, 1 - 1e-16)[:, None]
-    mass = np.exp(log_choose + c * np.log(p) + (n - c) * np.log1p(-p))
-    upper = np.cumsum(mass, axis=1)[np.arange(len(correct)), correct]
-    return np.clip(upper - rng.random(len(correct)) * mass[np.arange(len(correct)), correct], 0.0, 1.0)
-
-
-def ks_uniform(u: np.ndarray) -> float:
-    """p-value of the Kolmogorov-Smirnov test that u [m] is uniform on [0, 1] (Stephens 1970)."""
-    m = len(u)
-    u, grid = np.sort(u), np.arange(m)
-    distance = max(((grid + 1) / m - u).max(), (u - grid / m).max())
-    x = (math.sqrt(m) + 0.12 + 0.11 / math.sqrt(m)) * distance
-    if x < 0.2:  # the series below needs ever more terms there, and the p-value is 1 to 12 digits
-        return 1.0
-    j = np.arange(1, 101)
-    return float(np.clip(2 * np.sum((-1.0) ** (j - 1) * np.exp(-2 * (j * x) ** 2)), 0.0, 1.0))
+def log_choose(n: int, k: ArrayLike) -> np.ndarray:
+    """log C(n, k), float64[...], to about 1e-16 n log n; -inf outside 0 .. n."""
+    k = np.asarray(k)
+    factorial = np.vectorize(math.lgamma, otypes=[float])
+    inside = (k >= 0) & (k <= n)
+    within = np.where(inside, k, 0)
+    log = math.lgamma(n + 1) - factorial(within + 1.0) - factorial(n - within + 1.0)
+    return np.where(inside, log, -np.inf)

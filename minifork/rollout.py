@@ -4,15 +4,14 @@ Each draw depends only on (seed, problem, rollout, step), so results do not depe
 batched, and any single one can be drawn again.
 """
 
+import numpy as np
 import torch
 from torch import Tensor
 
-from minifork.exact import require_finite
-from minifork.model import GPT, Prompts, Rows
 from minifork.philox import uniform
+from minifork.tree import ROWS, Result, Traces, Tree
 
 SAMPLE = 0  # the purpose word of a sampling draw
-ROWS = 4096  # rollouts in flight: the best size measured on two cores
 
 
 def draw(logits: Tensor, u: Tensor) -> Tensor:
@@ -30,55 +29,75 @@ def draw(logits: Tensor, u: Tensor) -> Tensor:
 
 
 @torch.no_grad()
-def rollout(
-    model: GPT,
-    prompts: Prompts,
-    dfa: Tensor,
-    sinks: int,
-    max_new: int,
-    n: int,
-    seed: int,
-    first_problem: int = 0,
-) -> Tensor:
-    """Sample n rollouts a problem and count where they end: int64[B, sinks], rows sum to n.
+def rollout(tree: Tree, n: int, seed: int, traces: bool = False) -> Result:
+    """Where n rollouts a problem end; with ``traces``, also what they were.
 
-    dfa, sinks, max_new as in `minifork.exact.exact`. first_problem: the global id of problem 0, part of
-    the key of every draw. Raises ValueError for n < 1 and, naming the problem, on logits that are not finite.
+    Raises ValueError for n < 1 and, naming the problem, on logits that are not finite or from which the
+    policy removes every token.
     """
     if n < 1:
         raise ValueError(f"n is {n}: sample at least 1 rollout a problem")
-    counts = torch.zeros(len(prompts), sinks, dtype=torch.int64, device=dfa.device)
+    ends = torch.zeros(len(tree), tree.sinks, dtype=torch.int64, device=tree.dfa.device)
+    kept = _no_traces(tree, n) if traces else None
     problems_at_once, rollouts_at_once = max(1, ROWS // n), min(n, ROWS)
-    for start in range(0, len(prompts), problems_at_once):
-        some = slice(start, min(start + problems_at_once, len(prompts)))
+    evaluated = 0
+    for start in range(0, len(tree), problems_at_once):
+        some = slice(start, min(start + problems_at_once, len(tree)))
         for first in range(0, n, rollouts_at_once):
-            ids = torch.arange(first, min(first + rollouts_at_once, n), device=dfa.device)
-            _roll(model, prompts[some], dfa[some], max_new, seed, ids, first_problem + start, counts[some])
-    return counts
+            ids = slice(first, min(first + rollouts_at_once, n))
+            part = kept and Traces(kept.tokens[some, ids], kept.logp[some, ids], kept.sink[some, ids])
+            evaluated += _roll(tree[some], seed, ids, ends[some], part)
+    return Result("rollout", ends.cpu().numpy() / n, np.zeros(len(tree)), n, evaluated, kept)
 
 
-def _roll(
-    model: GPT, prompts: Prompts, dfa: Tensor, max_new: int, seed: int, ids: Tensor, first_problem: int, counts: Tensor
-) -> None:
-    """Run the rollouts ``ids`` of every problem to their sinks and add them to counts."""
-    first_sink = dfa.shape[1] - counts.shape[1]
-    problem = torch.arange(len(prompts), device=dfa.device).repeat_interleave(len(ids))
-    rollout_id = ids.repeat(len(prompts))
+def _roll(tree: Tree, seed: int, ids: slice, ends: Tensor, traces: Traces | None) -> int:
+    """Run the rollouts ``ids`` of every problem, add where they end to ends; returns the tokens decoded."""
+    n = ids.stop - ids.start
+    rows, state, logits = tree.root(n, ends)
+    if traces:
+        _keep_forced(tree, traces)
+    problem, rollout_id = rows.problem.repeat_interleave(n), torch.arange(n, device=ends.device).repeat(len(rows))
+    first = torch.arange(len(rows), device=ends.device).repeat_interleave(n)
+    rows, state, logits = rows.take(first), state[first], logits[first]
+    evaluated = 0
+    while len(rows):
+        sampled = tree.sampled_from(logits, problem)
+        u = uniform(seed, ids.start + rollout_id, rows.length, tree.ids[problem], SAMPLE)
+        token = draw(sampled, u)
+        state = tree.dfa[problem, state, token]
+        if rows.length == tree.max_new - 1:
+            state = torch.where(state < tree.first_sink, tree.dfa.shape[1] - 1, state)
+        done = state >= tree.first_sink
+        sink = state[done] - tree.first_sink
+        ends += torch.bincount(problem[done] * tree.sinks + sink, minlength=ends.numel()).view_as(ends)
+        if traces:
+            traces.tokens[problem, rollout_id, rows.length] = token
+            logp = torch.log_softmax(sampled, dim=-1).gather(1, token[:, None])[:, 0]
+            traces.logp[problem, rollout_id, rows.length] = logp
+            traces.sink[problem[done], rollout_id[done]] = sink
+        if done.any():
+            live = (~done).nonzero()[:, 0]
+            problem, rollout_id, token, state = problem[live], rollout_id[live], token[live], state[live]
+            rows = rows.take(live)
+        if len(rows):
+            logits = tree.model.decode(token, rows)
+            evaluated += len(rows)
+    return evaluated
+
+
+def _no_traces(tree: Tree, n: int) -> Traces:
+    shape, device = (len(tree), n, tree.max_new), tree.dfa.device
+    tokens = torch.full(shape, -1, dtype=torch.int64, device=device)
+    return Traces(tokens, torch.zeros(shape, device=device), torch.full_like(tokens[..., 0], -1))
+
+
+def _keep_forced(tree: Tree, traces: Traces) -> None:
+    """Write the forced tokens, and the sink of the traces that these alone end."""
+    problem = torch.arange(len(tree), device=tree.dfa.device)
     state = torch.zeros_like(problem)
-    rows = Rows(prompts, problem, max_new)
-    logits = prompts.logits[problem]
-    for step in range(max_new):
-        require_finite(logits, first_problem + problem)
-        token = draw(logits, uniform(seed, rollout_id, step, first_problem + problem, SAMPLE))
-        state = dfa[problem, state, token]
-        done = state >= first_sink
-        ended = problem[done] * counts.shape[1] + state[done] - first_sink
-        counts += torch.bincount(ended, minlength=counts.numel()).view_as(counts)
-        live = (~done).nonzero()[:, 0]
-        if not len(live):
-            return
-        problem, rollout_id, state = problem[live], rollout_id[live], state[live]
-        if step < max_new - 1:
-            rows.select(live)
-            logits = model.decode(token[live], rows)
-    counts[:, -1] += torch.bincount(problem, minlength=len(prompts))
+    for step, token in enumerate(() if tree.forced is None else tree.forced.T):
+        live = state < tree.first_sink
+        traces.tokens[live, :, step] = token[live, None]
+        state = tree.dfa[problem, state, token]
+    ended = state >= tree.first_sink
+    traces.sink[ended] = (state[ended] - tree.first_sink)[:, None]

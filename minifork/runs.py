@@ -11,6 +11,7 @@ never half of one.
 import contextlib
 import json
 import os
+import platform
 import re
 import tempfile
 from collections.abc import Callable
@@ -108,6 +109,17 @@ def load_weights(path: Path, device: str = "cpu") -> dict:
     return payload
 
 
+def machine() -> str:
+    """The processor's name."""
+    try:
+        names = [
+            line.split(":", 1)[1] for line in Path("/proc/cpuinfo").read_text().splitlines() if "model name" in line
+        ]
+    except OSError:
+        names = []
+    return names[0].strip() if names else platform.processor() or platform.machine()
+
+
 def task_folder(config: Config) -> Path:
     """runs/<task>, where all runs of a task live."""
     return Path(config.runs) / config.task
@@ -126,6 +138,11 @@ def run_folder(config: Config, stage: str) -> Path:
         return base_folder(config)
     kind = variant(config, stage).replace("data", f"fork{config.sft.fork_rate:g}", 1)
     return task_folder(config) / f"sft-{kind}-seed{config.seed}"
+
+
+def eval_file(config: Config) -> Path:
+    """Where an evaluation is kept: eval.json, or eval-<name>.json for one with a name (npz beside it)."""
+    return task_folder(config) / (f"eval-{config.name}.json" if config.name else "eval.json")
 
 
 def variant(config: Config, stage: str) -> str:

@@ -1,6 +1,5 @@
 """The stages that train: pretraining on random walks, fine-tuning on traces. Both hand a Job to `train.fit`."""
 
-import platform
 from functools import lru_cache
 from pathlib import Path
 
@@ -183,7 +182,7 @@ def _meta(config: Config, stage: str, name: str) -> dict:
         "seed": config.seed if stage == "sft" else None,
         "base_seed": config.base_seed,
         "config_hash": fingerprint(runs.identity(config, stage)),
-        "machine": platform.processor() or platform.machine(),
+        "machine": runs.machine(),
         "torch": torch.__version__,
         "threads": torch.get_num_threads(),
     }

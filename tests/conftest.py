@@ -1,5 +1,8 @@
 """What several test files share: a small config, models with weights large enough to matter, thread counts."""
 
+import contextlib
+import io
+import shutil
 from collections.abc import Callable, Iterator
 from pathlib import Path
 
@@ -8,6 +11,7 @@ import torch
 
 from minifork.config import Shape
 from minifork.model import GPT
+from tests.pipeline import SFT, Pipeline
 
 CONFIG = Path(__file__).parent.parent / "experiments" / "configs" / "star.yaml"
 SMALL = """
@@ -65,3 +69,32 @@ def threads() -> Iterator[Callable[[int], None]]:
     before = torch.get_num_threads()
     yield torch.set_num_threads
     torch.set_num_threads(before)
+
+
+@pytest.fixture(scope="session")
+def trained(tmp_path_factory, config_file, small):
+    """A pipeline that ran every stage; never changed by a test. What it printed is in ``.printed``."""
+    pipeline = Pipeline(tmp_path_factory.mktemp("runs"), config_file, small)
+    out, err = io.StringIO(), io.StringIO()
+    with contextlib.redirect_stdout(out), contextlib.redirect_stderr(err):
+        codes = [pipeline("pretrain"), *(pipeline("sft", *overrides) for overrides in SFT.values())]
+        codes += [pipeline(command) for command in ("eval", "figures", "claims")]
+    pipeline.printed, pipeline.codes = out.getvalue(), codes
+    return pipeline
+
+
+@pytest.fixture
+def copy(trained, tmp_path, config_file, small):
+    """A function that gives a pipeline of its own with copies of some of the trained folders."""
+
+    def make(*names: str) -> Pipeline:
+        for name in names:
+            source = trained.folder / name
+            if source.is_dir():
+                shutil.copytree(source, tmp_path / "runs" / "star" / name)
+            else:
+                (tmp_path / "runs" / "star").mkdir(parents=True, exist_ok=True)
+                shutil.copy2(source, tmp_path / "runs" / "star" / name)
+        return Pipeline(tmp_path / "runs", config_file, small)
+
+    return make

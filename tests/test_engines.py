@@ -17,11 +17,14 @@ from hypothesis import strategies as st
 import minifork.rollout as rollouts
 from data_gen import star, streams, verifier
 from data_gen.star import Star
-from minifork import passk
+from minifork import agree
 from minifork.config import Shape
 from minifork.exact import exact
+from minifork.model import Rows
 from minifork.philox import philox4x32, uniform
+from minifork.policy import parse
 from minifork.rollout import draw, rollout
+from minifork.tree import Tree
 
 TASK = Star(nodes=8, branches=2, length=3)
 SINKS = len(verifier.SINKS)
@@ -82,7 +85,7 @@ def test_uniform_is_uniform_and_on_its_grid():
     for u in streams_of_draws:
         assert 0 <= u.min() and u.max() < 1
         assert torch.equal(u.double() * 2**24, torch.floor(u.double() * 2**24))
-        assert passk.ks_uniform(u.double().numpy()) > KS_LEVEL
+        assert agree.ks_uniform(u.double().numpy()) > KS_LEVEL
         serial = np.corrcoef(u[1:].numpy(), u[:-1].numpy())[0, 1]
         assert abs(serial) * math.sqrt(n) < Z
     first, second, third = (u.numpy() for u in streams_of_draws)
@@ -146,6 +149,20 @@ def normal_of_chi_square(chi_square: float, freedom: int) -> float:
     return ((chi_square / freedom) ** (1 / 3) - (1 - spread)) / math.sqrt(spread)
 
 
+def ends(model, prompts, dfa, sinks, max_new, forced=None) -> np.ndarray:
+    """What exact says of each sink; every row must sum to 1."""
+    result = exact(Tree(model, prompts, dfa, sinks, max_new, forced=forced))
+    assert result.exact and (result.unknown == 0).all() and result.n is None
+    np.testing.assert_allclose(result.ends.sum(axis=1), 1, atol=1e-9)
+    return result.ends
+
+
+def sample(model, prompts, dfa, sinks, max_new, n, seed, first=0) -> np.ndarray:
+    """The counts of n rollouts a problem in each sink; the problems are numbered from ``first``."""
+    result = rollout(Tree(model, prompts, dfa, sinks, max_new, ids=first + torch.arange(len(prompts))), n, seed)
+    return np.rint(result.ends * n).astype(np.int64)
+
+
 # exact, on star problems
 
 
@@ -180,14 +197,14 @@ def teacher_forced(model, prompt: torch.Tensor, problems, forward: bool) -> tupl
 def test_exact_is_brute_force(make_model, scale):
     model, problems, prompt, prompts, dfa = star_case(make_model, scale=scale)
     n = len(problems)
-    free = exact(model, prompts, dfa, SINKS, TASK.trace_len).numpy()
+    free = ends(model, prompts, dfa, SINKS, TASK.trace_len)
     assert free.shape == (n, SINKS) and (free >= 0).all()
     np.testing.assert_allclose(free.sum(axis=1), 1, atol=1e-9)
     fwd, fwd_given = teacher_forced(model, prompt, problems, True)
     rev, rev_given = teacher_forced(model, prompt, problems, False)
     np.testing.assert_allclose(free[:, 0], fwd + rev, rtol=1e-4)
     for mode, given_mode in (("FWD", fwd_given), ("REV", rev_given)):
-        values = exact(model, prompts, dfa, SINKS, TASK.trace_len, forced(n, mode)).numpy()
+        values = ends(model, prompts, dfa, SINKS, TASK.trace_len, forced(n, mode))
         np.testing.assert_allclose(values.sum(axis=1), 1, atol=1e-9)
         np.testing.assert_allclose(values[:, 0], given_mode, rtol=1e-4)
 
@@ -196,11 +213,11 @@ def test_exact_is_the_mixture_of_its_first_tokens(make_model):
     """free = sum over first tokens of P(token) times the sinks under that forced token, for every sink."""
     model, problems, _, prompts, dfa = star_case(make_model)
     n = len(problems)
-    free = exact(model, prompts, dfa, SINKS, TASK.trace_len).numpy()
+    free = ends(model, prompts, dfa, SINKS, TASK.trace_len)
     first = torch.softmax(prompts.logits.double(), dim=1).numpy()
     mixture = np.zeros_like(free)
     for token in range(TASK.vocab_size):
-        given_token = exact(model, prompts, dfa, SINKS, TASK.trace_len, torch.full((n, 1), token)).numpy()
+        given_token = ends(model, prompts, dfa, SINKS, TASK.trace_len, torch.full((n, 1), token))
         mixture += first[:, token, None] * given_token
     np.testing.assert_allclose(free, mixture, atol=1e-7)
 
@@ -214,10 +231,10 @@ def test_exact_forces_several_tokens(make_model):
         logits = model(torch.cat([prompt, trace], dim=1)[:, :-1]).double()[:, -trace.shape[1] :]
     each = torch.softmax(logits, dim=2).gather(2, trace[..., None])[..., 0].numpy()
     for length in range(1, TASK.trace_len):
-        values = exact(model, prompts, dfa, SINKS, TASK.trace_len, trace[:, :length]).numpy()
+        values = ends(model, prompts, dfa, SINKS, TASK.trace_len, trace[:, :length])
         np.testing.assert_allclose(values[:, 0], each[:, length:].prod(axis=1), rtol=1e-4)
     wrong = torch.from_numpy(np.stack([trace[:, 0], trace[:, 1], star.children(TASK, problems)[:, 1]], axis=1))
-    values = exact(model, prompts, dfa, SINKS, TASK.trace_len, wrong).numpy()
+    values = ends(model, prompts, dfa, SINKS, TASK.trace_len, wrong)
     np.testing.assert_allclose(values[:, verifier.SINKS.index("wrong_branch")], 1, atol=1e-9)
 
 
@@ -246,8 +263,8 @@ def test_exact_sinks_are_brute_force(make_model):
         assert not live
     with torch.no_grad():
         prompts = model.prefill(prompt)
-    values = exact(model, prompts, torch.from_numpy(dfa.next.astype(np.int64)), SINKS, task.trace_len)
-    np.testing.assert_allclose(values.numpy(), expected, atol=1e-6)
+    values = ends(model, prompts, torch.from_numpy(dfa.next.astype(np.int64)), SINKS, task.trace_len)
+    np.testing.assert_allclose(values, expected, atol=1e-6)
     assert (expected > 0).all(axis=0)[: SINKS - 1].all()
 
 
@@ -255,18 +272,16 @@ def test_exact_does_not_depend_on_batch_order_or_threads(make_model, threads):
     model, problems, prompt, prompts, dfa = star_case(make_model)
     n = len(problems)
     threads(1)
-    together = exact(model, prompts, dfa, SINKS, TASK.trace_len).numpy()
+    together = ends(model, prompts, dfa, SINKS, TASK.trace_len)
     order = np.random.default_rng(0).permutation(n)
     with torch.no_grad():
-        shuffled = exact(model, model.prefill(prompt[order]), dfa[order], SINKS, TASK.trace_len).numpy()
-        alone = [
-            exact(model, model.prefill(prompt[i : i + 1]), dfa[i : i + 1], SINKS, TASK.trace_len) for i in range(5)
-        ]
-    some = exact(model, prompts[3:14], dfa[3:14], SINKS, TASK.trace_len).numpy()
+        shuffled = ends(model, model.prefill(prompt[order]), dfa[order], SINKS, TASK.trace_len)
+        alone = [ends(model, model.prefill(prompt[i : i + 1]), dfa[i : i + 1], SINKS, TASK.trace_len) for i in range(5)]
+    some = ends(model, prompts[3:14], dfa[3:14], SINKS, TASK.trace_len)
     threads(2)
-    two_threads = exact(model, prompts, dfa, SINKS, TASK.trace_len).numpy()
+    two_threads = ends(model, prompts, dfa, SINKS, TASK.trace_len)
     np.testing.assert_allclose(shuffled, together[order], atol=1e-6)
-    np.testing.assert_allclose(torch.cat(alone).numpy(), together[:5], atol=1e-6)
+    np.testing.assert_allclose(np.concatenate(alone), together[:5], atol=1e-6)
     np.testing.assert_allclose(some, together[3:14], atol=1e-6)
     np.testing.assert_allclose(two_threads, together, atol=1e-6)
 
@@ -274,18 +289,18 @@ def test_exact_does_not_depend_on_batch_order_or_threads(make_model, threads):
 def test_exact_length_limit(make_model):
     """What still lives at the limit goes to the last sink, and only that."""
     model, _, _, prompts, dfa = star_case(make_model)
-    full = exact(model, prompts, dfa, SINKS, TASK.trace_len).numpy()
+    full = ends(model, prompts, dfa, SINKS, TASK.trace_len)
     modes = torch.softmax(prompts.logits.double(), dim=1)[:, [TASK.fwd, TASK.rev]].sum(dim=1).numpy()
-    one = exact(model, prompts, dfa, SINKS, 1).numpy()
+    one = ends(model, prompts, dfa, SINKS, 1)
     np.testing.assert_allclose(one[:, -1], modes, atol=1e-9)
     np.testing.assert_allclose(one[:, 1], 1 - modes, atol=1e-9)
-    short = exact(model, prompts, dfa, SINKS, TASK.trace_len - 1).numpy()
+    short = ends(model, prompts, dfa, SINKS, TASK.trace_len - 1)
     np.testing.assert_allclose(short.sum(axis=1), 1, atol=1e-9)
     assert (short[:, 0] == 0).all() and (full[:, 0] > 0).all()
     early, late = verifier.SINKS.index("early_stop"), verifier.SINKS.index("too_long")
     for sink in set(range(1, SINKS)) - {early, late}:
         assert (short[:, sink] <= full[:, sink] + 1e-9).all()
-    longer = exact(model, prompts, dfa, SINKS, TASK.trace_len + 5).numpy()  # nothing lives that long
+    longer = ends(model, prompts, dfa, SINKS, TASK.trace_len + 1)  # nothing lives that long
     np.testing.assert_array_equal(longer, full)
 
 
@@ -298,19 +313,19 @@ def poisoned(prompts, problem: int):
 def test_nan_logits_are_refused(make_model):
     model, _, _, prompts, dfa = star_case(make_model)
     with pytest.raises(ValueError, match="problem 17"):
-        exact(model, poisoned(prompts, 17), dfa, SINKS, TASK.trace_len)
+        ends(model, poisoned(prompts, 17), dfa, SINKS, TASK.trace_len)
     broken = copy.deepcopy(model)
     with torch.no_grad():
         broken.position.weight[TASK.prompt_len + 1] = math.nan
     with pytest.raises(ValueError, match="problem 0"):
-        exact(broken, prompts, dfa, SINKS, TASK.trace_len)
+        ends(broken, prompts, dfa, SINKS, TASK.trace_len)
 
 
 def test_nan_logits_are_refused_by_rollouts(make_model):
     """A sampler that draws something from not-a-number logits reports a healthy 0 instead of a broken model."""
     model, _, _, prompts, dfa = star_case(make_model)
     with pytest.raises(ValueError, match="problem 17"):
-        rollout(model, poisoned(prompts, 17), dfa, SINKS, TASK.trace_len, 4, seed=0)
+        sample(model, poisoned(prompts, 17), dfa, SINKS, TASK.trace_len, 4, seed=0)
 
 
 # rollouts against exact, on random automata, whose probabilities are spread over (0, 1)
@@ -331,20 +346,20 @@ def random_case(make_model):
     model = make_model(2, Shape(1, 16, 2), VOCAB, 6 + LONGEST, scale=0.5)
     with torch.no_grad():
         prompts = model.prefill(torch.from_numpy(rng.integers(VOCAB, size=(PROBLEMS, 6))))
-    p = exact(model, prompts, dfa, RANDOM_SINKS, LONGEST).numpy()
+    p = ends(model, prompts, dfa, RANDOM_SINKS, LONGEST)
     assert p[:, 0].std() > 0.1
     return model, prompts, dfa, p
 
 
 def roll(case, n: int = N, seed: int = 3, model=None) -> np.ndarray:
-    counts = rollout(model or case[0], case[1], case[2], RANDOM_SINKS, LONGEST, n, seed).numpy()
+    counts = sample(model or case[0], case[1], case[2], RANDOM_SINKS, LONGEST, n, seed)
     assert (counts.sum(axis=1) == n).all() and (counts >= 0).all()
     return counts
 
 
 def ks_of_sinks(counts: np.ndarray, p: np.ndarray) -> list[float]:
     n, rng = int(counts[0].sum()), np.random.default_rng(4)
-    return [passk.ks_uniform(passk.randomised_pit(counts[:, s], n, p[:, s], rng)) for s in range(p.shape[1])]
+    return [agree.ks_uniform(agree.randomised_pit(counts[:, s], n, p[:, s], rng)) for s in range(p.shape[1])]
 
 
 def test_rollouts_agree_with_exact(random_case):
@@ -360,8 +375,8 @@ def test_rollouts_agree_with_exact(random_case):
 def test_rollouts_agree_with_exact_on_stars(make_model):
     """The real automata under forced variety: five sinks that a random model reaches."""
     model, _, _, prompts, dfa = star_case(make_model, n=150, scale=0.25)
-    p = exact(model, prompts, dfa, SINKS, TASK.trace_len).numpy()
-    counts = rollout(model, prompts, dfa, SINKS, TASK.trace_len, 40, seed=7).numpy()
+    p = ends(model, prompts, dfa, SINKS, TASK.trace_len)
+    counts = sample(model, prompts, dfa, SINKS, TASK.trace_len, 40, seed=7)
     assert (counts.sum(axis=1) == 40).all() and (counts.sum(axis=0) > 0).sum() >= 4
     reached = p.mean(axis=0) > 1e-3
     assert min(ks_of_sinks(counts[:, reached], p[:, reached]) if reached.all() else [1.0]) > KS_LEVEL
@@ -402,10 +417,10 @@ def test_one_draw_for_all_problems_is_caught(random_case, monkeypatch):
         lambda seed, row, step, problem, purpose: uniform(seed, row, step, torch.zeros_like(row), 0),
     )
     case = random_case[0], random_case[1][:1], random_case[2][:1], random_case[3][:1]
-    same = rollout(case[0], repeat(case[1], 50), case[2].expand(50, -1, -1), RANDOM_SINKS, LONGEST, N, 3).numpy()
+    same = sample(case[0], repeat(case[1], 50), case[2].expand(50, -1, -1), RANDOM_SINKS, LONGEST, N, 3)
     assert (same == same[0]).all()
     monkeypatch.undo()
-    apart = rollout(case[0], repeat(case[1], 50), case[2].expand(50, -1, -1), RANDOM_SINKS, LONGEST, N, 3).numpy()
+    apart = sample(case[0], repeat(case[1], 50), case[2].expand(50, -1, -1), RANDOM_SINKS, LONGEST, N, 3)
     assert not (apart == apart[0]).all()
 
 
@@ -427,7 +442,7 @@ def test_first_tokens_are_independent(make_model):
     vocab, n = TASK.vocab_size, 400
     one_step = torch.arange(vocab).add(1).expand(60, 1 + vocab, vocab).clone()
     one_step[:, 1:] = torch.arange(1, vocab + 1)[:, None]
-    counts = rollout(model, prompts, one_step, vocab, 1, n, seed=1).numpy()
+    counts = sample(model, prompts, one_step, vocab, 1, n, seed=1)
     expected = n * torch.softmax(prompts.logits.double(), dim=1).numpy()
     common = expected > 5
     merged = np.where(common, 0, expected).sum(axis=1), np.where(common, 0, counts).sum(axis=1)
@@ -442,21 +457,21 @@ def test_first_tokens_are_independent(make_model):
 def test_rollouts_do_not_depend_on_rows_in_flight(random_case, monkeypatch, rows):
     """Up to draws that rounding carries over a boundary: less than one expected in 1,000 runs of this test."""
     model, prompts, dfa = random_case[0], random_case[1][:12], random_case[2][:12]
-    expected = rollout(model, prompts, dfa, RANDOM_SINKS, LONGEST, 32, 5).numpy()
+    expected = sample(model, prompts, dfa, RANDOM_SINKS, LONGEST, 32, 5)
     monkeypatch.setattr(rollouts, "ROWS", rows)
-    counts = rollout(model, prompts, dfa, RANDOM_SINKS, LONGEST, 32, 5).numpy()
+    counts = sample(model, prompts, dfa, RANDOM_SINKS, LONGEST, 32, 5)
     assert np.abs(counts - expected).sum() <= 2
 
 
 def test_rollouts_do_not_depend_on_chunks_of_problems(random_case):
     model, prompts, dfa = random_case[:3]
-    expected = rollout(model, prompts[:30], dfa[:30], RANDOM_SINKS, LONGEST, 20, 5).numpy()
+    expected = sample(model, prompts[:30], dfa[:30], RANDOM_SINKS, LONGEST, 20, 5)
     parts = [
-        rollout(model, prompts[a:b], dfa[a:b], RANDOM_SINKS, LONGEST, 20, 5, first_problem=a).numpy()
+        sample(model, prompts[a:b], dfa[a:b], RANDOM_SINKS, LONGEST, 20, 5, first=a)
         for a, b in [(0, 1), (1, 11), (11, 30)]
     ]
     assert np.abs(np.concatenate(parts) - expected).sum() <= 2
-    elsewhere = rollout(model, prompts[:30], dfa[:30], RANDOM_SINKS, LONGEST, 20, 5, first_problem=30).numpy()
+    elsewhere = sample(model, prompts[:30], dfa[:30], RANDOM_SINKS, LONGEST, 20, 5, first=30)
     assert np.abs(elsewhere - expected).sum() > 20
 
 
@@ -469,9 +484,9 @@ def test_more_rollouts_go_on_from_fewer(random_case):
 def test_rollout_length_limit(make_model):
     """At a limit of one token the modes go to the last sink."""
     model, _, _, prompts, dfa = star_case(make_model, n=20)
-    counts = rollout(model, prompts, dfa, SINKS, 1, 50, seed=0).numpy()
+    counts = sample(model, prompts, dfa, SINKS, 1, 50, seed=0)
     assert counts[:, [0, *range(2, SINKS - 1)]].sum() == 0
-    p = exact(model, prompts, dfa, SINKS, 1).numpy()[:, -1]
+    p = ends(model, prompts, dfa, SINKS, 1)[:, -1]
     z = (counts[:, -1].sum() - 50 * p.sum()) / math.sqrt(50 * (p * (1 - p)).sum())
     assert counts[:, -1].sum() > 0 and abs(z) < Z
 
@@ -479,4 +494,59 @@ def test_rollout_length_limit(make_model):
 @pytest.mark.parametrize("n", [0, -3])
 def test_no_rollouts_are_refused(random_case, n):
     with pytest.raises(ValueError, match=f"n is {n}"):
-        rollout(random_case[0], random_case[1], random_case[2], RANDOM_SINKS, LONGEST, n, 0)
+        sample(random_case[0], random_case[1], random_case[2], RANDOM_SINKS, LONGEST, n, 0)
+
+
+# what rollouts can tell besides counts
+
+
+@pytest.mark.parametrize("decoder", ["temperature=1", "temperature=0.5,top_k=3"])
+def test_traces(random_case, decoder):
+    """Tokens lead to the sink, -1 follows, log-probabilities are those of the policy on the training path."""
+    model, prompts, dfa, _ = random_case
+    tree = Tree(model, prompts[:20], dfa[:20], RANDOM_SINKS, LONGEST, parse(decoder))
+    result = rollout(tree, 30, 1, traces=True)
+    plain = rollout(tree, 30, 1)
+    assert plain.traces is None and np.array_equal(plain.ends, result.ends)
+    tokens, logp, sink = result.traces.tokens, result.traces.logp, result.traces.sink
+    for problem in range(20):
+        counted = np.bincount(sink[problem].numpy(), minlength=RANDOM_SINKS)
+        assert np.array_equal(counted, np.rint(result.ends[problem] * 30).astype(int))
+        for trace, end, each in zip(tokens[problem].tolist(), sink[problem].tolist(), logp[problem], strict=True):
+            state, drawn = 0, [token for token in trace if token >= 0]
+            for token in drawn:
+                assert state < tree.first_sink
+                state = int(dfa[problem, state, token])
+            assert trace[len(drawn) :] == [-1] * (LONGEST - len(drawn)) and (each[len(drawn) :] == 0).all()
+            expected = state - tree.first_sink if state >= tree.first_sink else RANDOM_SINKS - 1
+            assert end == expected and (state >= tree.first_sink or len(drawn) == LONGEST)
+            rows = Rows(prompts[problem : problem + 1], torch.tensor([0]), LONGEST)
+            logits = prompts.logits[problem : problem + 1]
+            for step, token in enumerate(drawn):
+                want = torch.log_softmax(tree.policy(logits), dim=1)[0, token]
+                assert abs(float(want - each[step])) < 1e-4
+                with torch.no_grad():
+                    logits = model.decode(torch.tensor([token]), rows) if step < LONGEST - 1 else logits
+
+
+def test_traces_begin_with_the_forced_tokens(make_model):
+    model, problems, _, prompts, dfa = star_case(make_model, n=6)
+    fork = torch.from_numpy(star.fork_prefix(TASK, problems))
+    tree = Tree(model, prompts, dfa, SINKS, TASK.trace_len, forced=fork)
+    traces = rollout(tree, 9, 0, traces=True).traces
+    assert (traces.tokens[:, :, :2] == fork[:, None]).all() and (traces.logp[:, :, :2] == 0).all()
+    wrong = torch.full((6, 3), TASK.sep)
+    result = rollout(tree.force(wrong), 9, 0, traces=True)
+    assert (result.ends[:, verifier.SINKS.index("malformed")] == 1).all()
+    assert (result.traces.tokens[:, :, 0] == TASK.sep).all() and (result.traces.tokens[:, :, 1:] == -1).all()
+    assert (result.traces.sink == verifier.SINKS.index("malformed")).all()
+
+
+@pytest.mark.parametrize("decoder", ["temperature=0.7,top_p=0.9", "top_k=2", "min_p=0.3", "top_n_sigma=1", "greedy"])
+def test_rollouts_follow_every_policy(random_case, decoder):
+    """Each KS test has level 1e-4; what exact gives no mass is never drawn."""
+    model, prompts, dfa, _ = random_case
+    tree = Tree(model, prompts, dfa, RANDOM_SINKS, LONGEST, parse(decoder))
+    p, counts = exact(tree).ends, np.rint(rollout(tree, N, 2).ends * N).astype(int)
+    assert (counts[p == 0] == 0).all()
+    assert min(ks_of_sinks(counts, p)) > KS_LEVEL

@@ -20,7 +20,7 @@ def decode_along(model, prompt, problem, seed, selections):
     worst = (prompts.logits - model(prompt)[:, -1]).abs().max().item()
     for selection in selections:
         if selection is not None:
-            rows.select(torch.tensor(selection))
+            rows = rows.take(torch.tensor(selection))
             sequences = [list(sequences[i]) for i in selection]
         tokens = rng.integers(VOCAB, size=len(sequences))
         for sequence, token in zip(sequences, tokens, strict=True):
@@ -68,7 +68,7 @@ def test_rows_share_no_memory(make_model):
     before = prompts.k.clone(), prompts.v.clone()
     rows = Rows(prompts, torch.tensor([0]), 3)
     model.decode(torch.tensor([3]), rows)
-    rows.select(torch.tensor([0, 0]))
+    rows = rows.take(torch.tensor([0, 0]))
     model.decode(torch.tensor([1, 2]), rows)
     logits = model.decode(torch.tensor([5, 5]), rows)
     for row, second in enumerate((1, 2)):

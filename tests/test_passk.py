@@ -1,11 +1,12 @@
-"""The statistics of pass@k against brute force, closed forms and simulation.
+"""The statistics of pass@k against brute force, exact fractions, closed forms and simulation.
 
-Simulations have fixed seeds; with seeds drawn anew, |z| < 4.5 fails with probability 7e-6 and a KS p-value
-below 1e-4 with probability 1e-4: together below 1e-3 for the whole file.
+Simulations have fixed seeds; with seeds drawn anew, |z| < 4.5 fails with probability 7e-6. Together with
+the one interval tested at 1 %, a right implementation fails with a probability of about 1e-2.
 """
 
 import itertools
 import math
+from decimal import Decimal, localcontext
 from fractions import Fraction
 
 import numpy as np
@@ -15,7 +16,7 @@ from hypothesis import strategies as st
 
 from minifork import passk
 
-Z, KS_LEVEL = 4.5, 1e-4
+Z = 4.5
 hypothesis_settings = settings(max_examples=200, deadline=None, derandomize=True, database=None)
 probabilities = st.lists(st.one_of(st.floats(0, 1), st.sampled_from([0.0, 1.0])), min_size=1, max_size=20)
 
@@ -54,6 +55,96 @@ def test_unbiased_is_stable_for_a_million_rollouts(c, k):
     for i in range(min(c, k)):  # C(n-c, k)/C(n, k) is symmetric in c and k
         miss *= Fraction(max(n - max(c, k) - i, 0), n - i)
     assert passk.unbiased(c, n, k) == pytest.approx(float(1 - miss), rel=1e-7)
+
+
+def miss_rate(c: int, n: int, k: int) -> Decimal:
+    """C(n-c, k)/C(n, k), to 40 digits, as the product of its min(c, k) factors (it is symmetric in c and k)."""
+    with localcontext() as context:
+        context.prec = 60
+        miss, many = Decimal(1), max(c, k)
+        for i in range(min(c, k)):
+            miss = miss * max(n - many - i, 0) / (n - i)
+        return miss
+
+
+@pytest.mark.parametrize(
+    ("c", "n", "k"),
+    [
+        # few factors
+        (1, 10**9, 1),
+        (1, 10**9, 10**9 - 1),
+        (2, 10**9, 10**9 - 2),
+        (3, 10**9, 10**9 - 1000),
+        (1000, 10**9, 1000),
+        (1000, 10**9, 10**6),
+        (10**6, 10**9, 1000),
+        (10**9 - 5, 10**9, 4),
+        (10**9 - 5, 10**9, 6),
+        (10, 10**8, 10**8),
+        (999, 10**7, 2000),
+        # many
+        (1001, 10**9, 1001),
+        (1001, 10**9, 10**6),
+        (10**6, 10**9, 1024),
+        (20_000, 10**9, 20_000),
+        (30_000, 10**9, 50_000),
+        (1500, 10**7, 2048),
+        (1500, 4000, 1300),
+        (1500, 4000, 2499),
+        (1500, 4000, 2500),
+        (1500, 4000, 2501),
+        (1999, 4000, 2001),
+        (4000, 4000, 1500),
+        (1500, 4000, 4000),
+    ],
+)
+def test_unbiased_for_any_number_of_rollouts(c, n, k):
+    """To nine digits from one success to nothing but successes, for both ways to compute it."""
+    expected = float(1 - miss_rate(c, n, k))
+    assert passk.unbiased(c, n, k) == pytest.approx(expected, rel=1e-9)
+    assert passk.unbiased(k, n, c) == pytest.approx(expected, rel=1e-9)
+
+
+def test_unbiased_at_its_ends_for_a_billion_rollouts():
+    n = 10**9
+    for k in (1, 1000, 1001, 10**6, n - 1, n):
+        assert passk.unbiased(0, n, k) == 0 and not np.signbit(passk.unbiased(0, n, k))  # not "-0"
+        assert passk.unbiased(n, n, k) == 1
+    assert (passk.unbiased([0, 1, 1001, n - 1, n], n, n) == [0, 1, 1, 1, 1]).all()
+    np.testing.assert_allclose(passk.unbiased([1, 1001, n - 1], n, 1), [1e-9, 1.001e-6, 1 - 1e-9], rtol=1e-14)
+
+
+@pytest.mark.parametrize("switch", [20, 10**5])
+def test_unbiased_has_no_seam(switch, monkeypatch):
+    """Around the number of factors from which a series replaces the product, either gives the same."""
+    cases = [
+        (few, n, many)
+        for few in (999, 1000, 1001, 1100)
+        for n, many in [(10**9, 1100), (10**9, 10**6), (10**6, 2000), (10**4, 1100), (2200, 1100), (2200, 1150)]
+    ]
+    values = [[float(passk.unbiased(c, n, k)), float(passk.unbiased(k, n, c))] for c, n, k in cases]
+    monkeypatch.setattr(passk, "_FACTORS", switch)
+    others = [[float(passk.unbiased(c, n, k)), float(passk.unbiased(k, n, c))] for c, n, k in cases]
+    np.testing.assert_allclose(values, others, rtol=1e-9)
+
+
+@pytest.mark.parametrize(("n", "fixed"), [(10**7, 2000), (10**9, 10**5)])
+def test_unbiased_grows_across_the_seam(n, fixed):
+    """In k and in c, by what one rollout more brings: c/(n-k) of the misses."""
+    grid = np.arange(980, 1021)
+    by_k = np.array([float(passk.unbiased(fixed, n, int(k))) for k in grid])
+    np.testing.assert_allclose(np.diff(by_k), (1 - by_k[:-1]) * fixed / (n - grid[:-1]), rtol=1e-6)
+    np.testing.assert_allclose(passk.unbiased(grid, n, fixed), by_k, rtol=1e-9)
+
+
+@hypothesis_settings
+@given(st.integers(2, 10**9), st.data())
+def test_unbiased_is_monotone(n, data):
+    c, k = data.draw(st.integers(0, n - 1)), data.draw(st.integers(1, n - 1))
+    here = passk.unbiased([c, c + 1], n, k)
+    more = passk.unbiased([c, c + 1], n, k + 1)
+    assert 0 <= here[0] <= here[1] * (1 + 1e-9) and here[1] <= 1
+    assert here[0] <= more[0] * (1 + 1e-9) and more[0] <= 1
 
 
 def test_unbiased_takes_arrays_and_grows_with_k():
@@ -100,6 +191,205 @@ def test_pass_at_k_averages_problems():
     p = np.array([0.0, 0.5, 1.0, 0.25])
     expected = [np.mean([1 - (1 - x) ** k for x in p]) for k in (1, 2, 7)]
     np.testing.assert_allclose(passk.pass_at_k(p, [1, 2, 7]), expected, rtol=1e-12)
+
+
+def test_cover_at_counts_the_problems_that_reach_a_level():
+    p = np.array([0.0, 0.25, 0.5, 0.5, 1.0])
+    levels = [0.0, 0.2, 0.25, 0.3, 0.5, 0.6, 1.0]
+    np.testing.assert_allclose(passk.cover_at(p, levels), [sum(x >= t for x in p) / 5 for t in levels], rtol=1e-15)
+    np.testing.assert_allclose(passk.cover_at(p, levels), [1, 0.8, 0.8, 0.6, 0.6, 0.2, 0.2], rtol=1e-15)
+
+
+# How far off the estimator is
+
+
+def brute_variance(p: Fraction, n: int, k: int) -> Fraction:
+    """The squared deviation of 1 - C(n-c, k)/C(n, k) from 1 - (1-p)^k, averaged over the outcomes c."""
+    truth = 1 - (1 - p) ** k
+    return sum(
+        math.comb(n, c) * p**c * (1 - p) ** (n - c) * (1 - Fraction(math.comb(n - c, k), math.comb(n, k)) - truth) ** 2
+        for c in range(n + 1)
+    )
+
+
+def subset_variance(p: Fraction, n: int, k: int) -> Fraction:
+    """The same for large n and small k, from the covariance of two k-subsets that share j rollouts."""
+    miss = 1 - p
+    return sum(
+        Fraction(math.comb(k, j) * math.comb(n - k, k - j), math.comb(n, k)) * (miss ** (2 * k - j) - miss ** (2 * k))
+        for j in range(1, k + 1)
+    )
+
+
+@pytest.mark.parametrize("n", [1, 2, 3, 5, 8, 13])
+def test_estimator_variance_is_the_mean_square_over_all_outcomes(n):
+    rates = [Fraction(0), Fraction(1, 10**9), Fraction(3, 100), Fraction(1, 2), Fraction(97, 100), Fraction(1)]
+    for k in range(1, n + 1):
+        got = passk.estimator_variance(np.array([float(p) for p in rates]), n, k)
+        assert got.dtype == np.float64
+        np.testing.assert_allclose(got, [float(brute_variance(p, n, k)) for p in rates], rtol=1e-9)
+        assert got[0] == got[-1] == 0
+
+
+@pytest.mark.parametrize("n", [10**3, 10**6, 10**9])
+@pytest.mark.parametrize("k", [1, 2, 16])
+def test_estimator_variance_for_many_rollouts(n, k):
+    rates = [Fraction(1, 10**9), Fraction(1, 1000), Fraction(1, 3), Fraction(999, 1000)]
+    got = passk.estimator_variance(np.array([float(p) for p in rates]), n, k)
+    np.testing.assert_allclose(got, [float(subset_variance(p, n, k)) for p in rates], rtol=1e-9)
+
+
+def test_estimator_variance_for_many_rollouts_and_large_k():
+    """Towards its limit k^2 (1-p)^(2k-2) p (1-p) / n, and that of one coin at k = n."""
+    p = np.array([1e-6, 1e-4, 1e-3])
+    for k in (1000, 1024):
+        limit = k**2 * (1 - p) ** (2 * k - 2) * p * (1 - p) / 10**9
+        np.testing.assert_allclose(passk.estimator_variance(p, 10**9, k), limit, rtol=1e-5)
+        solved = 1 - (1 - p) ** k
+        np.testing.assert_allclose(passk.estimator_variance(p, k, k), solved * (1 - solved), rtol=1e-9)
+
+
+@pytest.mark.parametrize("k", [0, -1, 11])
+def test_estimator_variance_refuses_k_outside_1_to_n(k):
+    with pytest.raises(ValueError, match=f"k is {k}.*n = 10"):
+        passk.estimator_variance(np.array([0.5]), 10, k)
+
+
+def test_sampling_error_is_that_of_the_mean_over_problems():
+    rates = [Fraction(0), Fraction(1, 20), Fraction(1, 2), Fraction(9, 10), Fraction(1)]
+    p = np.array([float(rate) for rate in rates])
+    for n, k in [(4, 1), (9, 4), (9, 9)]:
+        variance = sum(brute_variance(rate, n, k) for rate in rates) / len(rates) ** 2
+        assert passk.sampling_error(p, n, k) == pytest.approx(math.sqrt(variance), rel=1e-9)
+
+
+def test_sampling_error_is_the_spread_of_simulated_estimates():
+    rng = np.random.default_rng(0)
+    p, n, k, worlds = rng.beta(0.3, 0.5, size=30), 16, 4, 10_000
+    estimates = passk.unbiased(rng.binomial(n, p, size=(worlds, 30)), n, k).mean(axis=1)
+    error = passk.sampling_error(p, n, k)
+    assert abs(estimates.mean() - passk.pass_at_k(p, [k])[0]) < Z * error / math.sqrt(worlds)
+    assert abs(estimates.std() / error - 1) < Z / math.sqrt(2 * worlds)
+
+
+@hypothesis_settings
+@given(probabilities, st.integers(1, 6), st.floats(0.02, 0.6))
+def test_rollouts_needed_is_the_fewest(values, k, error):
+    """By trying every n from k up."""
+    p = np.array(values)
+    first = next((n for n in range(k, 300) if passk.sampling_error(p, n, k) <= error), None)
+    assert passk.rollouts_needed(p, k, error, most=299) == first
+
+
+@pytest.mark.parametrize("needed", [1, 2, 3, 900, 1024, 1025, 10**6 + 1, 900_000_000, 10**9])
+def test_rollouts_needed_in_closed_form(needed):
+    """At k = 1 the variance is p(1-p)/n; ``most`` counts as possible, whatever lies between powers of two."""
+    p, error = np.array([0.5]), math.sqrt(0.25 / (needed - 0.5))
+    assert passk.rollouts_needed(p, 1, error) == needed
+    assert passk.rollouts_needed(p, 1, error, most=needed) == needed
+    if needed > 1:
+        assert passk.rollouts_needed(p, 1, error, most=needed - 1) is None
+
+
+def test_rollouts_needed_at_its_ends():
+    assert passk.rollouts_needed(np.array([0.0, 1.0]), 7, 1e-9) == 7  # nothing to learn, and k is the fewest
+    assert passk.rollouts_needed(np.array([0.5]), 1, 1e-9) is None
+    assert passk.rollouts_needed(np.array([0.0]), 8, 0.1, most=7) is None
+    p = np.random.default_rng(0).beta(0.3, 0.5, size=200)
+    n = passk.rollouts_needed(p, 256, 2e-3)
+    assert n > 256 and passk.sampling_error(p, n, 256) <= 2e-3 < passk.sampling_error(p, n - 1, 256)
+
+
+@pytest.mark.parametrize("error", [0.0, -0.1, math.nan])
+def test_rollouts_needed_refuses_an_impossible_error(error):
+    with pytest.raises(ValueError, match="error is"):
+        passk.rollouts_needed(np.array([0.5]), 1, error)
+
+
+# The interval of p
+
+
+def beta_cdf(x: float, c: int, n: int) -> float:
+    """P(p <= x) under Beta(c + 1/2, n - c + 1/2).
+
+    In p = sin^2 t the density is sin^(2c) t cos^(2(n-c)) t, without poles; Simpson's rule over the 16 standard
+    deviations 1/(2 sqrt n) around its top.
+    """
+    top, reach = math.asin(math.sqrt(c / n)), 8 / math.sqrt(n)
+    low, high = max(0.0, top - reach), min(math.pi / 2, top + reach)
+    cut = min(max(math.asin(math.sqrt(x)), low), high)
+
+    def log_density(t: np.ndarray) -> np.ndarray:
+        with np.errstate(divide="ignore", invalid="ignore"):
+            parts = [m * np.log(f) if m else 0 * f for m, f in ((2 * c, np.sin(t)), (2 * (n - c), np.cos(t)))]
+        return parts[0] + parts[1]
+
+    def simpson(a: float, b: float) -> float:
+        t = np.linspace(a, b, 4001)
+        weights = np.ones(4001)
+        weights[1:-1:2], weights[2:-1:2] = 4, 2
+        return float(weights @ np.exp(log_density(t) - log_density(np.array(top)))) * (b - a) / 12_000
+
+    left, right = simpson(low, cut), simpson(cut, high)
+    return left / (left + right)
+
+
+@pytest.mark.parametrize(
+    ("c", "n", "low", "high"),
+    # from the incomplete beta function to 30 digits
+    [
+        (0, 1, 0.000385580981, 0.853253683690),
+        (0, 10, 4.78904332e-5, 0.217196267509),
+        (1, 10, 0.011011673763, 0.381314771067),
+        (5, 10, 0.223528670253, 0.776471329747),
+        (3, 20, 0.044131341975, 0.348577710858),
+        (10, 100, 0.052584675291, 0.170123929652),
+        (0, 1000, 4.90911695e-7, 0.002508164341),
+    ],
+)
+def test_beta_interval_against_known_values(c, n, low, high):
+    got = passk.beta_interval(c, n)
+    assert got.shape == (2,)
+    np.testing.assert_allclose(got, [low, high], rtol=1e-5)
+    np.testing.assert_allclose(1 - passk.beta_interval(n - c, n)[::-1], got, atol=1e-9)
+
+
+@pytest.mark.parametrize("n", [1, 7, 1024, 10**6, 10**9])
+@pytest.mark.parametrize("level", [0.5, 0.95, 0.999])
+def test_beta_interval_leaves_the_tails_it_should(n, level):
+    """By an integral of another form, from no success to nothing but."""
+    counts = sorted({0, min(1, n), min(3, n), n // 3, n // 2, n - 1, n})
+    low, high = passk.beta_interval(counts, n, level)
+    tail = (1 - level) / 2
+    for c, a, b in zip(counts, low, high, strict=True):
+        assert 0 < a < b <= 1
+        if c < n:  # above, fp64 has too few numbers below 1
+            assert beta_cdf(a, c, n) == pytest.approx(tail, rel=1e-3)
+            assert 1 - beta_cdf(b, c, n) == pytest.approx(tail, rel=1e-3)
+    mirrored = passk.beta_interval([n - c for c in counts], n, level)
+    np.testing.assert_allclose(1 - mirrored[::-1], [low, high], atol=1e-9)
+
+
+def test_beta_interval_covers_as_it_says():
+    """Exactly at its level on average over p drawn from Beta(1/2, 1/2), and for every number of successes."""
+    rng, n, worlds = np.random.default_rng(0), 20, 40_000
+    p = rng.beta(0.5, 0.5, size=worlds)
+    counts = rng.binomial(n, p)
+    for level in (0.5, 0.95):
+        low, high = passk.beta_interval(np.arange(n + 1), n, level)
+        inside = (low[counts] <= p) & (p <= high[counts])
+        assert abs(inside.mean() - level) < Z * math.sqrt(level * (1 - level) / worlds)
+        for side in (p < low[counts], p > high[counts]):
+            assert abs(side.mean() - (1 - level) / 2) < Z * math.sqrt((1 - level) / 2 / worlds)
+
+
+def test_beta_interval_takes_arrays():
+    counts = np.array([[0, 3, 9], [12, 1, 0]])
+    got = passk.beta_interval(counts, 12, 0.9)
+    assert got.shape == (2, 2, 3)
+    for i, j in np.ndindex(counts.shape):
+        np.testing.assert_allclose(got[:, i, j], passk.beta_interval(int(counts[i, j]), 12, 0.9), rtol=1e-12)
+    assert (np.diff(passk.beta_interval(np.arange(13), 12), axis=1) > 0).all()
 
 
 # Polarisation
@@ -185,86 +475,62 @@ def test_interval_covers_the_truth():
     assert 0.90 < covered < 0.98
 
 
-# PIT and KS
+def test_hierarchical_is_centred_on_the_mean_and_repeats():
+    values = np.random.default_rng(0).normal(size=(5, 40)) + 3
+    draws = passk.hierarchical(values, 4000)
+    assert draws.shape == (4000,)
+    assert abs(draws.mean() - values.mean()) < Z * draws.std() / math.sqrt(4000)
+    np.testing.assert_array_equal(draws, passk.hierarchical(values, 4000))
+    assert not np.array_equal(draws, passk.hierarchical(values, 4000, seed=1))
 
 
-def polarised(rng: np.random.Generator, m: int) -> np.ndarray:
-    return np.where(rng.random(m) < 0.3, rng.choice([0.0, 1.0, 1e-6, 1 - 1e-6], size=m), rng.beta(0.2, 0.2, size=m))
+@pytest.mark.parametrize("parts", [(1, 0, 0), (0, 1, 0), (0, 0, 1), (0.3, 0.3, 0.3)])
+def test_hierarchical_spreads_like_resampling_by_hand(parts):
+    """Pairs and problems drawn with replacement, the drawn block averaged; for effects of the pairs, of the
+    problems, of both at once, and of all."""
+    rng, count = np.random.default_rng(0), 4000
+    of_pairs, of_problems, of_both = parts
+    values = of_pairs * rng.normal(size=(6, 1)) + of_problems * rng.normal(size=(1, 25))
+    values = values + of_both * rng.normal(size=(6, 25))
+    by_hand = np.array([values[rng.integers(6, size=6)][:, rng.integers(25, size=25)].mean() for _ in range(count)])
+    draws = passk.hierarchical(values, count)
+    # the log of a standard deviation has error 1/sqrt(2 count) for normal draws; products have heavier tails
+    assert abs(math.log(draws.std() / by_hand.std())) < Z * 1.5 / math.sqrt(count)
+    for q in (0.1, 0.5, 0.9):
+        assert abs(np.quantile(draws, q) - np.quantile(by_hand, q)) < Z * 2.5 * by_hand.std() / math.sqrt(count)
 
 
-@pytest.mark.parametrize("n", [1, 16, 1024])
-def test_pit_is_uniform_under_the_truth(n):
-    """Also for polarised p, where two-sided p-values pile up."""
-    rng = np.random.default_rng(n)
-    p = polarised(rng, 3000)
-    pit = passk.randomised_pit(rng.binomial(n, p), n, p, rng)
-    assert (pit >= 0).all() and (pit <= 1).all()
-    assert passk.ks_uniform(pit) > KS_LEVEL
-    assert abs(pit.mean() - 0.5) * math.sqrt(12 * 3000) < Z
+def test_hierarchical_of_square_values_draws_pairs_and_problems_apart():
+    """As many pairs as problems must not get the same draws: values that count equal draws would show it."""
+    draws = passk.hierarchical(np.eye(8), 4000)
+    # the mean of I[i, j] over independent draws is 1/8; over equal ones it would be the sum of squared shares
+    assert abs(draws.mean() - 1 / 8) < Z * draws.std() / math.sqrt(4000)
 
 
-@pytest.mark.parametrize("wrong", [lambda p: 0.9 * p, lambda p: p**1.2, lambda p: np.full_like(p, p.mean())])
-def test_pit_is_not_uniform_under_a_wrong_p(wrong):
-    rng = np.random.default_rng(0)
-    p = polarised(rng, 3000)
-    pit = passk.randomised_pit(rng.binomial(64, p), 64, wrong(p), rng)
-    assert passk.ks_uniform(pit) < 1e-6
+def test_hierarchical_without_spread():
+    np.testing.assert_allclose(passk.hierarchical(np.full((4, 30), 0.7), 500), 0.7, rtol=1e-12)
 
 
-def test_pit_of_dependent_rollouts_is_not_uniform():
-    """All rollouts of a problem equal: the mean is right, the spread is not."""
-    rng = np.random.default_rng(0)
-    p = rng.beta(1, 1, size=3000)
-    counts = np.where(rng.random(3000) < p, 64, 0)
-    assert passk.ks_uniform(passk.randomised_pit(counts, 64, p, rng)) < 1e-6
+def test_hierarchical_of_one_pair_is_the_bootstrap_over_problems():
+    row = np.random.default_rng(0).normal(size=30)
+    np.testing.assert_allclose(passk.hierarchical(row[None], 500, seed=3), passk.resamples(30, 500, 3) @ row, rtol=1e-9)
 
 
-def test_pit_lies_between_the_distribution_values():
-    n, p, rng = 10, 0.3, np.random.default_rng(0)
-    upper = np.cumsum([math.comb(n, i) * p**i * (1 - p) ** (n - i) for i in range(n + 1)])
-    lower = np.concatenate([[0], upper[:-1]])
-    for c in range(n + 1):
-        pit = passk.randomised_pit(np.full(200, c), n, np.full(200, p), rng)
-        assert (lower[c] - 1e-12 <= pit).all() and (pit <= upper[c] + 1e-12).all()
-        assert np.ptp(pit) > 0.9 * (upper[c] - lower[c])
+# Binomial coefficients
 
 
-def at_distance(m: int, distance: float) -> np.ndarray:
-    """A sorted sample of size m whose empirical distribution lies ``distance`` above the uniform one."""
-    return np.maximum((np.arange(m) + 1) / m - distance, 0.0)
+def test_log_choose_is_the_log_of_comb():
+    for n in (0, 1, 2, 7, 60, 500):
+        expected = [math.log(math.comb(n, k)) for k in range(n + 1)]
+        np.testing.assert_allclose(passk.log_choose(n, np.arange(n + 1)), expected, rtol=1e-11, atol=1e-12)
+    for n in (10**4, 10**6, 10**9):
+        expected = [math.log(math.comb(n, k)) for k in (0, 1, 2, 30)]
+        np.testing.assert_allclose(passk.log_choose(n, [0, 1, 2, 30]), expected, atol=1e-15 * n * math.log(n))
+        np.testing.assert_allclose(passk.log_choose(n, [n, n - 2]), expected[::2], atol=1e-15 * n * math.log(n))
 
 
-@pytest.mark.parametrize(
-    ("m", "distance", "level"),
-    # the tables of Smirnov (1948) and Miller (1956): two-sided critical values
-    [
-        (10, 0.40925, 0.05),
-        (10, 0.48893, 0.01),
-        (20, 0.29408, 0.05),
-        (20, 0.35241, 0.01),
-        (40, 0.21012, 0.05),
-        (10**6, 1.2238e-3, 0.10),
-        (10**6, 1.3581e-3, 0.05),
-        (10**6, 1.6276e-3, 0.01),
-        (10**6, 1.9495e-3, 0.001),
-    ],
-)
-def test_ks_against_critical_values(m, distance, level):
-    u = at_distance(m, distance)
-    assert passk.ks_uniform(u) == pytest.approx(level, rel=0.05)
-    assert passk.ks_uniform(1 - u) == pytest.approx(level, rel=0.05)
-    assert passk.ks_uniform(np.random.default_rng(0).permutation(u)) == passk.ks_uniform(u)
-
-
-def test_ks_extremes():
-    assert passk.ks_uniform((np.arange(1000) + 0.5) / 1000) == 1.0
-    assert passk.ks_uniform(np.full(100, 0.5)) < 1e-9
-    assert passk.ks_uniform(np.zeros(100)) < 1e-9 and passk.ks_uniform(np.ones(100)) < 1e-9
-    values = [passk.ks_uniform(at_distance(100, d)) for d in np.linspace(0.02, 0.5, 40)]
-    assert all(0 <= v <= 1 for v in values) and (np.diff(values) <= 1e-12).all()
-
-
-def test_ks_p_values_are_uniform():
-    """On 400 uniform samples of 50, its own p-values are uniform (up to the approximation's 1 %)."""
-    rng = np.random.default_rng(0)
-    assert passk.ks_uniform(np.array([passk.ks_uniform(rng.random(50)) for _ in range(400)])) > KS_LEVEL
+def test_log_choose_outside_is_minus_infinity():
+    got = passk.log_choose(5, np.array([[-1, 0, 5], [6, 10**12, -(10**12)]]))
+    assert got.shape == (2, 3) and np.isfinite(got[0, 1:]).all()
+    assert (got[1] == -np.inf).all() and got[0, 0] == -np.inf
+    assert passk.log_choose(0, 0) == 0 and passk.log_choose(0, 1) == -np.inf

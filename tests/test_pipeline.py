@@ -5,7 +5,6 @@ one evaluation has a false-alarm rate of 1e-3, the leak audits 1e-3 each; their 
 """
 
 import contextlib
-import io
 import json
 import os
 import shutil
@@ -20,74 +19,11 @@ import torch
 from torch.optim.optimizer import register_optimizer_step_post_hook
 
 from data_gen import star, streams, verifier, walks
-from minifork import config as configs
 from minifork import runs, stages, train
 from minifork.cli import main
+from tests.pipeline import SFT
 
-SFT = {
-    "sft-fork0.5-seed0": ["sft.fork_rate=0.5"],
-    "sft-fork1-seed0": [],
-    "sft-problem-seed0": ["sft.fork_rate=0.5", "sft.allocation=problem"],
-    "fresh-seed0": ["sft.fresh=true", "name=fresh-seed0"],
-    "cued-seed0": ["sft.cue_rate=1", "sft.allow_leak=true", "name=cued-seed0"],
-}
 KS = [str(2**i) for i in range(7)]
-
-
-class Pipeline:
-    """The command line on the small config with one runs folder."""
-
-    def __init__(self, root: Path, config_file: str, small: list[str]):
-        self.root, self.config_file, self.small = root, config_file, [*small, f"runs={root}"]
-        self.folder = root / "star"
-
-    def arguments(self, command: str, *overrides: str) -> list[str]:
-        flags = [o for o in overrides if o.startswith("--")]
-        keys = [o for o in overrides if not o.startswith("--")]
-        return [command, "--config", self.config_file, *flags, *self.small, *keys]
-
-    def __call__(self, command: str, *overrides: str) -> int:
-        return main(self.arguments(command, *overrides))
-
-    def config(self, *overrides: str) -> configs.Config:
-        return configs.load(self.config_file, [*self.small, *overrides])
-
-    def refused(self, capsys, command: str, *overrides: str) -> str:
-        """The one line on stderr of a command that must fail with exit code 1."""
-        capsys.readouterr()
-        assert self(command, *overrides) == 1
-        error = capsys.readouterr().err
-        assert error.startswith("minifork: ") and error.endswith("\n") and error.count("\n") == 1, error
-        return error
-
-
-@pytest.fixture(scope="module")
-def trained(tmp_path_factory, config_file, small):
-    """A pipeline that ran every stage; never changed by a test. What it printed is in ``.printed``."""
-    pipeline = Pipeline(tmp_path_factory.mktemp("runs"), config_file, small)
-    out, err = io.StringIO(), io.StringIO()
-    with contextlib.redirect_stdout(out), contextlib.redirect_stderr(err):
-        codes = [pipeline("pretrain"), *(pipeline("sft", *overrides) for overrides in SFT.values())]
-        codes += [pipeline(command) for command in ("eval", "figures", "claims")]
-    pipeline.printed, pipeline.codes = out.getvalue(), codes
-    return pipeline
-
-
-@pytest.fixture
-def copy(trained, tmp_path, config_file, small):
-    """A function that gives a pipeline of its own with copies of some of the trained folders."""
-
-    def make(*names: str) -> Pipeline:
-        for name in names:
-            source = trained.folder / name
-            if source.is_dir():
-                shutil.copytree(source, tmp_path / "runs" / "star" / name)
-            else:
-                (tmp_path / "runs" / "star").mkdir(parents=True, exist_ok=True)
-                shutil.copy2(source, tmp_path / "runs" / "star" / name)
-        return Pipeline(tmp_path / "runs", config_file, small)
-
-    return make
 
 
 def snapshot(folder: Path) -> dict[str, tuple[int, bytes]]:
@@ -251,7 +187,7 @@ def test_p_is_teacher_forced_probability(trained, evaluation, name, epoch):
 def test_the_cross_check_covers_every_run(evaluation):
     checks = evaluation[0]["checks"]
     assert sorted(check["run"] for check in checks) == sorted(["base-seed0", *SFT])
-    assert all(check["agrees"] and 0 <= check["ks_p"] <= 1 for check in checks)
+    assert all(check["agrees"] and 0 <= check["p_value"] <= 1 for check in checks)
 
 
 def test_evaluation_repeats_itself(copy, evaluation):
@@ -420,6 +356,7 @@ def batch(task, stop, seq_len, seed, step, n):
     return real(task, stop, seq_len, seed, step, n)
 walks.walk_batch = batch
 from minifork.cli import main
+from tests.pipeline import SFT, Pipeline
 main(sys.argv[2:])
 """
 

@@ -1,0 +1,81 @@
+"""Do the engines agree? exact, split and rollout on the same problems, four models and four decode policies.
+
+For every sink that is reached: counts of split and of rollouts follow the exact probabilities (randomised
+PIT), and both samples come from the same ones (conditional randomised PIT). Every p-value is uniform if the
+engines agree; with Bonferroni's correction over all of them, a false alarm has probability below LEVEL.
+"""
+
+from itertools import product
+
+import numpy as np
+from tqdm import tqdm
+
+from data_gen import streams, verifier
+from minifork import agree, measure, policy, runs
+from minifork.config import Config
+from minifork.evaluate import find_checkpoints
+from minifork.exact import exact
+from minifork.rollout import rollout
+from minifork.split import split
+from minifork.stages import load_run, pick_device
+from minifork.tree import Tree
+
+POLICIES = ("temperature=1", "temperature=0.7,top_p=0.95", "temperature=1.5,top_k=8", "min_p=0.1")
+FORK_RATES = (0, 0.5, 1)
+PROBLEMS, SPLITS, LEVEL = 500, 2000, 1e-3
+REACHED = 1e-3  # sinks with less mean probability hold too few traces to test
+
+
+def agreement(config: Config) -> int:
+    """Test base-seed<b> and its data-level fine-tunings at r = 0, .5 and 1; returns 1 when engines disagree.
+
+    Raises ValueError naming the runs that are missing.
+    """
+    device, count = pick_device(config), min(PROBLEMS, config.eval.problems)
+    wanted = [f"base-seed{config.base_seed}"] + [f"sft-fork{r:g}-seed{config.seed}" for r in FORK_RATES]
+    final = {c.meta["name"]: c for c in find_checkpoints(config) if c.final}
+    missing = [name for name in wanted if name not in final]
+    if missing:
+        raise ValueError(f"{runs.task_folder(config)}: no finished {', '.join(missing)}; run `make agreement`")
+    problems = measure.problem_set(config.data, streams.test_problems(config.data, count), device)
+    found = []
+    for name, decoder in tqdm(list(product(wanted, POLICIES)), desc="agreement", disable=None):
+        model = load_run(final[name].path, final[name].config).to(device)
+        tree = measure.tree_of(model, config.data, problems, policy.parse(decoder))
+        found += [{"run": name, "policy": decoder, **test} for test in compare(tree, config.eval.check_rollouts)]
+    level = LEVEL / len(found)
+    for name, decoder in product(wanted, POLICIES):
+        tests = [t for t in found if (t["run"], t["policy"]) == (name, decoder)]
+        smallest = {pair: min(t["p_value"] for t in tests if t["test"] == pair) for pair in {t["test"] for t in tests}}
+        verdict = "agree" if min(smallest.values()) >= level else "DISAGREE"
+        text = "  ".join(f"{pair} {p:.2g}" for pair, p in sorted(smallest.items()))
+        print(f"{verdict:<9}{name:<22}{decoder:<28}smallest p: {text}")
+    failed = sum(test["p_value"] < level for test in found)
+    print(
+        f"{len(found)} tests on {count} problems, {failed} below {level:.1e}; "
+        f"false alarms <= {LEVEL:g} for all of them together"
+    )
+    result = {"n_problems": count, "level": level, "splits": SPLITS, "rollouts": config.eval.check_rollouts}
+    runs.write_json(runs.task_folder(config) / "agreement.json", result | {"tests": found})
+    return 1 if failed else 0
+
+
+def compare(tree: Tree, n: int) -> list[dict]:
+    """p-values of the three comparisons for every sink that is reached; n rollouts a problem."""
+    p = exact(tree)
+    if not p.exact:
+        raise ValueError("exact did not exhaust the live language: nothing to compare with")
+    samples = {"split": split(tree, SPLITS, 1), "rollout": rollout(tree, n, 2)}
+    counts = {name: np.rint(s.ends * s.n).astype(np.int64) for name, s in samples.items()}
+    rng, found = np.random.default_rng(0), []
+    for sink in np.flatnonzero(p.ends.mean(axis=0) > REACHED):
+        one, other = counts["split"][:, sink], counts["rollout"][:, sink]
+        pits = {
+            "exact/split": agree.randomised_pit(one, SPLITS, p.ends[:, sink], rng),
+            "exact/rollout": agree.randomised_pit(other, n, p.ends[:, sink], rng),
+            "split/rollout": agree.two_sample_pit(other, n, one, SPLITS, rng),
+        }
+        found += [
+            {"test": pair, "sink": verifier.SINKS[sink], "p_value": agree.uniform_p(pit)} for pair, pit in pits.items()
+        ]
+    return found

@@ -1,0 +1,156 @@
+"""Measuring one model on one set of problems: the trees, the engines' answers, and a check of those answers."""
+
+import time
+from dataclasses import dataclass
+
+import numpy as np
+import torch
+from torch import Tensor
+
+from data_gen import star, verifier
+from data_gen.star import MODES, Problems, Star
+from minifork import agree, passk, records, strata
+from minifork.config import Config, Eval
+from minifork.engines import solve
+from minifork.model import GPT
+from minifork.policy import Policy
+from minifork.rollout import rollout
+from minifork.split import split
+from minifork.tree import Result, Tree
+
+SEED, CHECK_SEED = 0, 1  # the samples that check a result are not those that made it
+
+
+@dataclass(frozen=True)
+class ProblemSet:
+    """Problems as tensors: prompts [n, P], automata [n, S, V], fork prefix [n, 2], branches [n, d], right first."""
+
+    prompts: Tensor
+    dfa: Tensor
+    fork: Tensor
+    branches: Tensor
+
+
+@dataclass(frozen=True)
+class Measured:
+    """What was found: part of a record, arrays p by name, and the verdict of the check if there was one."""
+
+    record: dict
+    p: dict
+    check: dict | None
+
+
+def problem_set(task: Star, problems: Problems, device: str) -> ProblemSet:
+    """The tensors of a batch of problems."""
+    dfa = verifier.star_dfa(task, problems).next.astype(np.int64)
+    arrays = star.prompts(task, problems), dfa, star.fork_prefix(task, problems), star.children(task, problems)
+    return ProblemSet(*(torch.from_numpy(np.ascontiguousarray(a)).to(device) for a in arrays))
+
+
+@torch.no_grad()
+def tree_of(model: GPT, task: Star, problems: ProblemSet, policy: Policy) -> Tree:
+    """The traces of a model on these problems; prompts are encoded here, once for all engines."""
+    return Tree(model, model.prefill(problems.prompts), problems.dfa, len(verifier.SINKS), task.trace_len, policy)
+
+
+def force_mode(tree: Tree, task: Star, mode: str) -> Tree:
+    """The tree with the mode token forced."""
+    return tree.force(torch.full((len(tree), 1), task.mode_token(mode), device=tree.dfa.device))
+
+
+@torch.no_grad()
+def branch_probabilities(tree: Tree, problems: ProblemSet) -> np.ndarray:
+    """float64[n, d]: the model's probability of each branch at the fork under forced FWD, right one first.
+
+    Renormalised over the branches; the model's own, whatever the policy.
+    """
+    _, logits = tree.force(problems.fork).after_forced()
+    return torch.softmax(logits.double().gather(1, problems.branches), dim=1).cpu().numpy()
+
+
+def mode_probabilities(tree: Tree, task: Star) -> np.ndarray:
+    """float64[n, modes]: the model's probability of each mode, renormalised over them; FWD comes first."""
+    tokens = [task.mode_token(mode) for mode in MODES]
+    return torch.softmax(tree.prompts.logits[:, tokens].double(), dim=1).cpu().numpy()
+
+
+def iid(config: Config, tree: Tree, weights: np.ndarray, checked: bool) -> Measured:
+    """i.i.d. samples, free and with each mode forced, by the engine that eval.engine names."""
+    settings, ks = config.eval, powers_of_two(config.eval.max_k)
+    trees = {None: tree} | {mode: force_mode(tree, config.data, mode) for mode in MODES}
+    found = {mode: solve(settings.engine, t, settings.budget, settings.rollouts, SEED) for mode, t in trees.items()}
+    record = records.coverage(found[None], ks, weights)
+    record["forced"] = {mode: records.coverage(found[mode], ks, weights) for mode in MODES}
+    record["errors"] = records.errors(found[None])
+    p = {mode or "free": result.p_lo for mode, result in found.items()}
+    for mode, result in found.items():
+        if not result.exact:
+            p[f"{mode or 'free'}_lo"], p[f"{mode or 'free'}_hi"] = p_interval(result)
+    return Measured(record, p, check(settings, tree, found[None]) if checked else None)
+
+
+def stratified(config: Config, tree: Tree, problems: ProblemSet, weights: np.ndarray, checked: bool) -> Measured:
+    """Samples spread over the top tokens at the position that eval.stratify names, always computed.
+
+    hit_rate: the share of problems whose position of highest entropy is the fork; null where it is given.
+    """
+    settings, fork = config.eval, problems.fork
+    prefix, hit_rate = fork, None
+    length = torch.full((len(tree),), fork.shape[1] if settings.stratify == "fork" else 0, device=fork.device)
+    if settings.stratify == "entropy":
+        prefix, length = strata.highest_entropy(tree)
+        at_fork = (length == fork.shape[1]) & (prefix[:, : fork.shape[1]] == fork).all(dim=1)
+        hit_rate = float(at_fork.float().mean())
+    result = strata.stratify(tree, prefix, length, settings.strata)
+    record = records.stratified(result, powers_of_two(settings.max_k), weights)
+    record |= {"forced": None, "errors": None, "hit_rate": hit_rate}
+    verdict = None
+    if checked:
+        some, n = slice(0, settings.check_problems), settings.check_rollouts
+        started = time.monotonic()
+        other = strata.stratify(
+            tree[some], prefix[some], length[some], settings.strata, lambda t: rollout(t, n, CHECK_SEED)
+        )
+        counts, p = np.rint(other.p_lo * n).astype(int).ravel(), result.p_lo[some].ravel()
+        p_value = agree.uniform_p(agree.randomised_pit(counts, n, p, np.random.default_rng(0)))
+        verdict = _verdict("exact", "rollout", p_value, len(counts), n, started)
+    return Measured(record, {"strata": result.p_lo}, verdict)
+
+
+def p_interval(result: Result) -> np.ndarray:
+    """float64[2, B]: where p is not known exactly, its certified bounds, or the Jeffreys 95 % interval if sampled."""
+    if result.n is None:
+        return np.stack([result.p_lo, result.p_hi])
+    return passk.beta_interval(result.accepted, result.n)
+
+
+def check(settings: Eval, tree: Tree, result: Result) -> dict:
+    """Test a result against samples of another engine on the first problems.
+
+    Computed p: counts of rollouts follow them (randomised PIT). Sampled p: both samples have the same p
+    (conditional randomised PIT), rollouts being checked by split and split by rollouts. Bounds: no
+    problem's rollouts lie outside them.
+    """
+    count, n = settings.check_problems, settings.check_rollouts
+    sampler = split if result.engine == "rollout" else rollout
+    started = time.monotonic()
+    other = sampler(tree[:count], n, CHECK_SEED)
+    rng = np.random.default_rng(0)
+    if result.exact:
+        p_value = agree.uniform_p(agree.randomised_pit(other.accepted, n, result.p_lo[:count], rng))
+    elif result.n is None:
+        p_value = agree.outside_p(other.accepted, n, result.p_lo[:count], result.p_hi[:count])
+    else:
+        sample = result.accepted[:count]
+        p_value = agree.uniform_p(agree.two_sample_pit(other.accepted, n, sample, result.n, rng))
+    return _verdict(result.engine, other.engine, p_value, count, n, started)
+
+
+def _verdict(engine: str, by: str, p_value: float, problems: int, n: int, started: float) -> dict:
+    seconds = time.monotonic() - started
+    return {"engine": engine, "by": by, "p_value": p_value, "problems": problems, "n": n, "seconds": seconds}
+
+
+def powers_of_two(largest: int) -> list[int]:
+    """1, 2, 4, ... up to ``largest``."""
+    return [2**i for i in range(largest.bit_length())]

@@ -1,0 +1,187 @@
+"""Evaluation with every engine and decoder, through the command line on the small trained pipeline.
+
+Cross-checks have false-alarm rates of 1e-3 an evaluation, with fixed seeds.
+"""
+
+import json
+
+import numpy as np
+import pytest
+
+from minifork import measure as measuring
+from minifork import passk, records, strata
+from minifork.exact import exact
+from minifork.rollout import rollout
+from minifork.tree import Result
+
+
+def evaluated(pipeline, *overrides: str, name: str = "") -> tuple[dict, dict]:
+    assert pipeline("eval", *overrides, *([f"name={name}"] if name else [])) == 0
+    path = pipeline.folder / (f"eval-{name}.json" if name else "eval.json")
+    with np.load(path.with_suffix(".npz")) as stored:
+        return json.loads(path.read_text()), {key: stored[key] for key in stored.files}
+
+
+@pytest.fixture
+def two_runs(copy):
+    return copy("base-seed0", "sft-fork1-seed0")
+
+
+def test_sampled_evaluations_estimate_the_computed_one(two_runs):
+    """Estimates lie within 5 of their own standard errors of the computed pass@k, for both samplers."""
+    computed = evaluated(two_runs)[0]
+    for engine in ("split", "rollout"):
+        sampled, arrays = evaluated(two_runs, f"eval.engine={engine}", "eval.rollouts=256", name=engine)
+        assert sampled["engine"] == engine and computed["engine"] == "exact"
+        for want, got in zip(computed["records"], sampled["records"], strict=True):
+            assert got["n"] == 256 and want["n"] is None and got["pass_at_lo"] is None
+            for k, value in want["pass_at"].items():
+                error = got["sampling_error"][k]
+                assert abs(got["pass_at"][k] - value) <= 5 * error + 1e-3, (engine, got["run"], k)
+            counts = arrays[records.array_key(got, None)] * 256
+            np.testing.assert_allclose(counts, np.rint(counts), atol=1e-9)
+            inside = [arrays[records.array_key(got, end)] * 256 for end in ("free_lo", "free_hi")]
+            assert (inside[0] <= counts + 0.5).all() and (inside[1] >= counts - 0.5).all()
+            assert got["pass_at"]["16"] == pytest.approx(passk.unbiased(np.rint(counts).astype(int), 256, 16).mean())
+            assert got["fork"] == want["fork"] and got["mode"] == want["mode"]
+            assert sum(got["errors"].values()) + got["pass_at"]["1"] == pytest.approx(1, abs=1e-9)
+            assert got["rho"] == pytest.approx(want["rho"], abs=0.1)
+        assert all(c["engine"] == engine and c["by"] != engine and c["agrees"] for c in sampled["checks"])
+
+
+def test_auto_splits_when_the_budget_is_spent(two_runs):
+    small, _ = evaluated(two_runs, "eval.budget=10", name="auto")
+    assert small["engine"] == "split" and all(r["n"] == 1024 for r in small["records"])
+    assert all(c["engine"] == "split" and c["by"] == "rollout" for c in small["checks"])
+
+
+def test_exact_gives_certified_bounds_when_the_budget_is_spent(two_runs, capsys):
+    full = evaluated(two_runs)[0]
+    bounds, arrays = evaluated(two_runs, "eval.engine=exact", "eval.budget=100", name="bounds")
+    for want, got in zip(full["records"], bounds["records"], strict=True):
+        assert got["n"] is None
+        for k, value in want["pass_at"].items():
+            assert want["pass_at_lo"][k] == pytest.approx(value) == want["pass_at_hi"][k]
+            assert 0 <= got["pass_at_lo"][k] <= value + 1e-6 and value - 1e-6 <= got["pass_at_hi"][k] <= 1
+            assert got["pass_at"][k] == got["pass_at_lo"][k]
+        assert (got["rho"] is None) == (got["pass_at_hi"]["1"] - got["pass_at_lo"]["1"] > 1e-6)
+    assert any(r["pass_at_hi"]["1"] - r["pass_at_lo"]["1"] > 0.05 for r in bounds["records"])
+    assert "pass@k is certified within" in capsys.readouterr().out
+    assert (arrays["base-seed0/base/cue0/free_hi"] >= arrays["base-seed0/base/cue0/free"]).all()
+    assert "not computed" in two_runs.refused(capsys, "figures", "name=bounds")
+
+
+def test_decoders_change_what_is_measured(two_runs):
+    """Greedy p is 0 or 1 and pass@k does not grow; fork statistics are the model's, whatever the decoder."""
+    plain = evaluated(two_runs)[0]
+    greedy, arrays = evaluated(two_runs, "eval.policy=greedy", name="greedy")
+    cold = evaluated(two_runs, "eval.policy=temperature=0.5,top_p=0.95", name="cold")[0]
+    assert (plain["policy"], greedy["policy"], cold["policy"]) == (
+        "temperature=1", "greedy", "temperature=0.5,top_p=0.95",
+    )  # fmt: skip
+    assert all(set(np.unique(p)) <= {0.0, 1.0} for key, p in arrays.items() if key.endswith("free"))
+    for one, mid, all_ in zip(greedy["records"], cold["records"], plain["records"], strict=True):
+        assert len(set(one["pass_at"].values())) == 1
+        assert one["pass_at"]["64"] != mid["pass_at"]["64"] != all_["pass_at"]["64"]
+        assert one["fork"] == mid["fork"] == all_["fork"]
+
+
+@pytest.mark.parametrize("where", ["first", "fork", "entropy"])
+def test_stratified_decoders(two_runs, where):
+    result, arrays = evaluated(two_runs, f"eval.stratify={where}", "eval.strata=3", name=where)
+    assert result["policy"] == f"temperature=1 {where}=3"
+    for record in result["records"]:
+        p = arrays[records.array_key(record, "strata")]
+        assert p.shape == (64, 3) and record["rho"] is record["forced"] is None
+        assert record["pass_at"]["16"] == pytest.approx(strata.solve_rate(p, [16]).mean())
+        assert (record["hit_rate"] is not None) == (where == "entropy")
+    assert all(check["agrees"] for check in result["checks"])
+
+
+def test_named_evaluations_stay_apart(two_runs, capsys):
+    evaluated(two_runs)
+    before = (two_runs.folder / "eval.json").read_bytes()
+    evaluated(two_runs, "eval.policy=greedy", name="greedy")
+    assert (two_runs.folder / "eval.json").read_bytes() == before
+    assert two_runs("figures", "name=greedy") == two_runs("claims", "name=greedy") == 0
+    assert (two_runs.folder / "figures-greedy" / "crossing.png").exists()
+    evaluated(two_runs, "eval.stratify=fork", "eval.strata=2", name="fork")
+    assert "stratified" in two_runs.refused(capsys, "figures", "name=fork")
+
+
+@pytest.mark.parametrize(
+    ("override", "named"),
+    [
+        ("eval.engine=fast", "eval.engine"),
+        ("eval.budget=0", "eval.budget"),
+        ("eval.rollouts=0", "eval.rollouts"),
+        ("eval.rollouts=63", "eval.max_k=64"),
+        ("eval.policy=top_p=1.5", "top_p is 1.5"),
+        ("eval.policy=top_p=0", "top_p is 0"),
+        ("eval.policy=temperature=-1", "temperature is -1"),
+        ("eval.policy=top_k=0", "top_k is 0"),
+        ("eval.policy=warm=1", "'warm' does not exist"),
+        ("eval.policy=", "policy"),
+        ("eval.stratify=second", "eval.stratify"),
+        ("eval.strata=0", "eval.strata"),
+    ],
+)
+def test_bad_values(two_runs, capsys, override, named):
+    assert named in two_runs.refused(capsys, "eval", override)
+    assert not (two_runs.folder / "eval.json").exists()
+
+
+def test_too_many_strata(two_runs, capsys):
+    assert "m is 99" in two_runs.refused(capsys, "eval", "eval.stratify=first", "eval.strata=99")
+
+
+def test_stratified_decoders_are_not_sampled(two_runs, capsys):
+    assert "eval.engine" in two_runs.refused(capsys, "eval", "eval.stratify=first", "eval.engine=split")
+
+
+def test_a_wrong_result_fails_the_cross_check(two_runs, monkeypatch, capsys):
+    """An engine whose p are a little too large: eval says which runs disagree and exits with 1."""
+
+    def too_large(engine, tree, budget, n, seed):
+        result = exact(tree)
+        ends = result.ends.copy()
+        ends[:, 0] = ends[:, 0] * 0.7 + 0.3
+        return Result("exact", ends, result.unknown, None, 0)
+
+    monkeypatch.setattr(measuring, "solve", too_large)
+    assert two_runs("eval", "eval.check_problems=64", "eval.check_rollouts=64") == 1
+    assert "exact against rollout" in (out := capsys.readouterr().out) and "DISAGREE" in out
+
+
+def test_bounds_that_rollouts_contradict_fail_the_cross_check(two_runs, monkeypatch):
+    def inverted(engine, tree, budget, n, seed):
+        ends = 1 - rollout(tree, 64, 5).ends
+        return Result("exact", ends * 0.9, np.full(len(tree), 0.05), None, 0)
+
+    monkeypatch.setattr(measuring, "solve", inverted)
+    assert two_runs("eval") == 1
+
+
+def test_agreement(trained, copy, capsys):
+    """The whole grid of engines, models and policies on the small pipeline; false alarms below 1e-3."""
+    pipeline = copy("base-seed0", "sft-fork0.5-seed0", "sft-fork1-seed0")
+    assert "sft-fork0-seed0" in pipeline.refused(capsys, "agreement")
+    assert pipeline("sft", "sft.fork_rate=0") == 0
+    assert pipeline("agreement") == 0
+    assert capsys.readouterr().out.count("agree   ") == 16
+    tests = json.loads((pipeline.folder / "agreement.json").read_text())["tests"]
+    assert {t["test"] for t in tests} == {"exact/split", "exact/rollout", "split/rollout"}
+    assert len({t["sink"] for t in tests}) > 3 and len(tests) > 100
+
+
+def test_bench(copy, monkeypatch, capsys):
+    """The benchmark runs, and its last line is JSON."""
+    from experiments import bench
+
+    monkeypatch.setattr(bench, "ROUNDS", 1)
+    pipeline = copy("base-seed0")
+    assert pipeline("bench") == 0
+    result = json.loads(capsys.readouterr().out.splitlines()[-1])
+    assert {"prefill", "exact", "split", "rollout", "recompute"} <= set(result["engines"])
+    assert all(job["seconds"] > 0 for job in result["engines"].values())
+    assert result["rollout_against"]["recompute"] > 0
