@@ -27,7 +27,7 @@ from minifork.stages import load_run, pick_device
 ROUNDS = 5
 SPLITS = 10**6  # rollouts a problem
 PROBLEMS, ROLLOUTS = 200, 256  # of the rollout engine
-FEW_PROBLEMS, FEW_ROLLOUTS = 50, 16  # of the slow samplers
+FEW_PROBLEMS, FEW_ROLLOUTS = 50, 16  # of the slow samplers, which larger batches make slower
 
 
 @torch.no_grad()
@@ -112,8 +112,10 @@ def hugging_face(model: GPT, new: int) -> Callable[[Tensor, int], Tensor] | None
     """
     try:
         from transformers import GPT2Config, GPT2LMHeadModel
+        from transformers.utils import logging
     except ImportError:
         return None
+    logging.set_verbosity_error()
     shape, vocab = model.shape, model.vocab_size
     config = GPT2Config(
         vocab_size=vocab, n_positions=model.context, n_embd=shape.width, n_layer=shape.layers, n_head=shape.heads,

@@ -19,6 +19,9 @@ from torch import Tensor, nn
 
 from minifork.config import Shape
 
+TILE = 16  # rows decoded come in multiples of this, as left-over rows take other paths through BLAS
+LEAST = 4  # and at least as many rows of a problem meet its prompt: so a row's bits do not depend on the others
+
 Attend = Callable[[int, Tensor, Tensor, Tensor], Tensor]
 
 
@@ -92,8 +95,14 @@ class GPT(nn.Module):
         position = rows.prompts.length + rows.length
         if position >= self.context:
             raise ValueError(f"position {position} is past the model's context of {self.context} tokens")
-        positions = torch.full_like(tokens, position)
-        logits = self._run(tokens, positions, rows.attend)
+        count, spare = len(tokens), -len(tokens) % TILE
+        tokens = F.pad(tokens, (0, spare))
+
+        def attend(layer: int, q: Tensor, k: Tensor, v: Tensor) -> Tensor:
+            out = rows.attend(layer, q[:count], k[:count], v[:count])
+            return F.pad(out, (0, 0, 0, 0, 0, spare)) if spare else out
+
+        logits = self._run(tokens, torch.full_like(tokens, position), attend)[:count]
         rows.length += 1
         return logits
 
@@ -186,17 +195,17 @@ class Rows:
 
 
 def _share_prompts(problem: Tensor, prompts: int) -> tuple[int, Tensor | None, Tensor]:
-    """Pack rows into units of ``width`` rows of one problem, so that at most two thirds are padding.
+    """Pack rows into units of ``width`` >= LEAST rows of one problem, with little padding beyond LEAST.
 
     problem: int64[R], ascending. Returns the width, the problem of each unit int64[U] (None: one unit for
     each of the prompts) and the place int64[R] of each row among the U * width.
     """
     rows_of = torch.bincount(problem, minlength=prompts)
     rank = torch.arange(len(problem), device=problem.device) - (rows_of.cumsum(0) - rows_of)[problem]
-    widest = int(rows_of.max())
-    if prompts * widest <= 2 * len(problem):
+    present, widest = int((rows_of > 0).sum()), max(LEAST, int(rows_of.max()))
+    if prompts * widest <= 2 * max(LEAST * present, len(problem)):
         return widest, None, problem * widest + rank
-    width = -(-len(problem) // int((rows_of > 0).sum()))
+    width = max(LEAST, -(-len(problem) // max(1, present)))
     units_of = (rows_of + width - 1) // width
     unit = torch.arange(prompts, device=problem.device).repeat_interleave(units_of)
     return width, unit, (units_of.cumsum(0) - units_of)[problem] * width + rank

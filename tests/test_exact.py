@@ -53,6 +53,19 @@ def test_blocks_do_not_matter(make_model, monkeypatch, rows):
     np.testing.assert_allclose(result.ends, expected.ends, atol=1e-6)
 
 
+def test_p_does_not_depend_on_the_batch(make_model, threads):
+    """Of a polarised model, whose p magnify differences in the last bits: alone, in any order, on two threads."""
+    tree, _ = dag_tree(make_model, problems=23, scale=1.0)
+    together = exact(tree).p_lo
+    for size in (1, 3, 5, 16):
+        parts = [exact(tree[first : first + size]).p_lo for first in range(0, 23, size)]
+        np.testing.assert_allclose(np.concatenate(parts), together, atol=1e-6)
+    order = torch.from_numpy(np.random.default_rng(0).permutation(23))
+    np.testing.assert_allclose(exact(tree[order]).p_lo, together[order.numpy()], atol=1e-6)
+    threads(2)
+    np.testing.assert_allclose(exact(tree).p_lo, together, atol=1e-6)
+
+
 def test_little_memory_loses_nothing(make_model, monkeypatch):
     """Above the memory bound the longest prefixes come first: fewer blocks wait, the answer is the same."""
     tree, _ = dag_tree(make_model, problems=4, layers=6, density=1.0)
