@@ -18,7 +18,7 @@ from minifork import measure, passk, policy, records, runs
 from minifork.config import Config
 from minifork.stages import load_run, pick_device, sft_data
 
-EXACT = 1e-5  # width of pass@k below which the model's own arithmetic hides it
+VISIBLE = 1e-5  # width of pass@k below which the model's own arithmetic hides it
 CHECK_LEVEL = 1e-3  # chance that a correct evaluation reports any disagreement
 
 
@@ -89,7 +89,7 @@ def evaluate(config: Config) -> int:
     runs.write_json(path, result)
     print(records.table(found))
     widest = max(records.width(record) for record in found)
-    if widest > EXACT:
+    if widest > VISIBLE:
         print(f"pass@k is certified within {widest:.2g} only, and shown at its lower end: raise eval.budget")
     print(check_lines(checks))
     print(f"all {len(found)} records: {path}; p of every problem: {path.with_suffix('.npz')}")

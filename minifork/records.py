@@ -138,14 +138,17 @@ def table(records: list[dict]) -> str:
     for record in records:
         last[record["run"], record["test_cue_rate"]] = record
     ks = [k for k in ("1", "4", "16", "64", "1024") if all(k in r["pass_at"] for r in records)]
+    hits = any(record.get("hit_rate") is not None for record in records)
     head = "".join(f"{'pass@' + k:>10}" for k in ks)
     lines = [f"{'run':<28}{'epoch':>6}{head}{'rho':>7}{'P(FWD)':>8}{'fork test':>11}{'train':>7}{'entropy':>9}"]
+    lines[0] += f"{'strata at fork':>16}" if hits else ""
     for (run, cue_rate), record in last.items():
         name = run + (f" (cued test {cue_rate:g})" if cue_rate else "")
         train = record["fork_train"]
         cells = [(record["pass_at"][k], 10) for k in ks]
         cells += [(record["rho"], 7), (record["mode"]["p_forward"], 8), (record["fork"]["accuracy"], 11)]
         cells += [(train["accuracy"] if train else None, 7), (record["fork"]["entropy"], 9)]
+        cells += [(record["hit_rate"], 16)] if hits else []
         texts = "".join(f"{'-' if value is None else f'{value:.3f}':>{width}}" for value, width in cells)
         lines.append(f"{name:<28}{record['epoch'] or '-':>6}{texts}")
     return "\n".join(lines)
