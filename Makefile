@@ -24,6 +24,7 @@ endif
 CONFIG   := --config experiments/configs/$(TASK).yaml
 MINIFORK := $(PYTHON) -m minifork
 BASE     := $(MINIFORK) pretrain --resume $(CONFIG) base_seed=$(BASE_SEED) $(ARGS)
+SFT      := sft.fork_rate=$(FORK_RATE) sft.epochs=$(EPOCHS)
 
 .DEFAULT_GOAL := help
 .PHONY: help pretrain sft eval figures claims audit agreement bench reproduce stops test lint clean
@@ -35,9 +36,8 @@ pretrain: $(ENV) ## train the base model on random graph walks [TASK BASE_SEED N
 	@$(BASE) name=$(NAME)
 
 sft: $(ENV) ## fine-tune it on traces, FORK_RATE of them through the fork [TASK FORK_RATE SEED BASE_SEED EPOCHS NAME ARGS]
-	@$(BASE)
-	@$(MINIFORK) sft --resume $(CONFIG) base_seed=$(BASE_SEED) seed=$(SEED) \
-		sft.fork_rate=$(FORK_RATE) sft.epochs=$(EPOCHS) name=$(NAME) $(ARGS)
+	@$(BASE) $(SFT)
+	@$(MINIFORK) sft --resume $(CONFIG) base_seed=$(BASE_SEED) seed=$(SEED) $(SFT) name=$(NAME) $(ARGS)
 
 eval: $(ENV) ## exact pass@k of every run, checked by another engine [TASK ENGINE ROLLOUTS NAME ARGS]
 	@$(MINIFORK) eval $(CONFIG) eval.engine=$(ENGINE) eval.rollouts=$(ROLLOUTS) name=$(NAME) $(ARGS)
