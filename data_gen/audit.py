@@ -29,9 +29,9 @@ from dataclasses import dataclass, replace
 
 import numpy as np
 
-from data_gen import star, streams
-from data_gen.star import Star
+from data_gen import streams
 from data_gen.streams import Examples
+from data_gen.task import Task
 
 FALSE_ALARM_RATE = 1e-3
 # The smallest p, 1/(1 + DRAWS), must lie below FALSE_ALARM_RATE over the number of checks.
@@ -64,15 +64,17 @@ class Branches:
     """The branches of the n problems that show a fork, in the order their first edges are printed.
 
     position: int64[n, d, l-1], the printed place of every edge of a branch, from the start down; node:
-    int64[n, d, l-1], the tokens these edges end in; right: int64[n], the branch that ends in the goal.
+    int64[n, d, l-1], the tokens these edges end in; extra: int64[n, d, X], what else the first edge says; right:
+    int64[n], the branch that ends in the goal.
     """
 
     position: np.ndarray
     node: np.ndarray
+    extra: np.ndarray
     right: np.ndarray
 
 
-def audit(task: Star, examples: Examples, fork_rate: float, seed: int = 0) -> list[Check]:
+def audit(task: Task, examples: Examples, fork_rate: float, seed: int = 0) -> list[Check]:
     """All checks of an SFT set that was made with ``fork_rate``; ``seed`` drives the simulated null.
 
     A problem that occurs several times (as with allocation=problem) counts once in the checks of the
@@ -103,45 +105,40 @@ def table(checks: list[Check]) -> str:
     return "\n".join(lines)
 
 
-def _split_prompt(task: Star, tokens: np.ndarray) -> tuple[np.ndarray, np.ndarray, np.ndarray]:
-    """Parents int64[n, E] and children int64[n, E] as printed, and the query int64[n, 2] (start, goal)."""
-    edges = tokens[:, : 2 * task.edges].reshape(len(tokens), task.edges, 2)
-    return edges[:, :, 0], edges[:, :, 1], tokens[:, 2 * task.edges : 2 * task.edges + 2]
-
-
-def _distinct_prompts(task: Star, tokens: np.ndarray) -> np.ndarray:
+def _distinct_prompts(task: Task, tokens: np.ndarray) -> np.ndarray:
     """The rows with a new prompt, in their order: repeats are no independent evidence."""
     _, first = np.unique(tokens[:, : task.prompt_len], axis=0, return_index=True)
     return tokens[np.sort(first)]
 
 
-def shows_fork(task: Star, tokens: np.ndarray) -> np.ndarray:
+def shows_fork(task: Task, tokens: np.ndarray) -> np.ndarray:
     """bool[n]: whether the start of each prompt has more than one child."""
-    parent, _, query = _split_prompt(task, tokens)
+    parent, _, _, query = task.read_graph(tokens)
     return (parent == query[:, :1]).sum(axis=1) > 1
 
 
-def read_branches(task: Star, tokens: np.ndarray) -> Branches:
+def read_branches(task: Task, tokens: np.ndarray) -> Branches:
     """Follow every branch from the start to its leaf. tokens: int64[n, >= prompt_len], all with a fork.
 
     Raises ValueError where the start has not d children, or not exactly one branch ends in the goal.
     """
-    parent, child, query = _split_prompt(task, tokens)
+    parent, child, extra, query = task.read_graph(tokens)
     start, goal = query[:, :1], query[:, 1:]
     rows = np.arange(len(tokens))[:, None]
     # A stable sort puts the edges that leave the start first and keeps them in printed order.
-    at = np.argsort(parent != start, axis=1, kind="stable")[:, : task.branches]
-    position, node = [at], [child[rows, at]]
-    for _ in range(task.length - 2):
+    at = np.argsort(parent != start, axis=1, kind="stable")[:, : task.graph.branches]
+    position, node, first_extra = [at], [child[rows, at]], extra[rows, at]
+    for _ in range(task.graph.length - 2):
         at = np.argmax(parent[:, None, :] == node[-1][:, :, None], axis=2)
         position.append(at)
         node.append(child[rows, at])
     ends_in_goal = node[-1] == goal
-    broken = ((parent == start).sum(axis=1) != task.branches) | (ends_in_goal.sum(axis=1) != 1)
+    broken = ((parent == start).sum(axis=1) != task.graph.branches) | (ends_in_goal.sum(axis=1) != 1)
     if broken.any():
         example = task.decode(tokens[np.argmax(broken)])
-        raise ValueError(f"not a star with {task.branches} branches of which one ends in the goal: {example}")
-    return Branches(np.stack(position, axis=2), np.stack(node, axis=2), np.argmax(ends_in_goal, axis=1))
+        raise ValueError(f"not a star with {task.graph.branches} branches of which one ends in the goal: {example}")
+    right = np.argmax(ends_in_goal, axis=1)
+    return Branches(np.stack(position, axis=2), np.stack(node, axis=2), first_extra, right)
 
 
 def _rank(values: np.ndarray) -> np.ndarray:
@@ -153,20 +150,24 @@ def _one_hot(codes: np.ndarray, classes: int) -> np.ndarray:
     return (codes[..., None] == np.arange(classes)).astype(np.float32)
 
 
-def categories(task: Star, branches: Branches) -> dict[tuple[str, str], np.ndarray]:
+def categories(task: Task, branches: Branches) -> dict[tuple[str, str], np.ndarray]:
     """The features tested one by one: (name, what it measures) -> one-hot float32[n, d, classes]."""
     first, last, child = branches.position[:, :, 0], branches.position[:, :, -1], branches.node[:, :, 0]
     place, rank = "chi2 of its place among the edges", "chi2 of its rank among branches"
-    return {
-        ("first edge position", place): _one_hot(first, task.edges),
-        ("first edge order", rank): _one_hot(_rank(first), task.branches),
-        ("goal edge position", place): _one_hot(last, task.edges),
-        ("child label order", rank): _one_hot(_rank(child), task.branches),
-        ("child label", "chi2 of the token itself"): _one_hot(child, task.nodes),
+    said = {
+        (f"first edge says {i}", "chi2 of the token itself"): _one_hot(branches.extra[:, :, i], task.vocab_size)
+        for i in range(branches.extra.shape[2])
+    }
+    return said | {
+        ("first edge position", place): _one_hot(first, task.graph.edges),
+        ("first edge order", rank): _one_hot(_rank(first), task.graph.branches),
+        ("goal edge position", place): _one_hot(last, task.graph.edges),
+        ("child label order", rank): _one_hot(_rank(child), task.graph.branches),
+        ("child label", "chi2 of the token itself"): _one_hot(child, task.graph.nodes),
     }
 
 
-def probe_features(task: Star, branches: Branches) -> np.ndarray:
+def probe_features(task: Task, branches: Branches) -> np.ndarray:
     """What the linear probe sees of a branch, float32[n, d, F], centred in the problem, of unit variance.
 
     Printed places of its edges, their ranks and the ranks of its labels among the branches at the same
@@ -174,7 +175,7 @@ def probe_features(task: Star, branches: Branches) -> np.ndarray:
     ends in the goal is the task itself, not a leak.
     """
     numbers = [branches.position, _rank(branches.position), _rank(branches.node)]
-    features = np.concatenate([*numbers, _one_hot(branches.node[:, :, 0], task.nodes)], axis=2)
+    features = np.concatenate([*numbers, _one_hot(branches.node[:, :, 0], task.graph.nodes)], axis=2)
     features = features - features.mean(axis=1, keepdims=True)
     scale = features.std(axis=(0, 1), keepdims=True)
     return (features / np.where(scale > 0, scale, 1)).astype(np.float32)
@@ -216,7 +217,7 @@ def held_out_accuracy(features: np.ndarray, right: np.ndarray) -> np.ndarray:
     return hits / right.shape[1]
 
 
-def branch_checks(task: Star, branches: Branches, seed: int) -> list[Check]:
+def branch_checks(task: Task, branches: Branches, seed: int) -> list[Check]:
     """Every check that asks: does this feature tell the right branch from the others?
 
     ``chance`` is the mean of the simulated null: about the number of classes for chi2, 1/d for accuracy.
@@ -230,7 +231,7 @@ def branch_checks(task: Star, branches: Branches, seed: int) -> list[Check]:
     rng = np.random.default_rng(seed)
     total, exceed = np.zeros(len(labels)), np.zeros(len(labels))
     for _ in range(DRAWS // BLOCK):
-        drawn = rng.integers(task.branches, size=(BLOCK, n), dtype=np.uint8)
+        drawn = rng.integers(task.graph.branches, size=(BLOCK, n), dtype=np.uint8)
         # The observed assignment goes through the same arithmetic as the drawn ones, so that ties are ties.
         right = np.concatenate([branches.right[None].astype(np.uint8), drawn])
         squares = [chi_square(one_hot, right) for one_hot in tests.values()]
@@ -241,26 +242,26 @@ def branch_checks(task: Star, branches: Branches, seed: int) -> list[Check]:
     return [Check(*label, float(value), float(chance), float(p)) for label, value, chance, p in rows]
 
 
-def fork_share(task: Star, tokens: np.ndarray, forked: np.ndarray, fork_rate: float) -> Check:
+def fork_share(task: Task, tokens: np.ndarray, forked: np.ndarray, fork_rate: float) -> Check:
     """Whether the share of FWD traces on forked graphs is ``fork_rate``, as near as n traces allow.
 
     Shares are exact by construction, so this is no test of chance: p is 1 or 0.
     """
-    if task.branches == 1:
+    if task.graph.branches == 1:
         return Check("fork share", "no fork", math.nan, math.nan, 1.0)
-    passes = forked & (tokens[:, task.prompt_len] == task.fwd)
+    passes = forked & (tokens[:, task.prompt_len] == task.mode_token("FWD"))
     share = float(passes.mean())
     # Half a trace of rounding, and a hair for floating point.
     exact = abs(share - fork_rate) <= 0.5 / len(tokens) + 1e-9
     return Check("fork share", "traces that pass the fork", share, fork_rate, float(exact))
 
 
-def stream_checks(task: Star, examples: Examples) -> list[Check]:
+def stream_checks(task: Task, examples: Examples) -> list[Check]:
     """Whether the problems keep to the train stream and share no graph with held-out ones; p is 1 or 0."""
     outside = int((streams.stream_of(task, examples.problems) != streams.STREAMS["train"]).sum())
     held_out = [streams.problems(task, 0, name, HELD_OUT) for name in ("valid", "test")]
-    held_out = np.concatenate([star.identity(task, graphs) for graphs in held_out])
-    shared = len(np.intersect1d(star.identity(task, examples.problems), held_out))
+    held_out = np.concatenate([task.identity(graphs) for graphs in held_out])
+    shared = len(np.intersect1d(task.identity(examples.problems), held_out))
     return [
         Check("stream", "problems outside the train stream", outside, 0.0, float(outside == 0)),
         Check("overlap", "graphs shared with valid or test", shared, 0.0, float(shared == 0)),

@@ -23,10 +23,37 @@ printed order are uniformly random, so the canonical numbers leave no mark on th
 """
 
 from dataclasses import dataclass
+from itertools import combinations
 
 import numpy as np
 
-MODES = ("FWD", "REV")
+from data_gen import verifier
+from data_gen.task import PAD
+from data_gen.verifier import DFA
+
+MODES = ("FWD", "REV", "SEARCH")
+SINKS = ("accept", "malformed", "invalid_edge", "wrong_branch", "wrong_goal", "early_stop", "too_long")
+MOST_SEARCHED = 5  # branches: a SEARCH automaton has a state for every set of branches visited
+
+
+@dataclass(frozen=True)
+class Problems:
+    """A batch of n star problems in canonical numbers (see the module's docstring).
+
+    labels: int64[n, M], the token of each canonical node; the last column, used only where ``forked``
+    is False, is the second root. order: int64[n, E], canonical edges as printed. forked: bool[n],
+    False where the decoys hang off the second root, so that the start has one child.
+    """
+
+    labels: np.ndarray
+    order: np.ndarray
+    forked: np.ndarray
+
+    def __len__(self) -> int:
+        return len(self.labels)
+
+    def __getitem__(self, rows) -> "Problems":
+        return Problems(self.labels[rows], self.order[rows], self.forked[rows])
 
 
 @dataclass(frozen=True)
@@ -34,15 +61,23 @@ class Star:
     """The star task and its token layout. Raises ValueError when the graph does not fit the labels.
 
     nodes: number of node tokens N; branches: d; length: l, the nodes of a branch, start included;
-    branch_order: "shuffled", or "published" for the leaky control, which prints the right branch first.
+    branch_order: "shuffled", or "published" for the leaky control, which prints the right branch first;
+    modes: the forms of traces, comma-separated.
     """
 
     nodes: int
     branches: int
     length: int
     branch_order: str = "shuffled"
+    modes: str = "FWD,REV"
 
     def __post_init__(self) -> None:
+        if not set(self.mode_names) <= set(MODES) or len(set(self.mode_names)) < len(self.mode_names):
+            raise ValueError(f"data.modes is {self.modes!r}: list different ones of {', '.join(MODES)}")
+        if "FWD" not in self.mode_names:
+            raise ValueError(f"data.modes is {self.modes!r}: FWD, which meets the fork, must be one of them")
+        if "SEARCH" in self.mode_names and self.branches > MOST_SEARCHED:
+            raise ValueError(f"data.branches is {self.branches}: SEARCH keeps track of {MOST_SEARCHED} at most")
         if self.branches < 1:
             raise ValueError(f"data.branches is {self.branches}: a start needs at least 1 branch")
         if self.length < 2:
@@ -54,6 +89,24 @@ class Star:
             )
         if self.branch_order not in ("shuffled", "published"):
             raise ValueError(f"data.branch_order is {self.branch_order!r}: choose shuffled or published")
+
+    @property
+    def mode_names(self) -> tuple[str, ...]:
+        return tuple(self.modes.split(","))
+
+    @property
+    def sinks(self) -> tuple[str, ...]:
+        return SINKS
+
+    @property
+    def graph(self) -> "Star":
+        """The star that the graph is: itself."""
+        return self
+
+    @property
+    def shortest_query(self) -> int:
+        """Tokens of the shortest query with its walk: start, goal, SEP, mode, node, EOS."""
+        return 6
 
     @property
     def edges(self) -> int:
@@ -80,138 +133,308 @@ class Star:
         return self.nodes + 3
 
     @property
-    def vocab_size(self) -> int:
+    def search(self) -> int:
         return self.nodes + 4
 
     @property
+    def back(self) -> int:
+        return self.nodes + 5
+
+    @property
+    def vocab_size(self) -> int:
+        return self.nodes + (6 if "SEARCH" in self.mode_names else 4)
+
+    @property
+    def graph_len(self) -> int:
+        return 2 * self.edges
+
+    @property
     def prompt_len(self) -> int:
-        return 2 * self.edges + 3
+        return self.graph_len + 3
 
     @property
     def trace_len(self) -> int:
-        """Tokens of a full trace: mode, l nodes, EOS."""
-        return self.length + 2
+        """Tokens of the longest trace: mode, l nodes, EOS; a SEARCH may visit all branches, with BACK between."""
+        longest = self.length + 2
+        return longest + (self.branches - 1) * self.length if "SEARCH" in self.mode_names else longest
 
     def mode_token(self, mode: str) -> int:
-        return {"FWD": self.fwd, "REV": self.rev}[mode]
+        return {"FWD": self.fwd, "REV": self.rev, "SEARCH": self.search}[mode]
 
     def decode(self, tokens: np.ndarray) -> str:
         """Token ids int[T] as a readable line."""
-        special = {self.fwd: "FWD", self.rev: "REV", self.sep: "SEP", self.eos: "EOS"}
+        words = ("FWD", "REV", "SEP", "EOS", "SEARCH", "BACK")
+        special = {self.nodes + i: word for i, word in enumerate(words)}
         return " ".join(special.get(int(t), str(int(t))) for t in tokens)
 
+    def sample(self, rng: np.random.Generator, n: int) -> Problems:
+        """n problems with a fork at the start: random labels, edges in random order."""
+        labels = np.argsort(rng.random((n, self.nodes)), axis=1)[:, : self.graph_nodes + 1]
+        order = np.argsort(rng.random((n, self.edges)), axis=1)
+        if self.branch_order == "published":
+            branch = order // (self.length - 1)
+            order = np.take_along_axis(order, np.argsort(branch, axis=1, kind="stable"), axis=1)
+        return Problems(labels, order, np.ones(n, dtype=bool))
 
-@dataclass(frozen=True)
-class Problems:
-    """A batch of n star problems in canonical numbers (see the module's docstring).
+    def give_cue(self, problems: Problems, cued: np.ndarray) -> Problems:
+        """Where bool[n] ``cued``, let the branch whose first edge is printed first be the right one.
 
-    labels: int64[n, M], the token of each canonical node; the last column, used only where ``forked``
-    is False, is the second root. order: int64[n, E], canonical edges as printed. forked: bool[n],
-    False where the decoys hang off the second root, so that the start has one child.
-    """
+        Labels, printed positions and everything else keep their distribution: only the choice of the right
+        branch, uniform otherwise, becomes a function of the order of the first edges.
+        """
+        steps = self.length - 1
+        position = np.argsort(problems.order, axis=1)
+        first = np.argmin(position[:, ::steps], axis=1)[:, None]
+        branch, step = np.divmod(problems.order, steps)
+        swapped = np.where(branch == first, 0, np.where(branch == 0, first, branch)) * steps + step
+        return Problems(problems.labels, np.where(cued[:, None], swapped, problems.order), problems.forked)
 
-    labels: np.ndarray
-    order: np.ndarray
-    forked: np.ndarray
+    def hang_off(self, problems: Problems, forked: np.ndarray) -> Problems:
+        """Where bool[n] ``forked`` is False, hang the decoys off a second root: start has one child.
 
-    def __len__(self) -> int:
-        return len(self.labels)
+        Raises ValueError when no label is left for the second root.
+        """
+        if not forked.all() and self.nodes < self.graph_nodes + 1:
+            raise ValueError(
+                f"data.nodes is {self.nodes}: sft.fork_in_graph needs a second root, at least {self.graph_nodes + 1}"
+            )
+        return Problems(problems.labels, problems.order, forked)
 
-    def __getitem__(self, rows) -> "Problems":
-        return Problems(self.labels[rows], self.order[rows], self.forked[rows])
+    def edge_list(self, problems: Problems) -> np.ndarray:
+        """The printed edges, int64[n, E, 2], as (parent, child) tokens."""
+        n, order = len(problems), problems.order
+        inner = order % (self.length - 1) > 0
+        second_root = ~problems.forked[:, None] & (order >= self.length - 1)
+        parent = np.where(inner, order, np.where(second_root, problems.labels.shape[1] - 1, 0))
+        rows = np.arange(n)[:, None]
+        return np.stack([problems.labels[rows, parent], problems.labels[rows, order + 1]], axis=2)
 
+    def read_graph(self, tokens: np.ndarray) -> tuple[np.ndarray, np.ndarray, np.ndarray, np.ndarray]:
+        """Parents and children int64[n, E] as printed, nothing else an edge says [n, E, 0], (start, goal) [n, 2]."""
+        edges = tokens[:, : self.graph_len].reshape(len(tokens), self.edges, 2)
+        return edges[:, :, 0], edges[:, :, 1], edges[:, :, 2:], tokens[:, self.graph_len : self.graph_len + 2]
 
-def sample(task: Star, rng: np.random.Generator, n: int) -> Problems:
-    """n problems with a fork at the start: random labels, edges in random order."""
-    labels = np.argsort(rng.random((n, task.nodes)), axis=1)[:, : task.graph_nodes + 1]
-    order = np.argsort(rng.random((n, task.edges)), axis=1)
-    if task.branch_order == "published":
-        branch = order // (task.length - 1)
-        order = np.take_along_axis(order, np.argsort(branch, axis=1, kind="stable"), axis=1)
-    return Problems(labels, order, np.ones(n, dtype=bool))
+    def path(self, problems: Problems) -> np.ndarray:
+        """The right branch from start to goal, int64[n, l]."""
+        return problems.labels[:, : self.length]
 
+    def children(self, problems: Problems) -> np.ndarray:
+        """The first node of every branch, int64[n, d]; column 0 is the right one."""
+        return problems.labels[:, 1 : self.graph_nodes : self.length - 1]
 
-def give_cue(task: Star, problems: Problems, cued: np.ndarray) -> Problems:
-    """Where bool[n] ``cued``, let the branch whose first edge is printed first be the right one.
+    def prompts(self, problems: Problems) -> np.ndarray:
+        """int64[n, prompt_len]: the edges, start, goal, SEP."""
+        n, right = len(problems), self.path(problems)
+        query = np.stack([right[:, 0], right[:, -1], np.full(n, self.sep)], axis=1)
+        return np.concatenate([self.edge_list(problems).reshape(n, -1), query], axis=1)
 
-    Labels, printed positions and everything else keep their distribution: only the choice of the right
-    branch, uniform otherwise, becomes a function of the order of the first edges.
-    """
-    steps = task.length - 1
-    position = np.argsort(problems.order, axis=1)
-    first = np.argmin(position[:, ::steps], axis=1)[:, None]
-    branch, step = np.divmod(problems.order, steps)
-    swapped = np.where(branch == first, 0, np.where(branch == 0, first, branch)) * steps + step
-    return Problems(problems.labels, np.where(cued[:, None], swapped, problems.order), problems.forked)
+    def traces(self, problems: Problems, mode: np.ndarray) -> np.ndarray:
+        """int64[n, trace_len], PAD past EOS: the trace of each problem in the mode int64[n] (see ``mode_names``)."""
+        n, right = len(problems), self.path(problems)
+        out = np.full((n, self.trace_len), PAD, dtype=np.int64)
+        for index, name in enumerate(self.mode_names):
+            some = mode == index
+            out[some, 0] = self.mode_token(name)
+            if name == "SEARCH":
+                out[some, 1:] = self._search(problems[some])
+            else:
+                out[some, 1 : self.length + 1] = right[some] if name == "FWD" else right[some, ::-1]
+                out[some, self.length + 1] = self.eos
+        return out
 
+    def search_order(self, problems: Problems) -> np.ndarray:
+        """int64[n, d]: the canonical branches in the order a SEARCH trace visits them.
 
-def hang_off(task: Star, problems: Problems, forked: np.ndarray) -> Problems:
-    """Where bool[n] ``forked`` is False, hang the decoys off a second root: start has one child.
+        A hash of the problem: uniform, and nothing printed tells it.
+        """
+        keys = _mix(self.identity(problems)[:, None] ^ self.children(problems).astype(np.uint64))
+        return np.argsort(keys, axis=1)
 
-    Raises ValueError when no label is left for the second root.
-    """
-    if not forked.all() and task.nodes < task.graph_nodes + 1:
-        raise ValueError(
-            f"data.nodes is {task.nodes}: sft.fork_in_graph needs a second root, at least {task.graph_nodes + 1}"
-        )
-    return Problems(problems.labels, problems.order, forked)
+    def _search(self, problems: Problems) -> np.ndarray:
+        """SEARCH traces after the mode token, int64[n, trace_len - 1]: branch, BACK, branch, ... until the goal."""
+        n, steps = len(problems), self.length - 1
+        order = np.where(problems.forked[:, None], self.search_order(problems), 0)
+        walk = self._visits(problems.labels, order)
+        visited = np.argmax(order == 0, axis=1) + 1
+        kept = np.arange(walk.shape[1]) < (visited * (steps + 1) - 1)[:, None]
+        out = np.full((n, self.trace_len - 1), PAD, dtype=np.int64)
+        out[:, 0] = problems.labels[:, 0]
+        out[:, 1 : 1 + walk.shape[1]] = np.where(kept, walk, PAD)
+        out[np.arange(n), visited * (steps + 1)] = self.eos
+        return out
 
+    def _visits(self, labels: np.ndarray, order: np.ndarray) -> np.ndarray:
+        """The nodes of all branches in the given order [..., d], BACK between branches, int64[..., d * l - 1]."""
+        steps = self.length - 1
+        canonical = 1 + order[..., None] * steps + np.arange(steps)
+        rows = np.arange(len(labels)).reshape(-1, *[1] * (canonical.ndim - 1))
+        nodes = labels[rows, canonical]
+        back = np.full((*order.shape, 1), self.back)
+        flat = (*order.shape[:-1], self.branches * self.length)
+        return np.concatenate([nodes, back], axis=-1).reshape(flat)[..., :-1]
 
-def edge_list(task: Star, problems: Problems) -> np.ndarray:
-    """The printed edges, int64[n, E, 2], as (parent, child) tokens."""
-    n, order = len(problems), problems.order
-    inner = order % (task.length - 1) > 0
-    second_root = ~problems.forked[:, None] & (order >= task.length - 1)
-    parent = np.where(inner, order, np.where(second_root, problems.labels.shape[1] - 1, 0))
-    rows = np.arange(n)[:, None]
-    return np.stack([problems.labels[rows, parent], problems.labels[rows, order + 1]], axis=2)
+    def fork_prefix(self, problems: Problems) -> np.ndarray:
+        """int64[n, 2]: FWD and the start, the forced prefix that ends right before the fork."""
+        start = self.path(problems)[:, :1]
+        return np.concatenate([np.full_like(start, self.fwd), start], axis=1)
 
+    def identity(self, problems: Problems) -> np.ndarray:
+        """uint64[n]: a hash of the set of printed edges, equal for equal graphs however they are printed.
 
-def path(task: Star, problems: Problems) -> np.ndarray:
-    """The right branch from start to goal, int64[n, l]."""
-    return problems.labels[:, : task.length]
+        Two problems on the same graph differ at most in the goal, so streams that share no identity share
+        no problem and no graph. A problem keeps the identity it was drawn with when its decoys are hung off
+        a second root.
+        """
+        drawn = Problems(problems.labels, problems.order, np.ones(len(problems), dtype=bool))
+        edges = self.edge_list(drawn).astype(np.uint64)
+        codes = np.sort(edges[:, :, 0] * np.uint64(self.nodes + 4) + edges[:, :, 1], axis=1)
+        state = np.zeros(len(problems), dtype=np.uint64)
+        for column in codes.T:
+            state = _mix(state ^ column)
+        return state
 
+    def dfa(self, problems: Problems) -> DFA:
+        """The DFA of each problem, over the states of every mode in turn.
 
-def children(task: Star, problems: Problems) -> np.ndarray:
-    """The first node of every branch, int64[n, d]; column 0 is the right one."""
-    return problems.labels[:, 1 : task.graph_nodes : task.length - 1]
+        FWD must walk the whole right branch from start to goal, REV from goal to start, and stop there.
+        SEARCH may try branches in any order, each one once, and must go back from every dead end. A token
+        that is no node where a node is due (or the reverse) is malformed, and so is a trace that does not
+        begin at the start (at the goal, for REV: wrong_goal).
+        """
+        sets = self._visited_sets() if "SEARCH" in self.mode_names else []
+        search_states = 1 + len(sets) * (1 + self.branches * (self.length - 1))
+        sizes = [search_states if name == "SEARCH" else self.length + 1 for name in self.mode_names]
+        table = verifier.blank(len(problems), 1 + sum(sizes), self.vocab_size, SINKS)
+        base = 1
+        for name, size in zip(self.mode_names, sizes, strict=True):
+            if name == "SEARCH":
+                self._add_search(table, base, problems, sets)
+            else:
+                index = np.full(len(problems), self.mode_names.index(name))
+                trace = self.traces(problems, index)[:, : self.length + 2]
+                verifier.add_chain(table, base, trace, self._chain_errors(problems, name), SINKS)
+            base += size
+        return DFA(table, SINKS)
 
+    def _chain_errors(self, problems: Problems, mode: str) -> np.ndarray:
+        """int64[n, l + 2, V]: the sink of every wrong token at every place of a FWD or REV trace."""
+        n, length = len(problems), self.length
+        errors = np.full((n, length + 2, self.vocab_size), SINKS.index("malformed"))
+        errors[:, 1:, self.eos] = SINKS.index("early_stop")
+        errors[:, 1, : self.nodes] = SINKS.index("malformed" if mode == "FWD" else "wrong_goal")
+        errors[:, 2:-1, : self.nodes] = SINKS.index("invalid_edge")
+        errors[:, -1, : self.nodes] = SINKS.index("too_long")
+        if mode == "FWD":
+            wrong = np.where(problems.forked, SINKS.index("wrong_branch"), SINKS.index("invalid_edge"))
+            errors[np.arange(n)[:, None], 2, self.children(problems)] = wrong[:, None]
+        return errors
 
-def prompts(task: Star, problems: Problems) -> np.ndarray:
-    """int64[n, prompt_len]: the edges, start, goal, SEP."""
-    n, right = len(problems), path(task, problems)
-    query = np.stack([right[:, 0], right[:, -1], np.full(n, task.sep)], axis=1)
-    return np.concatenate([edge_list(task, problems).reshape(n, -1), query], axis=1)
+    def _visited_sets(self) -> list[frozenset[int]]:
+        """Which decoys a SEARCH may have visited when it stands at the start."""
+        decoys = range(1, self.branches)
+        return [frozenset(c) for size in range(self.branches) for c in combinations(decoys, size)]
 
+    def _add_search(self, table: np.ndarray, base: int, problems: Problems, sets: list[frozenset[int]]) -> None:
+        """The states of SEARCH: first its start is due; then, for each set of visited decoys, the start itself
+        and every node of every branch not in the set."""
+        rows, labels, steps = np.arange(len(problems)), problems.labels, self.length - 1
+        live = table.shape[1] - len(SINKS)
+        sink = {name: live + i for i, name in enumerate(SINKS)}
+        at_start = {visited: base + 1 + i * (1 + self.branches * steps) for i, visited in enumerate(sets)}
+        table[:, 0, self.search] = base
+        table[:, base, self.eos] = sink["early_stop"]
+        table[rows, base, labels[:, 0]] = at_start[frozenset()]
+        for visited, start in at_start.items():
+            table[:, start, : self.nodes] = sink["invalid_edge"]
+            table[:, start, self.eos] = sink["early_stop"]
+            for branch in range(self.branches):
+                first = start + 1 + branch * steps
+                node = 1 + branch * steps
+                if branch in visited:
+                    table[rows, start, labels[:, node]] = sink["wrong_branch"]
+                    continue
+                may = problems.forked | (branch == 0)
+                table[rows, start, labels[:, node]] = np.where(may, first, sink["invalid_edge"])
+                for step in range(steps):
+                    state = first + step
+                    table[:, state, : self.nodes] = sink["invalid_edge"]
+                    table[:, state, self.eos] = sink["early_stop"]
+                    if step < steps - 1:
+                        table[rows, state, labels[:, node + step + 1]] = state + 1
+                    elif branch == 0:
+                        table[:, state, : self.nodes] = sink["too_long"]
+                        table[:, state, self.back] = sink["too_long"]
+                        table[:, state, self.eos] = sink["accept"]
+                    else:
+                        table[:, state, self.eos] = sink["wrong_branch"]
+                        table[:, state, self.back] = at_start[visited | {branch}]
 
-def traces(task: Star, problems: Problems, forward: np.ndarray) -> np.ndarray:
-    """int64[n, trace_len]: the FWD trace where bool[n] ``forward``, else the REV trace."""
-    right = path(task, problems)
-    mode = np.where(forward, task.fwd, task.rev)[:, None]
-    nodes = np.where(forward[:, None], right, right[:, ::-1])
-    return np.concatenate([mode, nodes, np.full((len(problems), 1), task.eos)], axis=1)
+    def walks(
+        self, problems: Problems, stop: float, informed: float, rng: np.random.Generator, count: int
+    ) -> np.ndarray:
+        """``count`` queries with walks on every graph, int64[n, count, 3 + trace_len], PAD in gaps.
 
+        Modes are drawn evenly. A FWD or REV walk is laid out in canonical numbers: along the root-to-leaf
+        path of its branch it goes from depth ``first`` in steps of +1 or -1.
+        """
+        labels, length = problems.labels, self.length
+        shape = (len(labels), count)
+        mode = (rng.random(shape) * len(self.mode_names)).astype(np.int64)
+        name = np.array(self.mode_names)[mode]
+        forward = name == "FWD"
+        branch = rng.integers(self.branches, size=shape)
+        first = rng.integers(length, size=shape)
+        steps_left = np.where(forward, length - 1 - first, first)
+        survived = np.cumprod(rng.random((*shape, length - 1)) >= stop, axis=2).sum(axis=2)
+        steps = np.minimum(survived, steps_left)[..., None]
 
-def fork_prefix(task: Star, problems: Problems) -> np.ndarray:
-    """int64[n, 2]: FWD and the start, the forced prefix that ends right before the fork."""
-    start = path(task, problems)[:, :1]
-    return np.concatenate([np.full_like(start, task.fwd), start], axis=1)
+        at = np.arange(length)
+        along = first[..., None] + np.where(forward[..., None], at, -at)
+        canonical = np.where(along == 0, 0, branch[..., None] * (length - 1) + along)
+        canonical = np.where(at <= steps, canonical, 0)
+        rows = np.arange(len(labels))[:, None]
+        walk = labels[rows[..., None], canonical]
+        other = labels[rows, rng.integers(self.graph_nodes, size=shape)]
+        nodes = np.full((*shape, self.trace_len - 2), PAD)
+        nodes[..., :length] = np.where(at <= steps, walk, PAD)
+        if "SEARCH" in self.mode_names:
+            searching = (name == "SEARCH")[..., None]
+            nodes = np.where(searching, self._search_walks(labels, stop, rng, count), nodes)
+        origin = nodes[..., 0]
+        if informed > 0:  # the other slot names where the walk ends
+            last = np.take_along_axis(nodes, (nodes != PAD).cumsum(axis=2).argmax(axis=2)[..., None], axis=2)[..., 0]
+            other = np.where((rng.random(shape) < informed) & (last < self.nodes), last, other)
+        starts = name != "REV"
+        head = [np.where(starts, origin, other), np.where(starts, other, origin), np.full(shape, self.sep)]
+        tokens = np.array([self.mode_token(m) for m in self.mode_names])[mode]
+        eos = np.full((*shape, 1), self.eos)
+        return np.concatenate([np.stack([*head, tokens], axis=2), nodes, eos], axis=2)
 
+    def _search_walks(self, labels: np.ndarray, stop: float, rng: np.random.Generator, count: int) -> np.ndarray:
+        """SEARCH walks from the start, int64[n, count, trace_len - 2], PAD past their end.
 
-def identity(task: Star, problems: Problems) -> np.ndarray:
-    """uint64[n]: a hash of the set of printed edges, equal for equal graphs however they are printed.
+        Branches come in random order. A walk stops before a node with probability ``stop``, and at the end of a
+        branch, which may be the goal or not, with probability 1/2.
+        """
+        shape = (len(labels), count)
+        order = np.argsort(rng.random((*shape, self.branches)), axis=2)
+        visits = self._visits(labels, order)
+        chance = np.where(visits == self.back, 0.5, stop)
+        walking = np.cumprod(rng.random(visits.shape) >= chance, axis=2).astype(bool)
+        start = np.broadcast_to(labels[:, :1, None], (*shape, 1))
+        return np.concatenate([start, np.where(walking, visits, PAD)], axis=2)
 
-    Two problems on the same graph differ at most in the goal, so streams that share no identity share
-    no problem and no graph. A problem keeps the identity it was drawn with when its decoys are hung off
-    a second root.
-    """
-    drawn = Problems(problems.labels, problems.order, np.ones(len(problems), dtype=bool))
-    edges = edge_list(task, drawn).astype(np.uint64)
-    codes = np.sort(edges[:, :, 0] * np.uint64(task.vocab_size) + edges[:, :, 1], axis=1)
-    state = np.zeros(len(problems), dtype=np.uint64)
-    for column in codes.T:
-        state = _mix(state ^ column)
-    return state
+    def pass_at_1(self, stop: float) -> float:
+        """Closed form of an ideal base model's pass@1 on a forked star, for the modes FWD and REV.
+
+        Both survive l-1 stopping chances; FWD also has to guess the branch: ``(1 - stop)^(l-1) (1/d + 1) / 2``.
+        A SEARCH finds the goal at its i-th branch, of d, if it survived i (l-1) steps and i - 1 dead ends, and
+        then has to stop, which after the last branch it always does.
+        """
+        walk, d = (1 - stop) ** (self.length - 1), self.branches
+        search = sum((walk / 2) ** i * (2 if i == d else 1) for i in range(1, d + 1)) / d
+        solved = {"FWD": walk / d, "REV": walk, "SEARCH": search}
+        return sum(solved[name] for name in self.mode_names) / len(self.mode_names)
 
 
 def _mix(x: np.ndarray) -> np.ndarray:

@@ -14,12 +14,11 @@ The first two SFT examples of ``Star(nodes=8, branches=2, length=3)`` at seed 0,
 """
 
 import hashlib
-from dataclasses import dataclass
+from dataclasses import dataclass, fields
 
 import numpy as np
 
-from data_gen import star
-from data_gen.star import Problems, Star
+from data_gen.task import Problems, Task
 
 STREAMS = {"walks": 0, "train": 1, "valid": 2, "test": 3}
 PURPOSES = {"graphs": 0, "walks": 1, "mixture": 2, "shuffle": 3}
@@ -31,12 +30,15 @@ _MAX_CHUNKS_WITHOUT_ONE = 64
 class Mixture:
     """How SFT examples are made from problems. Raises ValueError for a share outside [0, 1].
 
-    fork_rate: share of traces that pass the fork; cue_rate: share of problems whose printed order gives
-    the branch away; fork_in_graph: what the other traces are, REV traces (False) or FWD traces on
-    graphs whose start has one child (True); allocation: "data" (one trace a problem) or "problem" (both
-    modes for every problem, at the same number of traces); fresh: new problems every epoch.
+    modes: the forms of traces, comma-separated. fork_rate: share of traces in the first of them (FWD, the one
+    that passes the fork, unless the study is about another); the others share the rest. cue_rate: share of
+    problems whose printed order gives the branch away; fork_in_graph: what the other traces are, traces in
+    the other modes (False) or FWD traces on graphs whose start has one child (True); allocation: "data" (one
+    trace a problem) or "problem" (all modes for every problem, at the same number of traces); fresh: new
+    problems every epoch.
     """
 
+    modes: str
     fork_rate: float
     cue_rate: float
     fork_in_graph: bool
@@ -44,27 +46,37 @@ class Mixture:
     fresh: bool
 
     def __post_init__(self) -> None:
+        names = self.mode_names
+        if len(set(names)) < len(names):
+            raise ValueError(f"sft.modes is {self.modes!r}: list different ones")
         for name in ("fork_rate", "cue_rate"):
             value = getattr(self, name)
             if not 0 <= value <= 1:
                 raise ValueError(f"sft.{name} is {value}: it is a share, give a number in [0, 1]")
+        if len(names) == 1 and self.fork_rate < 1 and not self.fork_in_graph:
+            raise ValueError(f"sft.fork_rate is {self.fork_rate}: sft.modes={self.modes} leaves no other mode")
         if self.allocation not in ("data", "problem"):
             raise ValueError(f"sft.allocation is {self.allocation!r}: choose data or problem")
-        if self.allocation == "problem" and (self.fork_rate != 0.5 or self.fork_in_graph):
+        if self.allocation == "problem" and (abs(self.fork_rate * len(names) - 1) > 0.01 or self.fork_in_graph):
             raise ValueError(
-                "sft.allocation=problem gives every problem both modes: it needs "
-                "sft.fork_rate=0.5 and sft.fork_in_graph=false"
+                f"sft.allocation=problem gives every problem all modes: with sft.modes={self.modes} it needs "
+                f"sft.fork_rate={1 / len(names):.3g} and sft.fork_in_graph=false"
             )
         if self.cue_rate > 0 and self.fork_rate < 1:
             raise ValueError("sft.cue_rate needs sft.fork_rate=1: the cue is studied at fixed exposure")
 
+    @property
+    def mode_names(self) -> tuple[str, ...]:
+        return tuple(self.modes.split(","))
+
 
 @dataclass(frozen=True)
 class Examples:
-    """SFT examples: the problems, bool[n] ``forward`` (the mode of each trace), int64[n, T] tokens."""
+    """SFT examples: the problems, the mode int64[n] of each trace (an index into the task's modes), and prompt
+    and trace as tokens int64[n, T], PAD past EOS."""
 
     problems: Problems
-    forward: np.ndarray
+    mode: np.ndarray
     tokens: np.ndarray
 
 
@@ -73,12 +85,12 @@ def generator(seed: int, stream: str, step: int, purpose: str) -> np.random.Gene
     return np.random.default_rng([seed, STREAMS[stream], step, PURPOSES[purpose]])
 
 
-def stream_of(task: Star, problems: Problems) -> np.ndarray:
+def stream_of(task: Task, problems: Problems) -> np.ndarray:
     """int64[n]: the number of the one stream (see STREAMS) each problem belongs to."""
-    return (star.identity(task, problems) % np.uint64(len(STREAMS))).astype(np.int64)
+    return (task.identity(problems) % np.uint64(len(STREAMS))).astype(np.int64)
 
 
-def problems(task: Star, seed: int, stream: str, n: int, step: int = 0) -> Problems:
+def problems(task: Task, seed: int, stream: str, n: int, step: int = 0) -> Problems:
     """n problems of a stream; a smaller n gives the first of a larger one.
 
     Raises ValueError for n < 1, and when the task has too few graphs for the stream to hold any.
@@ -88,7 +100,7 @@ def problems(task: Star, seed: int, stream: str, n: int, step: int = 0) -> Probl
     rng = generator(seed, stream, step, "graphs")
     kept, count, misses = [], 0, 0
     while count < n:
-        batch = star.sample(task, rng, _CHUNK)
+        batch = task.sample(rng, _CHUNK)
         batch = batch[stream_of(task, batch) == STREAMS[stream]]
         kept.append(batch)
         count += len(batch)
@@ -99,7 +111,8 @@ def problems(task: Star, seed: int, stream: str, n: int, step: int = 0) -> Probl
 
 
 def _concatenate(parts: list[Problems]) -> Problems:
-    return Problems(*(np.concatenate([getattr(p, name) for p in parts]) for name in ("labels", "order", "forked")))
+    names = [field.name for field in fields(parts[0])]
+    return type(parts[0])(*(np.concatenate([getattr(p, name) for p in parts]) for name in names))
 
 
 def _share(rng: np.random.Generator, n: int, rate: float) -> np.ndarray:
@@ -107,28 +120,36 @@ def _share(rng: np.random.Generator, n: int, rate: float) -> np.ndarray:
     return rng.permutation(n) < round(rate * n)
 
 
-def sft_examples(task: Star, mixture: Mixture, seed: int, n: int, epoch: int = 0) -> Examples:
+def sft_examples(task: Task, mixture: Mixture, seed: int, n: int, epoch: int = 0) -> Examples:
     """The n SFT examples of an epoch; without ``mixture.fresh`` every epoch has those of epoch 0."""
     step = epoch if mixture.fresh else 0
-    count = (n + 1) // 2 if mixture.allocation == "problem" else n
+    names = mixture.mode_names
+    at_once = len(names) if mixture.allocation == "problem" else 1
+    count = -(-n // at_once)
     drawn = problems(task, seed, "train", count, step)
     rng = generator(seed, "train", step, "mixture")
     crossing = _share(rng, count, mixture.fork_rate)
-    drawn = star.give_cue(task, drawn, _share(rng, count, mixture.cue_rate))
-    forward = crossing
-    if mixture.fork_in_graph:
-        drawn, forward = star.hang_off(task, drawn, crossing), np.ones(count, dtype=bool)
-    if mixture.allocation == "problem":
-        drawn = drawn[np.repeat(np.arange(count), 2)[:n]]
-        forward = np.arange(n) % 2 == 0
-    tokens = np.concatenate([star.prompts(task, drawn), star.traces(task, drawn, forward)], axis=1)
-    return Examples(drawn, forward, tokens)
+    cued = _share(rng, count, mixture.cue_rate)
+    if mixture.cue_rate > 0:
+        drawn = task.give_cue(drawn, cued)
+    if at_once > 1:
+        drawn = drawn[np.repeat(np.arange(count), at_once)[:n]]
+        mode = np.arange(n) % at_once
+    elif mixture.fork_in_graph:
+        drawn, mode = task.hang_off(drawn, crossing), np.zeros(count, dtype=np.int64)
+    else:
+        mode = np.where(crossing, 0, 1 + np.cumsum(~crossing) % max(1, len(names) - 1))
+    mode = np.array([task.mode_names.index(name) for name in names])[mode]
+    tokens = np.concatenate([task.prompts(drawn), task.traces(drawn, mode)], axis=1)
+    return Examples(drawn, mode, tokens)
 
 
-def test_problems(task: Star, n: int, cue_rate: float = 0.0, seed: int = 0) -> Problems:
+def test_problems(task: Task, n: int, cue_rate: float = 0.0, seed: int = 0) -> Problems:
     """The test set, the same for every run; ``cue_rate`` > 0 gives the set matched to a cued mixture."""
     drawn = problems(task, seed, "test", n)
-    return star.give_cue(task, drawn, _share(generator(seed, "test", 0, "mixture"), n, cue_rate))
+    if cue_rate == 0:
+        return drawn
+    return task.give_cue(drawn, _share(generator(seed, "test", 0, "mixture"), n, cue_rate))
 
 
 def data_hash(*arrays: np.ndarray) -> str:

@@ -1,7 +1,8 @@
 """Verifiers: acceptance of a trace as one deterministic finite automaton (DFA) a problem.
 
 State 0 is the start. ``next[i, state, token]`` is the state of problem i after a token. The last states are
-sinks: one accepts, and one dead sink stands for each way to fail, so that errors are read off the sink.
+sinks: the first of them accepts, and one dead sink stands for each way to fail, so that errors are read off
+the sink; the last is for traces that outgrow their length.
 
 The DFA of a star problem with start 3, right branch 3 -> 7 -> 1 and decoy 3 -> 4 -> 2 (8 nodes):
 
@@ -16,25 +17,20 @@ from dataclasses import dataclass
 
 import numpy as np
 
-from data_gen import star
-from data_gen.star import Problems, Star
-
-ERRORS = ("malformed", "invalid_edge", "wrong_branch", "wrong_goal", "early_stop", "too_long")
-SINKS = ("accept", *ERRORS)
-
 
 @dataclass(frozen=True)
 class DFA:
-    """A batch of automata: next uint8 or uint16[n, S, V]; states S - len(SINKS) .. S - 1 are the SINKS, in order."""
+    """A batch of automata: next uint8 or uint16[n, S, V]; the last states are the ``sinks``, in order."""
 
     next: np.ndarray
+    sinks: tuple[str, ...]
 
     @property
     def first_sink(self) -> int:
-        return self.next.shape[1] - len(SINKS)
+        return self.next.shape[1] - len(self.sinks)
 
     def __getitem__(self, rows) -> "DFA":
-        return DFA(self.next[rows])
+        return DFA(self.next[rows], self.sinks)
 
     def run(self, problem: int, tokens: np.ndarray) -> int:
         """The state of one problem after the tokens int[T]."""
@@ -44,37 +40,24 @@ class DFA:
         return state
 
 
-def star_dfa(task: Star, problems: Problems) -> DFA:
-    """The DFA of each problem: uint8[n, S, V] (uint16 past 256 states) with S = 1 + 2 (l + 1) + 7.
-
-    Both modes must walk the whole right branch, FWD from start to goal, REV from goal to start, and
-    stop there. A token that is no node where a node is due (or the reverse) is malformed, and so is a
-    FWD trace that does not begin at the start.
-    """
-    n, length = len(problems), task.length
-    right = star.path(task, problems)
-    first_sink = 1 + 2 * (length + 1)
-    sink = {name: first_sink + i for i, name in enumerate(SINKS)}
-    states = first_sink + len(SINKS)
+def blank(n: int, live: int, vocab: int, sinks: tuple[str, ...]) -> np.ndarray:
+    """Tables [n, live + sinks, V] in which every live state is malformed after any token, and sinks stay."""
+    states = live + len(sinks)
     dtype = np.uint8 if states <= 256 else np.uint16
-    table = np.full((n, states, task.vocab_size), sink["malformed"], dtype=dtype)
-    rows = np.arange(n)
+    table = np.full((n, states, vocab), live + sinks.index("malformed"), dtype=dtype)
+    table[:, live:] = np.arange(live, states, dtype=dtype)[:, None]
+    return table
 
-    for mode, base in (("FWD", 1), ("REV", 2 + length)):
-        nodes = right if mode == "FWD" else right[:, ::-1]
-        table[:, 0, task.mode_token(mode)] = base
-        table[:, base : base + length + 1, task.eos] = sink["early_stop"]
-        table[:, base, : task.nodes] = sink["malformed" if mode == "FWD" else "wrong_goal"]
-        table[:, base + 1 : base + length, : task.nodes] = sink["invalid_edge"]
-        table[:, base + length, : task.nodes] = sink["too_long"]
-        if mode == "FWD":
-            table[rows[:, None], base + 1, star.children(task, problems)] = np.where(
-                problems.forked, sink["wrong_branch"], sink["invalid_edge"]
-            )[:, None]
-        for step in range(length):
-            table[rows, base + step, nodes[:, step]] = base + step + 1
-        table[:, base + length, task.eos] = sink["accept"]
 
-    for state in sink.values():
-        table[:, state, :] = state
-    return DFA(table)
+def add_chain(table: np.ndarray, base: int, trace: np.ndarray, errors: np.ndarray, sinks: tuple[str, ...]) -> None:
+    """Accept one trace a problem: write its states base, base + 1, ... into the table.
+
+    trace: int[n, T], mode first, EOS last; errors: int[n or 1, T, V], the index of the sink that a wrong token
+    leads to at every place but the first.
+    """
+    rows, live, last = np.arange(len(trace)), table.shape[1] - len(sinks), trace.shape[1] - 1
+    table[rows, 0, trace[:, 0]] = base
+    for place in range(1, last + 1):
+        state = base + place - 1
+        table[:, state] = live + errors[:, place]
+        table[rows, state, trace[:, place]] = live if place == last else state + 1

@@ -10,7 +10,7 @@ from itertools import product
 import numpy as np
 from tqdm import tqdm
 
-from data_gen import streams, verifier
+from data_gen import streams
 from minifork import agree, measure, policy, runs
 from minifork.config import Config
 from minifork.evaluate import find_checkpoints
@@ -42,7 +42,10 @@ def agreement(config: Config) -> int:
     for name, decoder in tqdm(list(product(wanted, POLICIES)), desc="agreement", disable=None):
         model = load_run(final[name].path, final[name].config).to(device)
         tree = measure.tree_of(model, config.data, problems, policy.parse(decoder))
-        found += [{"run": name, "policy": decoder, **test} for test in compare(tree, config.eval.check_rollouts)]
+        found += [
+            {"run": name, "policy": decoder, **test}
+            for test in compare(tree, problems.sinks, config.eval.check_rollouts)
+        ]
     level = LEVEL / len(found)
     for name, decoder in product(wanted, POLICIES):
         tests = [t for t in found if (t["run"], t["policy"]) == (name, decoder)]
@@ -60,7 +63,7 @@ def agreement(config: Config) -> int:
     return 1 if failed else 0
 
 
-def compare(tree: Tree, n: int) -> list[dict]:
+def compare(tree: Tree, sinks: tuple[str, ...], n: int) -> list[dict]:
     """p-values of the three comparisons for every sink that is reached; n rollouts a problem."""
     p = exact(tree)
     if not p.exact:
@@ -75,7 +78,5 @@ def compare(tree: Tree, n: int) -> list[dict]:
             "exact/rollout": agree.randomised_pit(other, n, p.ends[:, sink], rng),
             "split/rollout": agree.two_sample_pit(other, n, one, SPLITS, rng),
         }
-        found += [
-            {"test": pair, "sink": verifier.SINKS[sink], "p_value": agree.uniform_p(pit)} for pair, pit in pits.items()
-        ]
+        found += [{"test": pair, "sink": sinks[sink], "p_value": agree.uniform_p(pit)} for pair, pit in pits.items()]
     return found

@@ -3,7 +3,6 @@
 from collections.abc import Callable, Iterator
 from dataclasses import dataclass
 
-from data_gen import walks
 from experiments.results import Results, load
 from minifork import runs
 from minifork.config import Config
@@ -45,7 +44,7 @@ def findings_of(results: Results, config: Config, pair: int) -> Iterator[Finding
     def test(claim: str, record: dict | None, judge: Callable[[dict], tuple[str, bool]]) -> Finding:
         return Finding(claim, pair, *judge(record)) if record else Finding(claim, pair, "its run is missing", None)
 
-    ideal = walks.pass_at_1(config.data, config.walks.stop)
+    ideal = config.data.pass_at_1(config.walks.stop)
     one = at(base, 1)
     text = f"pass@1 {one:.3f}, closed form {ideal:.3f}"
     yield Finding(

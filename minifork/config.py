@@ -15,8 +15,10 @@ from typing import Any, get_type_hints
 
 import yaml
 
+from data_gen.arith import Arith
 from data_gen.star import Star
 from data_gen.streams import Mixture
+from data_gen.task import GRADINGS
 
 
 def _require(condition: bool, key: str, value: Any, need: str) -> None:
@@ -24,19 +26,23 @@ def _require(condition: bool, key: str, value: Any, need: str) -> None:
         raise ValueError(f"{key} is {value!r}: {need}")
 
 
+TASKS = {"star": Star, "arith": Arith}
 ENGINES = ("auto", "exact", "split", "rollout")
 STRATIFY = ("none", "first", "fork", "entropy")
 
 
 @dataclass(frozen=True)
 class Walks:
-    """The base corpus: stop, the chance to stop before each step; seq_len, tokens of a sequence."""
+    """The base corpus: stop, the chance to stop before each step; informed, the share of walks whose query
+    names their end; seq_len, tokens of a sequence."""
 
     stop: float
+    informed: float
     seq_len: int
 
     def __post_init__(self) -> None:
         _require(0 <= self.stop < 1, "walks.stop", self.stop, "it is a probability below 1")
+        _require(0 <= self.informed <= 1, "walks.informed", self.informed, "it is a share, in [0, 1]")
 
 
 @dataclass(frozen=True)
@@ -99,6 +105,7 @@ class SFT(Optim):
 
     traces: int
     epochs: int
+    modes: str
     fork_rate: float
     cue_rate: float
     fork_in_graph: bool
@@ -116,13 +123,14 @@ class SFT(Optim):
 
     @property
     def mixture(self) -> Mixture:
-        return Mixture(self.fork_rate, self.cue_rate, self.fork_in_graph, self.allocation, self.fresh)
+        return Mixture(self.modes, self.fork_rate, self.cue_rate, self.fork_in_graph, self.allocation, self.fresh)
 
 
 @dataclass(frozen=True)
 class Eval:
     """Evaluation: the engine and the decoder, test problems, resamples, and the size of the cross-check."""
 
+    grading: str
     engine: str
     budget: int
     rollouts: int
@@ -139,6 +147,7 @@ class Eval:
         for field in dataclasses.fields(self):
             if field.type is int:
                 _require(getattr(self, field.name) >= 1, f"eval.{field.name}", getattr(self, field.name), "at least 1")
+        _require(self.grading in GRADINGS, "eval.grading", self.grading, f"choose {', '.join(GRADINGS)}")
         _require(self.engine in ENGINES, "eval.engine", self.engine, f"choose {', '.join(ENGINES)}")
         _require(self.stratify in STRATIFY, "eval.stratify", self.stratify, f"choose {', '.join(STRATIFY)}")
         _require(self.stratify == "none" or self.engine in ("auto", "exact"), "eval.engine", self.engine,
@@ -174,7 +183,7 @@ class Config:
     device: str
     compile: bool
     save_every: int
-    data: Star
+    data: Star | Arith
     walks: Walks
     model: Shape
     pretrain: Pretrain
@@ -183,7 +192,11 @@ class Config:
     reproduce: Reproduce
 
     def __post_init__(self) -> None:
-        _require(self.task == "star", "task", self.task, "the tasks are: star")
+        unknown = [name for name in self.sft.mixture.mode_names if name not in self.data.mode_names]
+        _require(not unknown, "sft.modes", self.sft.modes, f"data.modes has {self.data.modes} only")
+        answers = hasattr(self.data, "answer_dfa")
+        _require(self.eval.grading == "steps" or answers, "eval.grading", self.eval.grading,
+                 f"traces of {self.task} end in no answer, choose steps")  # fmt: skip
         _require(self.seed >= 0, "seed", self.seed, "it must not be negative")
         _require(self.base_seed >= 0, "base_seed", self.base_seed, "it must not be negative")
         _require(self.device in ("auto", "cpu", "cuda"), "device", self.device, "choose auto, cpu or cuda")
@@ -213,7 +226,8 @@ def load(path: Path | str, overrides: list[str]) -> Config:
         raise ValueError(f"{path}: not a YAML file: {' '.join(str(error).split())}") from None
     if not isinstance(tree, dict):
         raise ValueError(f"{path}: a config is a mapping of keys to values")
-    known = keys(Config)
+    chosen = [override.partition("=")[2] for override in overrides if override.startswith("task=")]
+    known = keys(Config, task=chosen[-1] if chosen else tree.get("task"))
     for override in overrides:
         key, equals, text = override.partition("=")
         if not equals:
@@ -232,7 +246,11 @@ def load(path: Path | str, overrides: list[str]) -> Config:
 
 def from_tree(tree: dict, source: Path | str) -> Config:
     """The Config of a nested mapping; ``source`` is named in errors."""
-    return _build(Config, tree, "", source)
+    if not isinstance(tree, dict):
+        raise ValueError(f"{source}: a config is a mapping of keys to values")
+    if tree.get("task") not in TASKS:
+        raise ValueError(f"{source}: task is {tree.get('task')!r}: the tasks are: {', '.join(TASKS)}")
+    return _build(Config, tree, "", source, tree["task"])
 
 
 def to_tree(config: Config) -> dict:
@@ -240,12 +258,12 @@ def to_tree(config: Config) -> dict:
     return dataclasses.asdict(config)
 
 
-def keys(schema: type, prefix: str = "") -> dict[str, type]:
-    """Every dotted leaf key of a dataclass and its type."""
+def keys(schema: type, prefix: str = "", task: str = "star") -> dict[str, type]:
+    """Every dotted leaf key of a dataclass and its type, with the data section of a task."""
     found: dict[str, type] = {}
-    for name, kind in get_type_hints(schema).items():
+    for name, kind in _hints(schema, task).items():
         if dataclasses.is_dataclass(kind):
-            found |= keys(kind, f"{prefix}{name}.")
+            found |= keys(kind, f"{prefix}{name}.", task)
         else:
             found[prefix + name] = kind
     return found
@@ -268,14 +286,20 @@ def differences(old: dict, new: dict, prefix: str = "") -> list[str]:
     return found
 
 
-def _build(schema: type, tree: Any, prefix: str, source: Path | str) -> Any:
+def _hints(schema: type, task: str) -> dict[str, type]:
+    """The fields of a schema and their types; the type of Config.data is the task's."""
+    hints = get_type_hints(schema)
+    return hints | {"data": TASKS.get(task, Star)} if schema is Config else hints
+
+
+def _build(schema: type, tree: Any, prefix: str, source: Path | str, task: str) -> Any:
     if not isinstance(tree, dict):
         raise ValueError(f"{source}: {prefix.rstrip('.')} is a section, give its keys below it")
-    hints = get_type_hints(schema)
+    hints = _hints(schema, task)
     names = [field.name for field in dataclasses.fields(schema)]
     for name in tree:
         if name not in names:
-            raise ValueError(_unknown(f"{prefix}{name}", keys(Config), source))
+            raise ValueError(_unknown(f"{prefix}{name}", keys(Config, task=task), source))
     missing = [f"{prefix}{name}" for name in names if name not in tree]
     if missing:
         raise ValueError(f"{source}: missing key {missing[0]}; every key must be given")
@@ -283,7 +307,7 @@ def _build(schema: type, tree: Any, prefix: str, source: Path | str) -> Any:
     for name in names:
         kind, value = hints[name], tree[name]
         if dataclasses.is_dataclass(kind):
-            values[name] = _build(kind, value, f"{prefix}{name}.", source)
+            values[name] = _build(kind, value, f"{prefix}{name}.", source, task)
         else:
             values[name] = _typed(value, kind, f"{prefix}{name}", source)
     try:
@@ -298,6 +322,10 @@ def _typed(value: Any, kind: type, key: str, source: Path | str) -> Any:
             return float(value)  # YAML reads 3e-3 as a string
         except ValueError:
             pass
+    if kind == int | None:
+        if value is None or type(value) is int:
+            return value
+        raise ValueError(f"{source}: {key} must be a whole number or null, not {value!r}")
     if type(value) is not kind:
         words = {int: "a whole number", float: "a number", bool: "true or false", str: "a word"}
         raise ValueError(f"{source}: {key} must be {words[kind]}, not {value!r}")

@@ -12,8 +12,8 @@ from pathlib import Path
 import numpy as np
 from tqdm import tqdm
 
-from data_gen import star, streams
-from data_gen.star import Problems
+from data_gen import streams
+from data_gen.task import Problems
 from minifork import measure, passk, policy, records, runs
 from minifork.config import Config
 from minifork.stages import load_run, pick_device, sft_data
@@ -49,11 +49,11 @@ def evaluate(config: Config) -> int:
         for cue_rate in sorted({0.0, cue_of(checkpoint)}):
             if cue_rate not in sets:
                 problems = streams.test_problems(task, settings.problems, cue_rate)
-                sets[cue_rate] = measure.problem_set(task, problems, device)
+                sets[cue_rate] = measure.problem_set(task, problems, device, settings.grading)
             tree = measure.tree_of(model, task, sets[cue_rate], decoder)
             checked = checkpoint.final and cue_rate == 0.0
             if settings.stratify == "none":
-                measured = measure.iid(config, tree, weights, checked)
+                measured = measure.iid(config, tree, sets[cue_rate], weights, checked)
             else:
                 measured = measure.stratified(config, tree, sets[cue_rate], weights, checked)
             branches = {"fork": measure.branch_probabilities(tree, sets[cue_rate])}
@@ -61,7 +61,7 @@ def evaluate(config: Config) -> int:
                 seen = measure.problem_set(task, trained_on, device)
                 branches["fork_train"] = measure.branch_probabilities(measure.tree_of(model, task, seen, decoder), seen)
             record = identify(checkpoint, cue_rate) | measured.record
-            record["mode"] = records.mode_statistics(measure.mode_probabilities(tree, task))
+            record["mode"] = records.mode_statistics(measure.mode_probabilities(tree, task), task.mode_names)
             record |= {"fork_train": None} | {what: records.fork_statistics(p) for what, p in branches.items()}
             record["fork"]["train_p_right"] = record["fork_train"] and record["fork_train"]["p_right"]
             found.append(record)
@@ -75,10 +75,10 @@ def evaluate(config: Config) -> int:
         "task": config.task,
         "engine": "+".join(sorted({record["engine"] for record in found})),
         "policy": str(decoder) + ("" if settings.stratify == "none" else f" {settings.stratify}={settings.strata}"),
-        "grading": "steps",
+        "grading": settings.grading,
         "split": "test",
         "n_problems": settings.problems,
-        "data_hash": streams.data_hash(star.prompts(task, streams.test_problems(task, settings.problems))),
+        "data_hash": streams.data_hash(task.prompts(streams.test_problems(task, settings.problems))),
         "records": found,
         "checks": checks,
     }
@@ -136,7 +136,8 @@ def training_forks(checkpoint: Checkpoint, most: int) -> Problems | None:
     if checkpoint.meta["stage"] == "base":
         return None
     data = sft_data(checkpoint.config, 0)
-    crossed = (data.forward & data.problems.forked).nonzero()[0][:most]
+    forward = data.mode == checkpoint.config.data.mode_names.index("FWD")
+    crossed = (forward & data.problems.forked).nonzero()[0][:most]
     return data.problems[crossed] if len(crossed) else None
 
 

@@ -7,8 +7,7 @@ import numpy as np
 import torch
 from torch import Tensor
 
-from data_gen import star, verifier
-from data_gen.star import MODES, Problems, Star
+from data_gen.task import Problems, Task
 from minifork import agree, passk, records, strata
 from minifork.config import Config, Eval
 from minifork.engines import solve
@@ -23,12 +22,14 @@ SEED, CHECK_SEED = 0, 1  # the samples that check a result are not those that ma
 
 @dataclass(frozen=True)
 class ProblemSet:
-    """Problems as tensors: prompts [n, P], automata [n, S, V], fork prefix [n, 2], branches [n, d], right first."""
+    """Problems as tensors: prompts [n, P], automata [n, S, V] with their sinks' names, fork prefix [n, F],
+    branches [n, d], right first."""
 
     prompts: Tensor
     dfa: Tensor
     fork: Tensor
     branches: Tensor
+    sinks: tuple[str, ...]
 
 
 @dataclass(frozen=True)
@@ -40,20 +41,20 @@ class Measured:
     check: dict | None
 
 
-def problem_set(task: Star, problems: Problems, device: str) -> ProblemSet:
-    """The tensors of a batch of problems."""
-    dfa = verifier.star_dfa(task, problems).next.astype(np.int64)
-    arrays = star.prompts(task, problems), dfa, star.fork_prefix(task, problems), star.children(task, problems)
-    return ProblemSet(*(torch.from_numpy(np.ascontiguousarray(a)).to(device) for a in arrays))
+def problem_set(task: Task, problems: Problems, device: str, grading: str = "steps") -> ProblemSet:
+    """The tensors of a batch of problems, graded by steps or by the answer alone."""
+    dfa = task.answer_dfa(problems) if grading == "answer" else task.dfa(problems)
+    arrays = task.prompts(problems), dfa.next.astype(np.int64), task.fork_prefix(problems), task.children(problems)
+    return ProblemSet(*(torch.from_numpy(np.ascontiguousarray(a)).to(device) for a in arrays), dfa.sinks)
 
 
 @torch.no_grad()
-def tree_of(model: GPT, task: Star, problems: ProblemSet, policy: Policy) -> Tree:
+def tree_of(model: GPT, task: Task, problems: ProblemSet, policy: Policy) -> Tree:
     """The traces of a model on these problems; prompts are encoded here, once for all engines."""
-    return Tree(model, model.prefill(problems.prompts), problems.dfa, len(verifier.SINKS), task.trace_len, policy)
+    return Tree(model, model.prefill(problems.prompts), problems.dfa, len(problems.sinks), task.trace_len, policy)
 
 
-def force_mode(tree: Tree, task: Star, mode: str) -> Tree:
+def force_mode(tree: Tree, task: Task, mode: str) -> Tree:
     """The tree with the mode token forced."""
     return tree.force(torch.full((len(tree), 1), task.mode_token(mode), device=tree.dfa.device))
 
@@ -68,20 +69,20 @@ def branch_probabilities(tree: Tree, problems: ProblemSet) -> np.ndarray:
     return torch.softmax(logits.double().gather(1, problems.branches), dim=1).cpu().numpy()
 
 
-def mode_probabilities(tree: Tree, task: Star) -> np.ndarray:
-    """float64[n, modes]: the model's probability of each mode, renormalised over them; FWD comes first."""
-    tokens = [task.mode_token(mode) for mode in MODES]
+def mode_probabilities(tree: Tree, task: Task) -> np.ndarray:
+    """float64[n, modes]: the model's probability of each mode, renormalised over them."""
+    tokens = [task.mode_token(mode) for mode in task.mode_names]
     return torch.softmax(tree.prompts.logits[:, tokens].double(), dim=1).cpu().numpy()
 
 
-def iid(config: Config, tree: Tree, weights: np.ndarray, checked: bool) -> Measured:
+def iid(config: Config, tree: Tree, problems: ProblemSet, weights: np.ndarray, checked: bool) -> Measured:
     """i.i.d. samples, free and with each mode forced, by the engine that eval.engine names."""
     settings, ks = config.eval, powers_of_two(config.eval.max_k)
-    trees = {None: tree} | {mode: force_mode(tree, config.data, mode) for mode in MODES}
+    trees = {None: tree} | {mode: force_mode(tree, config.data, mode) for mode in config.data.mode_names}
     found = {mode: solve(settings.engine, t, settings.budget, settings.rollouts, SEED) for mode, t in trees.items()}
     record = records.coverage(found[None], ks, weights)
-    record["forced"] = {mode: records.coverage(found[mode], ks, weights) for mode in MODES}
-    record["errors"] = records.errors(found[None])
+    record["forced"] = {mode: records.coverage(found[mode], ks, weights) for mode in config.data.mode_names}
+    record["errors"] = records.errors(found[None], problems.sinks)
     p = {mode or "free": result.p_lo for mode, result in found.items()}
     for mode, result in found.items():
         if not result.exact:

@@ -4,7 +4,6 @@ from collections.abc import Sequence
 
 import numpy as np
 
-from data_gen import verifier
 from minifork import passk, strata
 from minifork.strata import Strata
 from minifork.tree import Result
@@ -85,9 +84,9 @@ def intervals(ks: Sequence[int], draws: np.ndarray) -> dict[str, list[float]]:
     return {str(k): [float(a), float(b)] for k, a, b in zip(ks, low, high, strict=True)}
 
 
-def errors(result: Result) -> dict[str, float]:
+def errors(result: Result, sinks: Sequence[str]) -> dict[str, float]:
     """The share of each way to fail, averaged over problems; with pass@1 they sum to 1 where all is known."""
-    return dict(zip(verifier.ERRORS, result.ends.mean(axis=0)[1:].tolist(), strict=True))
+    return dict(zip(sinks[1:], result.ends.mean(axis=0)[1:].tolist(), strict=True))
 
 
 def fork_statistics(branch: np.ndarray) -> dict:
@@ -111,9 +110,10 @@ def fork_quantities(branch: np.ndarray) -> dict[str, tuple[np.ndarray, np.ndarra
     }
 
 
-def mode_statistics(modes: np.ndarray) -> dict:
-    """Mean probability of FWD among the modes float64[n, modes], FWD first, and the mean entropy (nats)."""
-    return {"p_forward": float(modes[:, 0].mean()), "entropy": float(entropy(modes).mean())}
+def mode_statistics(modes: np.ndarray, names: Sequence[str]) -> dict:
+    """Mean probability of each mode, float64[n, modes], and the mean entropy (nats) of the choice."""
+    mean = dict(zip(names, modes.mean(axis=0).tolist(), strict=True))
+    return {"p_forward": mean["FWD"], "entropy": float(entropy(modes).mean()), "p": mean}
 
 
 def entropy(p: np.ndarray) -> np.ndarray:

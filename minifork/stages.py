@@ -7,6 +7,7 @@ import numpy as np
 import torch
 
 from data_gen import audit, streams, walks
+from data_gen.task import PAD
 from minifork import runs
 from minifork.config import Config, differences, fingerprint, to_tree
 from minifork.model import GPT
@@ -46,7 +47,9 @@ def pretrain(config: Config, resume: bool) -> None:
     model = new_model(config, config.base_seed)
 
     def batch_at(step: int) -> tuple[np.ndarray, np.ndarray]:
-        return walks.walk_batch(task, config.walks.stop, config.walks.seq_len, config.base_seed, step, plan.batch)
+        return walks.walk_batch(
+            task, config.walks.stop, config.walks.seq_len, config.base_seed, step, plan.batch, config.walks.informed
+        )
 
     print(
         f"{folder.name}: pretraining {_count(model):,} parameters on random walks, "
@@ -156,9 +159,9 @@ def _sft_batches(config: Config) -> BatchAt:
         index = np.arange(step * plan.batch, (step + 1) * plan.batch)
         epochs, rows = np.divmod(index, plan.traces)
         tokens = np.concatenate([shuffled(int(e))[rows[epochs == e]] for e in np.unique(epochs)])
-        targets = tokens[:, 1:].copy()
+        targets = tokens[:, 1:].copy()  # PAD, past the end of a short trace, is IGNORE
         targets[:, : config.data.prompt_len - 1] = walks.IGNORE
-        return tokens[:, :-1], targets
+        return np.where(tokens == PAD, config.data.eos, tokens)[:, :-1], targets
 
     return batch_at
 

@@ -7,17 +7,17 @@ Statistical tests use fixed seeds. The audit's own false-alarm rate is at most 1
 import numpy as np
 import pytest
 
-from data_gen import audit, star, streams
+from data_gen import audit, streams
 from data_gen.star import Problems, Star
 from data_gen.streams import Examples, Mixture
 
 REFERENCE = Star(nodes=16, branches=2, length=4)
 WIDE = Star(nodes=24, branches=3, length=5)
-CLEAN = [Mixture(rate, 0.0, False, "data", False) for rate in (0.0, 0.25, 0.5, 0.75, 1.0)] + [
-    Mixture(0.5, 0.0, False, "problem", False),
-    Mixture(0.5, 0.0, False, "data", True),
-    Mixture(0.25, 0.0, True, "data", False),
-    Mixture(0.5, 0.0, True, "data", False),
+CLEAN = [Mixture("FWD,REV", rate, 0.0, False, "data", False) for rate in (0.0, 0.25, 0.5, 0.75, 1.0)] + [
+    Mixture("FWD,REV", 0.5, 0.0, False, "problem", False),
+    Mixture("FWD,REV", 0.5, 0.0, False, "data", True),
+    Mixture("FWD,REV", 0.25, 0.0, True, "data", False),
+    Mixture("FWD,REV", 0.5, 0.0, True, "data", False),
 ]
 BRANCH_CHECKS = {
     "first edge position",
@@ -32,7 +32,7 @@ BRANCH_CHECKS = {
 def examples_of(task: Star, problems: Problems) -> Examples:
     """FWD examples of problems made by hand."""
     forward = np.ones(len(problems), dtype=bool)
-    tokens = np.concatenate([star.prompts(task, problems), star.traces(task, problems, forward)], axis=1)
+    tokens = np.concatenate([task.prompts(problems), task.traces(problems, 1 - forward)], axis=1)
     return Examples(problems, forward, tokens)
 
 
@@ -80,10 +80,10 @@ def test_p_values_are_uniform(monkeypatch):
     monkeypatch.setattr(audit, "DRAWS", audit.BLOCK)
     sets = 300
     ps = []
-    branches = audit.read_branches(REFERENCE, star.prompts(REFERENCE, train_problems(60)))
+    branches = audit.read_branches(REFERENCE, REFERENCE.prompts(train_problems(60)))
     for seed in range(sets):
         redrawn = np.random.default_rng(seed).integers(2, size=60)
-        branches = audit.Branches(branches.position, branches.node, redrawn)
+        branches = audit.Branches(branches.position, branches.node, branches.extra, redrawn)
         ps.append([check.p for check in audit.branch_checks(REFERENCE, branches, seed=1000 + seed)])
     share = (np.array(ps) <= 0.1).mean(axis=0)
     sigma = np.sqrt(0.1 * 0.9 / sets)
@@ -104,14 +104,14 @@ def test_published_order_is_flagged():
 
 @pytest.mark.parametrize("cue_rate", [0.5, 1.0])
 def test_cue_is_flagged(cue_rate):
-    mixture = Mixture(1.0, cue_rate, False, "data", False)
+    mixture = Mixture("FWD,REV", 1.0, cue_rate, False, "data", False)
     found = names_flagged(REFERENCE, streams.sft_examples(REFERENCE, mixture, 0, 1000))
     assert found == {"first edge position", "first edge order", "linear probe"}
 
 
 def test_leak_in_label_order():
     problems = train_problems(300)
-    left, right = star.children(REFERENCE, problems).T
+    left, right = REFERENCE.children(problems).T
     assert names_flagged(REFERENCE, examples_of(REFERENCE, swap_branches(REFERENCE, problems, left > right))) == {
         "child label order",
         "child label",
@@ -122,7 +122,7 @@ def test_leak_in_label_order():
 def test_leak_in_label_identity():
     """One token in 16 gives the branch away: only the check of label identity is sharp enough."""
     problems = train_problems(500)
-    rows = star.children(REFERENCE, problems)[:, 1] == 8
+    rows = REFERENCE.children(problems)[:, 1] == 8
     assert names_flagged(REFERENCE, examples_of(REFERENCE, swap_branches(REFERENCE, problems, rows))) == {"child label"}
 
 
@@ -165,7 +165,7 @@ def test_wrong_share_is_flagged():
 
 
 def test_no_fork():
-    for task, mixture in ((REFERENCE, Mixture(0.0, 0.0, True, "data", False)), (Star(16, 1, 4), CLEAN[2])):
+    for task, mixture in ((REFERENCE, Mixture("FWD,REV", 0.0, 0.0, True, "data", False)), (Star(16, 1, 4), CLEAN[2])):
         checks = audit.audit(task, streams.sft_examples(task, mixture, 0, 50), mixture.fork_rate)
         assert not audit.flagged(checks)
         assert {c.name for c in checks if c.measures == "no fork"} >= BRANCH_CHECKS
@@ -174,18 +174,18 @@ def test_no_fork():
 
 def test_repeated_prompts_count_once():
     """Twenty copies of the same nine problems are nine pieces of evidence, far too few for a flag."""
-    nine = star.give_cue(REFERENCE, train_problems(9), np.ones(9, dtype=bool))
+    nine = REFERENCE.give_cue(train_problems(9), np.ones(9, dtype=bool))
     copies = nine[np.tile(np.arange(9), 20)]
     assert names_flagged(REFERENCE, examples_of(REFERENCE, copies)) == set()
 
 
 def test_reads_the_tokens_not_the_canonical_numbers():
     problems = train_problems(50, WIDE)
-    branches = audit.read_branches(WIDE, star.prompts(WIDE, problems))
+    branches = audit.read_branches(WIDE, WIDE.prompts(problems))
     rows = np.arange(50)
-    assert (branches.node[rows, branches.right] == star.path(WIDE, problems)[:, 1:]).all()
+    assert (branches.node[rows, branches.right] == WIDE.path(problems)[:, 1:]).all()
     assert (np.diff(branches.position[:, :, 0], axis=1) > 0).all()
-    edges = star.edge_list(WIDE, problems)
+    edges = WIDE.edge_list(problems)
     assert (edges[rows[:, None, None], branches.position, 1] == branches.node).all()
 
 
@@ -204,7 +204,7 @@ def test_chi_square_by_hand():
 
 def test_probe_equals_a_plain_refit():
     """The shared hat matrix gives what refitting every fold by least squares gives."""
-    branches = audit.read_branches(WIDE, star.prompts(WIDE, train_problems(81, WIDE)))
+    branches = audit.read_branches(WIDE, WIDE.prompts(train_problems(81, WIDE)))
     x = audit.probe_features(WIDE, branches)
     right = np.random.default_rng(0).integers(3, size=(5, 81), dtype=np.uint8)
     for r, accuracy in zip(right, audit.held_out_accuracy(x, right), strict=True):

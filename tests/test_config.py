@@ -57,7 +57,7 @@ def test_shipped_configs(path):
     config = configs.load(path, [])
     tree = yaml.safe_load(path.read_text())
     assert configs.to_tree(config) == tree
-    assert sorted(leaves(tree)) == sorted(configs.keys(Config))
+    assert sorted(leaves(tree)) == sorted(configs.keys(Config, task=tree["task"]))
     assert config.context >= config.data.prompt_len + config.data.trace_len
 
 
@@ -240,7 +240,11 @@ def test_a_missing_file(tmp_path):
         ("sft.traces=0", ["sft.traces is 0"]),
         ("eval.check_problems=1001", ["eval.check_problems is 1001", "1000"]),
         ("eval.max_k=0", ["eval.max_k is 0"]),
-        ("task=arith", ["task is 'arith'", "star"]),
+        ("task=maze", ["task is 'maze'", "star", "arith"]),
+        ("task=arith", ["data.nodes"]),
+        ("eval.grading=answer", ["eval.grading", "steps"]),
+        ("sft.modes=FWD,SEARCH", ["sft.modes", "FWD,REV"]),
+        ("walks.informed=1.5", ["walks.informed is 1.5"]),
         ("seed=-1", ["seed is -1"]),
         ("save_every=0", ["save_every is 0"]),
         ("name=a/b", ["name is 'a/b'"]),

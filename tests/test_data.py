@@ -17,7 +17,7 @@ from data_gen.streams import Mixture
 
 TINY = Star(nodes=8, branches=2, length=3)
 REFERENCE = Star(nodes=16, branches=2, length=4)
-PLAIN = Mixture(0.5, 0.0, False, "data", False)
+PLAIN = Mixture("FWD,REV", 0.5, 0.0, False, "data", False)
 Z = 4.5
 
 hypothesis_settings = settings(max_examples=100, deadline=None, derandomize=True, database=None)
@@ -36,7 +36,7 @@ def tasks_with_problems(draw, n: int = 6) -> tuple[Star, Problems]:
     """A task and n of its problems, some with decoys on a second root."""
     task = draw(tasks())
     rng = np.random.default_rng(draw(st.integers(0, 2**32)))
-    return task, star.hang_off(task, star.sample(task, rng, n), rng.random(n) < 0.7)
+    return task, task.hang_off(task.sample(rng, n), rng.random(n) < 0.7)
 
 
 class Graph:
@@ -89,7 +89,7 @@ def grade(task: Star, graph: Graph, answer) -> str:
 
 def verdict(dfa: verifier.DFA, problem: int, answer) -> str:
     state = dfa.run(problem, answer) - dfa.first_sink
-    return verifier.SINKS[state] if state >= 0 else "live"
+    return star.SINKS[state] if state >= 0 else "live"
 
 
 def z_score(hits: int, trials: int, rate: float) -> float:
@@ -102,12 +102,12 @@ def z_score(hits: int, trials: int, rate: float) -> float:
 
 def test_star_docstring():
     problems = streams.problems(TINY, 0, "train", 1)
-    assert star.prompts(TINY, problems).tolist() == [[2, 1, 1, 7, 3, 4, 2, 3, 2, 4, 10]]
-    assert star.traces(TINY, problems, np.array([True])).tolist() == [[8, 2, 3, 4, 11]]
-    assert star.traces(TINY, problems, np.array([False])).tolist() == [[9, 4, 3, 2, 11]]
-    assert star.fork_prefix(TINY, problems).tolist() == [[8, 2]]
-    assert star.children(TINY, problems).tolist() == [[3, 1]]
-    assert TINY.decode(star.prompts(TINY, problems)[0]) == "2 1 1 7 3 4 2 3 2 4 SEP"
+    assert TINY.prompts(problems).tolist() == [[2, 1, 1, 7, 3, 4, 2, 3, 2, 4, 10]]
+    assert TINY.traces(problems, 1 - np.array([True])).tolist() == [[8, 2, 3, 4, 11]]
+    assert TINY.traces(problems, 1 - np.array([False])).tolist() == [[9, 4, 3, 2, 11]]
+    assert TINY.fork_prefix(problems).tolist() == [[8, 2]]
+    assert TINY.children(problems).tolist() == [[3, 1]]
+    assert TINY.decode(TINY.prompts(problems)[0]) == "2 1 1 7 3 4 2 3 2 4 SEP"
 
 
 def test_streams_docstring():
@@ -128,7 +128,7 @@ def test_walks_docstring():
 
 def test_verifier_docstring():
     problems = Problems(np.array([[3, 7, 1, 4, 2, 0]]), np.array([[0, 1, 2, 3]]), np.array([True]))
-    dfa = verifier.star_dfa(TINY, problems)
+    dfa = TINY.dfa(problems)
     fwd, rev, sep, eos = TINY.fwd, TINY.rev, TINY.sep, TINY.eos
     for answer, expected in [
         ([fwd, 3, 7, 1, eos], "accept"),
@@ -150,8 +150,8 @@ def test_verifier_docstring():
 @given(tasks_with_problems())
 def test_prompts_and_traces_describe_one_graph(given_problems):
     task, problems = given_problems
-    prompts, path = star.prompts(task, problems), star.path(task, problems)
-    forward_traces, reverse_traces = (star.traces(task, problems, np.full(6, f)) for f in (True, False))
+    prompts, path = task.prompts(problems), task.path(problems)
+    forward_traces, reverse_traces = (task.traces(problems, 1 - np.full(6, f)) for f in (True, False))
     for i in range(len(problems)):
         graph = Graph(task, prompts[i])
         assert len(set(graph.edges)) == len(graph.parent) == task.edges
@@ -164,7 +164,7 @@ def test_prompts_and_traces_describe_one_graph(given_problems):
         roots = {u for u in graph.children if u not in graph.parent}
         degrees = sorted(len(graph.children[root]) for root in roots)
         if problems.forked[i]:
-            assert set(graph.children[graph.start]) == set(star.children(task, problems)[i].tolist())
+            assert set(graph.children[graph.start]) == set(task.children(problems)[i].tolist())
             assert degrees == [task.branches]
         else:
             assert len(graph.children[graph.start]) == 1
@@ -189,7 +189,7 @@ def test_problems_are_uniform():
 @given(tasks(), st.integers(0, 2**32))
 def test_published_order_prints_the_right_branch_first(task, seed):
     published = Star(task.nodes, task.branches, task.length, "published")
-    for prompt in star.prompts(published, star.sample(published, np.random.default_rng(seed), 5)):
+    for prompt in published.prompts(published.sample(np.random.default_rng(seed), 5)):
         graph = Graph(published, prompt)
         chain = graph.chain()
         right_edges = set(zip(chain, chain[1:], strict=False))
@@ -200,17 +200,17 @@ def test_published_order_prints_the_right_branch_first(task, seed):
 @given(tasks(min_branches=2), st.integers(0, 2**32))
 def test_give_cue(task, seed):
     rng = np.random.default_rng(seed)
-    problems = star.sample(Star(task.nodes, task.branches, task.length), rng, 8)
+    problems = Star(task.nodes, task.branches, task.length).sample(rng, 8)
     cued = rng.random(8) < 0.5
-    after = star.give_cue(task, problems, cued)
+    after = task.give_cue(problems, cued)
     assert (after.order[~cued] == problems.order[~cued]).all()
-    for prompt in star.prompts(task, after)[cued]:
+    for prompt in task.prompts(after)[cued]:
         graph = Graph(task, prompt)
         first_child = graph.children[graph.start][0]
         assert first_child == graph.chain()[1]
     # Nothing else moves: the same labels, the same edges, edges of the same depth in the same places.
     assert (after.labels == problems.labels).all()
-    assert (star.identity(task, after) == star.identity(task, problems)).all()
+    assert (task.identity(after) == task.identity(problems)).all()
     assert (after.order % (task.length - 1) == problems.order % (task.length - 1)).all()
     assert (np.sort(after.order, axis=1) == np.arange(task.edges)).all()
 
@@ -219,7 +219,7 @@ def test_the_cue_keeps_the_places_of_the_first_edges():
     """Where the earlier first edge is printed: P(place) = (5 - place) / 15 with and without the cue."""
     problems = streams.problems(REFERENCE, 9, "train", 4000)
     for cued in (False, True):
-        order = star.give_cue(REFERENCE, problems, np.full(4000, cued)).order
+        order = REFERENCE.give_cue(problems, np.full(4000, cued)).order
         place = np.argmax(order % 3 == 0, axis=1)
         assert all(abs(z_score((place == p).sum(), 4000, (5 - p) / 15)) < Z for p in range(5))
 
@@ -230,11 +230,11 @@ def test_identity_ignores_the_printed_order(given_problems):
     task, problems = given_problems
     shuffled = np.random.default_rng(0).permuted(problems.order, axis=1)
     same = Problems(problems.labels, shuffled, problems.forked)
-    assert (star.identity(task, same) == star.identity(task, problems)).all()
-    drawn = star.hang_off(task, problems, np.ones(len(problems), dtype=bool))
-    assert (star.identity(task, drawn) == star.identity(task, problems)).all()
-    graphs = {frozenset(Graph(task, prompt).edges) for prompt in star.prompts(task, drawn)}
-    assert len(set(star.identity(task, problems).tolist())) == len(graphs)
+    assert (task.identity(same) == task.identity(problems)).all()
+    drawn = task.hang_off(problems, np.ones(len(problems), dtype=bool))
+    assert (task.identity(drawn) == task.identity(problems)).all()
+    graphs = {frozenset(Graph(task, prompt).edges) for prompt in task.prompts(drawn)}
+    assert len(set(task.identity(problems).tolist())) == len(graphs)
 
 
 @pytest.mark.parametrize(
@@ -253,10 +253,10 @@ def test_star_names_the_key(arguments, key):
 
 def test_hang_off_needs_a_spare_label():
     task = Star(7, 2, 4)
-    problems = star.sample(task, np.random.default_rng(0), 2)
-    assert len(star.hang_off(task, problems, np.array([True, True]))) == 2
+    problems = task.sample(np.random.default_rng(0), 2)
+    assert len(task.hang_off(problems, np.array([True, True]))) == 2
     with pytest.raises(ValueError, match="data.nodes.*sft.fork_in_graph"):
-        star.hang_off(task, problems, np.array([True, False]))
+        task.hang_off(problems, np.array([True, False]))
 
 
 # verifier
@@ -267,11 +267,11 @@ def test_hang_off_needs_a_spare_label():
 def test_dfa_agrees_with_the_grader_everywhere(given_problems):
     """Every answer is a live prefix, a token, and a rest that no longer matters: all cases are covered."""
     task, problems = given_problems
-    dfa = verifier.star_dfa(task, problems)
+    dfa = task.dfa(problems)
     assert dfa.next.dtype == np.uint8 and (dfa.next < dfa.next.shape[1]).all()
     sinks = np.arange(dfa.first_sink, dfa.next.shape[1])
     assert (dfa.next[:, sinks, :] == sinks[:, None]).all()
-    for i, prompt in enumerate(star.prompts(task, problems)):
+    for i, prompt in enumerate(task.prompts(problems)):
         graph, live, reached = Graph(task, prompt), [[]], set()
         while live:
             prefix = live.pop()
@@ -289,8 +289,8 @@ def test_dfa_agrees_with_the_grader_everywhere(given_problems):
 @given(tasks_with_problems(), st.data())
 def test_dfa_agrees_with_the_grader_on_mutated_traces(given_problems, data):
     task, problems = given_problems
-    dfa, rng = verifier.star_dfa(task, problems), np.random.default_rng(data.draw(st.integers(0, 2**32)))
-    prompts, right = star.prompts(task, problems), star.traces(task, problems, rng.random(6) < 0.5)
+    dfa, rng = task.dfa(problems), np.random.default_rng(data.draw(st.integers(0, 2**32)))
+    prompts, right = task.prompts(problems), task.traces(problems, 1 - (rng.random(6) < 0.5))
     for i, trace in enumerate(right):
         assert verdict(dfa, i, trace) == "accept"
         for _ in range(20):
@@ -315,8 +315,8 @@ def test_dfa_agrees_with_the_grader_on_mutated_traces(given_problems, data):
 
 def test_dfa_rows():
     problems = streams.problems(REFERENCE, 0, "test", 5)
-    dfa = verifier.star_dfa(REFERENCE, problems)
-    assert (dfa[2:4].next == verifier.star_dfa(REFERENCE, problems[2:4]).next).all()
+    dfa = REFERENCE.dfa(problems)
+    assert (dfa[2:4].next == REFERENCE.dfa(problems[2:4]).next).all()
 
 
 # streams
@@ -325,9 +325,9 @@ def test_dfa_rows():
 @hypothesis_settings
 @given(st.integers(0, 2**40), st.sampled_from(list(streams.STREAMS)), st.integers(0, 1000), st.integers(1, 300))
 def test_streams_are_pure_and_nested(seed, stream, step, n):
-    long = star.prompts(TINY, streams.problems(TINY, seed, stream, n + 40, step))
+    long = TINY.prompts(streams.problems(TINY, seed, stream, n + 40, step))
     short = streams.problems(TINY, seed, stream, n, step)
-    assert (long[:n] == star.prompts(TINY, short)).all()
+    assert (long[:n] == TINY.prompts(short)).all()
     assert (streams.stream_of(TINY, short) == streams.STREAMS[stream]).all()
 
 
@@ -336,23 +336,23 @@ def test_streams_differ_and_are_disjoint():
     for seed in range(3):
         for stream in streams.STREAMS:
             problems = streams.problems(TINY, seed, stream, 400, step=seed)
-            prompts[seed, stream] = star.prompts(TINY, problems)
-            identities.setdefault(stream, set()).update(star.identity(TINY, problems).tolist())
+            prompts[seed, stream] = TINY.prompts(problems)
+            identities.setdefault(stream, set()).update(TINY.identity(problems).tolist())
     assert len({p.tobytes() for p in prompts.values()}) == len(prompts)
     assert sum(map(len, identities.values())) == len(set().union(*identities.values()))
-    steps = [star.prompts(TINY, streams.problems(TINY, 0, "train", 50, step)).tobytes() for step in range(3)]
+    steps = [TINY.prompts(streams.problems(TINY, 0, "train", 50, step)).tobytes() for step in range(3)]
     assert len(set(steps)) == 3
 
 
 def test_streams_share_the_graphs_evenly():
-    problems = star.sample(REFERENCE, np.random.default_rng(1), 8000)
+    problems = REFERENCE.sample(np.random.default_rng(1), 8000)
     counts = np.bincount(streams.stream_of(REFERENCE, problems), minlength=4)
     assert all(abs(z_score(count, 8000, 0.25)) < Z for count in counts)
 
 
 def test_too_few_graphs():
     task = Star(2, 1, 2)
-    identities = star.identity(task, star.sample(task, np.random.default_rng(0), 50))
+    identities = task.identity(task.sample(np.random.default_rng(0), 50))
     empty = next(name for name, k in streams.STREAMS.items() if not (identities % np.uint64(4) == k).any())
     with pytest.raises(ValueError, match="data.nodes"):
         streams.problems(task, 0, empty, 1)
@@ -362,9 +362,9 @@ def test_too_few_graphs():
 @given(st.integers(1, 200), st.integers(0, 20), st.booleans(), st.booleans(), st.integers(0, 99))
 def test_fork_shares_are_exact(n, twentieths, in_graph, fresh, seed):
     rate = twentieths / 20
-    examples = streams.sft_examples(TINY, Mixture(rate, 0.0, in_graph, "data", fresh), seed, n, epoch=3)
+    examples = streams.sft_examples(TINY, Mixture("FWD,REV", rate, 0.0, in_graph, "data", fresh), seed, n, epoch=3)
     crossing = 0
-    for row, forward in zip(examples.tokens, examples.forward, strict=True):
+    for row, forward in zip(examples.tokens, examples.mode == 0, strict=True):
         graph = Graph(TINY, row[: TINY.prompt_len])
         answer = row[TINY.prompt_len :].tolist()
         assert grade(TINY, graph, answer) == "accept"
@@ -376,17 +376,19 @@ def test_fork_shares_are_exact(n, twentieths, in_graph, fresh, seed):
 @hypothesis_settings
 @given(st.integers(1, 60), st.integers(0, 99))
 def test_problem_allocation_gives_both_modes(n, seed):
-    examples = streams.sft_examples(TINY, Mixture(0.5, 0.0, False, "problem", False), seed, 2 * n)
+    examples = streams.sft_examples(TINY, Mixture("FWD,REV", 0.5, 0.0, False, "problem", False), seed, 2 * n)
     prompt, mode = examples.tokens[:, : TINY.prompt_len], examples.tokens[:, TINY.prompt_len]
     assert (prompt[::2] == prompt[1::2]).all()
     assert (mode[::2] == TINY.fwd).all() and (mode[1::2] == TINY.rev).all()
-    odd = streams.sft_examples(TINY, Mixture(0.5, 0.0, False, "problem", False), seed, 2 * n - 1)
+    odd = streams.sft_examples(TINY, Mixture("FWD,REV", 0.5, 0.0, False, "problem", False), seed, 2 * n - 1)
     assert (odd.tokens == examples.tokens[:-1]).all()
 
 
 def test_epochs_repeat_unless_fresh():
     def tokens(fresh: bool, epoch: int, seed: int = 0) -> bytes:
-        return streams.sft_examples(TINY, Mixture(0.5, 0.0, False, "data", fresh), seed, 50, epoch).tokens.tobytes()
+        return streams.sft_examples(
+            TINY, Mixture("FWD,REV", 0.5, 0.0, False, "data", fresh), seed, 50, epoch
+        ).tokens.tobytes()
 
     assert tokens(False, 0) == tokens(False, 7) == tokens(True, 0)
     assert len({tokens(True, epoch) for epoch in range(4)} | {tokens(False, 0, seed=1)}) == 5
@@ -395,8 +397,8 @@ def test_epochs_repeat_unless_fresh():
 def test_cue_rate_is_a_share_of_the_same_problems():
     """About half of the uncued problems print the right first edge first by chance."""
     uncued, cued = (streams.test_problems(REFERENCE, 1000, cue_rate=rate) for rate in (0.0, 1.0))
-    assert (star.identity(REFERENCE, uncued) == star.identity(REFERENCE, cued)).all()
-    half = streams.sft_examples(REFERENCE, Mixture(1.0, 0.5, False, "data", False), 0, 2000).problems
+    assert (REFERENCE.identity(uncued) == REFERENCE.identity(cued)).all()
+    half = streams.sft_examples(REFERENCE, Mixture("FWD,REV", 1.0, 0.5, False, "data", False), 0, 2000).problems
 
     def first(problems: Problems) -> int:
         order = np.argsort(problems.order, axis=1)
@@ -527,7 +529,7 @@ def test_walk_batches_are_pure():
 def test_walk_graphs_come_from_the_walks_stream():
     graphs = streams.problems(TINY, 1, "walks", 8, step=5)
     inputs, _ = walks.walk_batch(TINY, 0.3, 40, seed=1, step=5, n=8)
-    assert (inputs[:, : 2 * TINY.edges] == star.edge_list(TINY, graphs).reshape(8, -1)).all()
+    assert (inputs[:, : 2 * TINY.edges] == TINY.edge_list(graphs).reshape(8, -1)).all()
 
 
 @pytest.mark.parametrize(
@@ -543,8 +545,8 @@ def test_pass_at_1_of_an_ideal_walker(task, stop):
     """The closed form against a plain simulation of the walker, graded by the DFA."""
     rng = np.random.default_rng(7)
     problems = streams.problems(task, 0, "test", 4000)
-    dfa, accepted = verifier.star_dfa(task, problems), 0
-    for i, prompt in enumerate(star.prompts(task, problems)):
+    dfa, accepted = task.dfa(problems), 0
+    for i, prompt in enumerate(task.prompts(problems)):
         graph = Graph(task, prompt)
         forward = rng.random() < 0.5
         next_nodes = graph.children if forward else {v: [u] for v, u in graph.parent.items()}
@@ -552,4 +554,4 @@ def test_pass_at_1_of_an_ideal_walker(task, stop):
         while walk[-1] in next_nodes and rng.random() >= stop:
             walk.append(rng.choice(next_nodes[walk[-1]]))
         accepted += verdict(dfa, i, [task.fwd if forward else task.rev, *walk, task.eos]) == "accept"
-    assert abs(z_score(accepted, 4000, walks.pass_at_1(task, stop))) < Z
+    assert abs(z_score(accepted, 4000, task.pass_at_1(stop))) < Z

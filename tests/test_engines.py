@@ -15,7 +15,7 @@ from hypothesis import given, settings
 from hypothesis import strategies as st
 
 import minifork.rollout as rollouts
-from data_gen import star, streams, verifier
+from data_gen import star, streams
 from data_gen.star import Star
 from minifork import agree
 from minifork.config import Shape
@@ -27,7 +27,7 @@ from minifork.rollout import draw, rollout
 from minifork.tree import Tree
 
 TASK = Star(nodes=8, branches=2, length=3)
-SINKS = len(verifier.SINKS)
+SINKS = len(star.SINKS)
 Z, KS_LEVEL = 4.5, 1e-4
 WORD = 0xFFFFFFFF
 BELOW_1 = 1 - 2.0**-24
@@ -170,14 +170,14 @@ def star_case(make_model, n: int = 30, seed: int = 0, scale: float = 0.15):
     """A random model, encoded problems, their automata and what they were made from."""
     problems = streams.problems(TASK, seed, "valid", n)
     model = make_model(seed + 20, Shape(2, 32, 2), TASK.vocab_size, TASK.prompt_len + TASK.trace_len, scale)
-    prompt = torch.from_numpy(star.prompts(TASK, problems))
+    prompt = torch.from_numpy(TASK.prompts(problems))
     with torch.no_grad():
         prompts = model.prefill(prompt)
     return model, problems, prompt, prompts, automata(problems)
 
 
 def automata(problems) -> torch.Tensor:
-    return torch.from_numpy(verifier.star_dfa(TASK, problems).next.astype(np.int64))
+    return torch.from_numpy(TASK.dfa(problems).next.astype(np.int64))
 
 
 def forced(n: int, mode: str) -> torch.Tensor:
@@ -187,7 +187,7 @@ def forced(n: int, mode: str) -> torch.Tensor:
 @torch.no_grad()
 def teacher_forced(model, prompt: torch.Tensor, problems, forward: bool) -> tuple[np.ndarray, np.ndarray]:
     """Probability of the FWD or REV trace, free and given its mode, by the training path."""
-    trace = torch.from_numpy(star.traces(TASK, problems, np.full(len(problems), forward)))
+    trace = torch.from_numpy(TASK.traces(problems, 1 - np.full(len(problems), forward)))
     logits = model(torch.cat([prompt, trace], dim=1)[:, :-1]).double()
     each = torch.log_softmax(logits[:, -trace.shape[1] :], dim=2).gather(2, trace[..., None])[..., 0]
     return each.sum(dim=1).exp().numpy(), each[:, 1:].sum(dim=1).exp().numpy()
@@ -226,25 +226,25 @@ def test_exact_forces_several_tokens(make_model):
     """Forced to the fork, the rest of the right branch is what remains; forced past an error, so is the error."""
     model, problems, prompt, prompts, dfa = star_case(make_model)
     n = len(problems)
-    trace = torch.from_numpy(star.traces(TASK, problems, np.ones(n, dtype=bool)))
+    trace = torch.from_numpy(TASK.traces(problems, 1 - np.ones(n, dtype=bool)))
     with torch.no_grad():
         logits = model(torch.cat([prompt, trace], dim=1)[:, :-1]).double()[:, -trace.shape[1] :]
     each = torch.softmax(logits, dim=2).gather(2, trace[..., None])[..., 0].numpy()
     for length in range(1, TASK.trace_len):
         values = ends(model, prompts, dfa, SINKS, TASK.trace_len, trace[:, :length])
         np.testing.assert_allclose(values[:, 0], each[:, length:].prod(axis=1), rtol=1e-4)
-    wrong = torch.from_numpy(np.stack([trace[:, 0], trace[:, 1], star.children(TASK, problems)[:, 1]], axis=1))
+    wrong = torch.from_numpy(np.stack([trace[:, 0], trace[:, 1], TASK.children(problems)[:, 1]], axis=1))
     values = ends(model, prompts, dfa, SINKS, TASK.trace_len, wrong)
-    np.testing.assert_allclose(values[:, verifier.SINKS.index("wrong_branch")], 1, atol=1e-9)
+    np.testing.assert_allclose(values[:, star.SINKS.index("wrong_branch")], 1, atol=1e-9)
 
 
 def test_exact_sinks_are_brute_force(make_model):
     """Every sink, on two problems of the smallest task, against all token sequences up to the limit."""
     task = Star(nodes=3, branches=2, length=2)
-    problems = star.sample(task, np.random.default_rng(3), 2)
+    problems = task.sample(np.random.default_rng(3), 2)
     model = make_model(5, Shape(1, 16, 2), task.vocab_size, task.prompt_len + task.trace_len)
-    prompt = torch.from_numpy(star.prompts(task, problems))
-    dfa = verifier.star_dfa(task, problems)
+    prompt = torch.from_numpy(task.prompts(problems))
+    dfa = task.dfa(problems)
     expected = np.zeros((2, SINKS))
     for i in range(2):
         live = {(): 1.0}
@@ -297,7 +297,7 @@ def test_exact_length_limit(make_model):
     short = ends(model, prompts, dfa, SINKS, TASK.trace_len - 1)
     np.testing.assert_allclose(short.sum(axis=1), 1, atol=1e-9)
     assert (short[:, 0] == 0).all() and (full[:, 0] > 0).all()
-    early, late = verifier.SINKS.index("early_stop"), verifier.SINKS.index("too_long")
+    early, late = star.SINKS.index("early_stop"), star.SINKS.index("too_long")
     for sink in set(range(1, SINKS)) - {early, late}:
         assert (short[:, sink] <= full[:, sink] + 1e-9).all()
     longer = ends(model, prompts, dfa, SINKS, TASK.trace_len + 1)  # nothing lives that long
@@ -531,15 +531,15 @@ def test_traces(random_case, decoder):
 
 def test_traces_begin_with_the_forced_tokens(make_model):
     model, problems, _, prompts, dfa = star_case(make_model, n=6)
-    fork = torch.from_numpy(star.fork_prefix(TASK, problems))
+    fork = torch.from_numpy(TASK.fork_prefix(problems))
     tree = Tree(model, prompts, dfa, SINKS, TASK.trace_len, forced=fork)
     traces = rollout(tree, 9, 0, traces=True).traces
     assert (traces.tokens[:, :, :2] == fork[:, None]).all() and (traces.logp[:, :, :2] == 0).all()
     wrong = torch.full((6, 3), TASK.sep)
     result = rollout(tree.force(wrong), 9, 0, traces=True)
-    assert (result.ends[:, verifier.SINKS.index("malformed")] == 1).all()
+    assert (result.ends[:, star.SINKS.index("malformed")] == 1).all()
     assert (result.traces.tokens[:, :, 0] == TASK.sep).all() and (result.traces.tokens[:, :, 1:] == -1).all()
-    assert (result.traces.sink == verifier.SINKS.index("malformed")).all()
+    assert (result.traces.sink == star.SINKS.index("malformed")).all()
 
 
 @pytest.mark.parametrize("decoder", ["temperature=0.7,top_p=0.9", "top_k=2", "min_p=0.3", "top_n_sigma=1", "greedy"])

@@ -18,7 +18,7 @@ import pytest
 import torch
 from torch.optim.optimizer import register_optimizer_step_post_hook
 
-from data_gen import star, streams, verifier, walks
+from data_gen import star, streams, walks
 from minifork import runs, stages, train
 from minifork.cli import main
 from tests.pipeline import SFT
@@ -109,7 +109,7 @@ def test_records_of_the_evaluation(evaluation):
         assert 0 <= r["rho"] <= 1 and r["n"] is None and r["base_seed"] == 0
         for mode in ("FWD", "REV"):
             assert set(r["forced"][mode]) >= {"pass_at", "J", "rho"} and in_unit(r["forced"][mode]["pass_at"].values())
-        assert set(r["errors"]) == set(verifier.ERRORS) and in_unit(r["errors"].values())
+        assert set(r["errors"]) == set(star.SINKS[1:]) and in_unit(r["errors"].values())
         assert sum(r["errors"].values()) + r["pass_at"]["1"] == pytest.approx(1, abs=1e-9)
         fork = r["fork"]
         for name in ("p_right", "confidence_right", "confidence_wrong", "wrong_commit", "train_p_right"):
@@ -163,20 +163,18 @@ def test_p_is_teacher_forced_probability(trained, evaluation, name, epoch):
     model = stages.new_model(config, 0).eval()
     file = trained.folder / name / ("ckpt.pt" if epoch is None else f"epochs/e{epoch}.pt")
     model.load_state_dict(torch.load(file, weights_only=True)["model"])
-    prompt = torch.from_numpy(star.prompts(task, problems))
+    prompt = torch.from_numpy(task.prompts(problems))
     assert streams.data_hash(prompt.numpy()) == result["data_hash"]
     total, first = np.zeros(64), {}
     key = f"{name}/{'base' if epoch is None else f'e{epoch}'}/cue0"
     for mode in ("FWD", "REV"):
-        trace = torch.from_numpy(star.traces(task, problems, np.full(64, mode == "FWD")))
+        trace = torch.from_numpy(task.traces(problems, 1 - np.full(64, mode == "FWD")))
         logits = model(torch.cat([prompt, trace], dim=1))[:, task.prompt_len - 1 : -1].double()
         each = torch.softmax(logits, dim=2).gather(2, trace[..., None])[..., 0].numpy()
         np.testing.assert_allclose(arrays[f"{key}/{mode}"], each[:, 1:].prod(axis=1), atol=1e-5)
         total, first[mode] = total + each.prod(axis=1), each[:, 0]
         if mode == "FWD":
-            branch = torch.softmax(
-                logits[:, 2].gather(1, torch.from_numpy(star.children(task, problems))), dim=1
-            ).numpy()
+            branch = torch.softmax(logits[:, 2].gather(1, torch.from_numpy(task.children(problems))), dim=1).numpy()
             np.testing.assert_allclose(arrays[f"{key}/fork"], branch, atol=1e-5)
     np.testing.assert_allclose(arrays[f"{key}/free"], total, atol=1e-5)
     record = next(r for r in result["records"] if r["run"] == name and r["epoch"] == epoch)
@@ -350,13 +348,12 @@ KILL = """
 import os, signal, sys
 from data_gen import walks
 real = walks.walk_batch
-def batch(task, stop, seq_len, seed, step, n):
+def batch(task, stop, seq_len, seed, step, n, informed):
     if step == int(sys.argv[1]):
         os.kill(os.getpid(), signal.SIGKILL)
-    return real(task, stop, seq_len, seed, step, n)
+    return real(task, stop, seq_len, seed, step, n, informed)
 walks.walk_batch = batch
 from minifork.cli import main
-from tests.pipeline import SFT, Pipeline
 main(sys.argv[2:])
 """
 
@@ -634,6 +631,6 @@ def test_base_batches_come_from_the_walks_stream(trained):
     seen = np.concatenate([streams.problems(config.data, 0, "walks", 16, step).labels for step in range(40)])
     inputs, _ = walks.walk_batch(config.data, config.walks.stop, config.walks.seq_len, 0, 0, 16)
     assert inputs.shape == (16, 24) and len(seen) == 640
-    train_set = star.identity(config.data, stages.sft_data(config, 0).problems)
-    test_set = star.identity(config.data, streams.test_problems(config.data, 64))
+    train_set = config.data.identity(stages.sft_data(config, 0).problems)
+    test_set = config.data.identity(streams.test_problems(config.data, 64))
     assert not np.intersect1d(train_set, test_set).size

@@ -1,0 +1,355 @@
+"""The arithmetic task: d chains of l additions start from one premise; what is the value of the target?
+
+Each relation says ``child = parent + const``, printed as ``parent child const``: with the child first, a
+causal model could not look it up by its parent. A trace computes every value on the way. The first problem
+of ``streams.problems(Arith(labels=8, branches=2, length=2, modulus=7), seed=0, "train", n=1)``:
+
+EXAMPLE
+
+FWD opens with the premise and its value and then meets the fork: which of the two chains leads to the target?
+REV substitutes from the target, adding up constants, and meets none. RAT (rationale) first names the way
+back from the target, then goes forward: its fork is decided by what it just said.
+
+Numbers are tokens of their own, one each. With a modulus all arithmetic is modulo that prime; without one
+values grow to premise + l * largest constant.
+"""
+
+from dataclasses import dataclass
+
+import numpy as np
+
+from data_gen import star, verifier
+from data_gen.star import Star
+from data_gen.task import PAD
+from data_gen.verifier import DFA
+
+MODES = ("FWD", "REV", "RAT")
+WALKED = ("FWD", "REV")  # random walks know no target, so they have no rationale
+SINKS = (
+    "accept", "malformed", "wrong_query", "look_up", "wrong_branch", "arithmetic", "early_stop", "too_long",
+)  # fmt: skip
+LARGEST = 20  # constant, and premise without a modulus: the paper's range is 1 .. 20
+
+
+@dataclass(frozen=True)
+class Problems:
+    """A batch of n arithmetic problems: the graph in the canonical numbers of `data_gen.star.Problems`,
+    constant: int64[n, E] of every canonical edge; value: int64[n] of the premise."""
+
+    labels: np.ndarray
+    order: np.ndarray
+    forked: np.ndarray
+    constant: np.ndarray
+    value: np.ndarray
+
+    def __len__(self) -> int:
+        return len(self.labels)
+
+    def __getitem__(self, rows) -> "Problems":
+        return Problems(*(getattr(self, name)[rows] for name in ("labels", "order", "forked", "constant", "value")))
+
+    @property
+    def graph(self) -> star.Problems:
+        return star.Problems(self.labels, self.order, self.forked)
+
+    def on(self, graph: star.Problems) -> "Problems":
+        """The same numbers on another graph."""
+        return Problems(graph.labels, graph.order, graph.forked, self.constant, self.value)
+
+
+@dataclass(frozen=True)
+class Arith:
+    """The arithmetic task and its token layout. Raises ValueError naming the key that does not fit.
+
+    labels: number of label tokens; branches: d; length: l, the additions of a chain; modulus: a prime, or None
+    for plain integers; branch_order: "shuffled", or "published" for the control that prints the right chain
+    first (only the order of the branches changes, as in the published generator); modes: the forms of traces,
+    comma-separated.
+    """
+
+    labels: int
+    branches: int
+    length: int
+    modulus: int | None
+    branch_order: str = "shuffled"
+    modes: str = "FWD,REV"
+
+    def __post_init__(self) -> None:
+        if self.branches < 1:
+            raise ValueError(f"data.branches is {self.branches}: a premise needs at least 1 chain")
+        if self.length < 1:
+            raise ValueError(f"data.length is {self.length}: a chain needs at least 1 addition")
+        needed = self.branches * self.length + 1
+        if self.labels < needed:
+            raise ValueError(
+                f"data.labels is {self.labels}: {self.branches} chains of {self.length} need {needed} labels "
+                f"(with {self.labels} the longest chain is {max(0, (self.labels - 1) // self.branches)})"
+            )
+        if self.modulus is not None and not _is_prime(self.modulus):
+            near = next(p for p in range(max(2, self.modulus), 2 * max(2, self.modulus) + 1) if _is_prime(p))
+            raise ValueError(f"data.modulus is {self.modulus}: give a prime such as {near}, or null for integers")
+        if self.branch_order not in ("shuffled", "published"):
+            raise ValueError(f"data.branch_order is {self.branch_order!r}: choose shuffled or published")
+        if not set(self.mode_names) <= set(MODES) or len(set(self.mode_names)) < len(self.mode_names):
+            raise ValueError(f"data.modes is {self.modes!r}: list different ones of {', '.join(MODES)}")
+        if "FWD" not in self.mode_names:
+            raise ValueError(f"data.modes is {self.modes!r}: FWD, which meets the fork, must be one of them")
+
+    @property
+    def graph(self) -> Star:
+        """The star that the relations form."""
+        return Star(self.labels, self.branches, self.length + 1, self.branch_order)
+
+    @property
+    def mode_names(self) -> tuple[str, ...]:
+        return tuple(self.modes.split(","))
+
+    @property
+    def sinks(self) -> tuple[str, ...]:
+        return SINKS
+
+    @property
+    def largest_constant(self) -> int:
+        return LARGEST if self.modulus is None else min(LARGEST, self.modulus - 1)
+
+    @property
+    def numbers(self) -> int:
+        """How many number tokens there are: 0 .. numbers - 1."""
+        return LARGEST * (self.length + 1) + 1 if self.modulus is None else self.modulus
+
+    @property
+    def sep(self) -> int:
+        return self.labels + self.numbers
+
+    @property
+    def eos(self) -> int:
+        return self.sep + 1
+
+    @property
+    def vocab_size(self) -> int:
+        return self.eos + 1 + len(MODES)
+
+    @property
+    def graph_len(self) -> int:
+        return 3 * self.graph.edges
+
+    @property
+    def prompt_len(self) -> int:
+        return self.graph_len + 4
+
+    @property
+    def shortest_query(self) -> int:
+        """Tokens of the shortest query with its walk: premise, value, target, SEP, mode, node, EOS."""
+        return 7
+
+    @property
+    def trace_len(self) -> int:
+        return max(self._length(name) for name in self.mode_names)
+
+    def _length(self, mode: str) -> int:
+        """Tokens of a full trace, mode and EOS included."""
+        return {"FWD": 4, "REV": 5, "RAT": 4 + self.length}[mode] + 3 * self.length
+
+    def mode_token(self, mode: str) -> int:
+        return self.eos + 1 + MODES.index(mode)
+
+    def number(self, value: np.ndarray) -> np.ndarray:
+        """The tokens of values, reduced by the modulus if there is one."""
+        return self.labels + (value if self.modulus is None else value % self.modulus)
+
+    def decode(self, tokens: np.ndarray) -> str:
+        """Token ids int[T] as a readable line: labels are letters (x0, x1, ... past 26), numbers are numbers."""
+        words = {self.sep: "SEP", self.eos: "EOS"} | {self.mode_token(mode): mode for mode in MODES}
+        names = [chr(97 + i) if self.labels <= 26 else f"x{i}" for i in range(self.labels)]
+        texts = [*names, *map(str, range(self.numbers))]
+        return " ".join(words.get(int(t)) or texts[int(t)] for t in tokens)
+
+    def sample(self, rng: np.random.Generator, n: int) -> Problems:
+        """n problems with a fork at the premise: random labels and order, constants and premise."""
+        graph = self.graph.sample(rng, n)
+        constant = rng.integers(1, self.largest_constant + 1, size=(n, self.graph.edges))
+        low, high = (1, LARGEST + 1) if self.modulus is None else (0, self.modulus)
+        return Problems(graph.labels, graph.order, graph.forked, constant, rng.integers(low, high, size=n))
+
+    def give_cue(self, problems: Problems, cued: np.ndarray) -> Problems:
+        """As `Star.give_cue`."""
+        return problems.on(self.graph.give_cue(problems.graph, cued))
+
+    def hang_off(self, problems: Problems, forked: np.ndarray) -> Problems:
+        """As `Star.hang_off`."""
+        return problems.on(self.graph.hang_off(problems.graph, forked))
+
+    def identity(self, problems: Problems) -> np.ndarray:
+        """As `Star.identity`: equal for equal graphs, whatever their numbers."""
+        return self.graph.identity(problems.graph)
+
+    def children(self, problems: Problems) -> np.ndarray:
+        """The first node of every chain, int64[n, d]; column 0 is the right one."""
+        return self.graph.children(problems.graph)
+
+    def relations(self, problems: Problems) -> np.ndarray:
+        """The printed relations, int64[n, E, 3], as (parent, child, const) tokens."""
+        constant = np.take_along_axis(problems.constant, problems.order, axis=1)
+        return np.concatenate([self.graph.edge_list(problems.graph), self.number(constant)[..., None]], axis=2)
+
+    def prompts(self, problems: Problems) -> np.ndarray:
+        """int64[n, prompt_len]: the relations, premise, its value, target, SEP."""
+        n, right = len(problems), self.graph.path(problems.graph)
+        query = [right[:, 0], self.number(problems.value), right[:, -1], np.full(n, self.sep)]
+        return np.concatenate([self.relations(problems).reshape(n, -1), np.stack(query, axis=1)], axis=1)
+
+    def read_graph(self, tokens: np.ndarray) -> tuple[np.ndarray, np.ndarray, np.ndarray, np.ndarray]:
+        """Parents and children int64[n, E] as printed, constants [n, E, 1], (premise, target) [n, 2]."""
+        edges = tokens[:, : self.graph_len].reshape(len(tokens), self.graph.edges, 3)
+        query = tokens[:, [self.graph_len, self.graph_len + 2]]
+        return edges[:, :, 0], edges[:, :, 1], edges[:, :, 2:], query
+
+    def traces(self, problems: Problems, mode: np.ndarray) -> np.ndarray:
+        """int64[n, trace_len], PAD past EOS: the trace of each problem in the mode int64[n] (see ``mode_names``)."""
+        out = np.full((len(problems), self.trace_len), PAD, dtype=np.int64)
+        for index, name in enumerate(self.mode_names):
+            some = mode == index
+            out[some, : self._length(name)] = self._trace(problems[some], name)
+        return out
+
+    def _trace(self, problems: Problems, mode: str) -> np.ndarray:
+        """Traces of one mode, int64[n, T]."""
+        n, path = len(problems), self.graph.path(problems.graph)
+        constant = problems.constant[:, : self.length]
+        value = problems.value[:, None] + np.cumsum(constant, axis=1)
+        head, tail = np.full((n, 1), self.mode_token(mode)), np.full((n, 1), self.eos)
+        if mode == "REV":
+            added = np.cumsum(constant[:, ::-1], axis=1)
+            steps = np.stack([path[:, -2::-1], self.number(constant[:, ::-1]), self.number(added)], axis=2)
+            end = [self.number(problems.value)[:, None], self.number(value[:, -1:])]
+            return np.concatenate([head, path[:, -1:], steps.reshape(n, 3 * self.length), *end, tail], axis=1)
+        steps = np.stack([path[:, 1:], self.number(constant), self.number(value)], axis=2)
+        opening = [path[:, :1]] if mode == "FWD" else [path[:, ::-1]]
+        premise = self.number(problems.value)[:, None]
+        return np.concatenate([head, *opening, premise, steps.reshape(n, 3 * self.length), tail], axis=1)
+
+    def fork_prefix(self, problems: Problems) -> np.ndarray:
+        """int64[n, 3]: FWD, the premise and its value, the forced prefix that ends right before the fork."""
+        mode = np.full(len(problems), self.mode_token("FWD"))
+        return np.stack([mode, self.graph.path(problems.graph)[:, 0], self.number(problems.value)], axis=1)
+
+    def dfa(self, problems: Problems) -> DFA:
+        """The DFA of each problem: in every mode one trace is right, and every step of it must be.
+
+        A wrong token is told apart by what was due: a node or constant that the relations do not give there
+        (look_up), the other chain at the fork (wrong_branch), a wrong sum (arithmetic), premise, value or
+        target not as asked (wrong_query); a token of another kind is malformed.
+        """
+        lengths = [self._length(name) - 1 for name in self.mode_names]
+        table = verifier.blank(len(problems), 1 + sum(lengths), self.vocab_size, SINKS)
+        base = 1
+        for name, length in zip(self.mode_names, lengths, strict=True):
+            verifier.add_chain(table, base, self._trace(problems, name), self._errors(problems, name), SINKS)
+            base += length
+        return DFA(table, SINKS)
+
+    def _errors(self, problems: Problems, mode: str) -> np.ndarray:
+        """int64[n, T, V]: the sink of every wrong token at every place of a trace."""
+        step = ("node", "constant", "sum")
+        kinds = {
+            "FWD": ("mode", "query", "value", *self.length * step, "end"),
+            "REV": ("mode", "query", *self.length * step, "value", "sum", "end"),
+            "RAT": ("mode", "query", *self.length * ("node",), "value", *self.length * step, "end"),
+        }[mode]
+        wrong_label = {"query": "wrong_query", "node": "look_up", "end": "too_long"}
+        wrong_number = {"value": "wrong_query", "constant": "look_up", "sum": "arithmetic", "end": "too_long"}
+        errors = np.full((len(problems), len(kinds), self.vocab_size), SINKS.index("malformed"))
+        errors[:, 1:, self.eos] = SINKS.index("early_stop")
+        for place, kind in enumerate(kinds):
+            errors[:, place, : self.labels] = SINKS.index(wrong_label.get(kind, "malformed"))
+            errors[:, place, self.labels : self.sep] = SINKS.index(wrong_number.get(kind, "malformed"))
+        if mode != "REV":
+            fork = kinds.index("constant") - 1
+            wrong = np.where(problems.forked, SINKS.index("wrong_branch"), SINKS.index("look_up"))
+            errors[np.arange(len(problems))[:, None], fork, self.children(problems)] = wrong[:, None]
+        return errors
+
+    def answer_dfa(self, problems: Problems) -> DFA:
+        """The DFA that accepts any trace whose last token before EOS is the target's value.
+
+        What comes before is not judged, so a guess is right with probability 1 / numbers.
+        """
+        n, rows = len(problems), np.arange(len(problems))
+        sinks = ("accept", "malformed", "wrong_answer", "too_long")
+        table = verifier.blank(n, 3, self.vocab_size, sinks)  # start, another token last, the answer last
+        answer = self.number(problems.value + problems.constant[:, : self.length].sum(axis=1))
+        for name in self.mode_names:
+            table[:, 0, self.mode_token(name)] = 1
+        for state in (1, 2):
+            table[:, state] = 1
+            table[rows, state, answer] = 2
+        table[:, 1, self.eos] = 3 + sinks.index("wrong_answer")
+        table[:, 2, self.eos] = 3 + sinks.index("accept")
+        return DFA(table, sinks)
+
+    def walks(
+        self, problems: Problems, stop: float, informed: float, rng: np.random.Generator, count: int
+    ) -> np.ndarray:
+        """``count`` queries with walks on every graph, int64[n, count, 4 + trace_len], PAD in gaps.
+
+        A FWD walk opens with its first node, as the premise, and a random value; it evaluates every node it
+        comes to. A REV walk adds constants up to the root; if it gets there, it says the root's value, which
+        the query gave, and the total.
+        """
+        graph, shape, length = self.graph, (len(problems), count), self.length
+        names = [name for name in self.mode_names if name in WALKED]
+        mode = np.array(names)[(rng.random(shape) * len(names)).astype(np.int64)]
+        forward = mode == "FWD"
+        branch = rng.integers(self.branches, size=shape)
+        first = rng.integers(length + 1, size=shape)
+        steps_left = np.where(forward, length - first, first)
+        survived = np.cumprod(rng.random((*shape, length)) >= stop, axis=2).sum(axis=2)
+        steps = np.minimum(survived, steps_left)
+        low, high = (1, LARGEST + 1) if self.modulus is None else (0, self.modulus)
+        value = rng.integers(low, high, size=shape)
+        rows = np.arange(len(problems))[:, None]
+        other = problems.labels[rows, rng.integers(graph.graph_nodes, size=shape)]
+
+        at = np.arange(1, length + 1)
+        along = first[..., None] + np.where(forward[..., None], at, -at)
+        edge = branch[..., None] * length + np.where(forward[..., None], along - 1, along)
+        walking = at <= steps[..., None]
+        edge = np.where(walking, edge, 0)
+        node = problems.labels[rows[..., None], np.where(along == 0, 0, branch[..., None] * length + along) * walking]
+        constant = problems.constant[rows[..., None], edge]
+        total = np.cumsum(constant, axis=2) + np.where(forward, value, 0)[..., None]
+        triples = np.stack([node, self.number(constant), self.number(total)], axis=3)
+        triples = np.where(walking[..., None], triples, PAD).reshape(*shape, -1)
+
+        start = problems.labels[rows, np.where(first == 0, 0, branch * length + first)]
+        last = np.where(steps > 0, np.take_along_axis(node, np.maximum(steps, 1)[..., None] - 1, axis=2)[..., 0], start)
+        if informed > 0:  # the target slot names where a FWD walk ends
+            other = np.where((rng.random(shape) < informed) & forward, last, other)
+        root = np.broadcast_to(problems.labels[:, :1], shape)
+        spoken = self.number(value)
+        query = [np.where(forward, start, root), spoken, np.where(forward, other, start), np.full(shape, self.sep)]
+        opening = [np.choose(forward, [self.mode_token("REV"), self.mode_token("FWD")]), start]
+        opening += [np.where(forward, spoken, PAD)]
+        home = ~forward & (steps == first)
+        summed = np.where(first > 0, np.take_along_axis(total, np.maximum(first, 1)[..., None] - 1, axis=2)[..., 0], 0)
+        answer = [
+            np.where(home, spoken, PAD),
+            np.where(home, self.number(value + summed), PAD),
+            np.full(shape, self.eos),
+        ]
+        parts = [np.stack([*query, *opening], axis=2), triples, np.stack(answer, axis=2)]
+        return np.concatenate(parts, axis=2)
+
+    def pass_at_1(self, stop: float) -> float:
+        """Closed form of an ideal base model's pass@1 for the modes that it walks, were the others never chosen.
+
+        As for `Star.pass_at_1`, with l steps: ``(1 - stop)^l (1/d + 1) / 2`` for FWD and REV.
+        """
+        walk = (1 - stop) ** self.length
+        solved = {"FWD": walk / self.branches, "REV": walk}
+        names = [name for name in self.mode_names if name in WALKED]
+        return sum(solved[name] for name in names) / len(names)
+
+
+def _is_prime(n: int) -> bool:
+    return n > 1 and all(n % p for p in range(2, int(n**0.5) + 1))

@@ -1,0 +1,80 @@
+"""What a task is to the rest of the project: problems as tokens, traces, automata and walks.
+
+`data_gen.star.Star` and `data_gen.arith.Arith` are the tasks. A problem is a prompt of ``prompt_len``
+tokens; a trace answers it in one of the task's ``modes``, names its mode first and ends with EOS. Problems
+come in batches of a type of the task's own that knows its length and can be indexed and concatenated.
+"""
+
+from typing import Any, Protocol
+
+import numpy as np
+
+from data_gen.verifier import DFA
+
+PAD = -1  # stands in arrays where a trace or a walk is over
+GRADINGS = ("steps", "answer")
+
+Problems = Any  # a batch of problems, of a type that belongs to the task
+
+
+class Task(Protocol):
+    """Every method is a pure function; arrays are int64. mode: the index of a trace's mode in ``mode_names``."""
+
+    @property
+    def mode_names(self) -> tuple[str, ...]: ...
+
+    @property
+    def sinks(self) -> tuple[str, ...]:
+        """The names of the DFA's sinks: accept, the ways to fail, too_long the last."""
+
+    @property
+    def vocab_size(self) -> int: ...
+
+    @property
+    def prompt_len(self) -> int: ...
+
+    @property
+    def graph_len(self) -> int:
+        """The tokens of a prompt that print the graph; the query follows."""
+
+    @property
+    def trace_len(self) -> int:
+        """Tokens of the longest trace, mode and EOS included."""
+
+    def mode_token(self, mode: str) -> int: ...
+
+    def sample(self, rng: np.random.Generator, n: int) -> Problems:
+        """n problems."""
+
+    def identity(self, problems: Problems) -> np.ndarray:
+        """uint64[n]: equal for problems on equal graphs, however printed."""
+
+    def prompts(self, problems: Problems) -> np.ndarray:
+        """[n, prompt_len]."""
+
+    def traces(self, problems: Problems, mode: np.ndarray) -> np.ndarray:
+        """[n, trace_len], PAD past EOS, for modes [n]."""
+
+    def dfa(self, problems: Problems) -> DFA:
+        """The automata that accept the right traces."""
+
+    def fork_prefix(self, problems: Problems) -> np.ndarray:
+        """[n, F]: the FWD tokens that end right before the fork."""
+
+    def children(self, problems: Problems) -> np.ndarray:
+        """[n, d]: the first node of every branch; column 0 is the right one."""
+
+    def walks(
+        self, problems: Problems, stop: float, informed: float, rng: np.random.Generator, count: int
+    ) -> np.ndarray:
+        """[n, count, Q]: queries and walks on the graphs, PAD in gaps."""
+
+    def pass_at_1(self, stop: float) -> float:
+        """Closed form of an ideal base model's pass@1."""
+
+    def read_graph(self, tokens: np.ndarray) -> tuple[np.ndarray, np.ndarray, np.ndarray, np.ndarray]:
+        """Prompts as a reader sees them: parents [n, E] and children [n, E] as printed, what else each edge
+        says [n, E, X], and the query [n, 2] (start, goal)."""
+
+    def decode(self, tokens: np.ndarray) -> str:
+        """Tokens [T] as a readable line."""
