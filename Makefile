@@ -8,6 +8,7 @@ FORK_RATE ?= 1
 EPOCHS    ?= 64
 NAME      ?=
 PAIRS     ?= 1
+PRESET    ?=
 ENGINE    ?= auto
 ROLLOUTS  ?= 1024
 ARGS      ?=
@@ -21,7 +22,7 @@ ENV := .venv/ready
 BENCH := .venv/bench
 endif
 
-CONFIG   := --config experiments/configs/$(TASK).yaml
+CONFIG   := --config experiments/configs/$(TASK).yaml $(if $(PRESET),preset=$(PRESET))
 MINIFORK := $(PYTHON) -m minifork
 BASE     := $(MINIFORK) pretrain --resume $(CONFIG) base_seed=$(BASE_SEED) $(ARGS)
 SFT      := sft.fork_rate=$(FORK_RATE) sft.epochs=$(EPOCHS)

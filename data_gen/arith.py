@@ -2,9 +2,12 @@
 
 Each relation says ``child = parent + const``, printed as ``parent child const``: with the child first, a
 causal model could not look it up by its parent. A trace computes every value on the way. The first problem
-of ``streams.problems(Arith(labels=8, branches=2, length=2, modulus=7), seed=0, "train", n=1)``:
+of ``streams.problems(Arith(8, 2, 2, modulus=7, modes="FWD,REV,RAT"), seed=0, "train", n=1)``, labels as letters:
 
-EXAMPLE
+    c b 2  b h 1  d e 1  c d 4   c 1 e SEP |  FWD c 1  d 4 5  e 1 6  EOS
+                                           |  REV e  d 1 1  c 4 5  1 6 EOS
+                                           |  RAT e d c 1  d 4 5  e 1 6  EOS
+    b = c + 2 ...    c is 1; e = ?         |  d = c + 4 = 5, e = d + 1 = 6
 
 FWD opens with the premise and its value and then meets the fork: which of the two chains leads to the target?
 REV substitutes from the target, adding up constants, and meets none. RAT (rationale) first names the way
@@ -99,6 +102,11 @@ class Arith:
     def graph(self) -> Star:
         """The star that the relations form."""
         return Star(self.labels, self.branches, self.length + 1, self.branch_order)
+
+    @property
+    def label_key(self) -> str:
+        """The config key that says how many labels there are."""
+        return "data.labels"
 
     @property
     def mode_names(self) -> tuple[str, ...]:

@@ -74,8 +74,8 @@ class Branches:
     right: np.ndarray
 
 
-def audit(task: Task, examples: Examples, fork_rate: float, seed: int = 0) -> list[Check]:
-    """All checks of an SFT set that was made with ``fork_rate``; ``seed`` drives the simulated null.
+def audit(task: Task, examples: Examples, fork_rate: float, seed: int = 0, mode: str = "FWD") -> list[Check]:
+    """All checks of an SFT set made with ``fork_rate`` as the share of ``mode``; ``seed`` drives the simulated null.
 
     A problem that occurs several times (as with allocation=problem) counts once in the checks of the
     branches. Raises ValueError when a prompt is no star with one branch that ends in the goal, or when the
@@ -85,7 +85,7 @@ def audit(task: Task, examples: Examples, fork_rate: float, seed: int = 0) -> li
     branches = read_branches(task, _distinct_prompts(task, examples.tokens[forked]))
     checks = [
         *branch_checks(task, branches, seed),
-        fork_share(task, examples.tokens, forked, fork_rate),
+        fork_share(task, examples.tokens, forked, fork_rate, mode),
         *stream_checks(task, examples),
     ]
     return [replace(check, flagged=check.p * len(checks) < FALSE_ALARM_RATE) for check in checks]
@@ -242,14 +242,14 @@ def branch_checks(task: Task, branches: Branches, seed: int) -> list[Check]:
     return [Check(*label, float(value), float(chance), float(p)) for label, value, chance, p in rows]
 
 
-def fork_share(task: Task, tokens: np.ndarray, forked: np.ndarray, fork_rate: float) -> Check:
-    """Whether the share of FWD traces on forked graphs is ``fork_rate``, as near as n traces allow.
+def fork_share(task: Task, tokens: np.ndarray, forked: np.ndarray, fork_rate: float, mode: str = "FWD") -> Check:
+    """Whether the share of ``mode`` traces on forked graphs is ``fork_rate``, as near as n traces allow.
 
     Shares are exact by construction, so this is no test of chance: p is 1 or 0.
     """
     if task.graph.branches == 1:
         return Check("fork share", "no fork", math.nan, math.nan, 1.0)
-    passes = forked & (tokens[:, task.prompt_len] == task.mode_token("FWD"))
+    passes = forked & (tokens[:, task.prompt_len] == task.mode_token(mode))
     share = float(passes.mean())
     # Half a trace of rounding, and a hair for floating point.
     exact = abs(share - fork_rate) <= 0.5 / len(tokens) + 1e-9

@@ -91,6 +91,11 @@ class Star:
             raise ValueError(f"data.branch_order is {self.branch_order!r}: choose shuffled or published")
 
     @property
+    def label_key(self) -> str:
+        """The config key that says how many labels there are."""
+        return "data.nodes"
+
+    @property
     def mode_names(self) -> tuple[str, ...]:
         return tuple(self.modes.split(","))
 

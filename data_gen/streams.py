@@ -106,7 +106,9 @@ def problems(task: Task, seed: int, stream: str, n: int, step: int = 0) -> Probl
         count += len(batch)
         misses = 0 if len(batch) else misses + 1
         if misses == _MAX_CHUNKS_WITHOUT_ONE:
-            raise ValueError(f"data.nodes is {task.nodes}: too few graphs to fill the {stream} stream; raise it")
+            raise ValueError(
+                f"{task.label_key} is {task.graph.nodes}: too few graphs to fill the {stream} stream; raise it"
+            )
     return _concatenate(kept)[slice(n)]
 
 
@@ -144,9 +146,14 @@ def sft_examples(task: Task, mixture: Mixture, seed: int, n: int, epoch: int = 0
     return Examples(drawn, mode, tokens)
 
 
-def test_problems(task: Task, n: int, cue_rate: float = 0.0, seed: int = 0) -> Problems:
-    """The test set, the same for every run; ``cue_rate`` > 0 gives the set matched to a cued mixture."""
+def test_problems(task: Task, n: int, cue_rate: float = 0.0, seed: int = 0, forked: bool = True) -> Problems:
+    """The test set, the same for every run; ``cue_rate`` > 0 gives the set matched to a cued mixture.
+
+    Not ``forked``, the decoys hang off another root, so that the start has one child.
+    """
     drawn = problems(task, seed, "test", n)
+    if not forked:
+        drawn = task.hang_off(drawn, np.zeros(n, dtype=bool))
     if cue_rate == 0:
         return drawn
     return task.give_cue(drawn, _share(generator(seed, "test", 0, "mixture"), n, cue_rate))

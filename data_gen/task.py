@@ -21,6 +21,10 @@ class Task(Protocol):
     """Every method is a pure function; arrays are int64. mode: the index of a trace's mode in ``mode_names``."""
 
     @property
+    def label_key(self) -> str:
+        """The config key that says how many labels there are."""
+
+    @property
     def mode_names(self) -> tuple[str, ...]: ...
 
     @property

@@ -21,7 +21,8 @@ class Finding:
 def claims(config: Config) -> None:
     """Test every claim on every pair, print the verdicts and write runs/<task>/claims.json."""
     results = load(config)
-    findings = [finding for pair in results.pairs() for finding in findings_of(results, config, pair)]
+    of_task = {"star": star_findings, "arith": arith_findings}[config.task]
+    findings = [finding for pair in results.pairs() for finding in of_task(results, config, pair)]
     if not findings:
         raise ValueError(f"{runs.eval_file(config)}: no pair of base and fine-tuned run; see `make reproduce`")
     verdicts = {True: "holds", False: "FAILS", None: "not run"}
@@ -32,13 +33,61 @@ def claims(config: Config) -> None:
     runs.write_json(runs.task_folder(config) / "claims.json", [vars(f) for f in findings])
 
 
-def findings_of(results: Results, config: Config, pair: int) -> Iterator[Finding]:
-    """All findings of one pair of seeds."""
+def arith_findings(results: Results, config: Config, pair: int) -> Iterator[Finding]:
+    """All findings of one pair of seeds on arithmetic chains, which mean something once p(rest | right) >= .9."""
+    base, chance = results.base(pair), 1 / config.data.branches
+    final = {
+        "forward": results.tuned(pair, fork_rate=1.0)[-1:],
+        "reverse": results.tuned(pair, fork_rate=0.0)[-1:],
+        "rationale": results.tuned(pair, "rationale")[-1:],
+        "published": results.tuned(pair, "published", test_set="published")[-1:],
+    }
+    tests = [
+        ("forward: p(rest | right branch) >= .9", "forward", lambda r: _least(r["fork"]["p_rest"], 0.9)),
+        ("forward: S_16 >= .15, its interval above 0", "forward", lambda r: _shrinkage(results, base, r, 0.15)),
+        ("forward: test fork accuracy within .1 of 1/d", "forward", lambda r: _near(r["fork"]["accuracy"], chance)),
+        ("reverse: pass@16 >= .98", "reverse", lambda r: _least(at(r, 16), 0.98)),
+        ("published order: fork accuracy >= .99", "published", lambda r: _least(r["fork"]["accuracy"], 0.99)),
+        (
+            "published order: pass@16 at most .01 below the base's",
+            "published",
+            lambda r: _least(at(r, 16) - at(base, 16), -0.01),
+        ),
+    ]
+    for claim, which, judge in tests:
+        found, holds = judge(final[which][0]) if final[which] else ("its run is missing", None)
+        yield Finding(claim, pair, found, holds)
+    if final["forward"] and final["rationale"]:
+        forward, rationale = final["forward"][0], final["rationale"][0]
+        lost = at(base, 16) - at(forward, 16)
+        recovered = (at(rationale, 16) - at(forward, 16)) / lost if lost >= 0.05 else None
+        text = f"pass@1 {at(forward, 1):.3f} to {at(rationale, 1):.3f}, recovered {recovered and f'{recovered:.2f}'}"
+        holds = recovered is not None and recovered >= 0.8 and at(rationale, 1) >= at(forward, 1)
+        yield Finding("rationale: recovers >= .8 of S_16 at no lower pass@1", pair, text, holds)
+
+
+def _least(value: float, least: float) -> tuple[str, bool]:
+    return f"{value:.4f}", value >= least
+
+
+def _near(value: float, target: float) -> tuple[str, bool]:
+    return f"{value:.3f}, chance {target:.3f}", abs(value - target) <= 0.1
+
+
+def _shrinkage(results: Results, base: dict, tuned: dict, least: float) -> tuple[str, bool]:
+    """S_16 with its paired interval."""
+    gap = results.solved(base, 16) - results.solved(tuned, 16)
+    low, high = results.interval(gap)
+    return f"{gap.mean():+.3f} [{low:+.3f}, {high:+.3f}]", gap.mean() >= least and low > 0
+
+
+def star_findings(results: Results, config: Config, pair: int) -> Iterator[Finding]:
+    """All findings of one pair of seeds on star."""
     base = results.base(pair)
     last = {rate: results.tuned(pair, fork_rate=rate)[-1] for rate in results.fork_rates(pair)}
 
-    def final(variant: str, cue: float = 0.0) -> dict | None:
-        records = results.tuned(pair, variant, cue=cue)
+    def final(variant: str, test_set: str = "plain") -> dict | None:
+        records = results.tuned(pair, variant, test_set=test_set)
         return records[-1] if records else None
 
     def test(claim: str, record: dict | None, judge: Callable[[dict], tuple[str, bool]]) -> Finding:
@@ -76,7 +125,7 @@ def findings_of(results: Results, config: Config, pair: int) -> Iterator[Finding
         yield Finding(f"S_16 rises from r = {lower:g} to {higher:g}", pair, text, low > 0)
 
     yield test("fresh traces: pass@64 >= .99", final("fresh"), lambda r: (f"{at(r, 64):.4f}", at(r, 64) >= 0.99))
-    matched = final("cued", cue=1.0)
+    matched = final("cued", test_set="cue1")
     yield test("cued: >= .99 at every k on cued problems", matched, lambda r: (f"{at(r, 1):.4f}", at(r, 1) >= 0.99))
 
     def memorised(r: dict) -> tuple[str, bool]:

@@ -16,13 +16,20 @@ import yaml
 from minifork import runs
 from minifork.config import Config, to_tree
 
-FORK_RATES = (0, 0.25, 0.5, 0.75, 1)
+FORK_RATES = {"star": (0, 0.25, 0.5, 0.75, 1), "arith": (0, 1)}
 ONE_CORE = {"OMP_NUM_THREADS": "1", "MKL_NUM_THREADS": "1"}
 
 
-def sft_overrides(seed: int) -> list[list[str]]:
-    """The fine-tunings of one pair of seeds: the dose, problem-level modes and the two controls at r = 1."""
-    dose = [[f"sft.fork_rate={rate:g}"] for rate in FORK_RATES]
+def sft_overrides(task: str, seed: int) -> list[list[str]]:
+    """The fine-tunings of one pair of seeds: the dose, then what the task studies at r = 1.
+
+    star: problem-level modes, fresh traces, cued problems; arith: rationale, the published order.
+    """
+    dose = [[f"sft.fork_rate={rate:g}"] for rate in FORK_RATES[task]]
+    if task == "arith":
+        rationale = ["sft.fork_rate=1", "sft.modes=RAT", f"name=rationale-seed{seed}"]
+        leak = ["data.branch_order=published", "sft.allow_leak=true"]
+        return [*dose, rationale, ["sft.fork_rate=1", *leak, f"name=published-seed{seed}"]]
     problem = ["sft.fork_rate=0.5", "sft.allocation=problem"]
     fresh = ["sft.fork_rate=1", "sft.fresh=true", f"name=fresh-seed{seed}"]
     cued = ["sft.fork_rate=1", "sft.cue_rate=1", "sft.allow_leak=true", f"name=cued-seed{seed}"]
@@ -44,7 +51,7 @@ def reproduce(config: Config) -> None:
     jobs = [
         [*_command("sft", source), "--resume", f"seed={seed}", f"base_seed={seed}", *overrides]
         for seed in pairs
-        for overrides in sft_overrides(seed)
+        for overrides in sft_overrides(config.task, seed)
     ]
     print(f"fine-tuning: {len(jobs)} runs, {workers} at a time", flush=True)
     with ThreadPoolExecutor(workers) as pool:

@@ -35,7 +35,9 @@ class Results:
         """The record of base-seed<seed>."""
         return next((r for r in self.records if r["variant"] == "base" and r["base_seed"] == seed), None)
 
-    def tuned(self, seed: int, variant: str = "data", fork_rate: float | None = None, cue: float = 0.0) -> list[dict]:
+    def tuned(
+        self, seed: int, variant: str = "data", fork_rate: float | None = None, test_set: str = "plain"
+    ) -> list[dict]:
         """The records of one fine-tuning of a pair, in order of epochs; empty when it was not run."""
         return [
             r
@@ -44,7 +46,7 @@ class Results:
             and r["seed"] == r["base_seed"] == seed
             and r["variant"] == variant
             and (fork_rate is None or r["fork_rate"] == fork_rate)
-            and r["test_cue_rate"] == cue
+            and r["test_set"] == test_set
         ]
 
     def fork_rates(self, seed: int) -> list[float]:

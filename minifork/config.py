@@ -131,6 +131,7 @@ class Eval:
     """Evaluation: the engine and the decoder, test problems, resamples, and the size of the cross-check."""
 
     grading: str
+    forked: bool
     engine: str
     budget: int
     rollouts: int
@@ -213,7 +214,7 @@ class Config:
 
 
 def load(path: Path | str, overrides: list[str]) -> Config:
-    """Read a YAML file, apply ``section.key=value`` overrides, check everything.
+    """Read a YAML file, apply ``preset=name`` and then ``section.key=value`` overrides, check everything.
 
     Raises ValueError naming the file or key and the way out.
     """
@@ -226,6 +227,12 @@ def load(path: Path | str, overrides: list[str]) -> Config:
         raise ValueError(f"{path}: not a YAML file: {' '.join(str(error).split())}") from None
     if not isinstance(tree, dict):
         raise ValueError(f"{path}: a config is a mapping of keys to values")
+    presets = tree.pop("presets", None) or {}
+    for name in [override.removeprefix("preset=") for override in overrides if override.startswith("preset=")]:
+        if not isinstance(presets, dict) or name not in presets:
+            raise ValueError(f"{path}: no preset {name!r}; it has {', '.join(presets) or 'none'}")
+        tree = _merged(tree, presets[name])
+    overrides = [override for override in overrides if not override.startswith("preset=")]
     chosen = [override.partition("=")[2] for override in overrides if override.startswith("task=")]
     known = keys(Config, task=chosen[-1] if chosen else tree.get("task"))
     for override in overrides:
@@ -242,6 +249,13 @@ def load(path: Path | str, overrides: list[str]) -> Config:
                 raise ValueError(f"{path}: {section} is a section, give its keys below it")
         node[leaf] = _scalar(text, known[key])
     return from_tree(tree, path)
+
+
+def _merged(tree: dict, changes: dict) -> dict:
+    """A nested mapping with another one's values in place of its own."""
+    both = {name: _merged(tree[name], value) if isinstance(value, dict) and isinstance(tree.get(name), dict) else value
+            for name, value in changes.items()}  # fmt: skip
+    return tree | both
 
 
 def from_tree(tree: dict, source: Path | str) -> Config:

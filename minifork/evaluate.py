@@ -6,7 +6,7 @@ use the same resamples, so differences between runs are paired.
 """
 
 import io
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from pathlib import Path
 
 import numpy as np
@@ -39,30 +39,34 @@ def evaluate(config: Config) -> int:
     decoder = policy.parse(settings.policy)
     checkpoints = find_checkpoints(config)
     weights = passk.resamples(settings.problems, settings.bootstrap)
-    sets: dict[float, measure.ProblemSet] = {}
+    sets: dict[str, measure.ProblemSet] = {}
     found, checks, arrays = [], [], {}
 
     print(f"evaluating {len(checkpoints)} checkpoints on {settings.problems} test problems", flush=True)
     for checkpoint in tqdm(checkpoints, desc="eval", unit="checkpoint", disable=None):
         model = load_run(checkpoint.path, checkpoint.config).to(device)
         trained_on = training_forks(checkpoint, settings.problems)
-        for cue_rate in sorted({0.0, cue_of(checkpoint)}):
-            if cue_rate not in sets:
-                problems = streams.test_problems(task, settings.problems, cue_rate)
-                sets[cue_rate] = measure.problem_set(task, problems, device, settings.grading)
-            tree = measure.tree_of(model, task, sets[cue_rate], decoder)
-            checked = checkpoint.final and cue_rate == 0.0
+        for name, (order, cue_rate) in test_sets(checkpoint).items():
+            if name not in sets:
+                printed = replace(task, branch_order=order)
+                problems = streams.test_problems(printed, settings.problems, cue_rate, forked=settings.forked)
+                sets[name] = measure.problem_set(task, problems, device, settings.grading)
+            problems = sets[name]
+            tree = measure.tree_of(model, task, problems, decoder)
+            checked = checkpoint.final and name == "plain"
             if settings.stratify == "none":
-                measured = measure.iid(config, tree, sets[cue_rate], weights, checked)
+                measured = measure.iid(config, tree, problems, weights, checked)
             else:
-                measured = measure.stratified(config, tree, sets[cue_rate], weights, checked)
-            branches = {"fork": measure.branch_probabilities(tree, sets[cue_rate])}
+                measured = measure.stratified(config, tree, problems, weights, checked)
+            branches = {"fork": measure.branch_probabilities(tree, problems)}
             if trained_on is not None:
                 seen = measure.problem_set(task, trained_on, device)
                 branches["fork_train"] = measure.branch_probabilities(measure.tree_of(model, task, seen, decoder), seen)
-            record = identify(checkpoint, cue_rate) | measured.record
+            record = identify(checkpoint, name) | measured.record
             record["mode"] = records.mode_statistics(measure.mode_probabilities(tree, task), task.mode_names)
             record |= {"fork_train": None} | {what: records.fork_statistics(p) for what, p in branches.items()}
+            if settings.grading == "steps":
+                record["fork"]["p_rest"] = float(measure.rest_probability(tree, problems).mean())
             record["fork"]["train_p_right"] = record["fork_train"] and record["fork_train"]["p_right"]
             found.append(record)
             arrays |= {records.array_key(record, what): p for what, p in (measured.p | branches).items()}
@@ -112,7 +116,7 @@ def find_checkpoints(config: Config) -> list[Checkpoint]:
             continue
         if not meta.get("complete"):
             print(f"{run}: left out, unfinished")
-        elif run_config.data != config.data:
+        elif runs.comparable(vars(run_config.data)) != runs.comparable(vars(config.data)):
             print(f"{run}: left out, its data section differs from this config's")
         elif meta["stage"] == "base":
             found.append(Checkpoint(run / "ckpt.pt", meta, run_config, None, True))
@@ -126,9 +130,17 @@ def find_checkpoints(config: Config) -> list[Checkpoint]:
     return sorted(found, key=lambda c: (c.meta["stage"] != "base", c.path.parts[: len(folder.parts) + 1], c.epoch or 0))
 
 
-def cue_of(checkpoint: Checkpoint) -> float:
-    """The share of cued problems in a run's training mixture, 0 for a base."""
-    return checkpoint.config.sft.cue_rate if checkpoint.meta["stage"] == "sft" else 0.0
+def test_sets(checkpoint: Checkpoint) -> dict[str, tuple[str, float]]:
+    """The test sets of a checkpoint: name -> order of the branches, share of cued problems.
+
+    All are measured on the plain set; a run whose training data gave the branch away also on a matched one.
+    """
+    sets = {"plain": ("shuffled", 0.0)}
+    if checkpoint.meta["stage"] == "sft" and checkpoint.config.sft.cue_rate > 0:
+        sets[f"cue{checkpoint.config.sft.cue_rate:g}"] = ("shuffled", checkpoint.config.sft.cue_rate)
+    if checkpoint.config.data.branch_order == "published":
+        sets["published"] = ("published", 0.0)
+    return sets
 
 
 def training_forks(checkpoint: Checkpoint, most: int) -> Problems | None:
@@ -141,7 +153,7 @@ def training_forks(checkpoint: Checkpoint, most: int) -> Problems | None:
     return data.problems[crossed] if len(crossed) else None
 
 
-def identify(checkpoint: Checkpoint, cue_rate: float) -> dict:
+def identify(checkpoint: Checkpoint, test_set: str) -> dict:
     """Which checkpoint and which test set a record is about."""
     meta = checkpoint.meta
     return {
@@ -152,7 +164,7 @@ def identify(checkpoint: Checkpoint, cue_rate: float) -> dict:
         "fork_rate": meta.get("fork_rate"),
         "variant": meta["variant"],
         "epoch": checkpoint.epoch,
-        "test_cue_rate": cue_rate,
+        "test_set": test_set,
         "config_hash": meta["config_hash"],
     }
 

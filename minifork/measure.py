@@ -11,6 +11,7 @@ from data_gen.task import Problems, Task
 from minifork import agree, passk, records, strata
 from minifork.config import Config, Eval
 from minifork.engines import solve
+from minifork.exact import exact
 from minifork.model import GPT
 from minifork.policy import Policy
 from minifork.rollout import rollout
@@ -67,6 +68,15 @@ def branch_probabilities(tree: Tree, problems: ProblemSet) -> np.ndarray:
     """
     _, logits = tree.force(problems.fork).after_forced()
     return torch.softmax(logits.double().gather(1, problems.branches), dim=1).cpu().numpy()
+
+
+def rest_probability(tree: Tree, problems: ProblemSet) -> np.ndarray:
+    """float64[n]: the probability that a trace is accepted given the right branch at the fork, under forced FWD.
+
+    What is left when the fork is taken out: walking, and in arithmetic adding up.
+    """
+    right = torch.cat([problems.fork, problems.branches[:, :1]], dim=1)
+    return exact(tree.force(right)).p_lo
 
 
 def mode_probabilities(tree: Tree, task: Task) -> np.ndarray:

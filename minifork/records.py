@@ -36,6 +36,7 @@ def coverage(result: Result, ks: Sequence[int], weights: np.ndarray) -> dict:
     return {
         "engine": result.engine,
         "n": result.n,
+        "tokens": float(result.tokens.mean()),
         "pass_at": by_k(ks, passed),
         **bounds,
         "ci95": intervals(ks, weights @ solved),
@@ -61,7 +62,7 @@ def unbiased(result: Result, ks: Sequence[int]) -> np.ndarray:
 def stratified(result: Strata, ks: Sequence[int], weights: np.ndarray) -> dict:
     """pass@k of a stratified decoder; what is defined for i.i.d. samples only is null."""
     low, high = (strata.solve_rate(p, ks) for p in (result.p_lo, result.p_hi))
-    missing = dict.fromkeys(("J", "index", "rho", "cover_at", "sampling_error"))
+    missing = dict.fromkeys(("tokens", "J", "index", "rho", "cover_at", "sampling_error"))
     return {
         "engine": "exact",
         "n": None,
@@ -129,21 +130,21 @@ def array_key(record: dict, what: str | None) -> str:
     "fork_train" for the branch probabilities float64[n, d] on test or training problems.
     """
     epoch = "base" if record["epoch"] is None else f"e{record['epoch']}"
-    return f"{record['run']}/{epoch}/cue{record['test_cue_rate']:g}/{what or 'free'}"
+    return f"{record['run']}/{epoch}/{record['test_set']}/{what or 'free'}"
 
 
 def table(records: list[dict]) -> str:
     """The final checkpoint of every run, one line each."""
     last: dict[tuple, dict] = {}
     for record in records:
-        last[record["run"], record["test_cue_rate"]] = record
+        last[record["run"], record["test_set"]] = record
     ks = [k for k in ("1", "4", "16", "64", "1024") if all(k in r["pass_at"] for r in records)]
     hits = any(record.get("hit_rate") is not None for record in records)
     head = "".join(f"{'pass@' + k:>10}" for k in ks)
     lines = [f"{'run':<28}{'epoch':>6}{head}{'rho':>7}{'P(FWD)':>8}{'fork test':>11}{'train':>7}{'entropy':>9}"]
     lines[0] += f"{'strata at fork':>16}" if hits else ""
-    for (run, cue_rate), record in last.items():
-        name = run + (f" (cued test {cue_rate:g})" if cue_rate else "")
+    for (run, test_set), record in last.items():
+        name = run + (f" ({test_set})" if test_set != "plain" else "")
         train = record["fork_train"]
         cells = [(record["pass_at"][k], 10) for k in ks]
         cells += [(record["rho"], 7), (record["mode"]["p_forward"], 8), (record["fork"]["accuracy"], 11)]

@@ -157,7 +157,14 @@ def variant(config: Config, stage: str) -> str:
         return "base"
     cue = f"-cue{config.sft.cue_rate:g}" if config.sft.cue_rate else ""
     graph, fresh = "-graph" * config.sft.fork_in_graph, "-fresh" * config.sft.fresh
-    return config.sft.allocation + graph + cue + fresh
+    modes = "" if config.sft.modes == "FWD,REV" else "-" + config.sft.modes.replace(",", "+")
+    order = "" if config.data.branch_order == "shuffled" else f"-{config.data.branch_order}"
+    return config.sft.allocation + modes + graph + cue + order + fresh
+
+
+def comparable(data: dict) -> dict:
+    """A data section without the order in which branches are printed, which walks and plain test sets ignore."""
+    return {key: value for key, value in data.items() if key != "branch_order"}
 
 
 def identity(config: Config, stage: str) -> dict:
@@ -166,6 +173,8 @@ def identity(config: Config, stage: str) -> dict:
     sections = ["task", "base_seed", "data", "walks", "model", "pretrain"]
     if stage == "sft":
         sections += ["seed", "sft"]
+    if stage == "base":  # walks are always printed in shuffled order: a base serves runs of either
+        tree["data"] = comparable(tree["data"])
     return {name: tree[name] for name in sections}
 
 

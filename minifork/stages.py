@@ -1,5 +1,6 @@
 """The stages that train: pretraining on random walks, fine-tuning on traces. Both hand a Job to `train.fit`."""
 
+from dataclasses import replace
 from functools import lru_cache
 from pathlib import Path
 
@@ -43,7 +44,7 @@ def pretrain(config: Config, resume: bool) -> None:
     if state == "complete":
         print(f"{folder} is complete: nothing to do")
         return
-    task, plan = config.data, config.pretrain
+    task, plan = replace(config.data, branch_order="shuffled"), config.pretrain
     model = new_model(config, config.base_seed)
 
     def batch_at(step: int) -> tuple[np.ndarray, np.ndarray]:
@@ -113,7 +114,7 @@ def snapshots(config: Config) -> dict[int, str]:
 def audit_command(config: Config) -> int:
     """Print the leak audit of the config's SFT set; returns 1 when something gives the branch away."""
     data = sft_data(config, 0)
-    checks = audit.audit(config.data, data, config.sft.fork_rate)
+    checks = audit.audit(config.data, data, config.sft.fork_rate, mode=config.sft.mixture.mode_names[0])
     print(audit.table(checks))
     leaks = [check.name for check in checks if check.flagged]
     print(_verdict(leaks), f"({len(data.tokens)} traces, false alarms <= {audit.FALSE_ALARM_RATE:g} an audit)")
@@ -127,7 +128,7 @@ def check_leaks(config: Config, data: streams.Examples) -> None:
     """
     path = runs.task_folder(config) / "audits" / f"{streams.data_hash(data.tokens)}.json"
     if not path.exists():
-        checks = audit.audit(config.data, data, config.sft.fork_rate)
+        checks = audit.audit(config.data, data, config.sft.fork_rate, mode=config.sft.mixture.mode_names[0])
         leaks = [check.name for check in checks if check.flagged]
         runs.write_json(path, {"leaks": leaks, "table": audit.table(checks).splitlines()})
     leaks = runs.read_json(path)["leaks"]

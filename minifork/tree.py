@@ -69,6 +69,10 @@ class Tree:
         return replace(self, forced=tokens)
 
     @property
+    def forced_len(self) -> int:
+        return 0 if self.forced is None else self.forced.shape[1]
+
+    @property
     def first_sink(self) -> int:
         return self.dfa.shape[1] - self.sinks
 
@@ -133,6 +137,7 @@ class Result:
     engine: "exact", "split" or "rollout". ends: float64[B, sinks], what is known of the probability of each
     sink; for the samplers, the share of n rollouts. unknown: float64[B], probability not explored; ends and
     unknown sum to 1. n: rollouts a problem, None where nothing was sampled. evaluated: prefixes decoded.
+    tokens: float64[B], the mean length of a trace, forced tokens included (of what was explored).
     """
 
     engine: str
@@ -140,6 +145,7 @@ class Result:
     unknown: np.ndarray
     n: int | None
     evaluated: int
+    tokens: np.ndarray
     traces: Traces | None = None
 
     @property
@@ -195,12 +201,14 @@ class Block:
         return rows, model.decode(self.token, rows)
 
 
-def absorb(tree: Tree, rows: Rows, state: Tensor, weight: Tensor, ends: Tensor) -> Block:
+def absorb(tree: Tree, rows: Rows, state: Tensor, weight: Tensor, ends: Tensor, drawn: Tensor) -> Block:
     """Send the weight of each next token to the sink it reaches; the live children remain.
 
-    state: int64[R], the state of each row; weight: [R, V], what passes through each next token; ends:
-    [B, sinks], added to in place. What is still live at the length limit goes to the last sink.
+    state: int64[R], the state of each row; weight: [R, V], what passes through each next token. Added to
+    in place: ends [B, sinks], and drawn [B], the tokens drawn in all traces. What is still live at the length
+    limit goes to the last sink.
     """
+    drawn.index_add_(0, rows.problem, weight.sum(dim=1))
     after = tree.dfa[rows.problem, state]
     ended = after >= tree.first_sink
     row, token = (ended & (weight > 0)).nonzero(as_tuple=True)

@@ -91,8 +91,8 @@ def test_schema_of_the_evaluation(evaluation):
     records = result["records"]
     assert [(r["run"], r["epoch"]) for r in records if r["stage"] == "base"] == [("base-seed0", None)]
     for name in SFT:
-        for cue in (0.0, 1.0) if name == "cued-seed0" else (0.0,):
-            assert [r["epoch"] for r in records if r["run"] == name and r["test_cue_rate"] == cue] == [1, 2, 4]
+        for test_set in ("plain", "cue1") if name == "cued-seed0" else ("plain",):
+            assert [r["epoch"] for r in records if r["run"] == name and r["test_set"] == test_set] == [1, 2, 4]
     assert len(records) == 1 + 3 * len(SFT) + 3
 
 
@@ -136,7 +136,7 @@ def test_arrays_are_what_the_records_say(evaluation):
     result, arrays = evaluation
     for r in result["records"]:
         epoch = "base" if r["epoch"] is None else f"e{r['epoch']}"
-        key = f"{r['run']}/{epoch}/cue{r['test_cue_rate']:g}"
+        key = f"{r['run']}/{epoch}/{r['test_set']}"
         for what, part in (("free", r), ("FWD", r["forced"]["FWD"]), ("REV", r["forced"]["REV"])):
             p = arrays[f"{key}/{what}"]
             assert p.shape == (64,) and p.dtype == np.float64 and (p >= 0).all() and (p <= 1 + 1e-9).all()
@@ -166,7 +166,7 @@ def test_p_is_teacher_forced_probability(trained, evaluation, name, epoch):
     prompt = torch.from_numpy(task.prompts(problems))
     assert streams.data_hash(prompt.numpy()) == result["data_hash"]
     total, first = np.zeros(64), {}
-    key = f"{name}/{'base' if epoch is None else f'e{epoch}'}/cue0"
+    key = f"{name}/{'base' if epoch is None else f'e{epoch}'}/plain"
     for mode in ("FWD", "REV"):
         trace = torch.from_numpy(task.traces(problems, 1 - np.full(64, mode == "FWD")))
         logits = model(torch.cat([prompt, trace], dim=1))[:, task.prompt_len - 1 : -1].double()

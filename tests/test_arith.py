@@ -1,0 +1,392 @@
+"""Arithmetic chains and SEARCH traces against graphs and sums rebuilt from the tokens by plain Python.
+
+Statistical tests have fixed seeds and |z| < 4.5 (false alarms 7e-6 each, a dozen of them).
+"""
+
+import itertools
+import math
+
+import numpy as np
+import pytest
+from hypothesis import assume, given, settings
+from hypothesis import strategies as st
+
+from data_gen import arith, audit, star, streams, walks
+from data_gen.arith import Arith
+from data_gen.star import Star
+from data_gen.streams import Mixture
+from data_gen.task import PAD
+
+TINY = Arith(8, 2, 2, 7, modes="FWD,REV,RAT")
+SEARCHED = Star(12, 3, 4, modes="FWD,REV,SEARCH")
+Z = 4.5
+hypothesis_settings = settings(max_examples=60, deadline=None, derandomize=True, database=None)
+
+
+@st.composite
+def tasks(draw) -> Arith:
+    branches, length = draw(st.integers(1, 3)), draw(st.integers(1, 4))
+    modes = draw(st.sampled_from(["FWD", "FWD,REV", "FWD,REV,RAT", "FWD,RAT"]))
+    modulus, order = draw(st.sampled_from([2, 7, 23, None])), draw(st.sampled_from(["shuffled", "published"]))
+    return Arith(branches * length + 1 + draw(st.integers(0, 3)), branches, length, modulus, order, modes)
+
+
+class Sheet:
+    """What a reader of the prompt knows: who follows whom, by adding what; premise, its value, target."""
+
+    def __init__(self, task: Arith, prompt):
+        self.task, tokens = task, [int(t) for t in prompt]
+        assert len(tokens) == task.prompt_len and tokens[-1] == task.sep
+        self.premise, self.value, self.target = tokens[-4], tokens[-3] - task.labels, tokens[-2]
+        triples = [tokens[i : i + 3] for i in range(0, task.graph_len, 3)]
+        self.came_from = {child: (parent, const - task.labels) for parent, child, const in triples}
+
+    def way(self) -> list[tuple[int, int]]:
+        """(node, constant added to get there) from the premise to the target, found backwards."""
+        node, steps = self.target, []
+        while node != self.premise:
+            parent, const = self.came_from[node]
+            steps.append((node, const))
+            node = parent
+        return steps[::-1]
+
+    def reduce(self, value: int) -> int:
+        return self.task.labels + (value % self.task.modulus if self.task.modulus else value)
+
+    def right_trace(self, mode: str) -> list[int]:
+        way, value = self.way(), self.value
+        forward = []
+        for node, const in way:
+            value += const
+            forward += [node, self.task.labels + const, self.reduce(value)]
+        premise = self.task.labels + self.value
+        if mode == "FWD":
+            body = [self.premise, premise, *forward]
+        elif mode == "RAT":
+            body = [node for node, _ in way[::-1]] + [self.premise, premise, *forward]
+        else:
+            body, total, nodes = [self.target], 0, [self.premise, *[node for node, _ in way]]
+            for parent, (_, const) in zip(nodes[-2::-1], way[::-1], strict=True):
+                total += const
+                body += [parent, self.task.labels + const, self.reduce(total)]
+            body += [premise, self.reduce(self.value + total)]
+        return [self.task.mode_token(mode), *body, self.task.eos]
+
+
+def ends(dfa, problem: int, tokens) -> str:
+    state = dfa.run(problem, tokens) - dfa.first_sink
+    return dfa.sinks[state] if state >= 0 else "live"
+
+
+def test_docstring():
+    problems = streams.problems(TINY, 0, "train", 1)
+    assert TINY.decode(TINY.prompts(problems)[0]) == "c b 2 b h 1 d e 1 c d 4 c 1 e SEP"
+    for mode, text in enumerate(
+        ["FWD c 1 d 4 5 e 1 6 EOS", "REV e d 1 1 c 4 5 1 6 EOS", "RAT e d c 1 d 4 5 e 1 6 EOS"]
+    ):
+        trace = TINY.traces(problems, np.array([mode]))[0]
+        assert TINY.decode(trace[trace != PAD]) == text
+        assert text in arith.__doc__.replace("  ", " ").replace("  ", " ")
+
+
+@hypothesis_settings
+@given(tasks(), st.integers(0, 2**32))
+def test_traces_evaluate_the_prompt(task, seed):
+    """Every mode's trace, written anew from the prompt's tokens alone, is the task's and is accepted."""
+    problems = task.sample(np.random.default_rng(seed), 5)
+    prompts, dfa = task.prompts(problems), task.dfa(problems)
+    for index, mode in enumerate(task.mode_names):
+        traces = task.traces(problems, np.full(5, index))
+        for i in range(5):
+            sheet = Sheet(task, prompts[i])
+            expected = sheet.right_trace(mode)
+            assert traces[i, : len(expected)].tolist() == expected and (traces[i, len(expected) :] == PAD).all()
+            assert ends(dfa, i, expected) == "accept" and len(expected) <= task.trace_len
+    assert (prompts >= 0).all() and (prompts < task.vocab_size).all()
+
+
+@hypothesis_settings
+@given(tasks(), st.integers(0, 2**32))
+def test_one_trace_a_mode_is_accepted(task, seed):
+    """Every other token at every place of a right trace leads to a sink, of the kind that was due there."""
+    problems = task.sample(np.random.default_rng(seed), 2)
+    prompts, dfa = task.prompts(problems), task.dfa(problems)
+    for mode, i in itertools.product(task.mode_names, range(2)):
+        sheet = Sheet(task, prompts[i])
+        right, heads = sheet.right_trace(mode), {}
+        branches = set(task.children(problems)[i].tolist())
+        for place, due in enumerate(right):
+            for token in set(range(task.vocab_size)) - {due}:
+                if place == 0 and token in map(task.mode_token, task.mode_names):
+                    continue
+                end = ends(dfa, i, [*right[:place], token])
+                is_label, is_number = token < task.labels, task.labels <= token < task.sep
+                if token == task.eos and place:
+                    assert end == "early_stop"
+                elif not is_label and not is_number:
+                    assert end == "malformed"
+                elif due == task.eos:
+                    assert end == "too_long"
+                elif is_label != (due < task.labels) or place == 0:
+                    assert end == "malformed"
+                else:
+                    assert end in ("wrong_query", "look_up", "wrong_branch", "arithmetic")
+                    heads.setdefault(end, set()).add(place)
+                    if end == "wrong_branch":
+                        assert token in branches and due in branches and mode != "REV"
+        if mode == "FWD" and task.branches > 1:
+            assert heads["wrong_branch"] == {3}
+        sums = range(5, 3 + 3 * task.length, 3) if mode == "FWD" else None
+        if sums and task.modulus != 2:
+            assert heads["arithmetic"] == set(sums)
+
+
+def test_wrong_sums_are_arithmetic_and_wrong_constants_look_ups():
+    problems = streams.problems(TINY, 0, "train", 1)
+    dfa, number = TINY.dfa(problems), TINY.labels
+    c, d, e = (ord(x) - 97 for x in "cde")
+    fwd, rev = TINY.mode_token("FWD"), TINY.mode_token("REV")
+    assert ends(dfa, 0, [fwd, c, number + 1, d, number + 4, number + 6]) == "arithmetic"
+    assert ends(dfa, 0, [fwd, c, number + 1, d, number + 3]) == "look_up"
+    assert ends(dfa, 0, [fwd, c, number + 1, ord("b") - 97]) == "wrong_branch"
+    assert ends(dfa, 0, [fwd, c, number + 1, ord("h") - 97]) == "look_up"
+    assert ends(dfa, 0, [fwd, c, number + 2]) == ends(dfa, 0, [rev, d]) == "wrong_query"
+    assert ends(dfa, 0, [rev, e, c]) == "look_up"
+
+
+@hypothesis_settings
+@given(tasks(), st.integers(0, 2**32), st.data())
+def test_answer_grading_sees_the_last_token_only(task, seed, data):
+    problems = task.sample(np.random.default_rng(seed), 1)
+    sheet, dfa = Sheet(task, task.prompts(problems)[0]), task.answer_dfa(problems)
+    answer = sheet.reduce(sheet.value + sum(const for _, const in sheet.way()))
+    inner = st.integers(0, task.vocab_size - 1).filter(lambda t: t != task.eos)
+    body = data.draw(st.lists(inner, max_size=6))
+    mode = task.mode_token(task.mode_names[0])
+    assert ends(dfa, 0, [mode, *body]) == "live"
+    expected = "accept" if body and body[-1] == answer else "wrong_answer"
+    assert ends(dfa, 0, [mode, *body, task.eos]) == expected
+    assert ends(dfa, 0, [task.eos]) == ends(dfa, 0, [task.sep]) == "malformed"
+    assert ends(dfa, 0, [*sheet.right_trace(task.mode_names[0])]) == "accept"
+
+
+def test_problems_are_uniform():
+    """Constants, premises and the place of the right chain are uniform."""
+    problems = streams.problems(TINY, 0, "train", 4000)
+    for values, low, high in ((problems.constant.ravel(), 1, 7), (problems.value, 0, 7)):
+        counts = np.bincount(values, minlength=high)[low:]
+        rate = 1 / (high - low)
+        assert (np.abs(counts - len(values) * rate) < Z * np.sqrt(len(values) * rate * (1 - rate))).all()
+    plain = Arith(21, 2, 10, None).sample(np.random.default_rng(0), 500)
+    assert (plain.constant.min(), plain.constant.max(), plain.value.min(), plain.value.max()) == (1, 20, 1, 20)
+
+
+@hypothesis_settings
+@given(tasks(), st.sampled_from([0.0, 0.3]), st.sampled_from([0.0, 1.0]), st.integers(0, 99))
+def test_walks_follow_and_add_up(task, stop, informed, seed):
+    """Each walk is read with its graph in hand: right steps, right sums, ends where it must."""
+    seq_len = 3 * (task.prompt_len + task.trace_len)
+    try:
+        inputs, targets = walks.walk_batch(task, stop, seq_len, seed, 0, 4, informed)
+    except ValueError:  # too few graphs for the stream
+        assume(False)
+    for row, wanted in zip(inputs, targets, strict=True):
+        came_from = {
+            int(child): (int(parent), int(const) - task.labels)
+            for parent, child, const in row[: task.graph_len].reshape(-1, 3)
+        }
+        rest, place = row[task.graph_len :].tolist(), task.graph_len
+        while task.eos in rest:
+            length = rest.index(task.eos) + 1
+            query, rest = rest[:length], rest[length:]
+            assert (wanted[place + 3 : place + length - 1] == query[4:]).all()
+            assert (wanted[place : place + 3] == PAD).all()
+            place += length
+            premise, value, target, sep, mode, *body = query[:-1]
+            assert sep == task.sep and value >= task.labels
+            spoken = value - task.labels
+
+            def reduced(x):
+                return task.labels + (x % task.modulus if task.modulus else x)
+
+            if mode == task.mode_token("FWD"):
+                here, now = premise, spoken
+                assert body[:2] == [premise, value]
+                for node, const, total in zip(*[iter(body[2:])] * 3, strict=True):
+                    now += const - task.labels
+                    assert came_from[node] == (here, const - task.labels) and total == reduced(now)
+                    here = node
+                assert not informed or target == here
+                assert stop or here not in [parent for parent, _ in came_from.values()]
+            else:
+                assert mode == task.mode_token("REV") and body[0] == target and premise not in came_from
+                here, total, home = target, 0, body[-2:] if (len(body) - 1) % 3 else None
+                for node, const, added in zip(*[iter(body[1 : len(body) - (2 if home else 0)])] * 3, strict=True):
+                    total += const - task.labels
+                    assert came_from[here] == (node, const - task.labels) and added == reduced(total)
+                    here = node
+                assert (here not in came_from) == (home is not None)
+                assert stop or home
+                if home:
+                    assert home == [value, reduced(spoken + total)]
+
+
+def test_the_audit_passes_and_flags_arithmetic():
+    task = Arith(12, 2, 3, 11, modes="FWD,REV,RAT")
+    published = Arith(12, 2, 3, 11, "published", modes="FWD,REV,RAT")
+    mixture = Mixture("FWD,REV", 0.5, 0.0, False, "data", False)
+    assert not audit.flagged(audit.audit(task, streams.sft_examples(task, mixture, 0, 1000), 0.5))
+    found = audit.audit(published, streams.sft_examples(published, mixture, 0, 1000), 0.5)
+    assert {check.name for check in found if check.flagged} >= {"first edge position", "linear probe"}
+    rationale = streams.sft_examples(task, Mixture("RAT", 1.0, 0.0, False, "data", False), 0, 1000)
+    assert not audit.flagged(audit.audit(task, rationale, 1.0, mode="RAT"))
+
+
+@pytest.mark.parametrize(
+    ("arguments", "named"),
+    [
+        ((6, 2, 3, 11), "data.labels is 6: 2 chains of 3 need 7 labels .*longest chain is 2"),
+        ((12, 0, 3, 11), "data.branches is 0"),
+        ((12, 2, 0, 11), "data.length is 0"),
+        ((12, 2, 3, 1), "data.modulus is 1: give a prime such as 2"),
+        ((12, 2, 3, 12), "data.modulus is 12: give a prime such as 13"),
+        ((12, 2, 3, 11, "sorted"), "data.branch_order"),
+        ((12, 2, 3, 11, "shuffled", "FWD,SEARCH"), "data.modes"),
+        ((12, 2, 3, 11, "shuffled", "REV"), "data.modes is 'REV': FWD"),
+        ((12, 2, 3, 11, "shuffled", "FWD,FWD"), "data.modes"),
+    ],
+)
+def test_arith_names_the_key(arguments, named):
+    with pytest.raises(ValueError, match=named):
+        Arith(*arguments)
+
+
+# SEARCH traces of star
+
+
+def search(task: Star, graph: dict, goal: int, trace) -> str:
+    """An independent reader of SEARCH traces: where one ends, "live" if it does not."""
+    here, visited = None, []
+    for token in trace[1:]:
+        if here is None:
+            if token != graph["start"]:
+                return "early_stop" if token == task.eos else "malformed"
+            here = token
+        elif token == task.eos:
+            return (
+                "accept"
+                if here == goal
+                else "wrong_branch"
+                if here not in graph and here != graph["start"]
+                else "early_stop"
+            )
+        elif here == goal:
+            return "too_long" if token < task.nodes or token == task.back else "malformed"
+        elif token == task.back:
+            if here in graph:
+                return "malformed"
+            here = graph["start"]
+        elif token >= task.nodes:
+            return "malformed"
+        elif token not in graph.get(here, []):
+            return "invalid_edge"
+        elif here == graph["start"] and token in visited:
+            return "wrong_branch"
+        else:
+            visited += [token] if here == graph["start"] else []
+            here = token
+    return "live"
+
+
+def graph_of(task: Star, prompt) -> tuple[dict, int]:
+    edges = np.asarray(prompt[: task.graph_len]).reshape(-1, 2).tolist()
+    graph = {u: [v for w, v in edges if w == u] for u, _ in edges}
+    return graph | {"start": int(prompt[-3])}, int(prompt[-2])
+
+
+@pytest.mark.parametrize("forked", [True, False])
+def test_search_traces_are_accepted(forked):
+    problems = SEARCHED.hang_off(streams.problems(SEARCHED, 0, "test", 200), np.full(200, forked))
+    dfa, prompts = SEARCHED.dfa(problems), SEARCHED.prompts(problems)
+    traces = SEARCHED.traces(problems, np.full(200, 2))
+    lengths = (traces != PAD).sum(axis=1)
+    assert set(lengths) == ({6, 10, 14} if forked else {6})
+    for i in range(200):
+        trace = traces[i, : lengths[i]].tolist()
+        assert ends(dfa, i, trace) == "accept" == search(SEARCHED, *graph_of(SEARCHED, prompts[i]), trace)
+    if forked:  # the right branch comes first, second or third equally often
+        counts = np.bincount(lengths)[[6, 10, 14]]
+        assert (np.abs(counts - 200 / 3) < Z * math.sqrt(200 * 2 / 9)).all()
+
+
+@hypothesis_settings
+@given(st.integers(0, 199), st.data())
+def test_search_automaton_agrees_with_the_reader(problem, data):
+    """On right traces, cut and with one token changed, and on walks along the graph with BACK wherever."""
+    problems = streams.problems(SEARCHED, 0, "test", 200)[[problem]]
+    dfa = SEARCHED.dfa(problems)
+    graph, goal = graph_of(SEARCHED, SEARCHED.prompts(problems)[0])
+    trace = SEARCHED.traces(problems, np.array([2]))[0]
+    trace = trace[trace != PAD].tolist()
+    if data.draw(st.booleans()):
+        trace[data.draw(st.integers(1, len(trace) - 1))] = data.draw(st.integers(0, SEARCHED.vocab_size - 1))
+    else:
+        here, trace = graph["start"], [SEARCHED.search, graph["start"]]
+        for _ in range(data.draw(st.integers(0, 12))):
+            options = [*graph.get(here, []), SEARCHED.back, SEARCHED.eos]
+            trace.append(data.draw(st.sampled_from(options)))
+            here = graph["start"] if trace[-1] == SEARCHED.back else trace[-1]
+    for length in range(1, len(trace) + 1):
+        expected = search(SEARCHED, graph, goal, trace[:length])
+        assert ends(dfa, 0, trace[:length]) == expected
+        if expected != "live":
+            break
+
+
+def test_search_is_not_told_by_the_prompt():
+    """The branch visited first is printed first, has the smaller label, and is right, no more often than by chance."""
+    task = Star(12, 2, 4, modes="FWD,REV,SEARCH")
+    problems = streams.problems(task, 0, "train", 2000)
+    first = task.search_order(problems)[:, 0]
+    position = np.argsort(problems.order, axis=1)[:, ::3]
+    children = task.children(problems)
+    for told in (np.argmin(position, axis=1), np.argmin(children, axis=1), np.zeros(2000)):
+        assert abs((first == told).sum() - 1000) < Z * math.sqrt(500)
+
+
+def test_search_walks_and_their_pass_at_1():
+    """An ideal base that walks as the corpus does is right as often as the closed form says."""
+    task = Star(12, 2, 3, modes="FWD,REV,SEARCH")
+    n, stop = 20_000, 0.2
+    problems = streams.problems(task, 0, "test", n)
+    dfa, rng = task.dfa(problems), np.random.default_rng(0)
+    queries = task._search_walks(problems.labels, stop, rng, 1)[:, 0]
+    solved = 0
+    for i in range(n):
+        walk = queries[i][queries[i] != PAD].tolist()
+        solved += ends(dfa, i, [task.search, *walk, task.eos]) == "accept"
+    plain = Star(12, 2, 3).pass_at_1(stop)
+    p = 3 * task.pass_at_1(stop) - 2 * plain
+    assert abs(solved - n * p) < Z * math.sqrt(n * p * (1 - p))
+
+
+def test_too_many_branches_to_search():
+    with pytest.raises(ValueError, match="data.branches is 6: SEARCH"):
+        Star(20, 6, 3, modes="FWD,SEARCH")
+    assert star.MOST_SEARCHED == 5
+
+
+@pytest.mark.parametrize("n", [30, 31])
+def test_three_modes_for_every_problem(n):
+    """Problem-level: each problem in all three modes; data-level: one mode each, in equal shares."""
+    mixture = Mixture("FWD,REV,SEARCH", 1 / 3, 0.0, False, "problem", False)
+    examples = streams.sft_examples(SEARCHED, mixture, 0, n)
+    assert examples.mode.tolist() == [i % 3 for i in range(n)] and len(examples.tokens) == n
+    prompts = examples.tokens[:, : SEARCHED.prompt_len]
+    assert all((prompts[i] == prompts[i - i % 3]).all() for i in range(n))
+    data = streams.sft_examples(SEARCHED, Mixture("FWD,SEARCH,REV", 0.4, 0.0, False, "data", False), 0, 300)
+    assert np.bincount(data.mode).tolist() == [120, 90, 90]
+    with pytest.raises(ValueError, match="fork_rate=0.333"):
+        Mixture("FWD,REV,SEARCH", 0.5, 0.0, False, "problem", False)
+    with pytest.raises(ValueError, match="leaves no other mode"):
+        Mixture("RAT", 0.5, 0.0, False, "data", False)
