@@ -301,8 +301,8 @@ class Arith:
         """``count`` queries with walks on every graph, int64[n, count, 4 + trace_len], PAD in gaps.
 
         A FWD walk opens with its first node, as the premise, and a random value; it evaluates every node it
-        comes to. A REV walk adds constants up to the root; if it gets there, it says the root's value, which
-        the query gave, and the total.
+        comes to. A REV walk adds constants up to the root; if it gets there and the query gave the root's
+        value, it says that and the total.
         """
         graph, shape, length = self.graph, (len(problems), count), self.length
         names = [name for name in self.mode_names if name in WALKED]
@@ -333,12 +333,13 @@ class Arith:
         last = np.where(steps > 0, np.take_along_axis(node, np.maximum(steps, 1)[..., None] - 1, axis=2)[..., 0], start)
         if informed > 0:  # the target slot names where a FWD walk ends
             other = np.where((rng.random(shape) < informed) & forward, last, other)
-        root = np.broadcast_to(problems.labels[:, :1], shape)
+        depth, chain = rng.integers(length + 1, size=shape), rng.integers(self.branches, size=shape)
+        asked = problems.labels[rows, np.where(depth == 0, 0, chain * length + depth)]  # as often the root as in FWD
         spoken = self.number(value)
-        query = [np.where(forward, start, root), spoken, np.where(forward, other, start), np.full(shape, self.sep)]
+        query = [np.where(forward, start, asked), spoken, np.where(forward, other, start), np.full(shape, self.sep)]
         opening = [np.choose(forward, [self.mode_token("REV"), self.mode_token("FWD")]), start]
         opening += [np.where(forward, spoken, PAD)]
-        home = ~forward & (steps == first)
+        home = ~forward & (steps == first) & (depth == 0)
         summed = np.where(first > 0, np.take_along_axis(total, np.maximum(first, 1)[..., None] - 1, axis=2)[..., 0], 0)
         answer = [
             np.where(home, spoken, PAD),
