@@ -126,6 +126,11 @@ class Arith:
         return LARGEST * (self.length + 1) + 1 if self.modulus is None else self.modulus
 
     @property
+    def guessing_floor(self) -> float:
+        """The chance that a random number is the answer, which grading by the answer cannot tell from knowing."""
+        return 1 / self.numbers
+
+    @property
     def sep(self) -> int:
         return self.labels + self.numbers
 
@@ -171,6 +176,10 @@ class Arith:
         names = [chr(97 + i) if self.labels <= 26 else f"x{i}" for i in range(self.labels)]
         texts = [*names, *map(str, range(self.numbers))]
         return " ".join(words.get(int(t)) or texts[int(t)] for t in tokens)
+
+    def shapes(self, problems: Problems) -> list[tuple[str, "Arith", np.ndarray]]:
+        """The problems by the shape of their graph: all have one."""
+        return [("", self, np.ones(len(problems), dtype=bool))]
 
     def sample(self, rng: np.random.Generator, n: int) -> Problems:
         """n problems with a fork at the premise: random labels and order, constants and premise."""

@@ -31,7 +31,7 @@ import numpy as np
 
 from data_gen import streams
 from data_gen.streams import Examples
-from data_gen.task import Task
+from data_gen.task import Problems, Task
 
 FALSE_ALARM_RATE = 1e-3
 # The smallest p, 1/(1 + DRAWS), must lie below FALSE_ALARM_RATE over the number of checks.
@@ -81,11 +81,14 @@ def audit(task: Task, examples: Examples, fork_rate: float, seed: int = 0, mode:
     branches. Raises ValueError when a prompt is no star with one branch that ends in the goal, or when the
     task has too few graphs to fill the valid and test streams.
     """
+    checks, shapes = [], task.shapes(examples.problems)
+    for name, part, rows in shapes:
+        tokens = examples.tokens[rows]
+        branches = read_branches(part, _distinct_prompts(part, tokens[shows_fork(part, tokens)]))
+        checks += [replace(check, name=name + check.name) for check in branch_checks(part, branches, seed, len(shapes))]
     forked = shows_fork(task, examples.tokens)
-    branches = read_branches(task, _distinct_prompts(task, examples.tokens[forked]))
-    checks = [
-        *branch_checks(task, branches, seed),
-        fork_share(task, examples.tokens, forked, fork_rate, mode),
+    checks += [
+        fork_share(task, examples.problems, examples.tokens, forked, fork_rate, mode),
         *stream_checks(task, examples),
     ]
     return [replace(check, flagged=check.p * len(checks) < FALSE_ALARM_RATE) for check in checks]
@@ -217,8 +220,10 @@ def held_out_accuracy(features: np.ndarray, right: np.ndarray) -> np.ndarray:
     return hits / right.shape[1]
 
 
-def branch_checks(task: Task, branches: Branches, seed: int) -> list[Check]:
+def branch_checks(task: Task, branches: Branches, seed: int, times: int = 1) -> list[Check]:
     """Every check that asks: does this feature tell the right branch from the others?
+
+    times: how often as many checks are made, each of which then needs as many times DRAWS.
 
     ``chance`` is the mean of the simulated null: about the number of classes for chi2, 1/d for accuracy.
     """
@@ -230,7 +235,8 @@ def branch_checks(task: Task, branches: Branches, seed: int) -> list[Check]:
     features = probe_features(task, branches)
     rng = np.random.default_rng(seed)
     total, exceed = np.zeros(len(labels)), np.zeros(len(labels))
-    for _ in range(DRAWS // BLOCK):
+    draws = DRAWS * times
+    for _ in range(draws // BLOCK):
         drawn = rng.integers(task.graph.branches, size=(BLOCK, n), dtype=np.uint8)
         # The observed assignment goes through the same arithmetic as the drawn ones, so that ties are ties.
         right = np.concatenate([branches.right[None].astype(np.uint8), drawn])
@@ -238,16 +244,18 @@ def branch_checks(task: Task, branches: Branches, seed: int) -> list[Check]:
         observed, *simulated = np.stack([*squares, held_out_accuracy(features, right)], axis=1)
         total += np.sum(simulated, axis=0)
         exceed += np.sum(simulated >= observed, axis=0)
-    rows = zip(labels, observed, total / DRAWS, (1 + exceed) / (1 + DRAWS), strict=True)
+    rows = zip(labels, observed, total / draws, (1 + exceed) / (1 + draws), strict=True)
     return [Check(*label, float(value), float(chance), float(p)) for label, value, chance, p in rows]
 
 
-def fork_share(task: Task, tokens: np.ndarray, forked: np.ndarray, fork_rate: float, mode: str = "FWD") -> Check:
+def fork_share(
+    task: Task, problems: Problems, tokens: np.ndarray, forked: np.ndarray, fork_rate: float, mode: str = "FWD"
+) -> Check:
     """Whether the share of ``mode`` traces on forked graphs is ``fork_rate``, as near as n traces allow.
 
     Shares are exact by construction, so this is no test of chance: p is 1 or 0.
     """
-    if task.graph.branches == 1:
+    if task.children(problems).shape[1] == 1:
         return Check("fork share", "no fork", math.nan, math.nan, 1.0)
     passes = forked & (tokens[:, task.prompt_len] == task.mode_token(mode))
     share = float(passes.mean())

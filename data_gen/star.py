@@ -172,6 +172,10 @@ class Star:
         special = {self.nodes + i: word for i, word in enumerate(words)}
         return " ".join(special.get(int(t), str(int(t))) for t in tokens)
 
+    def shapes(self, problems: Problems) -> list[tuple[str, "Star", np.ndarray]]:
+        """The problems by the shape of their graph: all have one."""
+        return [("", self, np.ones(len(problems), dtype=bool))]
+
     def sample(self, rng: np.random.Generator, n: int) -> Problems:
         """n problems with a fork at the start: random labels, edges in random order."""
         labels = np.argsort(rng.random((n, self.nodes)), axis=1)[:, : self.graph_nodes + 1]

@@ -1,8 +1,9 @@
 """What a task is to the rest of the project: problems as tokens, traces, automata and walks.
 
-`data_gen.star.Star` and `data_gen.arith.Arith` are the tasks. A problem is a prompt of ``prompt_len``
-tokens; a trace answers it in one of the task's ``modes``, names its mode first and ends with EOS. Problems
-come in batches of a type of the task's own that knows its length and can be indexed and concatenated.
+The tasks are `data_gen.star.Star`, `data_gen.mixed.Mixed` (stars of several sizes) and `data_gen.arith.Arith`. A
+problem is a prompt of ``prompt_len`` tokens; a trace answers it in one of the task's ``modes``, names its mode
+first and ends with EOS. Problems come in batches of a type of the task's own that knows its length and can be
+indexed and concatenated.
 """
 
 from typing import Any, Protocol
@@ -47,6 +48,9 @@ class Task(Protocol):
 
     def mode_token(self, mode: str) -> int: ...
 
+    def shapes(self, problems: Problems) -> list[tuple[str, "Task", np.ndarray]]:
+        """The problems by the shape of their graph: a name for the shape, a task of that shape, the rows bool[n]."""
+
     def sample(self, rng: np.random.Generator, n: int) -> Problems:
         """n problems."""
 
@@ -66,7 +70,7 @@ class Task(Protocol):
         """[n, F]: the FWD tokens that end right before the fork."""
 
     def children(self, problems: Problems) -> np.ndarray:
-        """[n, d]: the first node of every branch; column 0 is the right one."""
+        """[n, d]: the first node of every branch, PAD past the last; column 0 is the right one."""
 
     def walks(
         self, problems: Problems, stop: float, informed: float, rng: np.random.Generator, count: int

@@ -21,7 +21,11 @@ class Finding:
 def claims(config: Config) -> None:
     """Test every claim on every pair, print the verdicts and write runs/<task>/claims.json."""
     results = load(config)
-    of_task = {"star": star_findings, "arith": arith_findings}[config.task]
+    tested = {"star": star_findings, "arith": arith_findings}
+    if config.task not in tested:
+        print(f"no claims are made about {config.task}")
+        return
+    of_task = tested[config.task]
     findings = [finding for pair in results.pairs() for finding in of_task(results, config, pair)]
     if not findings:
         raise ValueError(f"{runs.eval_file(config)}: no pair of base and fine-tuned run; see `make reproduce`")

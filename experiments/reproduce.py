@@ -16,16 +16,22 @@ import yaml
 from minifork import runs
 from minifork.config import Config, to_tree
 
-FORK_RATES = {"star": (0, 0.25, 0.5, 0.75, 1), "arith": (0, 1)}
+FORK_RATES = {"star": (0, 0.25, 0.5, 0.75, 1), "mixed": (0, 0.5, 1), "arith": (0, 1)}
 ONE_CORE = {"OMP_NUM_THREADS": "1", "MKL_NUM_THREADS": "1"}
 
 
-def sft_overrides(task: str, seed: int) -> list[list[str]]:
+def sft_overrides(config: Config, seed: int) -> list[list[str]]:
     """The fine-tunings of one pair of seeds: the dose, then what the task studies at r = 1.
 
-    star: problem-level modes, fresh traces, cued problems; arith: rationale, the published order.
+    star: problem-level modes, fresh traces, cued problems; arith: rationale, the published order; with SEARCH
+    among the modes, all three of them data-level and problem-level.
     """
+    task = config.task
+    if "SEARCH" in config.data.mode_names:
+        return [[f"name={level}-seed{seed}", f"sft.allocation={level}"] for level in ("data", "problem")]
     dose = [[f"sft.fork_rate={rate:g}"] for rate in FORK_RATES[task]]
+    if task == "mixed":
+        return dose
     if task == "arith":
         rationale = ["sft.fork_rate=1", "sft.modes=RAT", f"name=rationale-seed{seed}"]
         leak = ["data.branch_order=published", "sft.allow_leak=true"]
@@ -51,7 +57,7 @@ def reproduce(config: Config) -> None:
     jobs = [
         [*_command("sft", source), "--resume", f"seed={seed}", f"base_seed={seed}", *overrides]
         for seed in pairs
-        for overrides in sft_overrides(config.task, seed)
+        for overrides in sft_overrides(config, seed)
     ]
     print(f"fine-tuning: {len(jobs)} runs, {workers} at a time", flush=True)
     with ThreadPoolExecutor(workers) as pool:

@@ -16,6 +16,7 @@ from typing import Any, get_type_hints
 import yaml
 
 from data_gen.arith import Arith
+from data_gen.mixed import Mixed
 from data_gen.star import Star
 from data_gen.streams import Mixture
 from data_gen.task import GRADINGS
@@ -26,7 +27,7 @@ def _require(condition: bool, key: str, value: Any, need: str) -> None:
         raise ValueError(f"{key} is {value!r}: {need}")
 
 
-TASKS = {"star": Star, "arith": Arith}
+TASKS = {"star": Star, "mixed": Mixed, "arith": Arith}
 ENGINES = ("auto", "exact", "split", "rollout")
 STRATIFY = ("none", "first", "fork", "entropy")
 
@@ -184,7 +185,7 @@ class Config:
     device: str
     compile: bool
     save_every: int
-    data: Star | Arith
+    data: Star | Mixed | Arith
     walks: Walks
     model: Shape
     pretrain: Pretrain

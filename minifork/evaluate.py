@@ -6,7 +6,7 @@ use the same resamples, so differences between runs are paired.
 """
 
 import io
-from dataclasses import dataclass, replace
+from dataclasses import asdict, dataclass, replace
 from pathlib import Path
 
 import numpy as np
@@ -80,6 +80,7 @@ def evaluate(config: Config) -> int:
         "engine": "+".join(sorted({record["engine"] for record in found})),
         "policy": str(decoder) + ("" if settings.stratify == "none" else f" {settings.stratify}={settings.strata}"),
         "grading": settings.grading,
+        "guessing_floor": task.guessing_floor if settings.grading == "answer" else None,
         "split": "test",
         "n_problems": settings.problems,
         "data_hash": streams.data_hash(task.prompts(streams.test_problems(task, settings.problems))),
@@ -92,9 +93,13 @@ def evaluate(config: Config) -> int:
     runs.write_atomically(path.with_suffix(".npz"), lambda file: file.write(buffer.getvalue()))
     runs.write_json(path, result)
     print(records.table(found))
+    if settings.stratify == "none":
+        print(records.mode_table(found))
     widest = max(records.width(record) for record in found)
     if widest > VISIBLE:
         print(f"pass@k is certified within {widest:.2g} only, and shown at its lower end: raise eval.budget")
+    if result["guessing_floor"]:
+        print(f"graded by the answer alone: a guess is right with probability {result['guessing_floor']:.3g}")
     print(check_lines(checks))
     print(f"all {len(found)} records: {path}; p of every problem: {path.with_suffix('.npz')}")
     return 0 if all(check["agrees"] for check in checks) else 1
@@ -116,7 +121,7 @@ def find_checkpoints(config: Config) -> list[Checkpoint]:
             continue
         if not meta.get("complete"):
             print(f"{run}: left out, unfinished")
-        elif runs.comparable(vars(run_config.data)) != runs.comparable(vars(config.data)):
+        elif runs.comparable(asdict(run_config.data)) != runs.comparable(asdict(config.data)):
             print(f"{run}: left out, its data section differs from this config's")
         elif meta["stage"] == "base":
             found.append(Checkpoint(run / "ckpt.pt", meta, run_config, None, True))

@@ -7,7 +7,7 @@ import numpy as np
 import torch
 from torch import Tensor
 
-from data_gen.task import Problems, Task
+from data_gen.task import PAD, Problems, Task
 from minifork import agree, passk, records, strata
 from minifork.config import Config, Eval
 from minifork.engines import solve
@@ -67,7 +67,9 @@ def branch_probabilities(tree: Tree, problems: ProblemSet) -> np.ndarray:
     Renormalised over the branches; the model's own, whatever the policy.
     """
     _, logits = tree.force(problems.fork).after_forced()
-    return torch.softmax(logits.double().gather(1, problems.branches), dim=1).cpu().numpy()
+    branches = problems.branches
+    at_branches = logits.double().gather(1, branches.clamp(min=0)).masked_fill(branches == PAD, -torch.inf)
+    return torch.softmax(at_branches, dim=1).cpu().numpy()
 
 
 def rest_probability(tree: Tree, problems: ProblemSet) -> np.ndarray:

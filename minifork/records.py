@@ -135,9 +135,7 @@ def array_key(record: dict, what: str | None) -> str:
 
 def table(records: list[dict]) -> str:
     """The final checkpoint of every run, one line each."""
-    last: dict[tuple, dict] = {}
-    for record in records:
-        last[record["run"], record["test_set"]] = record
+    last = _last(records)
     ks = [k for k in ("1", "4", "16", "64", "1024") if all(k in r["pass_at"] for r in records)]
     hits = any(record.get("hit_rate") is not None for record in records)
     head = "".join(f"{'pass@' + k:>10}" for k in ks)
@@ -153,3 +151,20 @@ def table(records: list[dict]) -> str:
         texts = "".join(f"{'-' if value is None else f'{value:.3f}':>{width}}" for value, width in cells)
         lines.append(f"{name:<28}{record['epoch'] or '-':>6}{texts}")
     return "\n".join(lines)
+
+
+def mode_table(records: list[dict]) -> str:
+    """What each mode is worth when it is forced: pass@1 and tokens a trace, for the final checkpoint of every run."""
+    last = _last(records)
+    modes = next(iter(last.values()))["forced"]
+    lines = [f"{'forced mode':<34}" + "".join(f"{mode:>8} pass@1  tokens" for mode in modes)]
+    for (run, test_set), record in last.items():
+        name = run + (f" ({test_set})" if test_set != "plain" else "")
+        cells = [f"{f['pass_at']['1']:>15.3f}{f['tokens']:>8.2f}" for f in record["forced"].values()]
+        lines.append(f"{name:<34}" + "".join(cells))
+    return "\n".join(lines)
+
+
+def _last(records: list[dict]) -> dict[tuple[str, str], dict]:
+    """The record of the final checkpoint of every run on every test set."""
+    return {(record["run"], record["test_set"]): record for record in records}
