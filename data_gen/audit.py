@@ -259,8 +259,8 @@ def fork_share(
         return Check("fork share", "no fork", math.nan, math.nan, 1.0)
     passes = forked & (tokens[:, task.prompt_len] == task.mode_token(mode))
     share = float(passes.mean())
-    # Half a trace of rounding, and a hair for floating point.
-    exact = abs(share - fork_rate) <= 0.5 / len(tokens) + 1e-9
+    # Less than a trace of rounding (the last problem of a problem-level set may not get all modes).
+    exact = abs(share - fork_rate) < 1 / len(tokens)
     return Check("fork share", "traces that pass the fork", share, fork_rate, float(exact))
 
 

@@ -60,7 +60,7 @@ def arith_findings(results: Results, config: Config, pair: int) -> Iterator[Find
     ]
     for claim, which, judge in tests:
         found, holds = judge(final[which][0]) if final[which] else ("its run is missing", None)
-        yield Finding(claim, pair, found, holds)
+        yield Finding(claim, pair, found, holds if holds is None else bool(holds))
     if final["forward"] and final["rationale"]:
         forward, rationale = final["forward"][0], final["rationale"][0]
         lost = at(base, 16) - at(forward, 16)

@@ -1,0 +1,111 @@
+"""Every task and mode through the command line, small: pretrain, fine-tune, evaluate, figures, claims."""
+
+import json
+
+import pytest
+
+from tests.conftest import CONFIG, SMALL
+from tests.pipeline import Pipeline
+
+GENERAL = [override for override in SMALL if not override.startswith(("data.", "walks."))]
+ARITH = [*GENERAL, "data.labels=8", "data.length=2", "data.modulus=5", "walks.seq_len=40"]
+SEARCH = [*SMALL, "data.modes=FWD,REV,SEARCH", "walks.seq_len=36"]
+MIXED = [*GENERAL, "data.nodes=8", "data.sizes=2x3,4x2", "walks.seq_len=30"]
+
+
+def results(pipeline, name: str = "") -> dict:
+    return json.loads((pipeline.folder / (f"eval-{name}.json" if name else "eval.json")).read_text())
+
+
+def made(tmp_path, task: str, small: list[str]) -> Pipeline:
+    pipeline = Pipeline(tmp_path / "runs", str(CONFIG.parent / f"{task}.yaml"), small)
+    pipeline.folder = pipeline.root / task
+    assert pipeline("pretrain") == 0
+    return pipeline
+
+
+@pytest.fixture(scope="module")
+def arith(tmp_path_factory):
+    pipeline = made(tmp_path_factory.mktemp("arith"), "arith", ARITH)
+    runs = [[], ["sft.fork_rate=0"], ["sft.modes=RAT", "name=rationale-seed0"],
+            ["data.branch_order=published", "sft.allow_leak=true", "name=published-seed0"]]  # fmt: skip
+    assert [pipeline("sft", *overrides) for overrides in runs] == [0] * 4
+    assert pipeline("eval") == 0
+    return pipeline
+
+
+def test_arith(arith, capsys):
+    result = results(arith)
+    assert result["task"] == "arith" and result["grading"] == "steps" and result["engine"] == "exact"
+    assert all(check["agrees"] for check in result["checks"]) and len(result["checks"]) == 5
+    sets = {(record["run"], record["test_set"]) for record in result["records"]}
+    assert ("published-seed0", "published") in sets and ("published-seed0", "plain") in sets and len(sets) == 6
+    for record in result["records"]:
+        assert set(record["errors"]) == {
+            "malformed", "wrong_query", "look_up", "wrong_branch", "arithmetic", "early_stop", "too_long",
+        }  # fmt: skip
+        assert sum(record["errors"].values()) + record["pass_at"]["1"] == pytest.approx(1, abs=1e-6)
+        assert 0 <= record["fork"]["p_rest"] <= 1 and set(record["mode"]["p"]) == {"FWD", "REV", "RAT"}
+        assert 1 <= record["tokens"] <= 12
+    assert arith("figures") == arith("claims") == 0
+    assert "rationale" in capsys.readouterr().out
+
+
+def test_arith_graded_by_the_answer(arith, capsys):
+    """Anything goes but for the last number: far more is accepted, a guess sometimes; a small budget is not enough."""
+    assert arith("eval", "eval.grading=answer", "eval.budget=2000", "eval.rollouts=64", "name=answer") == 0
+    assert "a guess is right with probability 0.2" in capsys.readouterr().out
+    result = results(arith, "answer")
+    assert result["grading"] == "answer" and result["guessing_floor"] == 0.2 and result["engine"] == "split"
+    assert all(check["agrees"] for check in result["checks"])
+    steps = {(r["run"], r["epoch"], r["test_set"]): r for r in results(arith)["records"]}
+    for record in result["records"]:
+        graded = steps[record["run"], record["epoch"], record["test_set"]]
+        assert record["pass_at"]["1"] > graded["pass_at"]["1"] - 0.05  # 64 x 64 rollouts: 6 standard errors
+        assert "wrong_answer" in record["errors"] and "p_rest" not in record["fork"]
+
+
+def test_bases_serve_both_orders_and_no_other_data(arith, capsys):
+    assert arith("pretrain", "data.branch_order=published") == 0
+    assert "nothing to do" in capsys.readouterr().out
+    assert "data.modulus" in arith.refused(capsys, "sft", "data.modulus=7", "name=other")
+
+
+def test_a_leaking_order_needs_leave(arith, capsys):
+    assert "first edge position" in arith.refused(capsys, "sft", "data.branch_order=published", "name=leak")
+
+
+def test_search(tmp_path, capsys):
+    pipeline = made(tmp_path, "star", SEARCH)
+    third = ["sft.modes=FWD,REV,SEARCH", "sft.fork_rate=0.3333"]
+    assert pipeline("sft", *third) == pipeline("sft", *third, "sft.allocation=problem") == 0
+    assert pipeline("eval") == pipeline("eval", "eval.forked=false", "name=no-fork") == 0
+    out = capsys.readouterr().out
+    assert "SEARCH pass@1  tokens" in out
+    for name in ("", "no-fork"):
+        result = results(pipeline, name)
+        assert all(check["agrees"] for check in result["checks"])
+        for record in result["records"]:
+            assert set(record["forced"]) == {"FWD", "REV", "SEARCH"}
+            assert record["mode"]["p_forward"] == record["mode"]["p"]["FWD"]
+            assert sum(record["mode"]["p"].values()) == pytest.approx(1)
+            assert record["tokens"] >= 1 and all(forced["tokens"] >= 2 for forced in record["forced"].values())
+    runs = {record["run"] for record in results(pipeline)["records"]}
+    assert runs == {"base-seed0", "sft-fork0.3333-FWD+REV+SEARCH-seed0", "sft-problem-FWD+REV+SEARCH-seed0"}
+
+
+def test_mixed(tmp_path):
+    pipeline = made(tmp_path, "mixed", MIXED)
+    assert pipeline("sft") == pipeline("eval") == 0
+    result = results(pipeline)
+    assert all(check["agrees"] for check in result["checks"]) and result["task"] == "mixed"
+    assert pipeline("claims") == 0
+    for engine in ("split", "rollout"):
+        assert pipeline("eval", f"eval.engine={engine}", "eval.rollouts=64", f"name={engine}") == 0
+
+
+def test_modes_that_a_task_lacks(tmp_path, capsys):
+    pipeline = Pipeline(tmp_path / "runs", str(CONFIG), SMALL)
+    assert "sft.modes" in pipeline.refused(capsys, "sft", "sft.modes=FWD,SEARCH")
+    assert "data.modes" in pipeline.refused(capsys, "pretrain", "data.modes=FWD,RAT")
+    assert "eval.grading" in pipeline.refused(capsys, "eval", "eval.grading=answer")
