@@ -23,17 +23,15 @@ printed order are uniformly random, so the canonical numbers leave no mark on th
 """
 
 from dataclasses import dataclass
-from itertools import combinations
 
 import numpy as np
 
-from data_gen import verifier
+from data_gen import search, verifier
 from data_gen.task import PAD
 from data_gen.verifier import DFA
 
 MODES = ("FWD", "REV", "SEARCH")
 SINKS = ("accept", "malformed", "invalid_edge", "wrong_branch", "wrong_goal", "early_stop", "too_long")
-MOST_SEARCHED = 5  # branches: a SEARCH automaton has a state for every set of branches visited
 
 
 @dataclass(frozen=True)
@@ -76,8 +74,8 @@ class Star:
             raise ValueError(f"data.modes is {self.modes!r}: list different ones of {', '.join(MODES)}")
         if "FWD" not in self.mode_names:
             raise ValueError(f"data.modes is {self.modes!r}: FWD, which meets the fork, must be one of them")
-        if "SEARCH" in self.mode_names and self.branches > MOST_SEARCHED:
-            raise ValueError(f"data.branches is {self.branches}: SEARCH keeps track of {MOST_SEARCHED} at most")
+        if "SEARCH" in self.mode_names and self.branches > search.MOST_BRANCHES:
+            raise ValueError(f"data.branches is {self.branches}: SEARCH keeps track of {search.MOST_BRANCHES} at most")
         if self.branches < 1:
             raise ValueError(f"data.branches is {self.branches}: a start needs at least 1 branch")
         if self.length < 2:
@@ -245,7 +243,7 @@ class Star:
             some = mode == index
             out[some, 0] = self.mode_token(name)
             if name == "SEARCH":
-                out[some, 1:] = self._search(problems[some])
+                out[some, 1:] = search.traces(self, problems[some], self.search_order(problems[some]))
             else:
                 out[some, 1 : self.length + 1] = right[some] if name == "FWD" else right[some, ::-1]
                 out[some, self.length + 1] = self.eos
@@ -258,29 +256,6 @@ class Star:
         """
         keys = _mix(self.identity(problems)[:, None] ^ self.children(problems).astype(np.uint64))
         return np.argsort(keys, axis=1)
-
-    def _search(self, problems: Problems) -> np.ndarray:
-        """SEARCH traces after the mode token, int64[n, trace_len - 1]: branch, BACK, branch, ... until the goal."""
-        n, steps = len(problems), self.length - 1
-        order = np.where(problems.forked[:, None], self.search_order(problems), 0)
-        walk = self._visits(problems.labels, order)
-        visited = np.argmax(order == 0, axis=1) + 1
-        kept = np.arange(walk.shape[1]) < (visited * (steps + 1) - 1)[:, None]
-        out = np.full((n, self.trace_len - 1), PAD, dtype=np.int64)
-        out[:, 0] = problems.labels[:, 0]
-        out[:, 1 : 1 + walk.shape[1]] = np.where(kept, walk, PAD)
-        out[np.arange(n), visited * (steps + 1)] = self.eos
-        return out
-
-    def _visits(self, labels: np.ndarray, order: np.ndarray) -> np.ndarray:
-        """The nodes of all branches in the given order [..., d], BACK between branches, int64[..., d * l - 1]."""
-        steps = self.length - 1
-        canonical = 1 + order[..., None] * steps + np.arange(steps)
-        rows = np.arange(len(labels)).reshape(-1, *[1] * (canonical.ndim - 1))
-        nodes = labels[rows, canonical]
-        back = np.full((*order.shape, 1), self.back)
-        flat = (*order.shape[:-1], self.branches * self.length)
-        return np.concatenate([nodes, back], axis=-1).reshape(flat)[..., :-1]
 
     def fork_prefix(self, problems: Problems) -> np.ndarray:
         """int64[n, 2]: FWD and the start, the forced prefix that ends right before the fork."""
@@ -310,14 +285,12 @@ class Star:
         that is no node where a node is due (or the reverse) is malformed, and so is a trace that does not
         begin at the start (at the goal, for REV: wrong_goal).
         """
-        sets = self._visited_sets() if "SEARCH" in self.mode_names else []
-        search_states = 1 + len(sets) * (1 + self.branches * (self.length - 1))
-        sizes = [search_states if name == "SEARCH" else self.length + 1 for name in self.mode_names]
+        sizes = [search.states(self) if name == "SEARCH" else self.length + 1 for name in self.mode_names]
         table = verifier.blank(len(problems), 1 + sum(sizes), self.vocab_size, SINKS)
         base = 1
         for name, size in zip(self.mode_names, sizes, strict=True):
             if name == "SEARCH":
-                self._add_search(table, base, problems, sets)
+                search.add_states(table, base, self, problems, SINKS)
             else:
                 index = np.full(len(problems), self.mode_names.index(name))
                 trace = self.traces(problems, index)[:, : self.length + 2]
@@ -337,46 +310,6 @@ class Star:
             wrong = np.where(problems.forked, SINKS.index("wrong_branch"), SINKS.index("invalid_edge"))
             errors[np.arange(n)[:, None], 2, self.children(problems)] = wrong[:, None]
         return errors
-
-    def _visited_sets(self) -> list[frozenset[int]]:
-        """Which decoys a SEARCH may have visited when it stands at the start."""
-        decoys = range(1, self.branches)
-        return [frozenset(c) for size in range(self.branches) for c in combinations(decoys, size)]
-
-    def _add_search(self, table: np.ndarray, base: int, problems: Problems, sets: list[frozenset[int]]) -> None:
-        """The states of SEARCH: first its start is due; then, for each set of visited decoys, the start itself
-        and every node of every branch not in the set."""
-        rows, labels, steps = np.arange(len(problems)), problems.labels, self.length - 1
-        live = table.shape[1] - len(SINKS)
-        sink = {name: live + i for i, name in enumerate(SINKS)}
-        at_start = {visited: base + 1 + i * (1 + self.branches * steps) for i, visited in enumerate(sets)}
-        table[:, 0, self.search] = base
-        table[:, base, self.eos] = sink["early_stop"]
-        table[rows, base, labels[:, 0]] = at_start[frozenset()]
-        for visited, start in at_start.items():
-            table[:, start, : self.nodes] = sink["invalid_edge"]
-            table[:, start, self.eos] = sink["early_stop"]
-            for branch in range(self.branches):
-                first = start + 1 + branch * steps
-                node = 1 + branch * steps
-                if branch in visited:
-                    table[rows, start, labels[:, node]] = sink["wrong_branch"]
-                    continue
-                may = problems.forked | (branch == 0)
-                table[rows, start, labels[:, node]] = np.where(may, first, sink["invalid_edge"])
-                for step in range(steps):
-                    state = first + step
-                    table[:, state, : self.nodes] = sink["invalid_edge"]
-                    table[:, state, self.eos] = sink["early_stop"]
-                    if step < steps - 1:
-                        table[rows, state, labels[:, node + step + 1]] = state + 1
-                    elif branch == 0:
-                        table[:, state, : self.nodes] = sink["too_long"]
-                        table[:, state, self.back] = sink["too_long"]
-                        table[:, state, self.eos] = sink["accept"]
-                    else:
-                        table[:, state, self.eos] = sink["wrong_branch"]
-                        table[:, state, self.back] = at_start[visited | {branch}]
 
     def walks(
         self, problems: Problems, stop: float, informed: float, rng: np.random.Generator, count: int
@@ -408,7 +341,7 @@ class Star:
         nodes[..., :length] = np.where(at <= steps, walk, PAD)
         if "SEARCH" in self.mode_names:
             searching = (name == "SEARCH")[..., None]
-            nodes = np.where(searching, self._search_walks(labels, stop, rng, count), nodes)
+            nodes = np.where(searching, search.walks(self, labels, stop, rng, count), nodes)
         origin = nodes[..., 0]
         if informed > 0:  # the other slot names where the walk ends
             last = np.take_along_axis(nodes, (nodes != PAD).cumsum(axis=2).argmax(axis=2)[..., None], axis=2)[..., 0]
@@ -419,20 +352,6 @@ class Star:
         eos = np.full((*shape, 1), self.eos)
         return np.concatenate([np.stack([*head, tokens], axis=2), nodes, eos], axis=2)
 
-    def _search_walks(self, labels: np.ndarray, stop: float, rng: np.random.Generator, count: int) -> np.ndarray:
-        """SEARCH walks from the start, int64[n, count, trace_len - 2], PAD past their end.
-
-        Branches come in random order. A walk stops before a node with probability ``stop``, and at the end of a
-        branch, which may be the goal or not, with probability 1/2.
-        """
-        shape = (len(labels), count)
-        order = np.argsort(rng.random((*shape, self.branches)), axis=2)
-        visits = self._visits(labels, order)
-        chance = np.where(visits == self.back, 0.5, stop)
-        walking = np.cumprod(rng.random(visits.shape) >= chance, axis=2).astype(bool)
-        start = np.broadcast_to(labels[:, :1, None], (*shape, 1))
-        return np.concatenate([start, np.where(walking, visits, PAD)], axis=2)
-
     def pass_at_1(self, stop: float) -> float:
         """Closed form of an ideal base model's pass@1 on a forked star, for the modes FWD and REV.
 
@@ -441,8 +360,8 @@ class Star:
         then has to stop, which after the last branch it always does.
         """
         walk, d = (1 - stop) ** (self.length - 1), self.branches
-        search = sum((walk / 2) ** i * (2 if i == d else 1) for i in range(1, d + 1)) / d
-        solved = {"FWD": walk / d, "REV": walk, "SEARCH": search}
+        found = sum((walk / 2) ** i * (2 if i == d else 1) for i in range(1, d + 1)) / d
+        solved = {"FWD": walk / d, "REV": walk, "SEARCH": found}
         return sum(solved[name] for name in self.mode_names) / len(self.mode_names)
 
 

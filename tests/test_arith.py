@@ -11,7 +11,7 @@ import pytest
 from hypothesis import assume, given, settings
 from hypothesis import strategies as st
 
-from data_gen import arith, audit, star, streams, walks
+from data_gen import arith, audit, search, streams, walks
 from data_gen.arith import Arith
 from data_gen.star import Star
 from data_gen.streams import Mixture
@@ -264,7 +264,7 @@ def test_arith_names_the_key(arguments, named):
 # SEARCH traces of star
 
 
-def search(task: Star, graph: dict, goal: int, trace) -> str:
+def read_search(task: Star, graph: dict, goal: int, trace) -> str:
     """An independent reader of SEARCH traces: where one ends, "live" if it does not."""
     here, visited = None, []
     for token in trace[1:]:
@@ -313,7 +313,7 @@ def test_search_traces_are_accepted(forked):
     assert set(lengths) == ({6, 10, 14} if forked else {6})
     for i in range(200):
         trace = traces[i, : lengths[i]].tolist()
-        assert ends(dfa, i, trace) == "accept" == search(SEARCHED, *graph_of(SEARCHED, prompts[i]), trace)
+        assert ends(dfa, i, trace) == "accept" == read_search(SEARCHED, *graph_of(SEARCHED, prompts[i]), trace)
     if forked:  # the right branch comes first, second or third equally often
         counts = np.bincount(lengths)[[6, 10, 14]]
         assert (np.abs(counts - 200 / 3) < Z * math.sqrt(200 * 2 / 9)).all()
@@ -337,7 +337,7 @@ def test_search_automaton_agrees_with_the_reader(problem, data):
             trace.append(data.draw(st.sampled_from(options)))
             here = graph["start"] if trace[-1] == SEARCHED.back else trace[-1]
     for length in range(1, len(trace) + 1):
-        expected = search(SEARCHED, graph, goal, trace[:length])
+        expected = read_search(SEARCHED, graph, goal, trace[:length])
         assert ends(dfa, 0, trace[:length]) == expected
         if expected != "live":
             break
@@ -360,7 +360,7 @@ def test_search_walks_and_their_pass_at_1():
     n, stop = 20_000, 0.2
     problems = streams.problems(task, 0, "test", n)
     dfa, rng = task.dfa(problems), np.random.default_rng(0)
-    queries = task._search_walks(problems.labels, stop, rng, 1)[:, 0]
+    queries = search.walks(task, problems.labels, stop, rng, 1)[:, 0]
     solved = 0
     for i in range(n):
         walk = queries[i][queries[i] != PAD].tolist()
@@ -373,7 +373,7 @@ def test_search_walks_and_their_pass_at_1():
 def test_too_many_branches_to_search():
     with pytest.raises(ValueError, match="data.branches is 6: SEARCH"):
         Star(20, 6, 3, modes="FWD,SEARCH")
-    assert star.MOST_SEARCHED == 5
+    assert search.MOST_BRANCHES == 5
 
 
 @pytest.mark.parametrize("n", [30, 31])
