@@ -39,6 +39,19 @@ class DFA:
             state = int(self.next[problem, state, token])
         return state
 
+    def shortest(self) -> np.ndarray:
+        """int64[n, S]: the fewest tokens from each state to acceptance; more than S where there is no way."""
+        states = self.next.shape[1]
+        fewest = np.full(self.next.shape[:2], states + 1, dtype=np.int64)
+        fewest[:, self.first_sink] = 0
+        for _ in range(states):
+            through = np.take_along_axis(fewest[:, None], self.next.reshape(len(self.next), 1, -1), axis=2)
+            closer = np.minimum(fewest, 1 + through.reshape(self.next.shape).min(axis=2))
+            if (closer == fewest).all():
+                break
+            fewest = closer
+        return fewest
+
 
 def blank(n: int, live: int, vocab: int, sinks: tuple[str, ...]) -> np.ndarray:
     """Tables [n, live + sinks, V] in which every live state is malformed after any token, and sinks stay."""

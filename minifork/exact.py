@@ -32,14 +32,13 @@ def exact(tree: Tree, max_prefixes: float = math.inf, max_seconds: float = math.
     if not width >= 0:
         raise ValueError(f"width is {width}: it must not be negative")
     started = time.monotonic()
-    ends = torch.zeros(len(tree), tree.sinks, dtype=torch.float64, device=tree.dfa.device)
+    ends = tree.no_ends(torch.float64)
     rows, state, logits = tree.root(1.0, ends)
-    drawn = torch.zeros_like(ends[:, 0])
     mass = torch.ones(len(rows), dtype=torch.float64, device=tree.dfa.device)
     frontier, evaluated = Frontier(), 0
     while len(rows):
         p = torch.softmax(tree.sampled_from(logits, rows.problem).double(), dim=-1)
-        frontier.push(absorb(tree, rows, state, p * mass[:, None], ends, drawn))
+        frontier.push(absorb(tree, rows, state, p * mass[:, None], ends))
         spent = evaluated >= max_prefixes or time.monotonic() - started >= max_seconds
         if not frontier.blocks or spent or float(frontier.mass(tree).max()) <= width:
             break
@@ -47,8 +46,8 @@ def exact(tree: Tree, max_prefixes: float = math.inf, max_seconds: float = math.
         rows, logits = block.decode(tree.model)
         state, mass = block.state, block.weight
         evaluated += len(block)
-    tokens = tree.forced_len + drawn.cpu().numpy()
-    return Result("exact", ends.cpu().numpy(), frontier.mass(tree).cpu().numpy(), None, evaluated, tokens)
+    ends, tokens = ends.cpu().numpy()
+    return Result("exact", ends, frontier.mass(tree).cpu().numpy(), None, evaluated, tokens)
 
 
 class Frontier:

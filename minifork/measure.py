@@ -2,12 +2,14 @@
 
 import time
 from dataclasses import dataclass
+from functools import cached_property
 
 import numpy as np
 import torch
 from torch import Tensor
 
 from data_gen.task import PAD, Problems, Task
+from data_gen.verifier import DFA
 from minifork import agree, passk, records, strata
 from minifork.config import Config, Eval
 from minifork.engines import solve
@@ -31,6 +33,11 @@ class ProblemSet:
     fork: Tensor
     branches: Tensor
     sinks: tuple[str, ...]
+
+    @cached_property
+    def shortest(self) -> Tensor:
+        """int64[n, S]: the fewest tokens from each state of the automata to acceptance."""
+        return torch.from_numpy(DFA(self.dfa.cpu().numpy(), self.sinks).shortest())
 
 
 @dataclass(frozen=True)
@@ -87,13 +94,23 @@ def mode_probabilities(tree: Tree, task: Task) -> np.ndarray:
     return torch.softmax(tree.prompts.logits[:, tokens].double(), dim=1).cpu().numpy()
 
 
+def shortest_trace(task: Task, problems: ProblemSet, mode: str) -> np.ndarray:
+    """int64[n]: the tokens of the shortest trace of each problem that is right in this mode."""
+    begun = problems.dfa[:, 0, task.mode_token(mode)].cpu()
+    return 1 + problems.shortest.gather(1, begun[:, None])[:, 0].numpy()
+
+
 def iid(config: Config, tree: Tree, problems: ProblemSet, weights: np.ndarray, checked: bool) -> Measured:
     """i.i.d. samples, free and with each mode forced, by the engine that eval.engine names."""
     settings, ks = config.eval, powers_of_two(config.eval.max_k)
     trees = {None: tree} | {mode: force_mode(tree, config.data, mode) for mode in config.data.mode_names}
     found = {mode: solve(settings.engine, t, settings.budget, settings.rollouts, SEED) for mode, t in trees.items()}
     record = records.coverage(found[None], ks, weights)
-    record["forced"] = {mode: records.coverage(found[mode], ks, weights) for mode in config.data.mode_names}
+    record["forced"] = {
+        mode: records.coverage(found[mode], ks, weights)
+        | {"wasted": records.wasted(found[mode], shortest_trace(config.data, problems, mode))}
+        for mode in config.data.mode_names
+    }
     record["errors"] = records.errors(found[None], problems.sinks)
     p = {mode or "free": result.p_lo for mode, result in found.items()}
     for mode, result in found.items():

@@ -36,7 +36,7 @@ def coverage(result: Result, ks: Sequence[int], weights: np.ndarray) -> dict:
     return {
         "engine": result.engine,
         "n": result.n,
-        "tokens": float(result.tokens.mean()),
+        "tokens": float(result.tokens.sum() / result.ends.sum()),
         "pass_at": by_k(ks, passed),
         **bounds,
         "ci95": intervals(ks, weights @ solved),
@@ -46,6 +46,15 @@ def coverage(result: Result, ks: Sequence[int], weights: np.ndarray) -> dict:
         "cover_at": {f"{tau:g}": float(v) for tau, v in zip(TAUS, passk.cover_at(p, TAUS), strict=True)},
         "sampling_error": None if result.n is None else by_k(ks, [passk.sampling_error(p, result.n, k) for k in ks]),
     }
+
+
+def wasted(result: Result, shortest: np.ndarray) -> float | None:
+    """Tokens by which an accepted trace is longer than it had to be, averaged over accepted traces; None without any.
+
+    shortest: int64[B], the tokens of the shortest accepted trace of each problem.
+    """
+    accepted = result.ends[:, 0]
+    return float((result.tokens[:, 0] - accepted * shortest).sum() / accepted.sum()) if accepted.any() else None
 
 
 def width(record: dict) -> float:
@@ -154,13 +163,17 @@ def table(records: list[dict]) -> str:
 
 
 def mode_table(records: list[dict]) -> str:
-    """What each mode is worth when it is forced: pass@1 and tokens a trace, for the final checkpoint of every run."""
+    """What each mode is worth when it is forced, for the final checkpoint of every run: pass@1, tokens a trace, and
+    wasted ones, by which accepted traces are longer than the shortest."""
     last = _last(records)
     modes = next(iter(last.values()))["forced"]
-    lines = [f"{'forced mode':<34}" + "".join(f"{mode:>8} pass@1  tokens" for mode in modes)]
+    lines = [f"{'forced mode':<34}" + "".join(f"{mode:>8} pass@1  tokens wasted" for mode in modes)]
     for (run, test_set), record in last.items():
         name = run + (f" ({test_set})" if test_set != "plain" else "")
-        cells = [f"{f['pass_at']['1']:>15.3f}{f['tokens']:>8.2f}" for f in record["forced"].values()]
+        cells = []
+        for forced in record["forced"].values():
+            waste = "-" if forced["wasted"] is None else f"{forced['wasted']:.2f}"
+            cells.append(f"{forced['pass_at']['1']:>15.3f}{forced['tokens']:>8.2f}{waste:>7}")
         lines.append(f"{name:<34}" + "".join(cells))
     return "\n".join(lines)
 

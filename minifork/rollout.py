@@ -37,8 +37,7 @@ def rollout(tree: Tree, n: int, seed: int, traces: bool = False) -> Result:
     """
     if n < 1:
         raise ValueError(f"n is {n}: sample at least 1 rollout a problem")
-    ends = torch.zeros(len(tree), tree.sinks, dtype=torch.int64, device=tree.dfa.device)
-    drawn = torch.zeros_like(ends[:, 0])
+    ends = tree.no_ends(torch.int64)
     kept = _no_traces(tree, n) if traces else None
     problems_at_once, rollouts_at_once = max(1, ROWS // n), min(n, ROWS)
     evaluated = 0
@@ -47,14 +46,14 @@ def rollout(tree: Tree, n: int, seed: int, traces: bool = False) -> Result:
         for first in range(0, n, rollouts_at_once):
             ids = slice(first, min(first + rollouts_at_once, n))
             part = kept and Traces(kept.tokens[some, ids], kept.logp[some, ids], kept.sink[some, ids])
-            evaluated += _roll(tree[some], seed, ids, ends[some], drawn[some], part)
-    tokens = tree.forced_len + drawn.cpu().numpy() / n
-    return Result("rollout", ends.cpu().numpy() / n, np.zeros(len(tree)), n, evaluated, tokens, kept)
+            evaluated += _roll(tree[some], seed, ids, ends[:, some], part)
+    ends, tokens = ends.cpu().numpy() / n
+    return Result("rollout", ends, np.zeros(len(tree)), n, evaluated, tokens, kept)
 
 
-def _roll(tree: Tree, seed: int, ids: slice, ends: Tensor, drawn: Tensor, traces: Traces | None) -> int:
-    """Run the rollouts ``ids`` of every problem, add where they end to ends [B, sinks] and how many tokens they
-    drew to drawn [B]; returns the tokens decoded."""
+def _roll(tree: Tree, seed: int, ids: slice, ends: Tensor, traces: Traces | None) -> int:
+    """Run the rollouts ``ids`` of every problem and add where they end to ends [2, B, sinks]; returns the
+    tokens decoded."""
     n = ids.stop - ids.start
     rows, state, logits = tree.root(n, ends)
     if traces:
@@ -67,13 +66,13 @@ def _roll(tree: Tree, seed: int, ids: slice, ends: Tensor, drawn: Tensor, traces
         sampled = tree.sampled_from(logits, problem)
         u = uniform(seed, ids.start + rollout_id, rows.length, tree.ids[problem], SAMPLE)
         token = draw(sampled, u)
-        drawn += torch.bincount(problem, minlength=len(tree))
         state = tree.dfa[problem, state, token]
         if rows.length == tree.max_new - 1:
             state = torch.where(state < tree.first_sink, tree.dfa.shape[1] - 1, state)
         done = state >= tree.first_sink
         sink = state[done] - tree.first_sink
-        ends += torch.bincount(problem[done] * tree.sinks + sink, minlength=ends.numel()).view_as(ends)
+        ended = torch.bincount(problem[done] * tree.sinks + sink, minlength=ends[0].numel()).view_as(ends[0])
+        ends += torch.stack([ended, ended * (rows.length + 1)])
         if traces:
             traces.tokens[problem, rollout_id, rows.length] = token
             logp = torch.log_softmax(sampled, dim=-1).gather(1, token[:, None])[:, 0]

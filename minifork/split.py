@@ -25,8 +25,7 @@ def split(tree: Tree, n: int, seed: int) -> Result:
     """
     if not 1 <= n <= LARGEST_N:
         raise ValueError(f"n is {n}: split takes 1 to {LARGEST_N:,} rollouts a problem")
-    ends = torch.zeros(len(tree), tree.sinks, dtype=torch.int64, device=tree.dfa.device)
-    drawn = torch.zeros_like(ends[:, 0])
+    ends = tree.no_ends(torch.int64)
     rows, state, logits = tree.root(n, ends)
     count = torch.full_like(state, n)
     generators: dict[tuple[int, int], np.random.Generator] = {}
@@ -36,7 +35,7 @@ def split(tree: Tree, n: int, seed: int) -> Result:
         p = torch.softmax(tree.sampled_from(logits, rows.problem).double(), dim=-1).cpu().numpy()
         problem = tree.ids[rows.problem].cpu().numpy()
         children = _split(p, count.cpu().numpy(), problem, rows.length, seed, generators)
-        block = absorb(tree, rows, state, torch.from_numpy(children).to(count.device), ends, drawn)
+        block = absorb(tree, rows, state, torch.from_numpy(children).to(count.device), ends)
         waiting += [block[some] for some in chunks(len(block), ROWS)][::-1]
         if not waiting:
             break
@@ -44,8 +43,8 @@ def split(tree: Tree, n: int, seed: int) -> Result:
         rows, logits = block.decode(tree.model)
         state, count = block.state, block.weight
         evaluated += len(block)
-    tokens = tree.forced_len + drawn.cpu().numpy() / n
-    return Result("split", ends.cpu().numpy() / n, np.zeros(len(tree)), n, evaluated, tokens)
+    ends, tokens = ends.cpu().numpy() / n
+    return Result("split", ends, np.zeros(len(tree)), n, evaluated, tokens)
 
 
 def _split(

@@ -84,10 +84,14 @@ class Tree:
             logits = self.model.decode(token, rows)
         return rows, logits
 
+    def no_ends(self, dtype: torch.dtype) -> Tensor:
+        """[2, B, sinks] of zeros: for every sink the weight of the traces that end there, and weight x length."""
+        return torch.zeros(2, len(self), self.sinks, dtype=dtype, device=self.dfa.device)
+
     def root(self, weight: float, ends: Tensor) -> tuple[Rows, Tensor, Tensor]:
         """The live prefixes of no more than the forced tokens: rows, states int64[R], next logits [R, V].
 
-        Problems whose forced tokens already lead to a sink add ``weight`` to ends [B, sinks] instead.
+        Problems whose forced tokens already lead to a sink add ``weight`` to ends [2, B, sinks] instead.
         """
         rows, logits = self.after_forced()
         state = torch.zeros_like(rows.problem)
@@ -96,7 +100,9 @@ class Tree:
         live = state < self.first_sink
         if live.all():
             return rows, state, logits
-        ends[rows.problem[~live], state[~live] - self.first_sink] += weight
+        ended = rows.problem[~live], state[~live] - self.first_sink
+        ends[0][ended] += weight
+        ends[1][ended] += weight * self.forced_len
         live = live.nonzero()[:, 0]
         return rows.take(live), state[live], logits[live]
 
@@ -137,7 +143,7 @@ class Result:
     engine: "exact", "split" or "rollout". ends: float64[B, sinks], what is known of the probability of each
     sink; for the samplers, the share of n rollouts. unknown: float64[B], probability not explored; ends and
     unknown sum to 1. n: rollouts a problem, None where nothing was sampled. evaluated: prefixes decoded.
-    tokens: float64[B], the mean length of a trace, forced tokens included (of what was explored).
+    tokens: float64[B, sinks], ends x the mean length (tokens, forced ones included) of the traces that end there.
     """
 
     engine: str
@@ -201,23 +207,24 @@ class Block:
         return rows, model.decode(self.token, rows)
 
 
-def absorb(tree: Tree, rows: Rows, state: Tensor, weight: Tensor, ends: Tensor, drawn: Tensor) -> Block:
-    """Send the weight of each next token to the sink it reaches; the live children remain.
+def absorb(tree: Tree, rows: Rows, state: Tensor, weight: Tensor, ends: Tensor) -> Block:
+    """Send the weight of each next token to the sink it reaches, in ends [2, B, sinks]; the live children remain.
 
-    state: int64[R], the state of each row; weight: [R, V], what passes through each next token. Added to
-    in place: ends [B, sinks], and drawn [B], the tokens drawn in all traces. What is still live at the length
-    limit goes to the last sink.
+    state: int64[R], the state of each row; weight: [R, V], what passes through each next token. What is still
+    live at the length limit goes to the last sink.
     """
-    drawn.index_add_(0, rows.problem, weight.sum(dim=1))
+    length = rows.length + 1
     after = tree.dfa[rows.problem, state]
     ended = after >= tree.first_sink
     row, token = (ended & (weight > 0)).nonzero(as_tuple=True)
     place = rows.problem[row] * tree.sinks + after[row, token] - tree.first_sink
-    ends.view(-1).index_add_(0, place, weight[row, token])
+    ends[0].view(-1).index_add_(0, place, weight[row, token])
+    ends[1].view(-1).index_add_(0, place, weight[row, token] * length)
     row, token = (~ended & (weight > 0)).nonzero(as_tuple=True)
     children = Block(rows, row, token, after[row, token], weight[row, token])
-    if rows.length == tree.max_new - 1:
-        ends[:, -1].index_add_(0, children.problem, children.weight)
+    if length == tree.max_new:
+        ends[0, :, -1].index_add_(0, children.problem, children.weight)
+        ends[1, :, -1].index_add_(0, children.problem, children.weight * length)
         return children[:0]
     return children
 

@@ -286,6 +286,21 @@ def test_dfa_agrees_with_the_grader_everywhere(given_problems):
 
 
 @hypothesis_settings
+@given(tasks_with_problems())
+def test_shortest_counts_the_tokens_to_acceptance(given_problems):
+    """Along a right trace they count down to 0; from every state they are 1 + the least of its successors."""
+    task, problems = given_problems
+    dfa = task.dfa(problems)
+    fewest, never = dfa.shortest(), dfa.next.shape[1]
+    for i, trace in enumerate(task.traces(problems, np.arange(len(problems)) % len(task.mode_names))):
+        states = [dfa.run(i, trace[:length]) for length in range(len(trace) + 1)]
+        assert fewest[i, states].tolist() == list(range(len(trace), -1, -1))
+        for state in range(dfa.first_sink):
+            assert fewest[i, state] == 1 + min(fewest[i, dfa.next[i, state]])
+        assert (fewest[i, dfa.first_sink + 1 :] > never).all() and fewest[i, dfa.first_sink] == 0
+
+
+@hypothesis_settings
 @given(tasks_with_problems(), st.data())
 def test_dfa_agrees_with_the_grader_on_mutated_traces(given_problems, data):
     task, problems = given_problems

@@ -24,6 +24,7 @@ from minifork.model import Rows
 from minifork.philox import philox4x32, uniform
 from minifork.policy import parse
 from minifork.rollout import draw, rollout
+from minifork.split import split
 from minifork.tree import Tree
 
 TASK = Star(nodes=8, branches=2, length=3)
@@ -500,6 +501,21 @@ def test_no_rollouts_are_refused(random_case, n):
 # what rollouts can tell besides counts
 
 
+def test_lengths_agree(random_case):
+    """Mean lengths by sink: exact within five standard errors of split's and rollout's; lengths add up."""
+    model, prompts, dfa, _ = random_case
+    tree = Tree(model, prompts, dfa, RANDOM_SINKS, LONGEST)
+    known, n = exact(tree), 2000
+    mean = known.tokens.sum(axis=1)
+    for sampled in (split(tree, n, 3), rollout(tree, n, 3)):
+        error = LONGEST / 2 / math.sqrt(n)  # the standard error of a length is at most this
+        assert np.abs(sampled.tokens.sum(axis=1) - mean).max() < 5 * error
+        assert abs((sampled.tokens.sum(axis=1) - mean).mean()) < 5 * error / math.sqrt(len(tree))
+        assert (sampled.tokens >= sampled.ends - 1e-9).all()
+        assert (sampled.tokens <= LONGEST * sampled.ends + 1e-9).all()
+    assert (mean > 1).all() and (mean <= LONGEST + 1e-9).all()
+
+
 @pytest.mark.parametrize("decoder", ["temperature=1", "temperature=0.5,top_k=3"])
 def test_traces(random_case, decoder):
     """Tokens lead to the sink, -1 follows, log-probabilities are those of the policy on the training path."""
@@ -512,6 +528,9 @@ def test_traces(random_case, decoder):
     for problem in range(20):
         counted = np.bincount(sink[problem].numpy(), minlength=RANDOM_SINKS)
         assert np.array_equal(counted, np.rint(result.ends[problem] * 30).astype(int))
+        lengths = (tokens[problem] >= 0).sum(dim=1).numpy()
+        total = np.bincount(sink[problem].numpy(), weights=lengths, minlength=RANDOM_SINKS)
+        np.testing.assert_allclose(result.tokens[problem] * 30, total)
         for trace, end, each in zip(tokens[problem].tolist(), sink[problem].tolist(), logp[problem], strict=True):
             state, drawn = 0, [token for token in trace if token >= 0]
             for token in drawn:

@@ -157,7 +157,7 @@ def test_a_wrong_result_fails_the_cross_check(two_runs, monkeypatch, capsys):
 def test_bounds_that_rollouts_contradict_fail_the_cross_check(two_runs, monkeypatch):
     def inverted(engine, tree, budget, n, seed):
         ends = 1 - rollout(tree, 64, 5).ends
-        return Result("exact", ends * 0.9, np.full(len(tree), 0.05), None, 0, np.ones(len(tree)))
+        return Result("exact", ends * 0.9, np.full(len(tree), 0.05), None, 0, np.ones_like(ends))
 
     monkeypatch.setattr(measuring, "solve", inverted)
     assert two_runs("eval") == 1

@@ -81,7 +81,7 @@ def test_search(tmp_path, capsys):
     assert pipeline("sft", *third) == pipeline("sft", *third, "sft.allocation=problem") == 0
     assert pipeline("eval") == pipeline("eval", "eval.forked=false", "name=no-fork") == 0
     out = capsys.readouterr().out
-    assert "SEARCH pass@1  tokens" in out
+    assert "SEARCH pass@1  tokens wasted" in out
     for name in ("", "no-fork"):
         result = results(pipeline, name)
         assert all(check["agrees"] for check in result["checks"])
@@ -90,6 +90,8 @@ def test_search(tmp_path, capsys):
             assert record["mode"]["p_forward"] == record["mode"]["p"]["FWD"]
             assert sum(record["mode"]["p"].values()) == pytest.approx(1)
             assert record["tokens"] >= 1 and all(forced["tokens"] >= 2 for forced in record["forced"].values())
+            wasted = {mode: forced["wasted"] for mode, forced in record["forced"].items()}
+            assert abs(wasted["FWD"]) < 1e-5 > abs(wasted["REV"]) and -1e-5 < wasted["SEARCH"] <= 3 + 1e-5
     runs = {record["run"] for record in results(pipeline)["records"]}
     assert runs == {"base-seed0", "sft-fork0.3333-FWD+REV+SEARCH-seed0", "sft-problem-FWD+REV+SEARCH-seed0"}
 
