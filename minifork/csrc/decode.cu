@@ -47,6 +47,8 @@ FN int opaque(int number) {  // what is derived from it is derived anew, and tak
     return number;
 }
 
+#define FOR_SLOTS for (int slot = 0; slot < SLOTS; ++slot)
+
 typedef unsigned u32;
 typedef unsigned long long u64;
 
@@ -235,7 +237,7 @@ FN void multiply(const real* a, const real* __restrict__ w, int columns, int war
     ROLLED
     for (int from = warp * MOST; from < tiles; from += THREADS / 32 * MOST) {
         float c[SLOTS][MOST][M][4];
-        FOR_LANES for (int t = 0; t < MOST; ++t)
+        FOR_SLOTS for (int t = 0; t < MOST; ++t)
             for (int m = 0; m < M; ++m)
                 for (int i = 0; i < 4; ++i) c[slot][t][m][i] = 0;
         ROLLED

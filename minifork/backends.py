@@ -1,0 +1,106 @@
+"""Which way to run rollouts: on a CPU the torch reference; on a GPU the fused kernel, or a CUDA graph of torch
+operations where the kernel cannot run. All draw the same tokens from the same logits."""
+
+import warnings
+from functools import lru_cache
+
+import torch
+from torch import Tensor
+
+from minifork import kernel
+from minifork.cuda import GPU, Unavailable
+from minifork.graphed import empty_rows, graphed
+from minifork.kernel import Build
+from minifork.rollout import rollout
+from minifork.tree import Result, Tree
+
+_tested: set[Build] = set()
+TOLERANCE = {0: 1e-3, 1: 0.02}  # of token probabilities against torch's fp32: the largest in fp32, the mean in bf16
+
+
+def sample(tree: Tree, n: int, seed: int, traces: bool = False, bf16: bool = False) -> Result:
+    """Where n rollouts a problem end, as `minifork.rollout.rollout`, in the fastest way there is.
+
+    bf16: let the kernel calculate in bf16, which moves p by up to some percent (docs/kernel.md).
+    """
+    if tree.dfa.device.type != "cuda":
+        return rollout(tree, n, seed, traces)
+    reason = kernel.unsupported(tree)
+    if reason is None:
+        try:
+            gpu = machine(tree.dfa.device)
+            rows = ready(gpu, tree, gpu.rows(len(tree) * n), bf16)
+            return kernel.run(tree, n, seed, gpu, rows, bf16, traces)
+        except Unavailable as error:
+            reason = str(error)
+    warn_once(f"rollouts run without the fused kernel, several times slower: {reason}")
+    return rollout(tree, n, seed, traces) if traces else graphed(tree, n, seed)
+
+
+@lru_cache
+def machine(device: torch.device) -> GPU:
+    """The GPU, with the kernels loaded so far. Raises Unavailable."""
+    return GPU(device)
+
+
+def ready(gpu: GPU, tree: Tree, rows: int, bf16: bool) -> int:
+    """The rows a block decodes: ``rows``, or fewer where so many do not fit. Raises Unavailable where none do.
+
+    A kernel that was just compiled is tested first; the cache remembers that it passed.
+    """
+    sizes = [size for size in kernel.TILES if size <= rows]
+    for size in sizes:
+        build = kernel.build_for(tree, size, bf16)
+        try:
+            entry = gpu.function(build).entry
+        except Unavailable:
+            if size == sizes[-1]:
+                raise
+            continue
+        if build not in _tested and not (entry.tested and entry.tested.exists()):
+            self_test(gpu, tree, size, bf16)
+            if entry.tested:
+                entry.tested.touch()
+        _tested.add(build)
+        return size
+    raise Unavailable("no tile fits")
+
+
+def self_test(machine: kernel.Machine, tree: Tree, rows: int, bf16: bool) -> None:
+    """Compare the kernel's token probabilities on traces that it sampled with torch's; raises Unavailable if they differ."""
+    some = tree[: min(len(tree), 64)]
+    traces = kernel.run(some, 32, 0, machine, rows, bf16, traces=True).traces
+    scored = kernel.score(some, traces.tokens, machine, rows, bf16)
+    expected = teacher_forced(some, traces.tokens)
+    apart = (scored.exp() - expected.exp()).abs()
+    apart = apart[traces.tokens >= 0]
+    if not (float(apart.mean() if bf16 else apart.max()) <= TOLERANCE[int(bf16)]):
+        raise Unavailable("it disagrees with torch on this GPU")
+    if float((scored - traces.logp.double()).abs().max()) > 1e-5:
+        raise Unavailable("it scores its own traces otherwise than it sampled them")
+
+
+@torch.no_grad()
+def teacher_forced(tree: Tree, tokens: Tensor) -> Tensor:
+    """The log-probabilities float64[B, n, T] of traces int64[B, n, T] (-1 past the end) under the tree's policy.
+
+    By torch, in fp32; 0 past the end and for the tree's forced tokens.
+    """
+    count, n, length = tokens.shape
+    rows = empty_rows(tree, n)
+    flat = tokens.reshape(count * n, length)
+    logp = torch.zeros(flat.shape, dtype=torch.float64, device=flat.device)
+    logits = tree.prompts.logits[rows.problem]
+    for step in range(length):
+        if step >= tree.forced_len:
+            each = torch.log_softmax(tree.policy(logits).double(), dim=1)
+            logp[:, step] = each.gather(1, flat[:, step : step + 1].clamp(min=0))[:, 0]
+        if step < length - 1:
+            logits = tree.model.decode(flat[:, step].clamp(min=0), rows)
+    return logp.where(flat >= 0, 0.0).view(tokens.shape)
+
+
+@lru_cache
+def warn_once(text: str) -> None:
+    """Say it the first time only."""
+    warnings.warn(text, stacklevel=3)

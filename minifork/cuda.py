@@ -1,0 +1,264 @@
+"""csrc/decode.cu on a GPU: compiled by NVRTC (or nvcc), kept in a cache, launched through the CUDA driver.
+
+NVRTC comes with torch's CUDA wheels and compiles to machine code (cubin), so neither a toolkit nor a C++ compiler
+is needed. A cache entry is a digest followed by the cubin: an entry that does not match its digest is built anew.
+"""
+
+import ctypes
+import fcntl
+import hashlib
+import importlib.util
+import os
+import re
+import shutil
+import subprocess
+import tempfile
+from collections.abc import Callable
+from dataclasses import dataclass, field
+from functools import lru_cache
+from pathlib import Path
+
+import torch
+
+from minifork.kernel import SOURCE, TILES, Args, Build
+
+DIGEST = 32  # bytes of SHA-256
+SHARED_BYTES = 8  # CU_FUNC_ATTRIBUTE_MAX_DYNAMIC_SHARED_SIZE_BYTES
+
+
+class Unavailable(Exception):
+    """The kernel cannot be compiled or launched here; the message says why, in one line."""
+
+
+# compiling
+
+
+@dataclass(frozen=True)
+class Compiler:
+    """A compiler by name and version; compile(source, options) returns the cubin and the compiler's log."""
+
+    name: str
+    compile: Callable[[str, list[str]], tuple[bytes, str]]
+
+
+@lru_cache
+def find_compiler() -> Compiler:
+    """NVRTC of an installed wheel or of the system, else nvcc. Raises Unavailable when there is neither."""
+    for path in _nvrtc_paths():
+        try:
+            for builtins in sorted(Path(path).parent.glob("libnvrtc-builtins.so*")):
+                ctypes.CDLL(str(builtins), mode=ctypes.RTLD_GLOBAL)  # NVRTC looks it up by name only
+            return _nvrtc(ctypes.CDLL(path))
+        except OSError:
+            continue
+    nvcc = shutil.which("nvcc")
+    if nvcc:
+        return _nvcc(nvcc)
+    raise Unavailable("no NVRTC and no nvcc found (pip install nvidia-cuda-nvrtc)")
+
+
+def _nvrtc_paths() -> list[str]:
+    spec = importlib.util.find_spec("nvidia")
+    roots = [Path(root) for root in spec.submodule_search_locations] if spec else []
+    found = [str(p) for root in roots for p in sorted(root.glob("*/lib/libnvrtc.so.*")) if "alt" not in p.name]
+    return [*found, "libnvrtc.so", "libnvrtc.so.13", "libnvrtc.so.12"]
+
+
+def _nvrtc(library: ctypes.CDLL) -> Compiler:
+    major, minor = ctypes.c_int(), ctypes.c_int()
+    library.nvrtcVersion(ctypes.byref(major), ctypes.byref(minor))
+    library.nvrtcGetErrorString.restype = ctypes.c_char_p
+
+    def text(program: ctypes.c_void_p, what: str) -> bytes:
+        size = ctypes.c_size_t()
+        getattr(library, f"nvrtcGet{what}Size")(program, ctypes.byref(size))
+        buffer = ctypes.create_string_buffer(size.value)
+        getattr(library, f"nvrtcGet{what}")(program, buffer)
+        return buffer.raw
+
+    def compile(source: str, options: list[str]) -> tuple[bytes, str]:
+        program = ctypes.c_void_p()
+        library.nvrtcCreateProgram(ctypes.byref(program), source.encode(), b"decode.cu", 0, None, None)
+        array = (ctypes.c_char_p * len(options))(*(option.encode() for option in options))
+        code = library.nvrtcCompileProgram(program, len(options), array)
+        log = text(program, "ProgramLog").rstrip(b"\0").decode()
+        if code:
+            raise Unavailable(f"NVRTC: {library.nvrtcGetErrorString(code).decode()}: {_first_error(log)}")
+        cubin = text(program, "CUBIN")
+        library.nvrtcDestroyProgram(ctypes.byref(program))
+        return cubin, log
+
+    return Compiler(f"nvrtc {major.value}.{minor.value}", compile)
+
+
+def _nvcc(path: str) -> Compiler:
+    version = subprocess.run([path, "--version"], capture_output=True, text=True).stdout.split("\n")[-3:]
+
+    def compile(source: str, options: list[str]) -> tuple[bytes, str]:
+        with tempfile.TemporaryDirectory() as folder:
+            file, cubin = Path(folder, "decode.cu"), Path(folder, "decode.cubin")
+            file.write_text(source)
+            command = [path, "-cubin", *options, str(file), "-o", str(cubin)]
+            done = subprocess.run(command, capture_output=True, text=True)
+            if done.returncode:
+                raise Unavailable(f"nvcc: {_first_error(done.stderr)}")
+            return cubin.read_bytes(), done.stderr
+
+    return Compiler(f"nvcc {' '.join(version).strip()}", compile)
+
+
+def _first_error(log: str) -> str:
+    lines = [line.strip() for line in log.splitlines() if line.strip()]
+    return next((line for line in lines if "error" in line), lines[0] if lines else "no message")
+
+
+def options(build: Build, arch: str) -> list[str]:
+    """The compiler's options; arch as "sm_90".
+
+    Products and sums are fused only where the source says so (fmad=false), so that fp32 results are those of the
+    host twin. Two blocks share a multiprocessor where their registers and shared memory allow it.
+    """
+    together = 2 if build.bf16 and build.width < 256 else 1
+    flags = [f"--gpu-architecture={arch}", "--std=c++17", "--fmad=false", "--ptxas-options=-v"]
+    return [*flags, *build.defines(), f"-DBLOCKS_PER_SM={together}"]
+
+
+def spilled_bytes(log: str) -> int:
+    """Bytes of registers spilled in all functions that a compiler's log tells of."""
+    return sum(int(number) for number in re.findall(r"(\d+) bytes spill (?:stores|loads)", log))
+
+
+# the cache
+
+
+def cache_folder() -> Path:
+    """Where compiled kernels are kept: $XDG_CACHE_HOME/minifork, by default ~/.cache/minifork."""
+    return Path(os.environ.get("XDG_CACHE_HOME") or Path.home() / ".cache") / "minifork"
+
+
+@dataclass(frozen=True)
+class Entry:
+    """A compiled kernel: its machine code, and the file that says that it passed its self-test (None: not cached)."""
+
+    cubin: bytes
+    tested: Path | None
+
+
+def compiled(build: Build, arch: str, folder: Path, compiler: Compiler | None = None) -> Entry:
+    """The cubin of a build, from the cache if it is there and sound; else compiled and cached.
+
+    Processes that want the same entry wait for the first of them. Where the folder cannot be written the cubin is
+    compiled every time. Raises Unavailable.
+    """
+    compiler = compiler or find_compiler()
+    source = SOURCE.read_text()
+    flags = options(build, arch)
+    key = hashlib.sha256("\0".join([source, compiler.name, *flags]).encode()).hexdigest()[:24]
+    path = folder / f"{key}.cubin"
+    try:
+        folder.mkdir(parents=True, exist_ok=True)
+        with open(folder / f"{key}.lock", "w") as lock:
+            fcntl.flock(lock, fcntl.LOCK_EX)
+            cubin = _read(path)
+            if cubin is None:
+                path.with_suffix(".tested").unlink(missing_ok=True)
+                cubin = compiler.compile(source, flags)[0]
+                unfinished = path.with_suffix(f".{os.getpid()}")
+                unfinished.write_bytes(hashlib.sha256(cubin).digest() + cubin)
+                unfinished.replace(path)
+            return Entry(cubin, path.with_suffix(".tested"))
+    except OSError:
+        return Entry(compiler.compile(source, flags)[0], None)
+
+
+def _read(path: Path) -> bytes | None:
+    """The cubin of a cache entry, None if there is none or it is damaged."""
+    try:
+        stored = path.read_bytes()
+    except FileNotFoundError:
+        return None
+    cubin = stored[DIGEST:]
+    return cubin if cubin and hashlib.sha256(cubin).digest() == stored[:DIGEST] else None
+
+
+# launching
+
+
+@dataclass
+class GPU:
+    """A machine (see `minifork.kernel.Machine`): one CUDA device. Raises Unavailable when it is too old."""
+
+    device: torch.device
+    folder: Path = field(default_factory=cache_folder)
+
+    def __post_init__(self) -> None:
+        major, minor = torch.cuda.get_device_capability(self.device)
+        if major < 8:
+            raise Unavailable(f"compute capability {major}.{minor} (it needs 8.0)")
+        self.arch = f"sm_{major}{minor}"
+        self.processors = torch.cuda.get_device_properties(self.device).multi_processor_count
+        self.loaded: dict[Build, _Function] = {}
+        try:
+            self.driver = ctypes.CDLL("libcuda.so.1")
+        except OSError:
+            raise Unavailable("libcuda.so.1, the driver, is not found") from None
+
+    def rows(self, work: int) -> int:
+        """The largest tile that still gives every multiprocessor a block."""
+        return next((rows for rows in TILES if work >= rows * self.processors), TILES[-1])
+
+    def blocks(self, build: Build, work: int) -> int:
+        resident = self.function(build).resident * self.processors
+        return max(1, min(resident, -(-work // build.rows)))
+
+    def launch(self, build: Build, args: Args, blocks: int) -> None:
+        function = self.function(build)
+        with torch.cuda.device(self.device):
+            stream = ctypes.c_void_p(torch.cuda.current_stream().cuda_stream)
+            pointers = (ctypes.c_void_p * 1)(ctypes.cast(ctypes.byref(args), ctypes.c_void_p))
+            threads, shared = 256, function.shared
+            self._check(
+                self.driver.cuLaunchKernel(function.handle, blocks, 1, 1, threads, 1, 1, shared, stream, pointers, None)
+            )
+
+    def function(self, build: Build) -> "_Function":
+        """The loaded kernel; compiled and loaded at the first call."""
+        if build not in self.loaded:
+            torch.zeros(1, device=self.device)  # makes torch's context the current one
+            entry = compiled(build, self.arch, self.folder)
+            with torch.cuda.device(self.device):
+                self.loaded[build] = self._load(entry)
+        return self.loaded[build]
+
+    def _load(self, entry: Entry) -> "_Function":
+        module, handle, address, size = (ctypes.c_void_p() for _ in range(4))
+        driver, where = self.driver, ctypes.byref
+        self._check(driver.cuModuleLoadData(where(module), entry.cubin))
+        self._check(driver.cuModuleGetFunction(where(handle), module, b"decode"))
+        self._check(driver.cuModuleGetGlobal_v2(where(address), where(size), module, b"tile_bytes"))
+        shared = ctypes.c_int()
+        self._check(driver.cuMemcpyDtoH_v2(where(shared), address, ctypes.c_size_t(4)))
+        self._check(driver.cuFuncSetAttribute(handle, SHARED_BYTES, shared))
+        resident = ctypes.c_int()
+        occupancy = driver.cuOccupancyMaxActiveBlocksPerMultiprocessor
+        self._check(occupancy(where(resident), handle, 256, ctypes.c_size_t(shared.value)))
+        if resident.value < 1:
+            raise Unavailable(f"a block needs {shared.value} bytes of shared memory, more than this GPU has")
+        return _Function(module, handle, shared.value, resident.value, entry)
+
+    def _check(self, code: int) -> None:
+        if code:
+            text = ctypes.c_char_p()
+            self.driver.cuGetErrorString(code, ctypes.byref(text))
+            raise Unavailable(f"CUDA driver: {(text.value or b'').decode() or code}")
+
+
+@dataclass(frozen=True)
+class _Function:
+    """A loaded kernel: driver handles, bytes of shared memory, blocks that a multiprocessor holds, its cache entry."""
+
+    module: ctypes.c_void_p
+    handle: ctypes.c_void_p
+    shared: int
+    resident: int
+    entry: Entry
