@@ -8,7 +8,7 @@ import torch
 from torch import Tensor
 
 from minifork import kernel
-from minifork.cuda import GPU, Unavailable
+from minifork.cuda import GPU, UnavailableError
 from minifork.graphed import empty_rows, graphed
 from minifork.kernel import Build
 from minifork.rollout import rollout
@@ -31,7 +31,7 @@ def sample(tree: Tree, n: int, seed: int, traces: bool = False, bf16: bool = Fal
             gpu = machine(tree.dfa.device)
             rows = ready(gpu, tree, gpu.rows(len(tree) * n), bf16)
             return kernel.run(tree, n, seed, gpu, rows, bf16, traces)
-        except Unavailable as error:
+        except UnavailableError as error:
             reason = str(error)
     warn_once(f"rollouts run without the fused kernel, several times slower: {reason}")
     return rollout(tree, n, seed, traces) if traces else graphed(tree, n, seed)
@@ -39,12 +39,12 @@ def sample(tree: Tree, n: int, seed: int, traces: bool = False, bf16: bool = Fal
 
 @lru_cache
 def machine(device: torch.device) -> GPU:
-    """The GPU, with the kernels loaded so far. Raises Unavailable."""
+    """The GPU, with the kernels loaded so far. Raises UnavailableError."""
     return GPU(device)
 
 
 def ready(gpu: GPU, tree: Tree, rows: int, bf16: bool) -> int:
-    """The rows a block decodes: ``rows``, or fewer where so many do not fit. Raises Unavailable where none do.
+    """The rows a block decodes: ``rows``, or fewer where so many do not fit. Raises UnavailableError where none do.
 
     A kernel that was just compiled is tested first; the cache remembers that it passed.
     """
@@ -53,7 +53,7 @@ def ready(gpu: GPU, tree: Tree, rows: int, bf16: bool) -> int:
         build = kernel.build_for(tree, size, bf16)
         try:
             entry = gpu.function(build).entry
-        except Unavailable:
+        except UnavailableError:
             if size == sizes[-1]:
                 raise
             continue
@@ -63,11 +63,11 @@ def ready(gpu: GPU, tree: Tree, rows: int, bf16: bool) -> int:
                 entry.tested.touch()
         _tested.add(build)
         return size
-    raise Unavailable("no tile fits")
+    raise UnavailableError("no tile fits")
 
 
 def self_test(machine: kernel.Machine, tree: Tree, rows: int, bf16: bool) -> None:
-    """Compare the kernel's token probabilities on traces that it sampled with torch's; raises Unavailable if they differ."""
+    """Compare the probabilities of tokens that the kernel sampled with torch's; raises if they differ."""
     some = tree[: min(len(tree), 64)]
     traces = kernel.run(some, 32, 0, machine, rows, bf16, traces=True).traces
     scored = kernel.score(some, traces.tokens, machine, rows, bf16)
@@ -75,9 +75,9 @@ def self_test(machine: kernel.Machine, tree: Tree, rows: int, bf16: bool) -> Non
     apart = (scored.exp() - expected.exp()).abs()
     apart = apart[traces.tokens >= 0]
     if not (float(apart.mean() if bf16 else apart.max()) <= TOLERANCE[int(bf16)]):
-        raise Unavailable("it disagrees with torch on this GPU")
+        raise UnavailableError("it disagrees with torch on this GPU")
     if float((scored - traces.logp.double()).abs().max()) > 1e-5:
-        raise Unavailable("it scores its own traces otherwise than it sampled them")
+        raise UnavailableError("it scores its own traces otherwise than it sampled them")
 
 
 @torch.no_grad()

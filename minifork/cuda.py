@@ -26,7 +26,7 @@ DIGEST = 32  # bytes of SHA-256
 SHARED_BYTES = 8  # CU_FUNC_ATTRIBUTE_MAX_DYNAMIC_SHARED_SIZE_BYTES
 
 
-class Unavailable(Exception):
+class UnavailableError(Exception):
     """The kernel cannot be compiled or launched here; the message says why, in one line."""
 
 
@@ -43,7 +43,7 @@ class Compiler:
 
 @lru_cache
 def find_compiler() -> Compiler:
-    """NVRTC of an installed wheel or of the system, else nvcc. Raises Unavailable when there is neither."""
+    """NVRTC of an installed wheel or of the system, else nvcc. Raises UnavailableError when there is neither."""
     for path in _nvrtc_paths():
         try:
             for builtins in sorted(Path(path).parent.glob("libnvrtc-builtins.so*")):
@@ -54,7 +54,7 @@ def find_compiler() -> Compiler:
     nvcc = shutil.which("nvcc")
     if nvcc:
         return _nvcc(nvcc)
-    raise Unavailable("no NVRTC and no nvcc found (pip install nvidia-cuda-nvrtc)")
+    raise UnavailableError("no NVRTC and no nvcc found (pip install nvidia-cuda-nvrtc)")
 
 
 def _nvrtc_paths() -> list[str]:
@@ -83,7 +83,7 @@ def _nvrtc(library: ctypes.CDLL) -> Compiler:
         code = library.nvrtcCompileProgram(program, len(options), array)
         log = text(program, "ProgramLog").rstrip(b"\0").decode()
         if code:
-            raise Unavailable(f"NVRTC: {library.nvrtcGetErrorString(code).decode()}: {_first_error(log)}")
+            raise UnavailableError(f"NVRTC: {library.nvrtcGetErrorString(code).decode()}: {_first_error(log)}")
         cubin = text(program, "CUBIN")
         library.nvrtcDestroyProgram(ctypes.byref(program))
         return cubin, log
@@ -101,7 +101,7 @@ def _nvcc(path: str) -> Compiler:
             command = [path, "-cubin", *options, str(file), "-o", str(cubin)]
             done = subprocess.run(command, capture_output=True, text=True)
             if done.returncode:
-                raise Unavailable(f"nvcc: {_first_error(done.stderr)}")
+                raise UnavailableError(f"nvcc: {_first_error(done.stderr)}")
             return cubin.read_bytes(), done.stderr
 
     return Compiler(f"nvcc {' '.join(version).strip()}", compile)
@@ -148,7 +148,7 @@ def compiled(build: Build, arch: str, folder: Path, compiler: Compiler | None = 
     """The cubin of a build, from the cache if it is there and sound; else compiled and cached.
 
     Processes that want the same entry wait for the first of them. Where the folder cannot be written the cubin is
-    compiled every time. Raises Unavailable.
+    compiled every time. Raises UnavailableError.
     """
     compiler = compiler or find_compiler()
     source = SOURCE.read_text()
@@ -186,7 +186,7 @@ def _read(path: Path) -> bytes | None:
 
 @dataclass
 class GPU:
-    """A machine (see `minifork.kernel.Machine`): one CUDA device. Raises Unavailable when it is too old."""
+    """A machine (see `minifork.kernel.Machine`): one CUDA device. Raises UnavailableError when it is too old."""
 
     device: torch.device
     folder: Path = field(default_factory=cache_folder)
@@ -194,14 +194,14 @@ class GPU:
     def __post_init__(self) -> None:
         major, minor = torch.cuda.get_device_capability(self.device)
         if major < 8:
-            raise Unavailable(f"compute capability {major}.{minor} (it needs 8.0)")
+            raise UnavailableError(f"compute capability {major}.{minor} (it needs 8.0)")
         self.arch = f"sm_{major}{minor}"
         self.processors = torch.cuda.get_device_properties(self.device).multi_processor_count
         self.loaded: dict[Build, _Function] = {}
         try:
             self.driver = ctypes.CDLL("libcuda.so.1")
         except OSError:
-            raise Unavailable("libcuda.so.1, the driver, is not found") from None
+            raise UnavailableError("libcuda.so.1, the driver, is not found") from None
 
     def rows(self, work: int) -> int:
         """The largest tile that still gives every multiprocessor a block."""
@@ -243,14 +243,14 @@ class GPU:
         occupancy = driver.cuOccupancyMaxActiveBlocksPerMultiprocessor
         self._check(occupancy(where(resident), handle, 256, ctypes.c_size_t(shared.value)))
         if resident.value < 1:
-            raise Unavailable(f"a block needs {shared.value} bytes of shared memory, more than this GPU has")
+            raise UnavailableError(f"a block needs {shared.value} bytes of shared memory, more than this GPU has")
         return _Function(module, handle, shared.value, resident.value, entry)
 
     def _check(self, code: int) -> None:
         if code:
             text = ctypes.c_char_p()
             self.driver.cuGetErrorString(code, ctypes.byref(text))
-            raise Unavailable(f"CUDA driver: {(text.value or b'').decode() or code}")
+            raise UnavailableError(f"CUDA driver: {(text.value or b'').decode() or code}")
 
 
 @dataclass(frozen=True)

@@ -143,7 +143,9 @@ def fragments(matrix: Tensor) -> Tensor:
     return rearrange(matrix.bfloat16(), order, column=8, mma=2, register=2, quad=4, pair=2)
 
 
-def run(tree: Tree, n: int, seed: int, machine: Machine, rows: int = 64, bf16: bool = True, traces: bool = False) -> Result:
+def run(
+    tree: Tree, n: int, seed: int, machine: Machine, rows: int = 64, bf16: bool = True, traces: bool = False
+) -> Result:
     """Where n rollouts a problem end, as `minifork.rollout.rollout`, by the kernel.
 
     When the machine's memory runs out, the problems are halved, and this is said once.
@@ -211,7 +213,9 @@ def _launch(
         "forced": None if tree.forced is None else tree.forced.int(),
         "ids": tree.ids.int(),
         "given": None if given is None else given.int(),
-        "suffix": torch.empty(blocks, build.layers, 2, build.rows, build.steps, build.width, dtype=build.dtype, device=device),
+        "suffix": torch.empty(
+            (blocks, build.layers, 2, build.rows, build.steps, build.width), dtype=build.dtype, device=device
+        ),
         "ends": torch.zeros(2, count, tree.sinks, dtype=torch.int64, device=device),
         "bad": torch.full((1,), -1, dtype=torch.int32, device=device),
     }  # fmt: skip

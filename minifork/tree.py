@@ -94,15 +94,16 @@ class Tree:
         Problems whose forced tokens already lead to a sink add ``weight`` to ends [2, B, sinks] instead.
         """
         rows, logits = self.after_forced()
-        state = torch.zeros_like(rows.problem)
+        state, length = torch.zeros_like(rows.problem), torch.zeros_like(rows.problem)
         for token in () if self.forced is None else self.forced.T:
+            length += state < self.first_sink
             state = self.dfa[rows.problem, state, token]
         live = state < self.first_sink
         if live.all():
             return rows, state, logits
         ended = rows.problem[~live], state[~live] - self.first_sink
         ends[0][ended] += weight
-        ends[1][ended] += weight * self.forced_len
+        ends[1][ended] += weight * length[~live]
         live = live.nonzero()[:, 0]
         return rows.take(live), state[live], logits[live]
 

@@ -62,7 +62,8 @@ constexpr int THREADS = 256;
 constexpr int SIZE = WIDTH / HEADS;            // of a head
 constexpr int OUT = (VOCAB + 7) / 8 * 8;       // logits, padded to whole mma tiles
 constexpr int STRIDE = WIDTH + 8;              // of rows in shared memory: keeps mma accesses free of bank conflicts
-constexpr int PER_ROW = THREADS / ROWS;        // threads that normalise a row together
+constexpr int PER_ROW = THREADS / ROWS;        // threads that write a row together
+constexpr int PARTS = 4;                       // sums of a row, the same on every tiling, as all bits are
 constexpr int SPARE = THREADS / (ROWS * HEADS) > 0 ? THREADS / (ROWS * HEADS) : 1;
 constexpr int PART = SIZE / SPARE > 8 ? SIZE / SPARE : 8;  // outputs of a head that one thread computes
 constexpr int MATRIX = WIDTH * WIDTH;          // every weight is cut into WIDTH x WIDTH matrices
@@ -102,7 +103,7 @@ struct Tile {                   // all of a block's shared memory
     float x[ROWS * STREAM];     // the residual stream [ROWS, STRIDE]; between forwards, logits [ROWS, OUT]
     alignas(16) real a[ROWS * STRIDE];  // what a matrix multiplies
     alignas(16) real b[ROWS * STRIDE];  // queries, then a quarter of the hidden layer
-    float sum[THREADS], square[THREADS], top[ROWS], mass[ROWS];
+    float sum[ROWS * PARTS], square[ROWS * PARTS], top[ROWS], mass[ROWS];
     int status[ROWS], problem[ROWS], state[ROWS], length[ROWS], chosen[ROWS];
     long long work[ROWS], next, end;
     real* suffix;               // this block's scratch
@@ -328,19 +329,17 @@ FN void embed(Tile& tile, const Args& args, int tid) {
 }
 
 FN void norm_sums(Tile& tile, int tid) {
-    const float* x = tile.x + tid / PER_ROW * STRIDE;
+    if (tid >= ROWS * PARTS) return;
+    const float* x = tile.x + tid / PARTS * STRIDE;
     float sum = 0, square = 0;
-    for (int c = tid % PER_ROW; c < WIDTH; c += PER_ROW) sum += x[c], square = fmaf(x[c], x[c], square);
+    for (int c = tid % PARTS; c < WIDTH; c += PARTS) sum += x[c], square = fmaf(x[c], x[c], square);
     tile.sum[tid] = sum, tile.square[tid] = square;
 }
 
 FN void norm(Tile& tile, int tid) {
     const int row = tid / PER_ROW;
     float sum = 0, square = 0;
-    for (int part = 0; part < PER_ROW; ++part) {
-        sum += tile.sum[row * PER_ROW + part];
-        square += tile.square[row * PER_ROW + part];
-    }
+    for (int part = row * PARTS; part < (row + 1) * PARTS; ++part) sum += tile.sum[part], square += tile.square[part];
     const float mean = sum / WIDTH, scale = 1.0f / sqrtf(square / WIDTH - mean * mean + 1e-5f);
     const float* x = tile.x + row * STRIDE;
     for (int c = tid % PER_ROW * 2; c < WIDTH; c += PER_ROW * 2)
@@ -600,6 +599,7 @@ FN void forward(Tile& tile, const Args& args) {
 
 FN void run(Tile& tile, const Args& args, int block, int blocks) {
     static_assert(SIZE % 8 == 0 && WIDTH % 64 == 0 && ROWS % 16 == 0 && THREADS % ROWS == 0, "shapes must divide");
+    static_assert(ROWS * PARTS <= THREADS, "too many rows");
     static_assert(ROWS * OUT <= (int)(sizeof(Tile::a) + sizeof(Tile::b)), "too many tokens for keep()");
     PHASE(begin(tile, args, block, blocks, tid))
     for (;;) {

@@ -1,0 +1,474 @@
+"""The fused kernel's source, run by its host twin, against torch; its compilation for GPUs; its cache.
+
+Nothing here needs a GPU. Tests of the twin need g++, tests of the compilation NVRTC (extra: kernel-dev).
+Statistical tests have fixed seeds and a level of 1e-4 each.
+"""
+
+import ctypes
+import math
+import re
+import shutil
+import threading
+from dataclasses import replace
+from itertools import product
+
+import numpy as np
+import pytest
+import torch
+from einops import rearrange
+
+from minifork import agree, backends, cuda, kernel
+from minifork.config import Shape
+from minifork.cuda import Compiler, UnavailableError
+from minifork.graphed import graphed
+from minifork.kernel import SOURCE, Build
+from minifork.philox import uniform
+from minifork.policy import parse
+from minifork.rollout import SAMPLE, rollout
+from minifork.tree import Tree
+from tests.host_twin import Twin
+
+twin_only = pytest.mark.skipif(not shutil.which("g++"), reason="the host twin needs g++")
+SINKS, LIVE = 3, 6
+# shape, vocabulary, prompt, longest trace, rows a block
+CASES = {
+    "reference": (Shape(2, 128, 2), 20, 15, 6, 32),
+    "narrow": (Shape(1, 64, 4), 7, 3, 2, 64),
+    "wide": (Shape(2, 256, 4), 33, 9, 5, 16),
+    "many tokens": (Shape(1, 64, 1), 256, 2, 12, 16),
+}
+
+
+def make_case(make_model, case: str, problems: int, policy: str = "temperature=1") -> tuple[Tree, torch.Tensor]:
+    """A random model, prompts and automata (half of the moves lead to a sink), as a tree; and the prompts' tokens."""
+    shape, vocab, prompt, steps, _ = CASES[case]
+    rng = np.random.default_rng(0)
+    live, dead = rng.integers(LIVE, size=(problems, LIVE, vocab)), rng.integers(SINKS, size=(problems, LIVE, vocab))
+    table = np.where(rng.random((problems, LIVE, vocab)) < 0.6, live, LIVE + dead)
+    sinks = np.broadcast_to(np.arange(LIVE, LIVE + SINKS)[:, None], (problems, SINKS, vocab))
+    dfa = torch.from_numpy(np.concatenate([table, sinks], axis=1))
+    model = make_model(0, shape, vocab, prompt + steps - 1, scale=0.15)
+    tokens = torch.from_numpy(rng.integers(vocab, size=(problems, prompt)))
+    with torch.no_grad():
+        return Tree(model, model.prefill(tokens), dfa, SINKS, steps, parse(policy)), tokens
+
+
+def make_tree(make_model, case: str, problems: int, policy: str = "temperature=1") -> Tree:
+    return make_case(make_model, case, problems, policy)[0]
+
+
+@pytest.fixture(scope="session")
+def folder(tmp_path_factory):
+    """Where compiled twins are kept for all tests."""
+    return tmp_path_factory.mktemp("twin")
+
+
+@pytest.fixture
+def twin(folder):
+    return Twin(folder)
+
+
+def run(twin, tree, n, case, bf16=False, seed=3):
+    return kernel.run(tree, n, seed, twin, CASES[case][-1], bf16, traces=True)
+
+
+# the same answers as torch
+
+
+@twin_only
+@pytest.mark.parametrize("case", CASES)
+@pytest.mark.parametrize(
+    "policy", ["temperature=1", "temperature=0.7,top_p=0.9", "top_k=3", "min_p=0.2,temperature=1.5", "greedy"]
+)
+def test_fp32_follows_the_fp64_model(make_model, twin, case, policy):
+    """On the kernel's own traces, step by step: log-probabilities are within 5e-4 of fp64, each draw is the token in
+    whose stretch of the cumulative distribution u lies, or within 1e-4 of it."""
+    tree, prompts = make_case(make_model, case, 6, policy)
+    traces = run(twin, tree, 5, case).traces
+    model = make_model(0, tree.model.shape, tree.model.vocab_size, tree.model.context, scale=0.15).double()
+    for problem, ids in product(range(6), range(5)):
+        trace = traces.tokens[problem, ids]
+        trace = trace[trace >= 0]
+        with torch.no_grad():
+            logits = model(torch.cat([prompts[problem], trace[:-1]])[None])[0, len(prompts[problem]) - 1 :]
+        p = torch.softmax(tree.policy(logits).double(), dim=1)
+        chosen = p.gather(1, trace[:, None])[:, 0]
+        assert (traces.logp[problem, ids, : len(trace)] - chosen.log()).abs().max() < 5e-4
+        steps = torch.arange(len(trace))
+        u = torch.stack(
+            [uniform(3, torch.tensor([ids]), t, torch.tensor([problem]), SAMPLE)[0] for t in steps.tolist()]
+        )
+        above = p.cumsum(dim=1).gather(1, trace[:, None])[:, 0]
+        assert (above - chosen - 1e-4 <= u).all() and (u <= above + 1e-4).all()
+
+
+@twin_only
+@pytest.mark.parametrize("case", CASES)
+def test_fp32_is_the_torch_engine(make_model, twin, case):
+    """Ends, lengths, traces: all alike (a draw on a boundary could differ; with these seeds none does)."""
+    tree = make_tree(make_model, case, 20)
+    fused, plain = run(twin, tree, 50, case), rollout(tree, 50, 3, traces=True)
+    assert np.array_equal(fused.ends, plain.ends) and np.array_equal(fused.tokens, plain.tokens)
+    assert torch.equal(fused.traces.tokens, plain.traces.tokens) and torch.equal(fused.traces.sink, plain.traces.sink)
+    assert (fused.traces.logp - plain.traces.logp).abs().max() < 1e-4
+    assert fused.evaluated == plain.evaluated and fused.n == 50 and (fused.unknown == 0).all()
+
+
+@twin_only
+@pytest.mark.parametrize("bf16", [False, True])
+def test_scores(make_model, twin, bf16):
+    """Teacher-forced log-probabilities: those it sampled with, and torch's up to the precision; -1 ends a trace."""
+    tree = make_tree(make_model, "reference", 20, "temperature=0.8")
+    traces = run(twin, tree, 20, "reference", bf16).traces
+    scored = kernel.score(tree, traces.tokens, twin, 64, bf16)
+    np.testing.assert_allclose(scored, traces.logp, atol=1e-6)
+    far = (scored - backends.teacher_forced(tree, traces.tokens)).abs()
+    assert far.max() < (0.3 if bf16 else 5e-4) and far.mean() < (0.02 if bf16 else 1e-5)
+    assert (scored[traces.tokens < 0] == 0).all()
+    backends.self_test(twin, tree, 32, bf16)
+
+
+@twin_only
+def test_bf16_samples_as_it_scores(make_model, twin):
+    """Counts of every first two tokens follow the probabilities that the same arithmetic scores (one chi-squared)."""
+    tree = make_tree(make_model, "narrow", 10)
+    vocab, n = tree.model.vocab_size, 3000
+    tree = replace(tree, dfa=torch.zeros_like(tree.dfa))  # every trace is two tokens long
+    pairs = torch.tensor(list(product(range(vocab), repeat=2))).expand(10, -1, -1)
+    p = kernel.score(tree, pairs.contiguous(), twin, 64, True).sum(dim=2).exp().numpy()
+    np.testing.assert_allclose(p.sum(axis=1), 1, atol=1e-5)
+    tokens = kernel.run(tree, n, 1, twin, 64, True, traces=True).traces.tokens.numpy()
+    counts = np.stack([np.bincount(t[:, 0] * vocab + t[:, 1], minlength=vocab**2) for t in tokens])
+    pits = agree.randomised_pit(counts.ravel(), n, p.ravel(), np.random.default_rng(0))
+    assert agree.uniform_p(pits) > 1e-4
+
+
+@twin_only
+def test_forced_tokens(make_model, twin):
+    tree = make_tree(make_model, "reference", 20)
+    tree = tree.force(torch.from_numpy(np.random.default_rng(1).integers(20, size=(20, 2))))
+    fused, plain = run(twin, tree, 30, "reference"), rollout(tree, 30, 3, traces=True)
+    assert np.array_equal(fused.ends, plain.ends) and np.array_equal(fused.tokens, plain.tokens)
+    assert torch.equal(fused.traces.tokens, plain.traces.tokens)
+    assert (fused.traces.logp[:, :, :2] == 0).all()
+    scored = kernel.score(tree, plain.traces.tokens, twin)
+    assert (scored[:, :, :2] == 0).all()
+
+
+@twin_only
+def test_some_problems_draw_as_in_the_whole(make_model, twin):
+    """Draws are keyed by the global problem number."""
+    tree = make_tree(make_model, "reference", 20)
+    whole, part = run(twin, tree, 30, "reference"), run(twin, tree[5:9], 30, "reference")
+    assert np.array_equal(whole.ends[5:9], part.ends)
+
+
+@twin_only
+def test_logits_that_are_not_finite(make_model, twin):
+    tree = make_tree(make_model, "narrow", 9)
+    with pytest.raises(ValueError, match="problem 7: the model's logits are not finite"):
+        prompts = replace(tree.prompts, logits=tree.prompts.logits.index_fill(0, torch.tensor([7]), math.nan))
+        run(twin, replace(tree, prompts=prompts), 4, "narrow")
+    with torch.no_grad():
+        tree.model.token.weight.fill_(math.inf)
+    with pytest.raises(ValueError, match="problem [0-8]: the model's logits are not finite"):
+        run(twin, tree, 4, "narrow")
+
+
+# the same bits in any order, on any tiling
+
+
+def outcome(twin, tree, case, bf16=False, n=40) -> list | str:
+    try:
+        result = run(twin, tree, n, case, bf16)
+    except ValueError as error:
+        return str(error)
+    return [
+        result.ends.tobytes(),
+        result.tokens.tobytes(),
+        *(t.numpy().tobytes() for t in vars(result.traces).values()),
+    ]
+
+
+@twin_only
+@pytest.mark.parametrize("bf16", [False, True])
+@pytest.mark.parametrize("case", CASES)
+def test_bits_do_not_depend_on_the_order_of_threads(make_model, folder, case, bf16):
+    tree = make_tree(make_model, case, 7, "temperature=1.2,top_p=0.95")
+    forward = outcome(Twin(folder), tree, case, bf16)
+    assert not isinstance(forward, str)
+    for order in ("reversed", "shuffled"):
+        assert outcome(Twin(folder, order), tree, case, bf16) == forward
+
+
+@twin_only
+@pytest.mark.parametrize("bf16", [False, True])
+def test_bits_do_not_depend_on_the_tiling(make_model, folder, bf16):
+    tree = make_tree(make_model, "narrow", 5)
+    first = outcome(Twin(folder, tiles=1), tree, "narrow", bf16, n=13)
+    for tiles in (2, 3, 65, 100):  # more blocks than rollouts, too
+        assert outcome(Twin(folder, tiles=tiles), tree, "narrow", bf16, n=13) == first
+    for rows in (16, 32):
+        other = kernel.run(tree, 13, 3, Twin(folder), rows, bf16, traces=True)
+        assert [other.ends.tobytes(), other.tokens.tobytes()] == first[:2]
+
+
+@twin_only
+@pytest.mark.parametrize(("problems", "n"), [(1, 1), (1, 17), (3, 32), (2, 33), (1, 64), (1, 129)])
+def test_edges_of_tiles(make_model, twin, problems, n):
+    tree = make_tree(make_model, "reference", problems)
+    fused, plain = run(twin, tree, n, "reference"), rollout(tree, n, 3)
+    assert np.array_equal(fused.ends, plain.ends) and np.array_equal(fused.tokens, plain.tokens)
+
+
+RACES = {  # two neighbouring phases, and both in one
+    "norm before its sums": (
+        r"PHASE\(norm_sums\(tile, tid\)\)\s+PHASE\(norm",
+        "PHASE(norm_sums(tile, tid); norm",
+    ),
+    "attention before its queries": (
+        r"PRODUCT\(queries_keys_values\(tile, w, layer, WORKER\)\)\s+PHASE\(attend",
+        "PHASE(queries_keys_values(tile, w, layer, tid); attend",
+    ),
+    "draws before the policy": (
+        r"PHASE\(policy_apply\(tile, step, value, tid\)\)\s+}\s+PHASE\(choose\(tile, args, tid\)\)",
+        "PHASE(policy_apply(tile, step, value, tid); choose(tile, args, tid)) }",
+    ),
+}
+
+
+@twin_only
+@pytest.mark.parametrize("race", RACES)
+def test_a_planted_race_is_caught(make_model, folder, race):
+    """Where a phase runs on without a barrier into the next, not all orders of threads give the right bits."""
+    tree, source = make_tree(make_model, "reference", 3, "temperature=0.5"), SOURCE.read_text()
+    planted = re.sub(*RACES[race], source)
+    assert planted != source
+    clean = outcome(Twin(folder), tree, "reference")
+    found = [outcome(Twin(folder, order, source=planted), tree, "reference") for order in ("forward", "reversed")]
+    assert any(one != clean for one in found)
+
+
+def swapped_fragments(matrix):
+    order = "(tile column) (block mma register quad pair) -> tile block (column quad) register mma pair"
+    return rearrange(matrix.bfloat16(), order, column=8, mma=2, register=2, quad=4, pair=2)
+
+
+@twin_only
+def test_a_planted_layout_error_is_caught(make_model, folder, monkeypatch):
+    """Fragments packed in another order than lanes hold them, or read so."""
+    tree = make_tree(make_model, "reference", 20)
+    backends.self_test(Twin(folder), tree, 32, True)
+    planted = SOURCE.read_text().replace("(at + 8 * STRIDE + 8)", "(at + 8)", 1)
+    with pytest.raises((UnavailableError, ValueError)):
+        backends.self_test(Twin(folder, source=planted), tree, 32, True)
+    monkeypatch.setattr(kernel, "fragments", swapped_fragments)
+    with pytest.raises((UnavailableError, ValueError)):
+        backends.self_test(Twin(folder), tree, 32, True)
+
+
+@twin_only
+def test_memory_that_runs_out(make_model, folder):
+    """The problems are halved until they fit, which is said; the answer is the same."""
+
+    class Small(Twin):
+        def blocks(self, build, work):
+            if work > 3 * 30:
+                raise torch.OutOfMemoryError
+            return super().blocks(build, work)
+
+    tree = make_tree(make_model, "narrow", 10)
+    with pytest.warns(UserWarning, match="out of memory with 10 problems at once"):
+        halved = run(Small(folder), tree, 30, "narrow")
+    whole = run(Twin(folder), tree, 30, "narrow")
+    assert np.array_equal(halved.ends, whole.ends) and torch.equal(halved.traces.tokens, whole.traces.tokens)
+    assert halved.evaluated == whole.evaluated
+    with pytest.raises(torch.OutOfMemoryError):
+        run(Small(folder), tree[:1], 100, "narrow")
+
+
+# what it cannot do
+
+
+@pytest.mark.parametrize(
+    ("shape", "vocab", "policy", "reason"),
+    [
+        (Shape(1, 96, 2), 20, "temperature=1", "width of 96"),
+        (Shape(1, 128, 1), 20, "temperature=1", "heads of 128"),
+        (Shape(9, 64, 2), 20, "temperature=1", "9 layers"),
+        (Shape(1, 64, 2), 300, "temperature=1", "300 tokens"),
+        (Shape(1, 64, 2), 20, "top_n_sigma=1", "policy top_n_sigma=1"),
+        (Shape(1, 64, 2), 20, "temperature=0,top_p=1,greedy", None),
+    ],
+)
+def test_what_it_refuses(make_model, shape, vocab, policy, reason):
+    model = make_model(0, shape, vocab, 8)
+    with torch.no_grad():
+        prompts = model.prefill(torch.zeros(2, 5, dtype=torch.int64))
+    tree = Tree(model, prompts, torch.zeros(2, 4, vocab, dtype=torch.int64), 2, 3, parse(policy))
+    refused = kernel.unsupported(tree)
+    assert refused is None if reason is None else reason in refused
+
+
+def test_a_cpu_uses_torch(make_model):
+    tree = make_tree(make_model, "narrow", 5)
+    assert np.array_equal(backends.sample(tree, 20, 1).ends, rollout(tree, 20, 1).ends)
+
+
+# the other backend
+
+
+@pytest.mark.parametrize("rows", [7, 64, 10_000])
+@pytest.mark.parametrize("forced", [0, 2])
+def test_graphed_is_the_torch_engine(make_model, rows, forced):
+    """(On a CPU its operations run, but no graph is recorded.)"""
+    tree = make_tree(make_model, "reference", 11, "temperature=0.9,top_k=7")
+    tree = tree.force(torch.ones(11, forced, dtype=torch.int64)) if forced else tree
+    one, other = graphed(tree, 30, 5, rows), rollout(tree, 30, 5)
+    assert np.array_equal(one.ends, other.ends) and np.array_equal(one.tokens, other.tokens)
+
+
+def test_graphed_with_torchs_own_draws(make_model):
+    tree = make_tree(make_model, "narrow", 60)
+    torch.manual_seed(0)
+    one, other = graphed(tree, 200, None), rollout(tree, 200, 5)
+    pits = agree.two_sample_pit(one.accepted, 200, other.accepted, 200, np.random.default_rng(0))
+    assert agree.uniform_p(pits) > 1e-4 and not np.array_equal(one.ends, other.ends)
+
+
+def test_graphed_logits_that_are_not_finite(make_model):
+    tree = make_tree(make_model, "narrow", 5)
+    with torch.no_grad():
+        tree.model.token.weight.fill_(math.nan)
+    with pytest.raises(ValueError, match="not finite"):
+        graphed(tree, 4, 0)
+
+
+# compiling for GPUs
+
+BUILDS = [
+    Build(128, 2, 2, 20, 15, 6, 64, 1),
+    Build(128, 2, 2, 20, 15, 6, 64, 0),
+    Build(128, 4, 3, 26, 22, 16, 16, 1),
+    Build(256, 4, 4, 64, 64, 16, 64, 1),
+    Build(256, 8, 8, 256, 200, 56, 64, 0),
+]
+
+
+@pytest.fixture(scope="module")
+def nvrtc() -> Compiler:
+    try:
+        found = cuda.find_compiler()
+    except UnavailableError:
+        pytest.skip("no NVRTC: install the extra kernel-dev")
+    assert found.name.startswith("nvrtc")
+    return found
+
+
+@pytest.mark.parametrize("arch", ["sm_80", "sm_90"])
+def test_compiles_without_spills(nvrtc, arch):
+    for build in BUILDS:
+        cubin, log = nvrtc.compile(SOURCE.read_text(), cuda.options(build, arch))
+        assert cubin.startswith(b"\x7fELF") and b"tile_bytes" in cubin
+        assert "bytes spill stores" in log and cuda.spilled_bytes(log) == 0, build
+        assert "warning" not in log
+
+
+def test_spills_are_seen(nvrtc):
+    options = [*cuda.options(BUILDS[0], "sm_90"), "--maxrregcount=40"]
+    options = [option for option in options if "BLOCKS_PER_SM" not in option] + ["-DBLOCKS_PER_SM=4"]
+    assert cuda.spilled_bytes(nvrtc.compile(SOURCE.read_text(), options)[1]) > 0
+
+
+def test_a_source_that_does_not_compile(nvrtc):
+    with pytest.raises(UnavailableError, match="error"):
+        nvrtc.compile("not C++", cuda.options(BUILDS[0], "sm_90"))
+    with pytest.raises(UnavailableError, match="NVRTC"):
+        nvrtc.compile(SOURCE.read_text(), cuda.options(BUILDS[0], "sm_1"))
+
+
+@pytest.mark.skipif(not shutil.which("nvcc"), reason="nvcc is not installed")
+def test_nvcc_compiles_the_same_file():
+    cubin, log = cuda._nvcc(shutil.which("nvcc")).compile(SOURCE.read_text(), cuda.options(BUILDS[0], "sm_90"))
+    assert cubin.startswith(b"\x7fELF") and cuda.spilled_bytes(log) == 0
+
+
+class Counting:
+    """A compiler that answers at once, or slowly, and counts how often it was asked."""
+
+    def __init__(self, wait: float = 0.0) -> None:
+        self.calls, self.wait = 0, threading.Event() if wait else None
+        self.seconds, self.compiler = wait, Compiler("counting 1", self.compile)
+
+    def compile(self, source: str, options: list[str]) -> tuple[bytes, str]:
+        self.calls += 1
+        if self.wait:
+            self.wait.wait(self.seconds)
+        return f"cubin {options[-1]}".encode(), ""
+
+
+def test_cache(tmp_path):
+    """Compiled once; another build, architecture or compiler is another entry; a damaged entry is built anew."""
+    compiler = Counting()
+
+    def get(build=BUILDS[0], arch="sm_90", compiler=compiler.compiler):
+        return cuda.compiled(build, arch, tmp_path / "cache", compiler)
+
+    first = get()
+    assert get() == first and compiler.calls == 1 and not first.tested.exists()
+    first.tested.touch()
+    path = first.tested.with_suffix(".cubin")
+    for damaged in (b"", b"short", path.read_bytes()[:-1], b"\0" + path.read_bytes()[1:]):
+        calls = compiler.calls
+        path.write_bytes(damaged)
+        assert get().cubin == first.cubin and compiler.calls == calls + 1
+        assert not first.tested.exists()  # a new entry is tested anew
+        first.tested.touch()
+    calls = compiler.calls
+    get(build=BUILDS[1]), get(arch="sm_80"), get(compiler=Compiler("counting 2", compiler.compile))
+    assert compiler.calls == calls + 3
+
+
+def test_two_at_once_compile_once(tmp_path):
+    compiler = Counting(wait=0.3)
+    entries = []
+    jobs = [
+        threading.Thread(target=lambda: entries.append(cuda.compiled(BUILDS[0], "sm_90", tmp_path, compiler.compiler)))
+        for _ in range(3)
+    ]
+    for job in jobs:
+        job.start()
+    for job in jobs:
+        job.join()
+    assert compiler.calls == 1 and len(entries) == 3 and len({entry.cubin for entry in entries}) == 1
+
+
+def test_a_cache_that_cannot_be_written(tmp_path):
+    (tmp_path / "file").write_text("")
+    compiler = Counting()
+    entry = cuda.compiled(BUILDS[0], "sm_90", tmp_path / "file", compiler.compiler)
+    assert entry.cubin and entry.tested is None
+
+
+def test_the_cache_folder(monkeypatch):
+    monkeypatch.setenv("XDG_CACHE_HOME", "/elsewhere")
+    assert str(cuda.cache_folder()) == "/elsewhere/minifork"
+
+
+@twin_only
+def test_args_are_laid_out_as_the_source_has_them(folder, tmp_path):
+    """sizeof and a few offsets, by the C++ compiler."""
+    probe = (
+        SOURCE.read_text()
+        + """
+    #include <cstddef>
+    extern "C" void layout(long* out) {
+        out[0] = sizeof(Args), out[1] = offsetof(Args, problems), out[2] = offsetof(Args, step),
+        out[3] = offsetof(Args, seed_hi);
+    }"""
+    )
+    library = ctypes.CDLL(str(Twin(folder, source=probe).compiled(BUILDS[0])))
+    out = (ctypes.c_long * 4)()
+    library.layout(out)
+    fields = kernel.Args
+    assert list(out) == [ctypes.sizeof(fields), fields.problems.offset, fields.step.offset, fields.seed_hi.offset]
