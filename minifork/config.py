@@ -136,6 +136,7 @@ class Eval:
     engine: str
     budget: int
     rollouts: int
+    bf16: bool
     policy: str
     stratify: str
     strata: int

@@ -1,18 +1,18 @@
 """One way to ask any engine for pass@k."""
 
+from minifork.backends import sample
 from minifork.config import ENGINES
 from minifork.exact import exact
-from minifork.rollout import rollout
 from minifork.split import split
 from minifork.tree import EXACT, Result, Tree
 
 
-def solve(engine: str, tree: Tree, budget: int, n: int, seed: int) -> Result:
+def solve(engine: str, tree: Tree, budget: int, n: int, seed: int, bf16: bool = False) -> Result:
     """Where the traces of every problem end.
 
     engine: "exact" computes (within a budget of prefixes decoded), "split" and "rollout" sample n rollouts a
-    problem, "auto" computes if the budget allows and else splits. Raises ValueError for another engine and
-    whatever the engines raise.
+    problem (on a GPU in bf16 if asked to), "auto" computes if the budget allows and else splits. Raises
+    ValueError for another engine and whatever the engines raise.
     """
     if engine not in ENGINES:
         raise ValueError(f"engine is {engine!r}: choose {', '.join(ENGINES)}")
@@ -20,4 +20,4 @@ def solve(engine: str, tree: Tree, budget: int, n: int, seed: int) -> Result:
         result = exact(tree, max_prefixes=budget, width=EXACT)
         if engine == "exact" or result.exact:
             return result
-    return rollout(tree, n, seed) if engine == "rollout" else split(tree, n, seed)
+    return sample(tree, n, seed, bf16=bf16) if engine == "rollout" else split(tree, n, seed)

