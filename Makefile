@@ -28,7 +28,7 @@ BASE     := $(MINIFORK) pretrain --resume $(CONFIG) base_seed=$(BASE_SEED) $(ARG
 SFT      := sft.fork_rate=$(FORK_RATE) sft.epochs=$(EPOCHS)
 
 .DEFAULT_GOAL := help
-.PHONY: help pretrain sft eval figures claims audit agreement bench reproduce stops test lint clean
+.PHONY: help pretrain sft eval figures claims audit agreement bench gpu-check reproduce stops test lint clean
 
 help: ## this list
 	@grep -hE '^[a-z-]+:.*## ' $(MAKEFILE_LIST) | sed -E 's/:.*## /\t/' | expand -t 12
@@ -62,6 +62,9 @@ agreement: $(ENV) ## test exact, split and rollout against each other on four mo
 bench: $(ENV) $(BENCH) ## time the engines beside common ways to sample [TASK BASE_SEED ARGS]
 	@$(BASE)
 	@$(MINIFORK) bench $(CONFIG) base_seed=$(BASE_SEED) $(ARGS)
+
+gpu-check: $(ENV) ## check and time everything that needs a GPU [PYTHON=python3 ARGS]
+	@$(MINIFORK) gpu-check $(CONFIG) $(ARGS)
 
 reproduce: $(ENV) ## everything: base, all fine-tunings, eval, figures, claims [TASK PAIRS ARGS]
 	@$(MINIFORK) reproduce $(CONFIG) reproduce.pairs=$(PAIRS) $(ARGS)

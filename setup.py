@@ -8,11 +8,12 @@ setup(
     long_description_content_type="text/markdown",
     license="MIT",
     packages=["data_gen", "minifork", "experiments"],
-    package_data={"experiments": ["configs/*.yaml"]},
+    package_data={"experiments": ["configs/*.yaml"], "minifork": ["csrc/*.cu"]},
     python_requires=">=3.10",
     install_requires=["torch>=2.9", "numpy", "einops", "tqdm", "pyyaml", "matplotlib"],
     extras_require={
         "dev": ["pytest", "hypothesis", "ruff"],
+        "kernel-dev": ["nvidia-cuda-nvrtc"],  # compiles the CUDA kernel where there is no GPU, for its tests
         "bench": ["transformers"],  # the sampler that most people know, timed beside ours
     },
     entry_points={"console_scripts": ["minifork = minifork.cli:main"]},

@@ -5,6 +5,7 @@ and values of suffixes lie in fixed buffers. It is what `minifork.rollout` uses 
 cannot run, and the baseline that the kernel is compared with.
 """
 
+from collections.abc import Callable
 from dataclasses import replace
 
 import numpy as np
@@ -58,14 +59,14 @@ def dense(tree: Tree, rows: Rows, first: Tensor, seed: int | None) -> tuple[Tens
 class Graph:
     """`dense` with n rows for each problem of a tree, recorded once and replayed for others of the same shape.
 
-    On a CPU nothing is recorded, and every call runs the operations anew.
+    run: `dense`, or a compiled one. On a CPU nothing is recorded, and every call runs the operations anew.
     """
 
-    def __init__(self, tree: Tree, n: int, seed: int | None) -> None:
+    def __init__(self, tree: Tree, n: int, seed: int | None, run: Callable = dense) -> None:
         prompts = Prompts(*(tensor.clone() for tensor in (tree.prompts.logits, tree.prompts.k, tree.prompts.v)))
         forced = None if tree.forced is None else tree.forced.clone()
         self.tree = replace(tree, prompts=prompts, dfa=tree.dfa.clone(), forced=forced, ids=tree.ids.clone())
-        self.rows, self.seed, self.graph = empty_rows(self.tree, n), seed, None
+        self.rows, self.seed, self.run, self.graph = empty_rows(self.tree, n), seed, run, None
         self.first = torch.zeros((), dtype=torch.int64, device=tree.dfa.device)
         if self.first.is_cuda:
             stream = torch.cuda.Stream()
@@ -79,7 +80,7 @@ class Graph:
                 self.out = self._run()
 
     def _run(self) -> tuple[Tensor, Tensor]:
-        return dense(self.tree, self.rows, self.first, self.seed)
+        return self.run(self.tree, self.rows, self.first, self.seed)
 
     def __call__(self, tree: Tree, first: int) -> tuple[Tensor, Tensor]:
         """What `dense` returns for these problems; overwritten by the next call."""

@@ -18,6 +18,7 @@ import torch
 from einops import rearrange
 
 from minifork import agree, backends, cuda, kernel
+from minifork.cli import main
 from minifork.config import Shape
 from minifork.cuda import Compiler, UnavailableError
 from minifork.graphed import graphed
@@ -313,6 +314,13 @@ def test_what_it_refuses(make_model, shape, vocab, policy, reason):
 def test_a_cpu_uses_torch(make_model):
     tree = make_tree(make_model, "narrow", 5)
     assert np.array_equal(backends.sample(tree, 20, 1).ends, rollout(tree, 20, 1).ends)
+
+
+def test_gpu_check_without_a_gpu(config_file, tmp_path, capsys):
+    if torch.cuda.is_available():
+        pytest.skip("there is one")
+    assert main(["gpu-check", "--config", config_file, f"runs={tmp_path}"]) == 0
+    assert "no CUDA device" in capsys.readouterr().out and not list(tmp_path.iterdir())
 
 
 # the other backend

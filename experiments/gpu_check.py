@@ -1,0 +1,182 @@
+"""`make gpu-check`: is everything right and how fast is it on this GPU? One table, one JSON file.
+
+Runs the GPU tests, compute-sanitizer where it is installed, trains a base and one fine-tuning, tests the kernel's
+samples against its own probabilities and against exact ones, all engines against each other, and times every
+backend. Installs nothing. Without a GPU it says so and succeeds.
+"""
+
+import re
+import shutil
+import subprocess
+import sys
+import time
+from dataclasses import replace
+from pathlib import Path
+
+import numpy as np
+import torch
+
+from data_gen import streams
+from experiments import agreement, bench_gpu
+from minifork import agree, backends, kernel, measure, passk, runs, stages
+from minifork.config import Config
+from minifork.exact import exact
+from minifork.policy import Policy
+from minifork.tree import Tree
+
+RESULTS = Path(__file__).parent / "results"
+LEVEL = 1e-4  # of each test of samples
+SANITIZED = "test_runs_again_alike_on_every_tiling and (narrow or reference)"
+SAMPLES = {"bf16": 10**6, "fp32": 10**5}  # rollouts a problem against scored probabilities
+
+
+def gpu_check(config: Config) -> int:
+    """Check and time everything that needs a GPU; returns 1 when something is wrong."""
+    if not torch.cuda.is_available():
+        print("gpu-check: no CUDA device here, nothing to check")
+        return 0
+    name = torch.cuda.get_device_name()
+    print(f"gpu-check on one {name}, torch {torch.__version__}", flush=True)
+    config = replace(config, device="cuda", runs=str(Path(config.runs) / "gpu-check"))
+    result: dict = {"machine": runs.machine(), "device": name, "torch": torch.__version__, "seconds": {}}
+    stages_of_the_check = {
+        "tests": gpu_tests,
+        "sanitizer": sanitizer,
+        "samples": lambda: samples(config),
+        "agreement": lambda: {"failed": agreement.agreement(config)},
+        "bench": lambda: bench(config),
+    }
+    for stage, run in stages_of_the_check.items():
+        started = time.monotonic()
+        try:
+            result[stage] = run()
+        except Exception as error:  # one stage that breaks must not lose what the others measure
+            result[stage] = {"failed": 1, "error": f"{type(error).__name__}: {error}"}
+        result["seconds"][stage] = time.monotonic() - started
+        print(f"-- {stage}: {result['seconds'][stage]:.0f} s", flush=True)
+    path = RESULTS / f"gpu-{re.sub('[^a-z0-9]+', '-', name.lower()).strip('-')}.json"
+    runs.write_json(path, result)
+    return report(result, path)
+
+
+def gpu_tests() -> dict:
+    """pytest -m gpu."""
+    command = [sys.executable, "-m", "pytest", "-m", "gpu", "tests/test_gpu.py", "-p", "no:cacheprovider"]
+    done = subprocess.run(command, capture_output=True, text=True)
+    tail = done.stdout.strip().splitlines()[-30:]
+    if done.returncode:
+        print("\n".join(tail))
+    return {"failed": int(done.returncode != 0), "summary": tail[-1] if tail else ""}
+
+
+def sanitizer() -> dict:
+    """compute-sanitizer's memcheck and racecheck on a few tests."""
+    path = shutil.which("compute-sanitizer") or shutil.which("/usr/local/cuda/bin/compute-sanitizer")
+    if path is None:
+        return {"failed": 0, "summary": "compute-sanitizer is not installed"}
+    found = {"failed": 0}
+    for tool in ("memcheck", "racecheck"):
+        command = [path, "--tool", tool, "--error-exitcode", "9", sys.executable, "-m", "pytest", "tests/test_gpu.py"]
+        done = subprocess.run([*command, "-k", SANITIZED], capture_output=True, text=True)
+        lines = [line for line in done.stdout.splitlines() if "ERROR SUMMARY" in line or "RACECHECK SUMMARY" in line]
+        found[tool] = lines[-1].strip("= ") if lines else f"exit code {done.returncode}"
+        found["failed"] |= int(done.returncode != 0)
+    return found
+
+
+def trees(config: Config) -> dict[str, Tree]:
+    """The base and one fine-tuning at FORK_RATE 1 (16 epochs), trained here, on the test problems."""
+    tuned = replace(config, sft=replace(config.sft, epochs=16, fork_rate=1.0))
+    stages.pretrain(config, resume=True)
+    stages.sft(tuned, resume=True)
+    for rate in (0.0, 0.5):  # what `agreement` wants besides
+        stages.sft(replace(tuned, sft=replace(tuned.sft, fork_rate=rate)), resume=True)
+    problems = measure.problem_set(config.data, streams.test_problems(config.data, config.eval.problems), "cuda")
+    folders = {"base": runs.base_folder(config), "tuned": runs.run_folder(tuned, "sft")}
+    return {
+        name: measure.tree_of(
+            stages.load_run(folder / "ckpt.pt", runs.read_config(folder)).cuda(), config.data, problems, Policy()
+        )
+        for name, folder in folders.items()
+    }
+
+
+def samples(config: Config) -> dict:
+    """Samples of both builds against their own scored p, and these p against exact ones."""
+    found: dict = {"failed": 0}
+    problems = streams.test_problems(config.data, config.eval.problems)
+    for name, tree in trees(config).items():
+        gpu = backends.machine(tree.dfa.device)
+        known = exact(tree).p_lo
+        traces = np.stack(
+            [config.data.traces(problems, np.full(len(problems), m)) for m in range(len(config.data.mode_names))],
+            axis=1,
+        )
+        for precision, n in SAMPLES.items():
+            bf16 = precision == "bf16"
+            rows = backends.ready(gpu, tree, gpu.rows(len(tree) * n), bf16)
+            scored = kernel.score(tree, torch.from_numpy(traces).cuda(), gpu, rows, bf16)
+            p = scored.sum(dim=2).exp().sum(dim=1).cpu().numpy()
+            torch.cuda.synchronize()
+            started = time.perf_counter()
+            result = kernel.run(tree, n, 0, gpu, rows, bf16)
+            seconds = time.perf_counter() - started
+            pits = agree.randomised_pit(result.accepted, n, p, np.random.default_rng(0))
+            ks = [1, 4, 16, 64]
+            gap = np.abs(passk.pass_at_k(p, ks) - passk.pass_at_k(known, ks)).max()
+            apart = float(np.quantile(np.abs(p - known), 0.99))
+            cell = {
+                "p_value": agree.uniform_p(pits),
+                "rollouts_a_problem": n,
+                "seconds": seconds,
+                "pass_at_k_gap": float(gap),
+                "p99_gap_of_p": apart,
+            }
+            limits = (0.002, 0.03) if bf16 else (1e-4, 1e-4)
+            cell["holds"] = cell["p_value"] > LEVEL and gap <= limits[0] and apart <= limits[1]
+            found["failed"] |= int(not cell["holds"])
+            found[f"{name} {precision}"] = cell
+            print(f"{name} {precision}: {cell}", flush=True)
+    return found
+
+
+def bench(config: Config) -> dict:
+    """Rates on the trained reference model, on a larger one, and of `make eval ENGINE=rollout ROLLOUTS=4096`."""
+    tree = trees(config)["base"]
+    found: dict = {"failed": 0, "reference": bench_gpu.bench_gpu(tree)}
+    torch.cuda.synchronize()
+    for precision in (True, False):
+        backends.sample(tree, 64, 0, bf16=precision)
+        started = time.perf_counter()
+        backends.sample(tree, 4096, 0, bf16=precision)
+        torch.cuda.synchronize()
+        found[f"eval_4096_{'bf16' if precision else 'fp32'}_s"] = time.perf_counter() - started
+    large = bench_gpu.reference_tree(layers=4, width=256, heads=4, prompt=64, new=16)
+    backends.sample(large, 64, 0, bf16=True)
+    started, n = time.perf_counter(), 4096
+    result = backends.sample(large, n, 0, bf16=True)
+    torch.cuda.synchronize()
+    found["large_tokens_per_s"] = float(result.tokens.sum()) * n / (time.perf_counter() - started)
+    return found
+
+
+def report(result: dict, path: Path) -> int:
+    """The table that comes last; returns the exit code."""
+    bench = result["bench"]
+    rows = [
+        ("GPU tests", result["tests"].get("summary", result["tests"].get("error"))),
+        ("memcheck, racecheck", result["sanitizer"].get("summary") or
+         f"{result['sanitizer'].get('memcheck')}; {result['sanitizer'].get('racecheck')}"),
+        *((f"samples, {name}", f"p {cell['p_value']:.2g}, pass@k within {cell['pass_at_k_gap']:.1e}, |dp| p99 "
+           f"{cell['p99_gap_of_p']:.1e}") for name, cell in result["samples"].items() if isinstance(cell, dict)),
+        ("agreement of engines", "DISAGREE" if result["agreement"]["failed"] else "agree"),
+        *((name, f"{value:.3g}") for name, value in bench.get("reference", {}).get("summary", {}).items() if value),
+        *((name, f"{bench[name]:.3g}") for name in ("large_tokens_per_s", "eval_4096_bf16_s", "eval_4096_fp32_s")
+          if name in bench),
+        *((f"{stage} broke", result[stage]["error"]) for stage in result["seconds"] if "error" in result[stage]),
+    ]  # fmt: skip
+    for what, found in rows:
+        print(f"{what:<66}{found}")
+    failed = [stage for stage in result["seconds"] if result[stage].get("failed")]
+    print(f"{'FAILED: ' + ', '.join(failed) if failed else 'all held'}; written to {path}")
+    return int(bool(failed))
