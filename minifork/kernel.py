@@ -11,6 +11,7 @@ from dataclasses import dataclass, fields
 from pathlib import Path
 from typing import Protocol
 
+import numpy as np
 import torch
 from einops import rearrange
 from torch import Tensor
@@ -148,24 +149,33 @@ def run(
 ) -> Result:
     """Where n rollouts a problem end, as `minifork.rollout.rollout`, by the kernel.
 
-    When the machine's memory runs out, the problems are halved, and this is said once.
+    Where the machine's memory runs out, the problems are halved until they fit, and this is said.
     """
-    try:
-        out = _launch(tree, n, seed, machine, build_for(tree, rows, bf16), None, traces)
-    except torch.OutOfMemoryError:
-        if len(tree) == 1:
-            raise
-        warnings.warn(f"out of memory with {len(tree)} problems at once: trying half of them", stacklevel=2)
-        torch.cuda.empty_cache()
-        half = len(tree) // 2
-        parts = [run(tree[some], n, seed, machine, rows, bf16, traces) for some in (slice(half), slice(half, None))]
-        return _joined(parts)
-    ends, tokens = out["ends"].cpu().double().numpy() / n
-    kept = None
-    if traces:
-        kept = Traces(out["tokens"].long(), _logp(out).float(), out["sink"].long())
+    size = len(tree)
+    while True:
+        try:
+            parts = [
+                _run(tree[start : start + size], n, seed, machine, build_for(tree, rows, bf16), traces)
+                for start in range(0, len(tree), size)
+            ]
+            break
+        except torch.OutOfMemoryError:
+            if size == 1:
+                raise
+            size = -(-size // 2)
+    if size < len(tree):
+        warnings.warn(f"out of memory with {len(tree)} problems at once: ran {size} at a time", stacklevel=2)
+    joined = {name: np.concatenate([getattr(p, name) for p in parts]) for name in ("ends", "unknown", "tokens")}
+    kept = Traces(*(torch.cat([getattr(p.traces, f.name) for p in parts]) for f in fields(Traces))) if traces else None
+    return Result("rollout", n=n, evaluated=sum(part.evaluated for part in parts), traces=kept, **joined)
+
+
+def _run(tree: Tree, n: int, seed: int, machine: Machine, build: Build, traces: bool) -> Result:
+    out = _launch(tree, n, seed, machine, build, None, traces)
+    ends, tokens = out["ends"].cpu().numpy() / n
+    kept = Traces(out["tokens"].long(), _logp(out).float(), out["sink"].long()) if traces else None
     evaluated = int(out["ends"][1].sum()) - len(tree) * n
-    return Result("rollout", ends, ends[:, 0] * 0, n, evaluated, tokens, kept)
+    return Result("rollout", ends, np.zeros(len(tree)), n, evaluated, tokens, kept)
 
 
 def score(tree: Tree, tokens: Tensor, machine: Machine, rows: int = 64, bf16: bool = True) -> Tensor:
@@ -179,17 +189,6 @@ def score(tree: Tree, tokens: Tensor, machine: Machine, rows: int = 64, bf16: bo
 
 def _logp(out: dict[str, Tensor]) -> Tensor:
     return out["gap"].double() - out["total"].double().log()
-
-
-def _joined(parts: list[Result]) -> Result:
-    import numpy as np
-
-    joined = {name: np.concatenate([getattr(p, name) for p in parts]) for name in ("ends", "unknown", "tokens")}
-    kept = None
-    if parts[0].traces:
-        kept = Traces(*(torch.cat([getattr(p.traces, f.name) for p in parts]) for f in fields(Traces)))
-    return Result("rollout", joined["ends"], joined["unknown"], parts[0].n, sum(p.evaluated for p in parts),
-                  joined["tokens"], kept)  # fmt: skip
 
 
 @torch.no_grad()

@@ -279,7 +279,7 @@ def test_memory_that_runs_out(make_model, folder):
             return super().blocks(build, work)
 
     tree = make_tree(make_model, "narrow", 10)
-    with pytest.warns(UserWarning, match="out of memory with 10 problems at once"):
+    with pytest.warns(UserWarning, match="out of memory with 10 problems at once: ran 3 at a time"):
         halved = run(Small(folder), tree, 30, "narrow")
     whole = run(Twin(folder), tree, 30, "narrow")
     assert np.array_equal(halved.ends, whole.ends) and torch.equal(halved.traces.tokens, whole.traces.tokens)
