@@ -25,7 +25,7 @@ def claims(config: Config) -> None:
     if config.task not in tested:
         print(f"no claims are made about {config.task}")
         return
-    of_task = tested[config.task]
+    of_task = search_findings if "SEARCH" in config.data.mode_names else tested[config.task]
     findings = [finding for pair in results.pairs() for finding in of_task(results, config, pair)]
     if not findings:
         raise ValueError(f"{runs.eval_file(config)}: no pair of base and fine-tuned run; see `make reproduce`")
@@ -68,6 +68,29 @@ def arith_findings(results: Results, config: Config, pair: int) -> Iterator[Find
         text = f"pass@1 {at(forward, 1):.3f} to {at(rationale, 1):.3f}, recovered {recovered and f'{recovered:.2f}'}"
         holds = recovered is not None and recovered >= 0.8 and at(rationale, 1) >= at(forward, 1)
         yield Finding("rationale: recovers >= .8 of S_16 at no lower pass@1", pair, text, holds)
+
+
+def search_findings(results: Results, config: Config, pair: int) -> Iterator[Finding]:
+    """All findings of one pair of seeds on star with SEARCH among the modes, which are forced one by one."""
+    chance, modes = 1 / config.data.branches, len(config.data.mode_names)
+    for variant in ("data", "problem"):
+        records = results.tuned(pair, variant)
+        if not records:
+            yield Finding(f"{variant}-level", pair, "its run is missing", None)
+            continue
+        forced, entropy = records[-1]["forced"], records[-1]["mode"]["entropy"]
+        search, forward = forced["SEARCH"], forced["FWD"]
+        price = f"{search['tokens']:.2f} tokens against {forward['tokens']:.2f}, {search['wasted']:.2f} wasted"
+        one = at(search, 1)
+        yield Finding(f"{variant}-level: forced SEARCH >= .99", pair, f"{one:.4f}, {price}", one >= 0.99)
+        found, near = _near(at(forward, 1), chance)
+        yield Finding(f"{variant}-level: forced FWD within .1 of 1/d", pair, found, near)
+        if variant == "problem":
+            yield Finding(
+                "problem-level: mode entropy >= .6 nats", pair, f"{entropy:.3f} of ln {modes}", entropy >= 0.6
+            )
+        else:
+            yield Finding("data-level: mode entropy < .2 nats", pair, f"{entropy:.3f} of ln {modes}", entropy < 0.2)
 
 
 def _least(value: float, least: float) -> tuple[str, bool]:
@@ -119,6 +142,15 @@ def star_findings(results: Results, config: Config, pair: int) -> Iterator[Findi
         yield test(f"r = 1: pass@{k} {way} the base's", forked, judge)
     yield test("r = 0: pass@64 >= .99", last.get(0.0), lambda r: (f"{at(r, 64):.4f}", at(r, 64) >= 0.99))
     yield test("problem-level: pass@16 >= .98", final("problem"), lambda r: (f"{at(r, 16):.4f}", at(r, 16) >= 0.98))
+
+    def keeps_modes(r: dict) -> tuple[str, bool]:
+        return f"{r['mode']['entropy']:.3f}", r["mode"]["entropy"] >= 0.6
+
+    def loses_modes(r: dict) -> tuple[str, bool]:
+        return f"{r['mode']['entropy']:.3f}", r["mode"]["entropy"] < 0.2
+
+    yield test("problem-level: mode entropy >= .6 nats", final("problem"), keeps_modes)
+    yield test("r = 0.5, data-level: mode entropy < .2 nats", last.get(0.5), loses_modes)
 
     rates = sorted(last)
     for lower, higher in zip(rates, rates[1:], strict=False):

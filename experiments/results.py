@@ -7,7 +7,7 @@ import numpy as np
 
 from minifork import passk, runs
 from minifork.config import Config
-from minifork.records import array_key
+from minifork.records import SCHEMA, array_key
 
 
 @dataclass(frozen=True)
@@ -68,7 +68,7 @@ def load(config: Config) -> Results:
     """The results of the last evaluation; raises ValueError naming the file when there is none."""
     path = runs.eval_file(config)
     evaluation = runs.read_json(path)
-    if evaluation.get("schema") != 1 or not isinstance(evaluation.get("records"), list):
+    if evaluation.get("schema") != SCHEMA or not isinstance(evaluation.get("records"), list):
         raise ValueError(f"{path}: not an evaluation of this version; run `minifork eval` again")
     if any(record.get("forced") is None for record in evaluation["records"]):
         raise ValueError(f"{path}: evaluates a stratified decoder; figures and claims are about i.i.d. samples")

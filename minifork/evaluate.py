@@ -75,7 +75,7 @@ def evaluate(config: Config) -> int:
     for check in checks:
         check["agrees"] = check["p_value"] * len(checks) >= CHECK_LEVEL
     result = {
-        "schema": 1,
+        "schema": records.SCHEMA,
         "task": config.task,
         "engine": "+".join(sorted({record["engine"] for record in found})),
         "policy": str(decoder) + ("" if settings.stratify == "none" else f" {settings.stratify}={settings.strata}"),

@@ -87,7 +87,7 @@ def test_schema_of_the_evaluation(evaluation):
     assert set(result) >= {
         "schema", "task", "engine", "policy", "grading", "split", "n_problems", "data_hash", "records",
     }  # fmt: skip
-    assert (result["schema"], result["task"], result["engine"], result["n_problems"]) == (1, "star", "exact", 64)
+    assert (result["schema"], result["task"], result["engine"], result["n_problems"]) == (2, "star", "exact", 64)
     records = result["records"]
     assert [(r["run"], r["epoch"]) for r in records if r["stage"] == "base"] == [("base-seed0", None)]
     for name in SFT:
@@ -550,6 +550,14 @@ def test_stages_out_of_order(copy, capsys):
     assert "minifork pretrain" in pipeline.refused(capsys, "eval")
     for command in ("figures", "claims"):
         assert "eval.json" in pipeline.refused(capsys, command)
+
+
+def test_results_of_another_version_are_refused(copy, capsys):
+    pipeline = copy("eval.json", "eval.npz")
+    path = pipeline.folder / "eval.json"
+    path.write_text(path.read_text().replace('"schema": 2', '"schema": 1'))
+    for command in ("figures", "claims"):
+        assert "not an evaluation of this version" in pipeline.refused(capsys, command)
 
 
 @pytest.mark.parametrize("how", ["truncated", "empty", "missing", "foreign"])
