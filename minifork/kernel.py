@@ -208,7 +208,7 @@ def _launch(
         "weights": pack(model, bool(build.bf16)),
         "token": model.token.weight.float(),
         "position": torch.nn.functional.pad(positions.float(), (0, 0, 0, missing)),
-        "dfa": tree.dfa.to(torch.int32).to(torch.uint16),
+        "dfa": tree.dfa.to(torch.int16),  # the bits of uint16
         "forced": None if tree.forced is None else tree.forced.int(),
         "ids": tree.ids.int(),
         "given": None if given is None else given.int(),
