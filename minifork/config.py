@@ -112,6 +112,7 @@ class SFT(Optim):
     fork_in_graph: bool
     allocation: str
     fresh: bool
+    loss: str
     allow_leak: bool
 
     def __post_init__(self) -> None:

@@ -9,7 +9,7 @@ import torch
 
 from data_gen import audit, streams, walks
 from data_gen.task import PAD
-from minifork import runs
+from minifork import losses, runs
 from minifork.config import Config, differences, fingerprint, to_tree
 from minifork.model import GPT
 from minifork.train import BatchAt, Job, fit, load_model
@@ -72,7 +72,7 @@ def sft(config: Config, resume: bool) -> None:
     changed = differences(inherited, runs.identity(config, "base"))
     if changed:
         raise ValueError(f"{base}: the base was made with another config ({'; '.join(changed[:3])}); use its values")
-    plan = config.sft
+    plan, loss = config.sft, losses.parse(config.sft.loss)
     state = runs.state_of(folder, config, "sft", resume)
     if state == "complete":
         print(f"{folder} is complete: nothing to do")
@@ -95,7 +95,7 @@ def sft(config: Config, resume: bool) -> None:
         "data_hash": streams.data_hash(data.tokens),
         "epochs": plan.epochs,
     }
-    job = Job(folder, _sft_batches(config), steps, plan, config.save_every, snapshots=snapshots(config), meta=meta)
+    job = Job(folder, _sft_batches(config), steps, plan, config.save_every, snapshots(config), meta, loss)
     _fit(model, job, config, state)
 
 

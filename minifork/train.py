@@ -12,12 +12,11 @@ from pathlib import Path
 
 import numpy as np
 import torch
-import torch.nn.functional as F
-from torch import Tensor, nn
+from torch import nn
 from tqdm import tqdm
 
-from data_gen.walks import IGNORE
 from minifork.config import Optim
+from minifork.losses import Loss
 from minifork.model import GPT
 from minifork.runs import append_line, keep_metrics_until, load_weights, save_weights, write_json
 
@@ -30,7 +29,7 @@ class Job:
     """What to train: batch_at(step) gives inputs and targets int64[B, T], step counted from 0.
 
     snapshots: the file to keep the weights in after so many steps, e.g. {32: "epochs/e1.pt"}.
-    meta: what meta.json says beside progress.
+    meta: what meta.json says beside progress. loss: what is minimised.
     """
 
     folder: Path
@@ -40,6 +39,7 @@ class Job:
     save_every: int
     snapshots: dict[int, str] = field(default_factory=dict)
     meta: dict = field(default_factory=dict)
+    loss: Loss = Loss("cross_entropy", 0.0)
 
 
 def fit(model: GPT, job: Job, device: str, resume: bool, compiled: bool = False) -> None:
@@ -105,17 +105,12 @@ def schedule(step: int, steps: int, warmup: float) -> float:
     return 0.5 * (1 + math.cos(math.pi * (step - warm) / max(1, steps - warm)))
 
 
-def loss_of(logits: Tensor, targets: Tensor) -> Tensor:
-    """Mean cross-entropy in nats over the targets int64[B, T] that are not IGNORE, in fp32."""
-    return F.cross_entropy(logits.flatten(0, 1).float(), targets.flatten(), ignore_index=IGNORE)
-
-
 def _step(
     model: nn.Module, optimizers: list[torch.optim.Optimizer], job: Job, step: int, device: str
 ) -> tuple[float, int]:
     inputs, targets = (torch.from_numpy(a).to(device) for a in job.batch_at(step))
     with torch.autocast("cuda", dtype=torch.bfloat16, enabled=device == "cuda"):
-        loss = loss_of(model(inputs), targets)
+        loss = job.loss(model(inputs), targets)
     loss.backward()
     nn.utils.clip_grad_norm_(model.parameters(), job.optim.clip)
     share = schedule(step, job.steps, job.optim.warmup)

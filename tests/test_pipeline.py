@@ -19,7 +19,7 @@ import torch
 from torch.optim.optimizer import register_optimizer_step_post_hook
 
 from data_gen import star, streams, walks
-from minifork import runs, stages, train
+from minifork import losses, runs, stages
 from minifork.cli import main
 from tests.pipeline import SFT
 
@@ -278,14 +278,14 @@ def ctrl_c(moment: str, step: int):
     (or the only one); after: when the last has.
     """
     seen = {"losses": 0, "steps": 0}
-    real = train.loss_of
+    real = losses.LOSSES["cross_entropy"]
 
-    def loss_of(*arguments):
+    def cross_entropy(*arguments):
         if seen["losses"] == step and moment == "before":
             signal.raise_signal(signal.SIGINT)
         seen["losses"] += 1
         seen["steps"] = 0
-        return real(*arguments)
+        return real[0](*arguments)
 
     def stepped(optimizer, *_):
         seen["steps"] += 1
@@ -294,11 +294,11 @@ def ctrl_c(moment: str, step: int):
             signal.raise_signal(signal.SIGINT)
 
     hook = register_optimizer_step_post_hook(stepped)
-    train.loss_of = loss_of
+    losses.LOSSES["cross_entropy"] = (cross_entropy, *real[1:])
     try:
         yield
     finally:
-        train.loss_of = real
+        losses.LOSSES["cross_entropy"] = real
         hook.remove()
 
 
@@ -607,8 +607,13 @@ def test_figures_of_reverse_traces_alone(copy, capsys):
 
 @pytest.mark.parametrize("overrides", [[], ["sft.fresh=true"], ["sft.fork_rate=0.5"]])
 def test_loss_is_on_whole_traces_each_once_an_epoch(copy, monkeypatch, overrides):
-    pipeline, seen, real = copy("base-seed0"), [], train.loss_of
-    monkeypatch.setattr(train, "loss_of", lambda logits, targets: seen.append(targets.numpy()) or real(logits, targets))
+    pipeline, seen, real = copy("base-seed0"), [], losses.cross_entropy
+
+    def cross_entropy(logits, targets, value):
+        seen.append(targets.numpy())
+        return real(logits, targets)
+
+    monkeypatch.setitem(losses.LOSSES, "cross_entropy", (cross_entropy, *losses.LOSSES["cross_entropy"][1:]))
     assert pipeline("sft", *overrides) == 0
     config = pipeline.config(*overrides)
     prompt = config.data.prompt_len
@@ -619,6 +624,25 @@ def test_loss_is_on_whole_traces_each_once_an_epoch(copy, monkeypatch, overrides
         assert sorted(learned) == sorted(stages.sft_data(config, epoch).tokens[:, prompt:].tolist())
         orders.add(str(learned))
     assert len(orders) == 4  # shuffled anew
+
+
+@pytest.mark.parametrize("loss", ["label_smoothing=0.1", "gem=0.7", "coverage=8", "drop_tail=0.25"])
+def test_fine_tunes_with_every_loss(copy, loss):
+    """In a folder of its own, to other weights."""
+    pipeline = copy("base-seed0", "sft-fork1-seed0")
+    assert pipeline("sft", f"sft.loss={loss}") == 0
+    folder = pipeline.folder / f"sft-fork1-{loss.replace('=', '')}-seed0"
+    weights = [
+        torch.load(path / "ckpt.pt", weights_only=True)["model"] for path in (folder, folder.parent / "sft-fork1-seed0")
+    ]
+    assert not torch.equal(weights[0]["head.weight"], weights[1]["head.weight"])
+
+
+def test_impossible_losses_are_refused_before_anything_is_made(copy, capsys):
+    pipeline = copy("base-seed0")
+    assert "coverage is 0.5" in pipeline.refused(capsys, "sft", "sft.loss=coverage=0.5")
+    assert "does not exist" in pipeline.refused(capsys, "sft", "sft.loss=hinge")
+    assert sorted(path.name for path in pipeline.folder.iterdir()) == ["base-seed0"]
 
 
 # Other seeds
