@@ -14,6 +14,7 @@ from minifork import config as configs
 COMMANDS = {
     "pretrain": ("minifork.stages:pretrain", True, "train the base model on random graph walks"),
     "sft": ("minifork.stages:sft", True, "fine-tune the base model on traces (sft.fork_rate=0.5 ...)"),
+    "rl": ("minifork.stages:rl", True, "go on by rewards from a fine-tuned run (rl.advantage=grpo ...)"),
     "eval": (
         "minifork.evaluate:evaluate",
         False,

@@ -29,6 +29,7 @@ def _require(condition: bool, key: str, value: Any, need: str) -> None:
 
 TASKS = {"star": Star, "mixed": Mixed, "arith": Arith}
 ENGINES = ("auto", "exact", "split", "rollout")
+ADVANTAGES = ("grpo", "passk", "exact")
 STRATIFY = ("none", "first", "fork", "entropy")
 
 
@@ -72,7 +73,6 @@ class Optim:
     warmup: float
     weight_decay: float
     clip: float
-    batch: int
 
     def __post_init__(self) -> None:
         section = type(self).__name__.lower()
@@ -83,7 +83,6 @@ class Optim:
             "warmup": (0 <= self.warmup <= 1, "it is a share of the steps, in [0, 1]"),
             "weight_decay": (0 <= self.weight_decay < math.inf, "it must be finite and not negative"),
             "clip": (self.clip > 0, "it must be positive"),
-            "batch": (self.batch >= 1, "it must be at least 1"),
         }
         for name, (holds, need) in rules.items():
             _require(holds, f"{section}.{name}", getattr(self, name), need)
@@ -91,21 +90,24 @@ class Optim:
 
 @dataclass(frozen=True)
 class Pretrain(Optim):
-    """Pretraining: a number of steps on fresh walks."""
+    """Pretraining: a number of steps, and how many fresh walks each has."""
 
     steps: int
+    batch: int
 
     def __post_init__(self) -> None:
         super().__post_init__()
+        _require(self.batch >= 1, "pretrain.batch", self.batch, "it must be at least 1")
         _require(self.steps >= 1, "pretrain.steps", self.steps, "it must be at least 1")
 
 
 @dataclass(frozen=True)
 class SFT(Optim):
-    """Fine-tuning: how many traces and epochs, and the Mixture they come from."""
+    """Fine-tuning: how many traces, in all and a step, how many epochs, and the Mixture they come from."""
 
     traces: int
     epochs: int
+    batch: int
     modes: str
     fork_rate: float
     cue_rate: float
@@ -117,6 +119,7 @@ class SFT(Optim):
 
     def __post_init__(self) -> None:
         super().__post_init__()
+        _require(self.batch >= 1, "sft.batch", self.batch, "it must be at least 1")
         _require(
             self.traces >= self.batch, "sft.traces", self.traces, f"fill at least one batch (sft.batch={self.batch})"
         )
@@ -126,6 +129,38 @@ class SFT(Optim):
     @property
     def mixture(self) -> Mixture:
         return Mixture(self.modes, self.fork_rate, self.cue_rate, self.fork_in_graph, self.allocation, self.fresh)
+
+
+@dataclass(frozen=True)
+class RL(Optim):
+    """Reinforcement learning: the snapshot it starts from, the objective, and how much of what an update samples."""
+
+    start: str
+    epoch: int
+    mode: str
+    advantage: str
+    k: int
+    kl: float
+    problems: int
+    prompts: int
+    group: int
+    updates: int
+
+    def __post_init__(self) -> None:
+        super().__post_init__()
+        rules = {
+            "epoch": (self.epoch >= 0, "an epoch of the fine-tuned run, or 0 for the base"),
+            "advantage": (self.advantage in ADVANTAGES, f"choose {', '.join(ADVANTAGES)}"),
+            "k": (self.k >= 1, "it must be at least 1"),
+            "kl": (0 <= self.kl < math.inf, "it must be finite and not negative"),
+            "prompts": (1 <= self.prompts <= self.problems, f"give 1 to rl.problems={self.problems}"),
+            "group": (self.group >= 2, "a group needs at least 2 rollouts"),
+            "updates": (self.updates >= 1, "it must be at least 1"),
+        }
+        for name, (holds, need) in rules.items():
+            _require(holds, f"rl.{name}", getattr(self, name), need)
+        fits = self.advantage != "passk" or self.k <= self.group
+        _require(fits, "rl.k", self.k, f"of a group of rl.group={self.group} it can be 1 to {self.group}")
 
 
 @dataclass(frozen=True)
@@ -192,12 +227,15 @@ class Config:
     model: Shape
     pretrain: Pretrain
     sft: SFT
+    rl: RL
     eval: Eval
     reproduce: Reproduce
 
     def __post_init__(self) -> None:
         unknown = [name for name in self.sft.mixture.mode_names if name not in self.data.mode_names]
         _require(not unknown, "sft.modes", self.sft.modes, f"data.modes has {self.data.modes} only")
+        modes = ("free", *self.data.mode_names)
+        _require(self.rl.mode in modes, "rl.mode", self.rl.mode, f"choose {', '.join(modes)}")
         answers = hasattr(self.data, "answer_dfa")
         _require(self.eval.grading == "steps" or answers, "eval.grading", self.eval.grading,
                  f"traces of {self.task} end in no answer, choose steps")  # fmt: skip
@@ -360,7 +398,8 @@ def _scalar(text: str, kind: type) -> Any:
 
 
 def _unknown(key: str, known: dict[str, type], source: Path | str) -> str:
-    near = difflib.get_close_matches(key, known, n=1, cutoff=0.5)
+    near = difflib.get_close_matches(key, known, n=1, cutoff=0.9)
     leaf = [k for k in known if k.split(".")[-1] == key.split(".")[-1]]
-    hint = (leaf or near or ["one of " + ", ".join(sorted(known))])[0]
+    far = difflib.get_close_matches(key, known, n=1, cutoff=0.5)
+    hint = (near or leaf or far or ["one of " + ", ".join(sorted(known))])[0]
     return f"{source}: unknown key {key!r}; did you mean {hint}?"

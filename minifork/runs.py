@@ -136,8 +136,9 @@ def run_folder(config: Config, stage: str) -> Path:
         return task_folder(config) / config.name
     if stage == "base":
         return base_folder(config)
-    kind = variant(config, stage).replace("data", f"fork{config.sft.fork_rate:g}", 1)
-    return task_folder(config) / f"sft-{kind}-seed{config.seed}"
+    kind = variant(config, stage)
+    kind = kind if stage == "rl" else "sft-" + kind.replace("data", f"fork{config.sft.fork_rate:g}", 1)
+    return task_folder(config) / f"{kind}-seed{config.seed}"
 
 
 def eval_file(config: Config) -> Path:
@@ -155,6 +156,9 @@ def variant(config: Config, stage: str) -> str:
         return re.sub(r"-seed\d+$", "", config.name)
     if stage == "base":
         return "base"
+    if stage == "rl":
+        k = "" if config.rl.advantage == "grpo" else f"{config.rl.k}"
+        return f"rl-{config.rl.advantage}{k}-{config.rl.mode}-fork{config.sft.fork_rate:g}-epoch{config.rl.epoch}"
     cue = f"-cue{config.sft.cue_rate:g}" if config.sft.cue_rate else ""
     graph, fresh = "-graph" * config.sft.fork_in_graph, "-fresh" * config.sft.fresh
     modes = "" if config.sft.modes == "FWD,REV" else "-" + config.sft.modes.replace(",", "+")
@@ -172,8 +176,10 @@ def identity(config: Config, stage: str) -> dict:
     """The part of a config that decides a run's result; two runs with equal identities are the same run."""
     tree = to_tree(config)
     sections = ["task", "base_seed", "data", "walks", "model", "pretrain"]
-    if stage == "sft":
+    if stage != "base":
         sections += ["seed", "sft"]
+    if stage == "rl":
+        sections += ["rl"]
     if stage == "base":  # walks are always printed in shuffled order: a base serves runs of either
         tree["data"] = comparable(tree["data"])
     return {name: tree[name] for name in sections}

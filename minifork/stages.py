@@ -10,9 +10,10 @@ import torch
 from data_gen import audit, streams, walks
 from data_gen.task import PAD
 from minifork import losses, runs
+from minifork import rl as rl_objectives
 from minifork.config import Config, differences, fingerprint, to_tree
 from minifork.model import GPT
-from minifork.train import BatchAt, Job, fit, load_model
+from minifork.train import BatchAt, Job, fit, load_model, supervised
 
 
 def pick_device(config: Config) -> str:
@@ -56,7 +57,8 @@ def pretrain(config: Config, resume: bool) -> None:
         f"{folder.name}: pretraining {_count(model):,} parameters on random walks, "
         f"{plan.steps} steps of {plan.batch} x {config.walks.seq_len} tokens"
     )
-    job = Job(folder, batch_at, plan.steps, plan, config.save_every, meta=_meta(config, "base", folder.name))
+    learn = supervised(batch_at, losses.parse("cross_entropy"), pick_device(config))
+    job = Job(folder, learn, plan.steps, plan, config.save_every, meta=_meta(config, "base", folder.name))
     _fit(model, job, config, state)
 
 
@@ -95,8 +97,50 @@ def sft(config: Config, resume: bool) -> None:
         "data_hash": streams.data_hash(data.tokens),
         "epochs": plan.epochs,
     }
-    job = Job(folder, _sft_batches(config), steps, plan, config.save_every, snapshots(config), meta, loss)
-    _fit(model, job, config, state)
+    learn = supervised(_sft_batches(config), loss, pick_device(config))
+    _fit(model, Job(folder, learn, steps, plan, config.save_every, snapshots(config), meta), config, state)
+
+
+def rl(config: Config, resume: bool) -> None:
+    """Go on from a fine-tuned run's snapshot, or from the base, by rewards; with snapshots at updates 1, 2, 4, ..."""
+    plan, folder = config.rl, runs.run_folder(config, "rl")
+    state = runs.state_of(folder, config, "rl", resume)
+    if state == "complete":
+        print(f"{folder} is complete: nothing to do")
+        return
+    start = start_of(config)
+    model, reference = load_run(start, config), load_run(start, config).to(pick_device(config))
+    print(
+        f"{folder.name}: from {start}, {plan.advantage} on {plan.problems} problems, {plan.updates} updates of "
+        f"{plan.prompts} problems" + ("" if plan.advantage == "exact" else f" x {plan.group} rollouts")
+    )
+    learn = rl_objectives.objective(config, reference, pick_device(config))
+    kept = {2**i: f"epochs/e{2**i}.pt" for i in range(plan.updates.bit_length())}
+    kept |= {plan.updates: f"epochs/e{plan.updates}.pt"}
+    meta = _meta(config, "rl", folder.name) | {"start": str(start.relative_to(runs.task_folder(config)))}
+    _fit(model, Job(folder, learn, plan.updates, plan, config.save_every, kept, meta), config, state)
+
+
+def start_of(config: Config) -> Path:
+    """The weights that RL starts from: snapshot rl.epoch of the run rl.start (of this config's fine-tuned run where
+    none is named), or the base for epoch 0.
+
+    Raises ValueError naming the file when it is missing or was made with another config.
+    """
+    plan = config.rl
+    if plan.epoch:
+        folder, path = runs.run_folder(replace(config, name=plan.start), "sft"), f"epochs/e{plan.epoch}.pt"
+    else:
+        folder, path = runs.base_folder(config), "ckpt.pt"
+    if not (folder / path).exists() or not runs.is_complete(folder):
+        raise ValueError(
+            f"{folder / path}: no such weights to start from; make them with `minifork pretrain` and `sft`"
+        )
+    alike = "sft" if plan.epoch and not plan.start else "base"  # a run that is named may be tuned otherwise
+    changed = differences(runs.identity(runs.read_config(folder), alike), runs.identity(config, alike))
+    if changed:
+        raise ValueError(f"{folder} was made with another config ({'; '.join(changed[:3])}); use its values")
+    return folder / path
 
 
 def sft_data(config: Config, epoch: int) -> streams.Examples:
@@ -183,7 +227,7 @@ def _meta(config: Config, stage: str, name: str) -> dict:
         "name": name,
         "variant": runs.variant(config, stage),
         "task": config.task,
-        "seed": config.seed if stage == "sft" else None,
+        "seed": None if stage == "base" else config.seed,
         "base_seed": config.base_seed,
         "config_hash": fingerprint(runs.identity(config, stage)),
         "machine": runs.machine(),

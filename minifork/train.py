@@ -1,4 +1,5 @@
-"""The training loop, one for every stage: batches are a pure function of the step, so it resumes anywhere."""
+"""The training loop, one for every stage: what a step learns from is a pure function of the step and the weights,
+so it resumes anywhere."""
 
 import math
 import signal
@@ -12,7 +13,7 @@ from pathlib import Path
 
 import numpy as np
 import torch
-from torch import nn
+from torch import Tensor, nn
 from tqdm import tqdm
 
 from minifork.config import Optim
@@ -21,25 +22,36 @@ from minifork.model import GPT
 from minifork.runs import append_line, keep_metrics_until, load_weights, save_weights, write_json
 
 BatchAt = Callable[[int], tuple[np.ndarray, np.ndarray]]
+Objective = Callable[[nn.Module, int], tuple[Tensor, int]]
 _SECONDS_BETWEEN_LINES = 10
 
 
 @dataclass(frozen=True)
 class Job:
-    """What to train: batch_at(step) gives inputs and targets int64[B, T], step counted from 0.
+    """What to train: objective(model, step) gives the loss, and how many tokens it is on; step counted from 0.
 
     snapshots: the file to keep the weights in after so many steps, e.g. {32: "epochs/e1.pt"}.
-    meta: what meta.json says beside progress. loss: what is minimised.
+    meta: what meta.json says beside progress.
     """
 
     folder: Path
-    batch_at: BatchAt
+    objective: Objective
     steps: int
     optim: Optim
     save_every: int
     snapshots: dict[int, str] = field(default_factory=dict)
     meta: dict = field(default_factory=dict)
-    loss: Loss = Loss("cross_entropy", 0.0)
+
+
+def supervised(batch_at: BatchAt, loss: Loss, device: str) -> Objective:
+    """A loss of the logits on batches: batch_at(step) gives inputs and targets int64[B, T]."""
+
+    def objective(model: nn.Module, step: int) -> tuple[Tensor, int]:
+        inputs, targets = (torch.from_numpy(a).to(device) for a in batch_at(step))
+        with torch.autocast("cuda", dtype=torch.bfloat16, enabled=device == "cuda"):
+            return loss(model(inputs), targets), inputs.numel()
+
+    return objective
 
 
 def fit(model: GPT, job: Job, device: str, resume: bool, compiled: bool = False) -> None:
@@ -66,7 +78,7 @@ def fit(model: GPT, job: Job, device: str, resume: bool, compiled: bool = False)
     step = first
     with _progress(job.folder.name, job.steps, first) as show, _interrupt_between_steps() as interrupted:
         while step < job.steps:
-            loss, tokens = _step(forward, optimizers, job, step, device)
+            loss, tokens = _step(forward, optimizers, job, step)
             step += 1
             show(step, loss, tokens, job.folder / "metrics.jsonl")
             if step in job.snapshots:
@@ -105,12 +117,8 @@ def schedule(step: int, steps: int, warmup: float) -> float:
     return 0.5 * (1 + math.cos(math.pi * (step - warm) / max(1, steps - warm)))
 
 
-def _step(
-    model: nn.Module, optimizers: list[torch.optim.Optimizer], job: Job, step: int, device: str
-) -> tuple[float, int]:
-    inputs, targets = (torch.from_numpy(a).to(device) for a in job.batch_at(step))
-    with torch.autocast("cuda", dtype=torch.bfloat16, enabled=device == "cuda"):
-        loss = job.loss(model(inputs), targets)
+def _step(model: nn.Module, optimizers: list[torch.optim.Optimizer], job: Job, step: int) -> tuple[float, int]:
+    loss, tokens = job.objective(model, step)
     loss.backward()
     nn.utils.clip_grad_norm_(model.parameters(), job.optim.clip)
     share = schedule(step, job.steps, job.optim.warmup)
@@ -122,7 +130,7 @@ def _step(
     value = loss.item()
     if not math.isfinite(value):
         raise ValueError(f"{job.folder}: the loss is {value} at step {step}; lower the learning rate")
-    return value, inputs.numel()
+    return value, tokens
 
 
 def _restore(model: GPT, optimizers: list[torch.optim.Optimizer], job: Job, device: str) -> tuple[int, float]:
