@@ -28,7 +28,7 @@ BASE     := $(MINIFORK) pretrain --resume $(CONFIG) base_seed=$(BASE_SEED) $(ARG
 SFT      := sft.fork_rate=$(FORK_RATE) sft.epochs=$(EPOCHS)
 
 .DEFAULT_GOAL := help
-.PHONY: help pretrain sft rl eval figures claims audit agreement bench gpu-check reproduce stops test lint clean
+.PHONY: help pretrain sft rl wise eval figures claims audit agreement bench gpu-check reproduce stops test lint clean
 
 help: ## this list
 	@grep -hE '^[a-z-]+:.*## ' $(MAKEFILE_LIST) | sed -E 's/:.*## /\t/' | expand -t 12
@@ -44,6 +44,11 @@ rl: $(ENV) ## go on by rewards from the fine-tuned run [TASK FORK_RATE SEED BASE
 	@$(BASE) $(SFT)
 	@$(MINIFORK) sft --resume $(CONFIG) base_seed=$(BASE_SEED) seed=$(SEED) $(SFT) $(ARGS)
 	@$(MINIFORK) rl --resume $(CONFIG) base_seed=$(BASE_SEED) seed=$(SEED) $(SFT) name=$(NAME) $(ARGS)
+
+wise: $(ENV) ## interpolate the fine-tuned weights with the base's [TASK FORK_RATE SEED BASE_SEED EPOCHS NAME ARGS]
+	@$(BASE) $(SFT)
+	@$(MINIFORK) sft --resume $(CONFIG) base_seed=$(BASE_SEED) seed=$(SEED) $(SFT) name=$(NAME) $(ARGS)
+	@$(MINIFORK) wise $(CONFIG) base_seed=$(BASE_SEED) seed=$(SEED) $(SFT) name=$(NAME) $(ARGS)
 
 eval: $(ENV) ## exact pass@k of every run, checked by another engine [TASK ENGINE ROLLOUTS NAME ARGS]
 	@$(MINIFORK) eval $(CONFIG) eval.engine=$(ENGINE) eval.rollouts=$(ROLLOUTS) name=$(NAME) $(ARGS)

@@ -15,6 +15,7 @@ COMMANDS = {
     "pretrain": ("minifork.stages:pretrain", True, "train the base model on random graph walks"),
     "sft": ("minifork.stages:sft", True, "fine-tune the base model on traces (sft.fork_rate=0.5 ...)"),
     "rl": ("minifork.stages:rl", True, "go on by rewards from a fine-tuned run (rl.advantage=grpo ...)"),
+    "wise": ("minifork.wise:wise", False, "interpolate the weights of a fine-tuned run and its base"),
     "eval": (
         "minifork.evaluate:evaluate",
         False,

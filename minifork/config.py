@@ -164,6 +164,24 @@ class RL(Optim):
 
 
 @dataclass(frozen=True)
+class Wise:
+    """Interpolation of weights: the shares of the fine-tuned model, comma-separated."""
+
+    weights: str
+
+    def __post_init__(self) -> None:
+        try:
+            fine = all(0 <= share <= 1 for share in self.shares)
+        except ValueError:
+            fine = False
+        _require(fine, "wise.weights", self.weights, "list shares in [0, 1], such as 0.25,0.5,0.75")
+
+    @property
+    def shares(self) -> list[float]:
+        return [float(word) for word in self.weights.split(",")]
+
+
+@dataclass(frozen=True)
 class Eval:
     """Evaluation: the engine and the decoder, test problems, resamples, and the size of the cross-check."""
 
@@ -228,6 +246,7 @@ class Config:
     pretrain: Pretrain
     sft: SFT
     rl: RL
+    wise: Wise
     eval: Eval
     reproduce: Reproduce
 

@@ -1,0 +1,55 @@
+"""Interpolated weights: the ends are the base and the tuned model, the middle lies between."""
+
+import json
+
+import pytest
+import torch
+
+from minifork import runs
+from minifork.wise import interpolate
+
+
+def weights(path) -> dict:
+    return torch.load(path, weights_only=True)["model"]
+
+
+def test_interpolates_every_snapshot(copy):
+    pipeline = copy("base-seed0", "sft-fork1-seed0")
+    assert pipeline("wise", "wise.weights=0,0.25,1") == pipeline("eval") == 0
+    base = weights(pipeline.folder / "base-seed0" / "ckpt.pt")
+    for epoch in (1, 2, 4):
+        tuned = weights(pipeline.folder / "sft-fork1-seed0" / "epochs" / f"e{epoch}.pt")
+        mixed = {
+            share: weights(pipeline.folder / f"sft-fork1-seed0-wise{share}" / "epochs" / f"e{epoch}.pt")
+            for share in ("0", "0.25", "1")
+        }
+        for name in base:
+            assert torch.equal(mixed["0"][name], base[name]) and torch.equal(mixed["1"][name], tuned[name])
+            torch.testing.assert_close(mixed["0.25"][name], 0.75 * base[name] + 0.25 * tuned[name])
+    records = json.loads((pipeline.folder / "eval.json").read_text())["records"]
+    of = {(r["variant"], r["epoch"]): r["pass_at"]["1"] for r in records}
+    assert of["data-wise0", 4] == of["base", None] and of["data-wise1", 4] == of["data", 4]
+    assert len({r["config_hash"] for r in records}) == 5
+
+
+def test_a_run_by_name(copy):
+    pipeline = copy("base-seed0", "fresh-seed0")
+    assert pipeline("wise", "name=fresh-seed0", "wise.weights=0.5") == 0
+    meta = runs.read_json(pipeline.folder / "fresh-seed0-wise0.5" / "meta.json")
+    assert meta["variant"] == "fresh-wise0.5" and meta["weight"] == 0.5
+
+
+def test_missing_and_foreign_runs(copy, capsys):
+    pipeline = copy("base-seed0", "sft-fork1-seed0")
+    assert "no finished run" in pipeline.refused(capsys, "wise", "sft.fork_rate=0.5")
+    assert "wise.weights" in pipeline.refused(capsys, "wise", "wise.weights=1.5")
+    assert "wise.weights" in pipeline.refused(capsys, "wise", "wise.weights=half")
+    assert pipeline("pretrain", "base_seed=1") == 0
+    assert "but from base-seed0" in pipeline.refused(capsys, "wise", "base_seed=1")
+
+
+def test_other_shapes_are_refused():
+    with pytest.raises(ValueError, match="e4.pt: its parameters have other names or shapes"):
+        interpolate({"a": torch.zeros(2)}, {"a": torch.zeros(3)}, 0.5, "e4.pt")
+    with pytest.raises(ValueError, match="names or shapes"):
+        interpolate({"a": torch.zeros(2)}, {"b": torch.zeros(2)}, 0.5, "e4.pt")
