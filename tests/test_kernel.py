@@ -464,6 +464,23 @@ def test_the_cache_folder(monkeypatch):
 
 
 @twin_only
+def test_exponential(folder):
+    """Within 2 ulp of e^x down to -87, 0 below, NaN for NaN."""
+    probe = """
+    extern "C" void exponentials(const float* x, float* out, int n) {
+        for (int i = 0; i < n; ++i) out[i] = exponential(x[i]);
+    }"""
+    library = ctypes.CDLL(str(Twin(folder, source=SOURCE.read_text() + probe).compiled(BUILDS[0])))
+    x = np.concatenate([np.linspace(-87, 0, 300_001), np.linspace(0, 88, 10_001), -np.logspace(-30, 1, 1001)])
+    x = np.concatenate([x, [-87.5, -1e30, -np.inf, np.nan]]).astype(np.float32)
+    out = np.empty_like(x)
+    library.exponentials(x.ctypes.data_as(ctypes.c_void_p), out.ctypes.data_as(ctypes.c_void_p), len(x))
+    exact = np.exp(x[:-4].astype(np.float64))
+    assert (np.abs(out[:-4] - exact) <= 2 * np.spacing(exact.astype(np.float32))).all()
+    assert (out[-4:-1] == 0).all() and np.isnan(out[-1])
+
+
+@twin_only
 def test_args_are_laid_out_as_the_source_has_them(folder, tmp_path):
     """sizeof and a few offsets, by the C++ compiler."""
     probe = (
