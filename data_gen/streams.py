@@ -146,17 +146,20 @@ def sft_examples(task: Task, mixture: Mixture, seed: int, n: int, epoch: int = 0
     return Examples(drawn, mode, tokens)
 
 
-def test_problems(task: Task, n: int, cue_rate: float = 0.0, seed: int = 0, forked: bool = True) -> Problems:
+def test_problems(
+    task: Task, n: int, cue_rate: float = 0.0, seed: int = 0, forked: bool = True, stream: str = "test"
+) -> Problems:
     """The test set, the same for every run; ``cue_rate`` > 0 gives the set matched to a cued mixture.
 
-    Not ``forked``, the decoys hang off another root, so that the start has one child.
+    Not ``forked``, the decoys hang off another root, so that the start has one child. stream: "test", or "valid" to
+    choose hyper-parameters on.
     """
-    drawn = problems(task, seed, "test", n)
+    drawn = problems(task, seed, stream, n)
     if not forked:
         drawn = task.hang_off(drawn, np.zeros(n, dtype=bool))
     if cue_rate == 0:
         return drawn
-    return task.give_cue(drawn, _share(generator(seed, "test", 0, "mixture"), n, cue_rate))
+    return task.give_cue(drawn, _share(generator(seed, stream, 0, "mixture"), n, cue_rate))
 
 
 def data_hash(*arrays: np.ndarray) -> str:

@@ -185,6 +185,7 @@ class Wise:
 class Eval:
     """Evaluation: the engine and the decoder, test problems, resamples, and the size of the cross-check."""
 
+    split: str
     grading: str
     forked: bool
     engine: str
@@ -204,6 +205,7 @@ class Eval:
         for field in dataclasses.fields(self):
             if field.type is int:
                 _require(getattr(self, field.name) >= 1, f"eval.{field.name}", getattr(self, field.name), "at least 1")
+        _require(self.split in ("test", "valid"), "eval.split", self.split, "choose test or valid")
         _require(self.grading in GRADINGS, "eval.grading", self.grading, f"choose {', '.join(GRADINGS)}")
         _require(self.engine in ENGINES, "eval.engine", self.engine, f"choose {', '.join(ENGINES)}")
         _require(self.stratify in STRATIFY, "eval.stratify", self.stratify, f"choose {', '.join(STRATIFY)}")

@@ -42,14 +42,16 @@ def evaluate(config: Config) -> int:
     sets: dict[str, measure.ProblemSet] = {}
     found, checks, arrays = [], [], {}
 
-    print(f"evaluating {len(checkpoints)} checkpoints on {settings.problems} test problems", flush=True)
+    print(f"evaluating {len(checkpoints)} checkpoints on {settings.problems} {settings.split} problems", flush=True)
     for checkpoint in tqdm(checkpoints, desc="eval", unit="checkpoint", disable=None):
         model = load_run(checkpoint.path, checkpoint.config).to(device)
         trained_on = training_forks(checkpoint, settings.problems)
         for name, (order, cue_rate) in test_sets(checkpoint).items():
             if name not in sets:
                 printed = replace(task, branch_order=order)
-                problems = streams.test_problems(printed, settings.problems, cue_rate, forked=settings.forked)
+                problems = streams.test_problems(
+                    printed, settings.problems, cue_rate, forked=settings.forked, stream=settings.split
+                )
                 sets[name] = measure.problem_set(task, problems, device, settings.grading)
             problems = sets[name]
             tree = measure.tree_of(model, task, problems, decoder)
@@ -81,9 +83,11 @@ def evaluate(config: Config) -> int:
         "policy": str(decoder) + ("" if settings.stratify == "none" else f" {settings.stratify}={settings.strata}"),
         "grading": settings.grading,
         "guessing_floor": task.guessing_floor if settings.grading == "answer" else None,
-        "split": "test",
+        "split": settings.split,
         "n_problems": settings.problems,
-        "data_hash": streams.data_hash(task.prompts(streams.test_problems(task, settings.problems))),
+        "data_hash": streams.data_hash(
+            task.prompts(streams.test_problems(task, settings.problems, stream=settings.split))
+        ),
         "records": found,
         "checks": checks,
     }

@@ -140,6 +140,13 @@ def test_stratified_decoders_are_not_sampled(two_runs, capsys):
     assert "eval.engine" in two_runs.refused(capsys, "eval", "eval.stratify=first", "eval.engine=split")
 
 
+def test_the_valid_stream_is_another_set(two_runs):
+    assert two_runs("eval") == two_runs("eval", "eval.split=valid", "name=valid") == 0
+    test, valid = (json.loads((two_runs.folder / name).read_text()) for name in ("eval.json", "eval-valid.json"))
+    assert (test["split"], valid["split"]) == ("test", "valid") and test["data_hash"] != valid["data_hash"]
+    assert test["records"][0]["pass_at"]["1"] != valid["records"][0]["pass_at"]["1"]
+
+
 def test_a_wrong_result_fails_the_cross_check(two_runs, monkeypatch, capsys):
     """An engine whose p are a little too large: eval says which runs disagree and exits with 1."""
 
