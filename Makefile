@@ -28,7 +28,7 @@ BASE     := $(MINIFORK) pretrain --resume $(CONFIG) base_seed=$(BASE_SEED) $(ARG
 SFT      := sft.fork_rate=$(FORK_RATE) sft.epochs=$(EPOCHS)
 
 .DEFAULT_GOAL := help
-.PHONY: help pretrain sft rl wise eval figures claims audit agreement bench gpu-check reproduce stops test lint clean
+.PHONY: help pretrain sft rl wise eval figures claims audit agreement bench gpu-check frontier reproduce stops test lint clean
 
 help: ## this list
 	@grep -hE '^[a-z-]+:.*## ' $(MAKEFILE_LIST) | sed -E 's/:.*## /\t/' | expand -t 12
@@ -75,6 +75,9 @@ bench: $(ENV) $(BENCH) ## time the engines beside common ways to sample [TASK BA
 
 gpu-check: $(ENV) ## check and time everything that needs a GPU [PYTHON=python3 ARGS]
 	@$(MINIFORK) gpu-check $(CONFIG) $(ARGS)
+
+frontier: $(ENV) ## run every mitigation and compare them with early stopping [TASK PAIRS ARGS]
+	@$(MINIFORK) frontier $(CONFIG) reproduce.pairs=$(PAIRS) $(ARGS)
 
 reproduce: $(ENV) ## everything: base, all fine-tunings, eval, figures, claims [TASK PAIRS ARGS]
 	@$(MINIFORK) reproduce $(CONFIG) reproduce.pairs=$(PAIRS) $(ARGS)

@@ -8,6 +8,7 @@ import os
 import subprocess
 import sys
 import time
+from collections.abc import Sequence
 from concurrent.futures import ThreadPoolExecutor
 from pathlib import Path
 
@@ -45,27 +46,39 @@ def sft_overrides(config: Config, seed: int) -> list[list[str]]:
 def reproduce(config: Config) -> None:
     """Run everything for `reproduce.pairs` pairs of seeds; raises ValueError naming a stage that failed."""
     started = time.monotonic()
-    folder = runs.task_folder(config)
-    source = folder / "config.yaml"
+    source = run_all(config, {pair: sft_overrides(config, pair) for pair in range(config.reproduce.pairs)})
+    _run(_command("figures", source), {})
+    _run(_command("claims", source), {})
+    print(
+        f"reproduced in {(time.monotonic() - started) / 60:.1f} minutes; figures in {source.parent / 'figures'}",
+        flush=True,
+    )
+
+
+def run_all(config: Config, tunings: dict[int, list[list[str]]], then: Sequence[list[str]] = ()) -> Path:
+    """Bases, fine-tunings (overrides, by pair of seeds), then other commands for every pair, then `eval`.
+
+    Returns the config file that all of them read. Raises ValueError naming a stage that failed.
+    """
+    source = runs.task_folder(config) / "config.yaml"
     text = yaml.safe_dump(to_tree(config), sort_keys=False)
     runs.write_atomically(source, lambda file: file.write(text.encode()))
-
-    pairs = range(config.reproduce.pairs)
     workers = config.reproduce.workers or os.cpu_count() or 1
-    for seed in pairs:
-        _run([*_command("pretrain", source), "--resume", f"base_seed={seed}"], {})
+    for pair in tunings:
+        _run([*_command("pretrain", source), "--resume", f"base_seed={pair}"], {})
     jobs = [
-        [*_command("sft", source), "--resume", f"seed={seed}", f"base_seed={seed}", *overrides]
-        for seed in pairs
-        for overrides in sft_overrides(config, seed)
+        [*_command("sft", source), "--resume", f"seed={pair}", f"base_seed={pair}", *overrides]
+        for pair in tunings
+        for overrides in tunings[pair]
     ]
     print(f"fine-tuning: {len(jobs)} runs, {workers} at a time", flush=True)
     with ThreadPoolExecutor(workers) as pool:
         list(pool.map(lambda job: _run(job, ONE_CORE), jobs))
+    for pair in tunings:
+        for command, *overrides in then:
+            _run([*_command(command, source), f"seed={pair}", f"base_seed={pair}", *overrides], {})
     _run(_command("eval", source), {})
-    _run(_command("figures", source), {})
-    _run(_command("claims", source), {})
-    print(f"reproduced in {(time.monotonic() - started) / 60:.1f} minutes; figures in {folder / 'figures'}", flush=True)
+    return source
 
 
 def _command(stage: str, source: Path) -> list[str]:

@@ -48,11 +48,7 @@ def evaluate(config: Config) -> int:
         trained_on = training_forks(checkpoint, settings.problems)
         for name, (order, cue_rate) in test_sets(checkpoint).items():
             if name not in sets:
-                printed = replace(task, branch_order=order)
-                problems = streams.test_problems(
-                    printed, settings.problems, cue_rate, forked=settings.forked, stream=settings.split
-                )
-                sets[name] = measure.problem_set(task, problems, device, settings.grading)
+                sets[name] = problems_for(config, order, cue_rate, device)
             problems = sets[name]
             tree = measure.tree_of(model, task, problems, decoder)
             checked = checkpoint.final and name == "plain"
@@ -107,6 +103,15 @@ def evaluate(config: Config) -> int:
     print(check_lines(checks) if checks else "not cross-checked: rollouts in bf16 follow p of their own")
     print(f"all {len(found)} records: {path}; p of every problem: {path.with_suffix('.npz')}")
     return 0 if all(check["agrees"] for check in checks) else 1
+
+
+def problems_for(config: Config, order: str, cue_rate: float, device: str) -> measure.ProblemSet:
+    """The problems that the config evaluates on, their branches printed in an order, a share of them cued."""
+    settings, printed = config.eval, replace(config.data, branch_order=order)
+    problems = streams.test_problems(
+        printed, settings.problems, cue_rate, forked=settings.forked, stream=settings.split
+    )
+    return measure.problem_set(config.data, problems, device, settings.grading)
 
 
 def find_checkpoints(config: Config) -> list[Checkpoint]:
