@@ -12,10 +12,10 @@ from tqdm import tqdm
 
 from data_gen import streams
 from minifork import agree, measure, policy, runs
+from minifork.backends import sample
 from minifork.config import Config
 from minifork.evaluate import find_checkpoints
 from minifork.exact import exact
-from minifork.rollout import rollout
 from minifork.split import split
 from minifork.stages import load_run, pick_device
 from minifork.tree import Tree
@@ -68,7 +68,7 @@ def compare(tree: Tree, sinks: tuple[str, ...], n: int) -> list[dict]:
     p = exact(tree)
     if not p.exact:
         raise ValueError("exact did not exhaust the live language: nothing to compare with")
-    samples = {"split": split(tree, SPLITS, 1), "rollout": rollout(tree, n, 2)}
+    samples = {"split": split(tree, SPLITS, 1), "rollout": sample(tree, n, 2)}
     counts = {name: np.rint(s.ends * s.n).astype(np.int64) for name, s in samples.items()}
     rng, found = np.random.default_rng(0), []
     for sink in np.flatnonzero(p.ends.mean(axis=0) > REACHED):

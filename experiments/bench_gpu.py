@@ -15,13 +15,13 @@ import torch
 from minifork import backends
 from minifork.config import Shape
 from minifork.graphed import Graph, dense, empty_rows
-from minifork.kernel import build_for, run
+from minifork.kernel import build_for, lay_out
 from minifork.model import GPT, Prompts
 from minifork.tree import Tree
 
 BATCHES = (1024, 4096, 16384, 65536, 262144)
 COMPILED = (4096, 65536)  # torch.compile takes a minute for each
-ROUNDS = 5
+ROUNDS, ROUND_S, WARM_S = 5, 0.1, 0.3  # timed rounds, seconds of a round, seconds before the first
 PROBLEMS = 64  # that share a batch
 
 
@@ -45,8 +45,14 @@ def jobs(tree: Tree, rollouts: int) -> dict[str, Callable[[], Callable[[], objec
 
     def fused(bf16: bool) -> Callable[[], object]:
         gpu = backends.machine(tree.dfa.device)
-        rows = backends.ready(gpu, part, gpu.rows(rollouts), bf16)
-        return lambda: run(part, n, 0, gpu, rows, bf16)
+        build = build_for(part, backends.ready(gpu, part, gpu.rows(rollouts), bf16), bf16)
+        made, args, blocks = lay_out(part, n, 0, gpu, build, None, False)
+
+        def launch() -> None:
+            made["ends"].zero_()
+            gpu.launch(build, args, blocks)
+
+        return launch
 
     def eager() -> Callable[[], object]:
         rows = empty_rows(coarse, n)
@@ -56,12 +62,17 @@ def jobs(tree: Tree, rollouts: int) -> dict[str, Callable[[], Callable[[], objec
         recorded = Graph(coarse, n, None, how)
         return lambda: recorded(coarse, 0)
 
+    def compiled() -> Callable[[], object]:
+        torch._dynamo.reset()  # else the second size is compiled for all sizes
+        return graph(torch.compile(dense, dynamic=False))
+
     return {
         "kernel bf16": lambda: fused(True),
         "kernel fp32": lambda: fused(False),
+        "kernel bf16 + layout": lambda: lambda: backends.sample(part, n, 0, bf16=True),
         "torch eager": eager,
         "torch graph": graph,
-        "torch compiled graph": lambda: graph(torch.compile(dense)),
+        "torch compiled graph": compiled,
     }
 
 
@@ -95,12 +106,11 @@ def _measure(tree: Tree, name: str, batch: int) -> dict:
         job()
         torch.cuda.synchronize()
         prepared = time.perf_counter() - started
-        seconds = []
-        for _ in range(ROUNDS):
-            started = time.perf_counter()
-            job()
-            torch.cuda.synchronize()
-            seconds.append(time.perf_counter() - started)
+        once, warm = _seconds(job, 3), time.perf_counter()
+        while time.perf_counter() - warm < WARM_S:  # until the clocks are up
+            _seconds(job, 10)
+        repeats = max(1, round(ROUND_S / once))
+        seconds = [_seconds(job, repeats) for _ in range(ROUNDS)]
     except Exception as error:  # a baseline that fails, in whatever way, must not lose the other measurements
         return {
             "rollouts": batch,
@@ -115,14 +125,26 @@ def _measure(tree: Tree, name: str, batch: int) -> dict:
         "prepared_s": prepared,
         "rollouts_per_s": batch / median,
         "tokens_per_s": tokens / median,
+        "decoded_per_s": (tokens - batch) / median,  # a trace's first token comes from the prompt
     }
 
 
+def _seconds(job: Callable[[], object], repeats: int) -> float:
+    """Seconds of a job, the mean of some repeats."""
+    torch.cuda.synchronize()
+    started = time.perf_counter()
+    for _ in range(repeats):
+        job()
+    torch.cuda.synchronize()
+    return (time.perf_counter() - started) / repeats
+
+
 def limits(tree: Tree) -> dict:
-    """The machine's measured matrix and L2 rates, and the tokens a second that they allow the kernel (64 rows a tile).
+    """The machine's measured matrix and L2 rates, and the decoded tokens a second that they allow (64 rows a tile).
 
     Matrix: two FLOPs a weight. L2: every tile reads all weights once for each token of its rows, and rows write their
-    keys and values once and read those before them (half of the longest suffix).
+    keys and values once and read those before them (half of the longest suffix). Scratch larger than the L2 cache is
+    slower than that.
     """
     build = build_for(tree, 64, True)
     weights = 12 * build.layers * build.width**2 + build.vocab * build.width
@@ -143,34 +165,23 @@ def matrix_rate(size: int = 8192) -> float:
     return 2 * size**3 / _best(lambda: a @ b)
 
 
-def l2_rate(megabytes: int = 12) -> float:
-    """Bytes a second, read and written, of adding to a tensor that stays in the L2 cache."""
-    a = torch.zeros(megabytes * 2**18, device="cuda")
-
-    def often() -> None:
-        for _ in range(100):
-            a.add_(1.0)
-
-    return 100 * 2 * a.nbytes / _best(often)
+def l2_rate(megabytes: int = 24) -> float:
+    """Bytes a second of reading, 64 times over in one kernel, a tensor that stays in the L2 cache."""
+    a = torch.ones(megabytes * 2**18, device="cuda")
+    wide = a.expand(64, -1)
+    return 64 * a.nbytes / _best(lambda: wide.sum(dim=1))
 
 
 def _best(job: Callable[[], object]) -> float:
-    seconds = []
-    for _ in range(6):
-        torch.cuda.synchronize()
-        started = time.perf_counter()
-        job()
-        torch.cuda.synchronize()
-        seconds.append(time.perf_counter() - started)
-    return min(seconds[1:])
+    return min([_seconds(job, 5) for _ in range(6)][1:])
 
 
 def summary(result: dict) -> dict[str, float | None]:
     """The ratios that matter."""
 
-    def best(name: str, most: int | None = None) -> float | None:
-        cells = [c for c in result["backends"][name] if "tokens_per_s" in c and (not most or c["rollouts"] <= most)]
-        return max((c["tokens_per_s"] for c in cells), default=None)
+    def best(name: str, most: int | None = None, rate: str = "tokens_per_s") -> float | None:
+        cells = [c for c in result["backends"][name] if rate in c and (not most or c["rollouts"] <= most)]
+        return max((c[rate] for c in cells), default=None)
 
     def ratio(a: float | None, b: float | None) -> float | None:
         return a / b if a and b else None
@@ -178,13 +189,13 @@ def summary(result: dict) -> dict[str, float | None]:
     graphs = [name for name in result["backends"] if "graph" in name]
     baseline = max((best(name) or 0.0 for name in graphs), default=0.0)
     small = max((best(name, 4096) or 0.0 for name in graphs), default=0.0)
-    kernel = best("kernel bf16")
+    kernel, decoded = best("kernel bf16"), best("kernel bf16", rate="decoded_per_s")
     return {
         "kernel bf16, best tokens/s": kernel,
         "times the better CUDA-graphed baseline, best batch of each": ratio(kernel, baseline),
         "times the better CUDA-graphed baseline, at most 4,096 in flight": ratio(best("kernel bf16", 4096), small),
-        "share of the measured matrix limit": ratio(kernel, result["matrix_limit"]),
-        "share of the L2 limit": ratio(kernel, result["l2_limit"]),
+        "share of the measured matrix limit": ratio(decoded, result["matrix_limit"]),
+        "share of the L2 limit": ratio(decoded, result["l2_limit"]),
     }
 
 

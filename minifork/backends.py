@@ -15,7 +15,9 @@ from minifork.rollout import rollout
 from minifork.tree import Result, Tree
 
 _tested: set[Build] = set()
-TOLERANCE = {0: 1e-3, 1: 0.02}  # of token probabilities against torch's fp32: the largest in fp32, the mean in bf16
+TOLERANCE = 1e-3  # of a token's probability in fp32 against torch's; a few may miss it, at the edge of a policy's cut
+MISSES = 1e-3  # share of tokens
+TOLERANCE_BF16 = 0.02  # of the mean over tokens
 
 
 def sample(tree: Tree, n: int, seed: int, traces: bool = False, bf16: bool = False) -> Result:
@@ -74,7 +76,8 @@ def self_test(machine: kernel.Machine, tree: Tree, rows: int, bf16: bool) -> Non
     expected = teacher_forced(some, traces.tokens)
     apart = (scored.exp() - expected.exp()).abs()
     apart = apart[traces.tokens >= 0]
-    if not (float(apart.mean() if bf16 else apart.max()) <= TOLERANCE[int(bf16)]):
+    far = float(apart.mean()) > TOLERANCE_BF16 if bf16 else float((~(apart <= TOLERANCE)).float().mean()) > MISSES
+    if far or not torch.isfinite(apart).all():
         raise UnavailableError("it disagrees with torch on this GPU")
     if float((scored - traces.logp.double()).abs().max()) > 1e-5:
         raise UnavailableError("it scores its own traces otherwise than it sampled them")

@@ -191,11 +191,24 @@ def _logp(out: dict[str, Tensor]) -> Tensor:
     return out["gap"].double() - out["total"].double().log()
 
 
-@torch.no_grad()
 def _launch(
     tree: Tree, n: int, seed: int, machine: Machine, build: Build, given: Tensor | None, traces: bool
 ) -> dict[str, Tensor]:
-    """Lay everything out as the kernel reads it, launch it, and return what it wrote, by name."""
+    """Lay everything out, launch the kernel, and return what it wrote, by name."""
+    made, args, blocks = lay_out(tree, n, seed, machine, build, given, traces)
+    machine.launch(build, args, blocks)
+    bad = int(made["bad"])
+    if bad >= 0:
+        raise ValueError(f"problem {int(tree.ids[bad])}: the model's logits are not finite")
+    return made
+
+
+@torch.no_grad()
+def lay_out(
+    tree: Tree, n: int, seed: int, machine: Machine, build: Build, given: Tensor | None, traces: bool
+) -> tuple[dict[str, Tensor], Args, int]:
+    """The tensors that the kernel reads and writes, by name, the arguments that point to them, and how many blocks to
+    launch. The tensors must live as long as the kernel runs; ``ends`` is added to."""
     count, device, model = len(tree), tree.dfa.device, tree.model
     tree.require_finite(tree.prompts.logits, torch.arange(count, device=device))
     blocks = machine.blocks(build, count * n)
@@ -232,8 +245,4 @@ def _launch(
     )  # fmt: skip
     for i, (step, value) in enumerate(steps):
         args.step[i], args.value[i] = step, value
-    machine.launch(build, args, blocks)
-    bad = int(made["bad"])
-    if bad >= 0:
-        raise ValueError(f"problem {int(tree.ids[bad])}: the model's logits are not finite")
-    return made
+    return made, args, blocks

@@ -35,17 +35,22 @@ def on_gpu(tree: Tree) -> Tree:
     )
 
 
-@pytest.fixture
-def gpu(tmp_path) -> GPU:
-    return GPU(torch.device("cuda", torch.cuda.current_device()), tmp_path)
+@pytest.fixture(scope="module")
+def gpu(tmp_path_factory) -> GPU:
+    return GPU(torch.device("cuda", torch.cuda.current_device()), tmp_path_factory.mktemp("kernels"))
+
+
+@pytest.fixture(scope="module")
+def twins(tmp_path_factory):
+    return tmp_path_factory.mktemp("twins")
 
 
 @twin_only
 @pytest.mark.parametrize("case", CASES)
 @pytest.mark.parametrize("policy", POLICIES)
-def test_fp32_is_bit_equal_to_the_host_twin(make_model, gpu, tmp_path, case, policy):
+def test_fp32_is_bit_equal_to_the_host_twin(make_model, gpu, twins, case, policy):
     tree = make_tree(make_model, case, 40, policy)
-    host = kernel.run(tree, 50, 3, Twin(tmp_path), CASES[case][-1], False, traces=True)
+    host = kernel.run(tree, 50, 3, Twin(twins), CASES[case][-1], False, traces=True)
     device = kernel.run(on_gpu(tree), 50, 3, gpu, CASES[case][-1], False, traces=True)
     assert np.array_equal(host.ends, device.ends) and np.array_equal(host.tokens, device.tokens)
     assert torch.equal(host.traces.tokens, device.traces.tokens.cpu())
