@@ -89,8 +89,6 @@ def search_findings(results: Results, config: Config, pair: int) -> Iterator[Fin
             yield Finding(
                 "problem-level: mode entropy >= .6 nats", pair, f"{entropy:.3f} of ln {modes}", entropy >= 0.6
             )
-        else:
-            yield Finding("data-level: mode entropy < .2 nats", pair, f"{entropy:.3f} of ln {modes}", entropy < 0.2)
 
 
 def _least(value: float, least: float) -> tuple[str, bool]:
