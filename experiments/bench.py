@@ -2,7 +2,7 @@
 
 exact and split are timed on all test problems, samplers as rollouts a second on as many as they manage in
 comparable time. Rounds go through all of them in turn, so that a slow spell of the machine hits all alike;
-the first round warms up and does not count. The JSON on the last line is also kept in runs/<task>/bench.json.
+the first round warms up and does not count. On a GPU all ways to run rollouts follow. The JSON on the last line is also kept in runs/<task>/bench.json.
 """
 
 import json
@@ -15,6 +15,7 @@ import torch
 from torch import Tensor
 
 from data_gen import streams
+from experiments.bench_gpu import bench_gpu
 from minifork import measure, passk, runs
 from minifork.config import Config
 from minifork.exact import exact
@@ -92,6 +93,8 @@ def bench(config: Config) -> None:
     for name, ratio in result["rollout_against"].items():
         print(f"rollout is {ratio:.3g} times as fast as {name}")
     print(f"rollout runs at {result['rollout_share_of_peak']:.0%} of the measured matrix peak")
+    if device == "cuda":
+        result["gpu"] = bench_gpu(tree)
     runs.write_json(runs.task_folder(config) / "bench.json", result)
     print(json.dumps(result))
 
