@@ -2,7 +2,8 @@
 
 exact and split are timed on all test problems, samplers as rollouts a second on as many as they manage in
 comparable time. Rounds go through all of them in turn, so that a slow spell of the machine hits all alike;
-the first round warms up and does not count. On a GPU all ways to run rollouts follow. The JSON on the last line is also kept in runs/<task>/bench.json.
+the first round warms up and does not count. On a GPU all ways to run rollouts follow (`bench_gpu`). The JSON
+on the last line is also kept in runs/<task>/bench.json.
 """
 
 import json
