@@ -42,7 +42,7 @@ def grpo_advantage(reward: Tensor, k: int = 1) -> Tensor:
 def passk_advantage(reward: Tensor, k: int) -> Tensor:
     """The advantage when k of a group's n rollouts are judged by the best of them, float[B, n].
 
-    Closed form of Chen et al. 2025 (arXiv 2508.10751, eq. 12 to 15): with w wrong rollouts the mean reward is
+    The analytical form of Chen et al. 2025 (arXiv 2508.10751): with w wrong rollouts the mean reward is
     R = 1 - C(w, k)/C(n, k), its deviation s = sqrt(R (1 - R)); right rollouts get (1 - R)/s, wrong ones
     (1 - R - C(w-1, k-1)/C(n-1, k-1))/s. 0 where s is 0. Raises ValueError for k > n.
     """
