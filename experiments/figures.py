@@ -120,10 +120,10 @@ def dose(results: Results, pairs: list[int]) -> Figure:
         low, value, high = np.array([p[name] for p in parts]).T
         label = {"skill": "mean skill: C$_{16}$ base - tuned", "polarisation": "polarisation: J$_{16}$ tuned - base"}
         left.bar(at + offset, value, 0.38, color=colour, hatch=hatch, edgecolor="black", label=label[name],
-                 yerr=[value - low, high - value], capsize=2)  # fmt: skip
+                 yerr=whiskers(value, low, high), capsize=2)  # fmt: skip
     low, value, high = np.array([p["total"] for p in parts]).T
     left.errorbar(
-        at, value, [value - low, high - value], color="black", marker="o", capsize=3, label="S$_{16}$, the sum"
+        at, value, whiskers(value, low, high), color="black", marker="o", capsize=3, label="S$_{16}$, the sum"
     )
     left.axhline(0, color="black", linewidth=0.8)
     left.set(ylabel="coverage shrinkage at k = 16", title="Shrinkage grows with exposure")
@@ -140,13 +140,21 @@ def dose(results: Results, pairs: list[int]) -> Figure:
                 right.plot(at, value, color=colour, linestyle=line, linewidth=0.6, alpha=0.6)
                 continue
             label = "free" if name == "free" else "forced FWD (given the fork)"
-            right.errorbar(at, value, [value - low, high - value], color=colour, marker=marker, linestyle=line,
+            right.errorbar(at, value, whiskers(value, low, high), color=colour, marker=marker, linestyle=line,
                            capsize=3, label=label)  # fmt: skip
     right.set(ylabel="polarisation index at k = 16", title="Polarisation, free and given the fork", ylim=(0, 1.02))
     right.legend(loc="lower right")
     for axes in (left, right):
         axes.set(xlabel="FORK_RATE", xticks=at, xticklabels=[f"{r:g}" for r in rates])
     return figure
+
+
+def whiskers(value: np.ndarray, low: np.ndarray, high: np.ndarray) -> np.ndarray:
+    """Lengths float64[2, m] of error bars below and above; 0 where an interval does not reach its estimate.
+
+    A percentile interval of a ratio, such as the index of nearly equal p, can lie to one side of it.
+    """
+    return np.maximum(np.stack([value - low, high - value]), 0.0)
 
 
 def _shrinkage(results: Results, base: dict, tuned: dict, k: int) -> dict[str, tuple[float, float, float]]:

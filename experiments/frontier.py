@@ -15,6 +15,7 @@ import numpy as np
 import torch
 from matplotlib.figure import Figure
 
+from experiments.figures import whiskers
 from experiments.reproduce import run_all
 from experiments.results import Results, load
 from minifork import measure, passk, policy, runs, strata
@@ -229,7 +230,7 @@ def draw(rows: list[dict], curves: dict[int, np.ndarray], rate: float, mode: str
         for j, row in enumerate(mine):
             low, high = row[f"above_{k}"]["ci95"]
             x, y, mean = row["pass_at"]["1"], row["pass_at"][str(k)], row[f"above_{k}"]["mean"]
-            error = [[max(0.0, mean - low)], [max(0.0, high - mean)]]
+            error = whiskers(np.array([mean]), np.array([low]), np.array([high]))
             axes.errorbar(x, y, yerr=error, color=colours(j % 20), marker="osD^vP*X"[j % 8], linestyle="",
                           label=row["method"])  # fmt: skip
         axes.set(xlabel="pass@1", ylabel=f"pass@{k}", title=f"FORK_RATE {rate:g}, {mode or 'free'}, k = {k}")

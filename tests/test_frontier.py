@@ -6,6 +6,7 @@ import numpy as np
 import pytest
 
 from experiments import frontier
+from experiments.figures import whiskers
 from experiments.frontier import gap, gap_draws
 
 
@@ -67,6 +68,11 @@ def test_compares_finished_runs(copy, capsys):
     assert "above curve, k = 16" in capsys.readouterr().out
     drawn = sorted(path.name for path in (pipeline.folder / "figures").glob("frontier-*.png"))
     assert drawn == ["frontier-fork1-FWD.png", "frontier-fork1-free.png"]
+
+
+def test_whiskers_of_intervals_that_miss_their_estimate():
+    value, low, high = np.array([0.5, 0.2, 0.9]), np.array([0.4, 0.3, 0.7]), np.array([0.7, 0.4, 0.8])
+    np.testing.assert_allclose(whiskers(value, low, high), [[0.1, 0, 0.2], [0.2, 0.2, 0]])
 
 
 def test_nothing_to_compare(copy, capsys):
