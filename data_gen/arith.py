@@ -23,7 +23,7 @@ import numpy as np
 
 from data_gen import star, verifier
 from data_gen.star import Star
-from data_gen.task import PAD
+from data_gen.task import PAD, Batch, require_modes
 from data_gen.verifier import DFA
 
 MODES = ("FWD", "REV", "RAT")
@@ -35,7 +35,7 @@ LARGEST = 20  # constant, and premise without a modulus: the paper's range is 1 
 
 
 @dataclass(frozen=True)
-class Problems:
+class Problems(Batch):
     """A batch of n arithmetic problems: the graph in the canonical numbers of `data_gen.star.Problems`,
     constant: int64[n, E] of every canonical edge; value: int64[n] of the premise."""
 
@@ -44,12 +44,6 @@ class Problems:
     forked: np.ndarray
     constant: np.ndarray
     value: np.ndarray
-
-    def __len__(self) -> int:
-        return len(self.labels)
-
-    def __getitem__(self, rows) -> "Problems":
-        return Problems(*(getattr(self, name)[rows] for name in ("labels", "order", "forked", "constant", "value")))
 
     @property
     def graph(self) -> star.Problems:
@@ -93,10 +87,7 @@ class Arith:
             raise ValueError(f"data.modulus is {self.modulus}: give a prime such as {near}, or null for integers")
         if self.branch_order not in ("shuffled", "published"):
             raise ValueError(f"data.branch_order is {self.branch_order!r}: choose shuffled or published")
-        if not set(self.mode_names) <= set(MODES) or len(set(self.mode_names)) < len(self.mode_names):
-            raise ValueError(f"data.modes is {self.modes!r}: list different ones of {', '.join(MODES)}")
-        if "FWD" not in self.mode_names:
-            raise ValueError(f"data.modes is {self.modes!r}: FWD, which meets the fork, must be one of them")
+        require_modes(self.modes, MODES)
 
     @property
     def graph(self) -> Star:

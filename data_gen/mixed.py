@@ -13,24 +13,18 @@ import numpy as np
 
 from data_gen import star
 from data_gen.star import SINKS, Star
-from data_gen.task import PAD
+from data_gen.task import PAD, Batch
 from data_gen.verifier import DFA
 
 
 @dataclass(frozen=True)
-class Problems:
+class Problems(Batch):
     """A batch of n star problems, and size: int64[n], the index of each one's size in the task's sizes."""
 
     size: np.ndarray
     labels: np.ndarray
     order: np.ndarray
     forked: np.ndarray
-
-    def __len__(self) -> int:
-        return len(self.labels)
-
-    def __getitem__(self, rows) -> "Problems":
-        return Problems(self.size[rows], self.labels[rows], self.order[rows], self.forked[rows])
 
 
 @dataclass(frozen=True)

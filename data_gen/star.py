@@ -27,7 +27,7 @@ from dataclasses import dataclass
 import numpy as np
 
 from data_gen import search, verifier
-from data_gen.task import PAD
+from data_gen.task import PAD, Batch, require_modes
 from data_gen.verifier import DFA
 
 MODES = ("FWD", "REV", "SEARCH")
@@ -35,7 +35,7 @@ SINKS = ("accept", "malformed", "invalid_edge", "wrong_branch", "wrong_goal", "e
 
 
 @dataclass(frozen=True)
-class Problems:
+class Problems(Batch):
     """A batch of n star problems in canonical numbers (see the module's docstring).
 
     labels: int64[n, M], the token of each canonical node; the last column, used only where ``forked``
@@ -46,12 +46,6 @@ class Problems:
     labels: np.ndarray
     order: np.ndarray
     forked: np.ndarray
-
-    def __len__(self) -> int:
-        return len(self.labels)
-
-    def __getitem__(self, rows) -> "Problems":
-        return Problems(self.labels[rows], self.order[rows], self.forked[rows])
 
 
 @dataclass(frozen=True)
@@ -70,10 +64,7 @@ class Star:
     modes: str = "FWD,REV"
 
     def __post_init__(self) -> None:
-        if not set(self.mode_names) <= set(MODES) or len(set(self.mode_names)) < len(self.mode_names):
-            raise ValueError(f"data.modes is {self.modes!r}: list different ones of {', '.join(MODES)}")
-        if "FWD" not in self.mode_names:
-            raise ValueError(f"data.modes is {self.modes!r}: FWD, which meets the fork, must be one of them")
+        require_modes(self.modes, MODES)
         if "SEARCH" in self.mode_names and self.branches > search.MOST_BRANCHES:
             raise ValueError(f"data.branches is {self.branches}: SEARCH keeps track of {search.MOST_BRANCHES} at most")
         if self.branches < 1:

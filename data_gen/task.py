@@ -6,6 +6,7 @@ first and ends with EOS. Problems come in batches of a type of the task's own th
 indexed and concatenated.
 """
 
+from dataclasses import dataclass, fields
 from typing import Any, Protocol
 
 import numpy as np
@@ -15,7 +16,27 @@ from data_gen.verifier import DFA
 PAD = -1  # stands in arrays where a trace or a walk is over
 GRADINGS = ("steps", "answer")
 
-Problems = Any  # a batch of problems, of a type that belongs to the task
+Problems = Any  # a batch of problems, of a type that belongs to the task (a `Batch`)
+
+
+@dataclass(frozen=True)
+class Batch:
+    """Problems as arrays whose first axis is the problem; the fields are a subclass's."""
+
+    def __len__(self) -> int:
+        return len(getattr(self, fields(self)[0].name))
+
+    def __getitem__(self, rows):
+        return type(self)(*(getattr(self, field.name)[rows] for field in fields(self)))
+
+
+def require_modes(text: str, known: tuple[str, ...]) -> None:
+    """Raise ValueError unless ``data.modes`` lists different ones of ``known``, FWD among them."""
+    names = tuple(text.split(","))
+    if not set(names) <= set(known) or len(set(names)) < len(names):
+        raise ValueError(f"data.modes is {text!r}: list different ones of {', '.join(known)}")
+    if "FWD" not in names:
+        raise ValueError(f"data.modes is {text!r}: FWD, which meets the fork, must be one of them")
 
 
 class Task(Protocol):

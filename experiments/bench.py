@@ -15,10 +15,10 @@ from collections.abc import Callable
 import torch
 from torch import Tensor
 
-from data_gen import streams
 from experiments.bench_gpu import bench_gpu
 from minifork import measure, passk, runs
 from minifork.config import Config
+from minifork.evaluate import problems_for
 from minifork.exact import exact
 from minifork.model import GPT
 from minifork.policy import Policy
@@ -39,7 +39,7 @@ def bench(config: Config) -> None:
     if not runs.is_complete(folder):
         raise ValueError(f"{folder}: no finished base model; run `make bench`, or `minifork pretrain` first")
     model = load_run(folder / "ckpt.pt", runs.read_config(folder)).to(device)
-    problems = measure.problem_set(config.data, streams.test_problems(config.data, config.eval.problems), device)
+    problems = problems_for(config, device)
     tree = measure.tree_of(model, config.data, problems, Policy())
     few, new = problems.prompts[:FEW_PROBLEMS], config.data.trace_len
     p = exact(tree)

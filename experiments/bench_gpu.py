@@ -9,6 +9,7 @@ import copy
 import statistics
 import time
 from collections.abc import Callable
+from dataclasses import replace
 
 import torch
 
@@ -34,7 +35,7 @@ def in_bf16(tree: Tree) -> Tree:
     """The same tree with the model and its keys and values in bf16; logits are made fp32 by the policy."""
     model = copy.deepcopy(tree.model).bfloat16()
     prompts = Prompts(tree.prompts.logits.bfloat16(), tree.prompts.k.bfloat16(), tree.prompts.v.bfloat16())
-    return Tree(model, prompts, tree.dfa, tree.sinks, tree.max_new, tree.policy, tree.forced, tree.ids)
+    return replace(tree, model=model, prompts=prompts)
 
 
 def jobs(tree: Tree, rollouts: int) -> dict[str, Callable[[], Callable[[], object]]]:

@@ -31,7 +31,9 @@ def figures(config: Config) -> None:
             "run `make sft` without NAME, then `make eval`"
         )
     folder = runs.task_folder(config) / (f"figures-{config.name}" if config.name else "figures")
-    drawn = {"crossing": crossing, "epochs": epochs, "dose": dose, "fork": fork}
+    drawn = {"crossing": crossing, "epochs": epochs, "fork": fork}
+    if len(results.fork_rates(pairs[0])) > 1:
+        drawn["dose"] = dose
     with matplotlib.rc_context({"font.size": 10, "axes.grid": True, "grid.alpha": 0.3, "axes.axisbelow": True}):
         for name, draw in drawn.items():
             figure = draw(results, pairs)
@@ -57,7 +59,7 @@ def crossing(results: Results, pairs: list[int]) -> Figure:
             _pass_curve(axes, record, pair == pairs[0], label=f"SFT, epoch {record['epoch']}", **style)
     axes.set(xlabel="k (samples a problem)", ylabel="pass@k", ylim=(0, 1.02))
     _powers_of_two(axes, 1024, every=2)
-    axes.set_title(f"Fine-tuned on forks (FORK_RATE {rate:g}): better at k = 1, worse at large k")
+    axes.set_title(f"Before and after fine-tuning at FORK_RATE {rate:g}")
     axes.legend(loc="lower right")
     return figure
 
@@ -100,7 +102,7 @@ def epochs(results: Results, pairs: list[int]) -> Figure:
                 axes.fill_between(at, low, high, color=colour, alpha=0.2, linewidth=0)
                 axes.plot(at, values, color=colour, linestyle=line, marker=marker, label=f"pass@{k}")
                 axes.axhline(base["pass_at"][str(k)], color=colour, linestyle=line, linewidth=1, alpha=0.7)
-        _powers_of_two(axes, 64)
+        _powers_of_two(axes, results.tuned(pairs[0], fork_rate=rate)[-1]["epoch"])
         axes.set(xlabel="epoch", title=f"FORK_RATE {rate:g} (plain lines: the base)", ylim=(0, 1.02))
     panels[0][0].set_ylabel("pass@k")
     panels[0][0].legend(loc="lower left")
@@ -126,8 +128,8 @@ def dose(results: Results, pairs: list[int]) -> Figure:
         at, value, whiskers(value, low, high), color="black", marker="o", capsize=3, label="S$_{16}$, the sum"
     )
     left.axhline(0, color="black", linewidth=0.8)
-    left.set(ylabel="coverage shrinkage at k = 16", title="Shrinkage grows with exposure")
-    left.legend(loc="upper left", fontsize=8.5)
+    left.set(ylabel="coverage shrinkage at k = 16", title="Shrinkage against exposure")
+    left.legend(loc="best", fontsize=8.5)
 
     for name, colour, marker, line in (("free", RIGHT, "o", "-"), ("FWD", WRONG, "s", "--")):
         for pair in reversed(pairs):
@@ -143,7 +145,7 @@ def dose(results: Results, pairs: list[int]) -> Figure:
             right.errorbar(at, value, whiskers(value, low, high), color=colour, marker=marker, linestyle=line,
                            capsize=3, label=label)  # fmt: skip
     right.set(ylabel="polarisation index at k = 16", title="Polarisation, free and given the fork", ylim=(0, 1.02))
-    right.legend(loc="lower right")
+    right.legend(loc="best")
     for axes in (left, right):
         axes.set(xlabel="FORK_RATE", xticks=at, xticklabels=[f"{r:g}" for r in rates])
     return figure
@@ -215,11 +217,11 @@ def fork(results: Results, pairs: list[int]) -> Figure:
     left.set(ylabel="mean probability of the likeliest branch", title=f"Confidence at the fork (FORK_RATE {rate:g})")
     right.set(
         ylabel="entropy at the fork (nats)",
-        title="The choice becomes certain, right or wrong",
+        title="How open the choice still is",
         ylim=(0, 1.15 * undecided),
     )
     for axes in (left, right):
-        _powers_of_two(axes, 64)
+        _powers_of_two(axes, results.tuned(pairs[0], fork_rate=rate)[-1]["epoch"])
         axes.set_xlabel("epoch")
         axes.legend(loc="best")
     return figure

@@ -3,7 +3,8 @@
 Every method is a fine-tuning of as many steps from the same bases, at FORK_RATE .5 and 1, for every pair of seeds.
 Plain cross-entropy's snapshots are the *early-stopping curve*: pass@k that can be had at a given pass@1 by stopping in
 time. A method is better only where its last checkpoint lies above that curve at its own pass@1, with its 95 %
-interval (pairs and problems resampled). Hyper-parameters were chosen on the valid stream (`eval.split=valid`).
+interval (pairs and problems resampled). The numbers that shape losses and decoders are round first guesses: none has
+been chosen yet, which is to be done on the valid stream (`eval.split=valid`).
 
 A run of any other name is compared as well, if its folder ends in -seed<s> and `minifork eval` knows it.
 """
@@ -100,16 +101,10 @@ def curve(results: Results, pair: int, rate: float, mode: str | None) -> np.ndar
 def points(results: Results, pairs: list[int], rate: float, mode: str | None) -> dict[str, list[Point]]:
     """The last checkpoint of every method that has one for all pairs."""
     found: dict[str, list[Point]] = {}
-    variants = {r["variant"] for r in results.records if r["stage"] == "sft" and r["fork_rate"] == rate}
-    for variant in sorted(variants):
+    for variant in sorted({r["variant"] for r in results.records if r["fork_rate"] == rate}):
         last = [results.tuned(pair, variant, fork_rate=rate)[-1:] for pair in pairs]
         if all(last):
             found[variant] = [Point(p, solve(results, r[0], mode)) for p, r in zip(pairs, last, strict=True)]
-    for variant in sorted({r["variant"] for r in results.records if r["stage"] == "rl"}):
-        if f"-fork{rate:g}-" in variant:
-            last = [[r for r in results.records if r["variant"] == variant and r["seed"] == p][-1:] for p in pairs]
-            if all(last):
-                found[variant] = [Point(p, solve(results, r[0], mode)) for p, r in zip(pairs, last, strict=True)]
     return found
 
 
@@ -117,7 +112,7 @@ def points(results: Results, pairs: list[int], rate: float, mode: str | None) ->
 def decode(config: Config, pairs: list[int]) -> dict[float, dict[str, list[Point]]]:
     """Decoders on the last checkpoint of plain cross-entropy, by FORK_RATE; computed, not sampled."""
     device = pick_device(config)
-    problems = problems_for(config, "shuffled", 0.0, device)
+    problems = problems_for(config, device)
     found: dict[float, dict[str, list[Point]]] = {}
     for checkpoint in find_checkpoints(config):
         meta = checkpoint.meta

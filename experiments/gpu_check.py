@@ -21,6 +21,7 @@ from data_gen import streams
 from experiments import agreement, bench_gpu
 from minifork import agree, backends, kernel, measure, passk, runs, stages
 from minifork.config import Config
+from minifork.evaluate import problems_for
 from minifork.exact import exact
 from minifork.policy import Policy
 from minifork.tree import Tree
@@ -103,7 +104,7 @@ def trees(config: Config) -> dict[str, Tree]:
     stages.sft(tuned, resume=True)
     for rate in (0.0, 0.5):  # what `agreement` wants besides
         stages.sft(replace(tuned, sft=replace(tuned.sft, fork_rate=rate)), resume=True)
-    problems = measure.problem_set(config.data, streams.test_problems(config.data, config.eval.problems), "cuda")
+    problems = problems_for(config, "cuda")
     folders = {"base": runs.base_folder(config), "tuned": runs.run_folder(tuned, "sft")}
     return {
         name: measure.tree_of(

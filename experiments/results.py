@@ -42,7 +42,7 @@ class Results:
         return [
             r
             for r in self.records
-            if r["stage"] == "sft"
+            if r["stage"] != "base"
             and r["seed"] == r["base_seed"] == seed
             and r["variant"] == variant
             and (fork_rate is None or r["fork_rate"] == fork_rate)

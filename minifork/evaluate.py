@@ -48,7 +48,7 @@ def evaluate(config: Config) -> int:
         trained_on = training_forks(checkpoint, settings.problems)
         for name, (order, cue_rate) in test_sets(checkpoint).items():
             if name not in sets:
-                sets[name] = problems_for(config, order, cue_rate, device)
+                sets[name] = problems_for(config, device, order, cue_rate)
             problems = sets[name]
             tree = measure.tree_of(model, task, problems, decoder)
             checked = checkpoint.final and name == "plain"
@@ -105,7 +105,7 @@ def evaluate(config: Config) -> int:
     return 0 if all(check["agrees"] for check in checks) else 1
 
 
-def problems_for(config: Config, order: str, cue_rate: float, device: str) -> measure.ProblemSet:
+def problems_for(config: Config, device: str, order: str = "shuffled", cue_rate: float = 0.0) -> measure.ProblemSet:
     """The problems that the config evaluates on, their branches printed in an order, a share of them cued."""
     settings, printed = config.eval, replace(config.data, branch_order=order)
     problems = streams.test_problems(

@@ -1,7 +1,7 @@
 """Rollouts as one fixed sequence of torch operations, which a CUDA graph can replay.
 
 Every row is decoded to the length limit, ended or not, so no step waits for the CPU. Prompts are shared and keys
-and values of suffixes lie in fixed buffers. It is what `minifork.rollout` uses on a GPU where the fused kernel
+and values of suffixes lie in fixed buffers. It is what `minifork.backends` uses on a GPU where the fused kernel
 cannot run, and the baseline that the kernel is compared with.
 """
 

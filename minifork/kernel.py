@@ -68,7 +68,7 @@ class Args(ctypes.Structure):
             "logits", "prompt", "weights", "token", "position", "dfa", "forced", "ids", "given", "suffix",
             "ends", "tokens", "gap", "total", "sink", "bad",
         )),
-        *((name, ctypes.c_longlong) for name in ("problems", "n", "first")),
+        *((name, ctypes.c_longlong) for name in ("problems", "n")),
         *((name, ctypes.c_int) for name in ("states", "sinks", "forced_len", "policy_steps")),
         ("step", ctypes.c_int * MOST_STEPS),
         ("value", ctypes.c_float * MOST_STEPS),
@@ -240,7 +240,7 @@ def lay_out(
     steps = policy_steps(tree.policy)
     args = Args(
         **{name: None if tensor is None else tensor.data_ptr() for name, tensor in made.items()},
-        problems=count, n=n, first=0, states=tree.dfa.shape[1], sinks=tree.sinks, forced_len=tree.forced_len,
+        problems=count, n=n, states=tree.dfa.shape[1], sinks=tree.sinks, forced_len=tree.forced_len,
         policy_steps=len(steps), seed_lo=seed & 0xFFFFFFFF, seed_hi=seed >> 32 & 0xFFFFFFFF,
     )  # fmt: skip
     for i, (step, value) in enumerate(steps):

@@ -74,9 +74,13 @@ def drop_tail(logits: Tensor, targets: Tensor, value: float) -> Tensor:
 
 def sequence_logp(logits: Tensor, targets: Tensor) -> Tensor:
     """The log-probability float[B] of all targets of each sequence."""
-    logp = logits.float().log_softmax(dim=-1)
-    each = logp.gather(2, targets.clamp(min=0)[..., None])[..., 0]
-    return each.where(targets != IGNORE, 0.0).sum(dim=1)
+    return token_logp(logits, targets).sum(dim=1)
+
+
+def token_logp(logits: Tensor, targets: Tensor) -> Tensor:
+    """The log-probability float[B, T] of each target, 0 where there is none."""
+    logp = logits.float().log_softmax(dim=-1).gather(2, targets.clamp(min=0)[..., None])[..., 0]
+    return logp.where(targets != IGNORE, 0.0)
 
 
 def _kept(logits: Tensor, targets: Tensor) -> tuple[Tensor, Tensor]:

@@ -24,7 +24,7 @@ from data_gen.walks import IGNORE
 from minifork import measure
 from minifork.backends import sample
 from minifork.config import Config
-from minifork.losses import sequence_logp
+from minifork.losses import sequence_logp, token_logp
 from minifork.policy import Policy
 from minifork.train import Objective
 
@@ -64,11 +64,9 @@ ADVANTAGES: dict[str, Callable[[Tensor, int], Tensor]] = {"grpo": grpo_advantage
 
 def objective(config: Config, reference: nn.Module, device: str) -> Objective:
     """What `minifork.train.fit` minimises in the config's kind of RL."""
-    return (
-        exact_objective(config, device)
-        if config.rl.advantage == "exact"
-        else group_objective(config, reference, device)
-    )
+    if config.rl.advantage == "exact":
+        return exact_objective(config, device)
+    return group_objective(config, reference, device)
 
 
 @lru_cache(maxsize=2)
@@ -90,9 +88,10 @@ def problems_of(config: Config, step: int) -> Problems:
 
 def group_objective(config: Config, reference: nn.Module, device: str) -> Objective:
     """Policy gradient with group advantages from sampled rollouts; rl.mode forces the mode token or leaves it free."""
-    plan, task, barren = config.rl, config.data, [0]
+    plan, task, barren = config.rl, config.data, 0
 
     def update(model: nn.Module, step: int) -> tuple[Tensor, int]:
+        nonlocal barren
         batch = measure.problem_set(task, problems_of(config, step), device)
         tree = measure.tree_of(model, task, batch, Policy())
         tree = replace(tree, ids=tree.ids + step * plan.prompts)  # draws of their own for every update
@@ -100,8 +99,8 @@ def group_objective(config: Config, reference: nn.Module, device: str) -> Object
         traces = sample(tree, plan.group, config.seed, traces=True).traces
         reward = (traces.sink == 0).float()
         advantage = ADVANTAGES[plan.advantage](reward, plan.k)
-        barren[0] = 0 if bool(advantage.any()) else barren[0] + 1
-        if barren[0] == PATIENCE:
+        barren = 0 if bool(advantage.any()) else barren + 1
+        if barren == PATIENCE:
             print(f"no group had both right and wrong rollouts for {PATIENCE} updates: there is nothing to learn from")
 
         inputs, targets = sequences(batch.prompts, traces.tokens, task.eos, tree.forced_len)
@@ -152,9 +151,3 @@ def sequences(prompts: Tensor, traces: Tensor, filler: int, skip: int) -> tuple[
     targets = tokens[:, 1:].clone()
     targets[:, : prompts.shape[1] - 1 + skip] = IGNORE
     return tokens.where(tokens != PAD, filler)[:, :-1], targets
-
-
-def token_logp(logits: Tensor, targets: Tensor) -> Tensor:
-    """The log-probability fp32[R, T] of each target, 0 where there is none."""
-    logp = logits.float().log_softmax(dim=-1).gather(2, targets.clamp(min=0)[..., None])[..., 0]
-    return logp.where(targets != IGNORE, 0.0)

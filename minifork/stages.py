@@ -70,10 +70,7 @@ def sft(config: Config, resume: bool) -> None:
         raise ValueError(
             f"{base}: no finished base model; make it with `minifork pretrain base_seed={config.base_seed}`"
         )
-    inherited = runs.identity(runs.read_config(base), "base")
-    changed = differences(inherited, runs.identity(config, "base"))
-    if changed:
-        raise ValueError(f"{base}: the base was made with another config ({'; '.join(changed[:3])}); use its values")
+    require_alike(base, config, "base")
     plan, loss = config.sft, losses.parse(config.sft.loss)
     state = runs.state_of(folder, config, "sft", resume)
     if state == "complete":
@@ -115,9 +112,9 @@ def rl(config: Config, resume: bool) -> None:
         f"{plan.prompts} problems" + ("" if plan.advantage == "exact" else f" x {plan.group} rollouts")
     )
     learn = rl_objectives.objective(config, reference, pick_device(config))
-    kept = {2**i: f"epochs/e{2**i}.pt" for i in range(plan.updates.bit_length())}
-    kept |= {plan.updates: f"epochs/e{plan.updates}.pt"}
-    meta = _meta(config, "rl", folder.name) | {"start": str(start.relative_to(runs.task_folder(config)))}
+    kept = {update: f"epochs/e{update}.pt" for update in doublings(plan.updates)}
+    meta = _meta(config, "rl", folder.name) | {"fork_rate": config.sft.fork_rate}
+    meta |= {"start": str(start.relative_to(runs.task_folder(config)))}
     _fit(model, Job(folder, learn, plan.updates, plan, config.save_every, kept, meta), config, state)
 
 
@@ -137,10 +134,15 @@ def start_of(config: Config) -> Path:
             f"{folder / path}: no such weights to start from; make them with `minifork pretrain` and `sft`"
         )
     alike = "sft" if plan.epoch and not plan.start else "base"  # a run that is named may be tuned otherwise
-    changed = differences(runs.identity(runs.read_config(folder), alike), runs.identity(config, alike))
+    require_alike(folder, config, alike)
+    return folder / path
+
+
+def require_alike(folder: Path, config: Config, stage: str) -> None:
+    """Raise ValueError naming the keys in which a run differs from the config, in what decides a run of this stage."""
+    changed = differences(runs.identity(runs.read_config(folder), stage), runs.identity(config, stage))
     if changed:
         raise ValueError(f"{folder} was made with another config ({'; '.join(changed[:3])}); use its values")
-    return folder / path
 
 
 def sft_data(config: Config, epoch: int) -> streams.Examples:
@@ -151,8 +153,12 @@ def sft_data(config: Config, epoch: int) -> streams.Examples:
 def snapshots(config: Config) -> dict[int, str]:
     """The steps at which epochs 1, 2, 4, ... and the last are over, and the file each is kept in."""
     plan = config.sft
-    epochs = {2**i for i in range(plan.epochs.bit_length())} | {plan.epochs}
-    return {-(-epoch * plan.traces // plan.batch): f"epochs/e{epoch}.pt" for epoch in sorted(epochs)}
+    return {-(-epoch * plan.traces // plan.batch): f"epochs/e{epoch}.pt" for epoch in doublings(plan.epochs)}
+
+
+def doublings(last: int) -> list[int]:
+    """1, 2, 4, ... below ``last``, and ``last``."""
+    return sorted({2**i for i in range(last.bit_length())} | {last})
 
 
 def audit_command(config: Config) -> int:

@@ -12,8 +12,9 @@ import minifork.rl as learning
 from data_gen.walks import IGNORE
 from minifork import backends, config, measure, stages
 from minifork.exact import exact
+from minifork.losses import token_logp
 from minifork.policy import Policy
-from minifork.rl import grpo_advantage, passk_advantage, sequences, token_logp
+from minifork.rl import grpo_advantage, passk_advantage, sequences
 from minifork.rollout import rollout
 
 RL = ["rl.problems=24", "rl.prompts=8", "rl.group=6", "rl.updates=12", "rl.lr=0.003", "rl.epoch=4"]

@@ -46,7 +46,8 @@ def test_arith(arith, capsys):
         }  # fmt: skip
         assert sum(record["errors"].values()) + record["pass_at"]["1"] == pytest.approx(1, abs=1e-6)
         assert 0 <= record["fork"]["p_rest"] <= 1 and set(record["mode"]["p"]) == {"FWD", "REV", "RAT"}
-        assert 1 <= record["tokens"] <= 12
+        wasted = [forced["wasted"] for forced in record["forced"].values()]
+        assert all(waste is None or abs(waste) < 1e-4 for waste in wasted)  # in a mode, right traces have one length
     assert arith("figures") == arith("claims") == 0
     assert "rationale" in capsys.readouterr().out
 
@@ -89,7 +90,6 @@ def test_search(tmp_path, capsys):
             assert set(record["forced"]) == {"FWD", "REV", "SEARCH"}
             assert record["mode"]["p_forward"] == record["mode"]["p"]["FWD"]
             assert sum(record["mode"]["p"].values()) == pytest.approx(1)
-            assert record["tokens"] >= 1 and all(forced["tokens"] >= 2 for forced in record["forced"].values())
             wasted = {mode: forced["wasted"] for mode, forced in record["forced"].items()}
             assert abs(wasted["FWD"]) < 1e-5 > abs(wasted["REV"]) and -1e-5 < wasted["SEARCH"] <= 3 + 1e-5
     runs = {record["run"] for record in results(pipeline)["records"]}

@@ -90,7 +90,7 @@ struct Args {
     float* total;               // sum over tokens of exp(logit - largest)
     int* sink;                  // with traces: [B, n]
     u32* bad;                   // the smallest problem with logits that are not finite; unsigned -1 if none
-    long long problems, n, first;  // rollouts first .. first + n - 1 of every problem
+    long long problems, n;      // n rollouts of every problem
     int states, sinks, forced_len, policy_steps;
     int step[MOST_STEPS];
     float value[MOST_STEPS];
@@ -120,16 +120,6 @@ FN float float_of(u32 bits) {
     float x;
     memcpy(&x, &bits, 4);
     return x;
-#endif
-}
-
-FN u32 bits_of(float x) {
-#ifdef __CUDACC__
-    return __float_as_uint(x);
-#else
-    u32 bits;
-    memcpy(&bits, &x, 4);
-    return bits;
 #endif
 }
 
@@ -178,7 +168,8 @@ FN u32 pair(float low, float high) {  // two bfloat16, rounded to nearest even
     asm("cvt.rn.bf16x2.f32 %0, %1, %2;" : "=r"(both) : "f"(high), "f"(low));
     return both;
 #else
-    u32 l = bits_of(low), h = bits_of(high);
+    u32 l, h;
+    memcpy(&l, &low, 4), memcpy(&h, &high, 4);
     l = (l + 0x7FFF + (l >> 16 & 1)) >> 16;
     h = (h + 0x7FFF + (h >> 16 & 1)) & 0xFFFF0000u;
     return h | l;
@@ -522,7 +513,7 @@ FN void choose(Tile& tile, const Args& args, int tid) {
     if (forced) token = args.forced[problem * args.forced_len + at];
     else if (args.given) token = args.given[work * STEPS + at];
     else {
-        const u32 rollout = (u32)(args.first + work % args.n);
+        const u32 rollout = (u32)(work % args.n);
         token = draw(l, top, total, uniform(rollout, (u32)at, args.ids[problem], args.seed_lo, args.seed_hi));
     }
     if (args.tokens) {
