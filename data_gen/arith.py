@@ -100,6 +100,10 @@ class Arith:
         return "data.labels"
 
     @property
+    def label_count(self) -> int:
+        return self.labels
+
+    @property
     def mode_names(self) -> tuple[str, ...]:
         return tuple(self.modes.split(","))
 

@@ -164,6 +164,6 @@ class Mixed:
 
 
 _SHARED = {  # what the layout of tokens decides
-    "mode_names", "mode_token", "sinks", "label_key", "vocab_size", "graph_len", "prompt_len", "shortest_query",
-    "read_graph", "decode", "eos",
+    "mode_names", "mode_token", "sinks", "label_key", "label_count", "vocab_size", "graph_len", "prompt_len",
+    "shortest_query", "read_graph", "decode", "eos",
 }  # fmt: skip

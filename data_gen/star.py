@@ -85,6 +85,10 @@ class Star:
         return "data.nodes"
 
     @property
+    def label_count(self) -> int:
+        return self.nodes
+
+    @property
     def mode_names(self) -> tuple[str, ...]:
         return tuple(self.modes.split(","))
 

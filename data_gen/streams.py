@@ -21,7 +21,7 @@ import numpy as np
 from data_gen.task import Problems, Task
 
 STREAMS = {"walks": 0, "train": 1, "valid": 2, "test": 3}
-PURPOSES = {"graphs": 0, "walks": 1, "mixture": 2, "shuffle": 3}
+PURPOSES = {"graphs": 0, "walks": 1, "mixture": 2, "shuffle": 3, "prefix": 4}
 _CHUNK = 256
 _MAX_CHUNKS_WITHOUT_ONE = 64
 
@@ -107,7 +107,7 @@ def problems(task: Task, seed: int, stream: str, n: int, step: int = 0) -> Probl
         misses = 0 if len(batch) else misses + 1
         if misses == _MAX_CHUNKS_WITHOUT_ONE:
             raise ValueError(
-                f"{task.label_key} is {task.graph.nodes}: too few graphs to fill the {stream} stream; raise it"
+                f"{task.label_key} is {task.label_count}: too few graphs to fill the {stream} stream; raise it"
             )
     return _concatenate(kept)[slice(n)]
 

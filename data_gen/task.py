@@ -47,6 +47,10 @@ class Task(Protocol):
         """The config key that says how many labels there are."""
 
     @property
+    def label_count(self) -> int:
+        """How many labels there are; their tokens are 0, 1, 2, ..."""
+
+    @property
     def mode_names(self) -> tuple[str, ...]: ...
 
     @property

@@ -114,6 +114,7 @@ class SFT(Optim):
     fork_in_graph: bool
     allocation: str
     fresh: bool
+    prefix: int
     loss: str
     allow_leak: bool
 
@@ -124,6 +125,7 @@ class SFT(Optim):
             self.traces >= self.batch, "sft.traces", self.traces, f"fill at least one batch (sft.batch={self.batch})"
         )
         _require(self.epochs >= 1, "sft.epochs", self.epochs, "it must be at least 1")
+        _require(self.prefix >= 0, "sft.prefix", self.prefix, "give how many integers, or 0 for no prefix")
         _ = self.mixture
 
     @property
@@ -266,7 +268,13 @@ class Config:
         _require(self.save_every >= 1, "save_every", self.save_every, "it must be at least 1")
         taken = (".", "..", "audits", "figures")
         _require("/" not in self.name and self.name not in taken, "name", self.name, "choose another folder name")
+        labels = self.data.label_count
+        _require(self.sft.prefix <= labels, "sft.prefix", self.sft.prefix,
+                 f"labels serve as its integers, and {self.data.label_key} is {labels}")  # fmt: skip
         query = self.data.prompt_len + self.data.trace_len
+        room = self.context - query
+        _require(not self.sft.prefix or room, "sft.prefix", self.sft.prefix,
+                 f"the model sees {query} tokens, as many as a trace needs; raise walks.seq_len")  # fmt: skip
         _require(self.walks.seq_len >= query, "walks.seq_len", self.walks.seq_len, f"one query needs {query} tokens")
 
     @property

@@ -39,17 +39,18 @@ def evaluate(config: Config) -> int:
     decoder = policy.parse(settings.policy)
     checkpoints = find_checkpoints(config)
     weights = passk.resamples(settings.problems, settings.bootstrap)
-    sets: dict[str, measure.ProblemSet] = {}
+    sets: dict[tuple[str, int], measure.ProblemSet] = {}
     found, checks, arrays = [], [], {}
 
     print(f"evaluating {len(checkpoints)} checkpoints on {settings.problems} {settings.split} problems", flush=True)
     for checkpoint in tqdm(checkpoints, desc="eval", unit="checkpoint", disable=None):
         model = load_run(checkpoint.path, checkpoint.config).to(device)
         trained_on = training_forks(checkpoint, settings.problems)
+        prefix = 0 if checkpoint.meta["stage"] == "base" else checkpoint.config.sft.prefix
         for name, (order, cue_rate) in test_sets(checkpoint).items():
-            if name not in sets:
-                sets[name] = problems_for(config, device, order, cue_rate)
-            problems = sets[name]
+            if (name, prefix) not in sets:
+                sets[name, prefix] = problems_for(config, device, order, cue_rate, prefix)
+            problems = sets[name, prefix]
             tree = measure.tree_of(model, task, problems, decoder)
             checked = checkpoint.final and name == "plain"
             if settings.stratify == "none":
@@ -58,10 +59,10 @@ def evaluate(config: Config) -> int:
                 measured = measure.stratified(config, tree, problems, weights, checked)
             branches = {"fork": measure.branch_probabilities(tree, problems)}
             if trained_on is not None:
-                seen = measure.problem_set(task, trained_on, device)
+                seen = measure.problem_set(task, trained_on, device, prefix=prefix)
                 branches["fork_train"] = measure.branch_probabilities(measure.tree_of(model, task, seen, decoder), seen)
             record = identify(checkpoint, name) | measured.record
-            record["mode"] = records.mode_statistics(measure.mode_probabilities(tree, task), task.mode_names)
+            record["mode"] = records.mode_statistics(measure.mode_probabilities(tree, task, problems), task.mode_names)
             record |= {"fork_train": None} | {what: records.fork_statistics(p) for what, p in branches.items()}
             if settings.grading == "steps":
                 record["fork"]["p_rest"] = float(measure.rest_probability(tree, problems).mean())
@@ -105,13 +106,16 @@ def evaluate(config: Config) -> int:
     return 0 if all(check["agrees"] for check in checks) else 1
 
 
-def problems_for(config: Config, device: str, order: str = "shuffled", cue_rate: float = 0.0) -> measure.ProblemSet:
-    """The problems that the config evaluates on, their branches printed in an order, a share of them cued."""
+def problems_for(
+    config: Config, device: str, order: str = "shuffled", cue_rate: float = 0.0, prefix: int = 0
+) -> measure.ProblemSet:
+    """The problems that the config evaluates on, their branches printed in an order, a share of them cued, each with
+    all the prefixes that its model knows."""
     settings, printed = config.eval, replace(config.data, branch_order=order)
     problems = streams.test_problems(
         printed, settings.problems, cue_rate, forked=settings.forked, stream=settings.split
     )
-    return measure.problem_set(config.data, problems, device, settings.grading)
+    return measure.problem_set(config.data, problems, device, settings.grading, prefix)
 
 
 def find_checkpoints(config: Config) -> list[Checkpoint]:

@@ -1,7 +1,7 @@
 """Measuring one model on one set of problems: the trees, the engines' answers, and a check of those answers."""
 
 import time
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from functools import cached_property
 
 import numpy as np
@@ -26,13 +26,18 @@ SEED, CHECK_SEED = 0, 1  # the samples that check a result are not those that ma
 @dataclass(frozen=True)
 class ProblemSet:
     """Problems as tensors: prompts [n, P], automata [n, S, V] with their sinks' names, fork prefix [n, F],
-    branches [n, d], right first."""
+    branches [n, d], right first.
+
+    prefixes: how many rows, one after the other, are the same problem with another random integer before its trace
+    (`sft.prefix`). A sample draws one of them, so a problem's probabilities are the means over its rows.
+    """
 
     prompts: Tensor
     dfa: Tensor
     fork: Tensor
     branches: Tensor
     sinks: tuple[str, ...]
+    prefixes: int = 1
 
     @cached_property
     def shortest(self) -> Tensor:
@@ -49,11 +54,30 @@ class Measured:
     check: dict | None
 
 
-def problem_set(task: Task, problems: Problems, device: str, grading: str = "steps") -> ProblemSet:
-    """The tensors of a batch of problems, graded by steps or by the answer alone."""
+def problem_set(task: Task, problems: Problems, device: str, grading: str = "steps", prefix: int = 0) -> ProblemSet:
+    """The tensors of a batch of problems, graded by steps or by the answer alone; prefix as `sft.prefix`."""
     dfa = task.answer_dfa(problems) if grading == "answer" else task.dfa(problems)
     arrays = task.prompts(problems), dfa.next.astype(np.int64), task.fork_prefix(problems), task.children(problems)
-    return ProblemSet(*(torch.from_numpy(np.ascontiguousarray(a)).to(device) for a in arrays), dfa.sinks)
+    if prefix:
+        prompts, *others = (np.repeat(a, prefix, axis=0) for a in arrays)
+        arrays = np.insert(prompts, prompts.shape[1], np.arange(len(prompts)) % prefix, axis=1), *others
+    tensors = (torch.from_numpy(np.ascontiguousarray(a)).to(device) for a in arrays)
+    return ProblemSet(*tensors, dfa.sinks, max(1, prefix))
+
+
+def over_prefixes(problems: ProblemSet, values: np.ndarray) -> np.ndarray:
+    """The means [n / prefixes, ...] over the rows of every problem, from values of all rows [n, ...]."""
+    return values.reshape(-1, problems.prefixes, *values.shape[1:]).mean(axis=1)
+
+
+def _drawn_prefix(problems: ProblemSet, result: Result) -> Result:
+    """What is known of the problems when every sample draws its prefix; raises ValueError where p was sampled."""
+    if problems.prefixes == 1:
+        return result
+    if result.n is not None:
+        raise ValueError("sft.prefix: p is averaged over all prefixes, so it must be computed: use eval.engine=exact")
+    ends, unknown, tokens = (over_prefixes(problems, a) for a in (result.ends, result.unknown, result.tokens))
+    return replace(result, ends=ends, unknown=unknown, tokens=tokens)
 
 
 @torch.no_grad()
@@ -76,7 +100,7 @@ def branch_probabilities(tree: Tree, problems: ProblemSet) -> np.ndarray:
     _, logits = tree.force(problems.fork).after_forced()
     branches = problems.branches
     at_branches = logits.double().gather(1, branches.clamp(min=0)).masked_fill(branches == PAD, -torch.inf)
-    return torch.softmax(at_branches, dim=1).cpu().numpy()
+    return over_prefixes(problems, torch.softmax(at_branches, dim=1).cpu().numpy())
 
 
 def rest_probability(tree: Tree, problems: ProblemSet) -> np.ndarray:
@@ -85,29 +109,30 @@ def rest_probability(tree: Tree, problems: ProblemSet) -> np.ndarray:
     What is left when the fork is taken out: walking, and in arithmetic adding up.
     """
     right = torch.cat([problems.fork, problems.branches[:, :1]], dim=1)
-    return exact(tree.force(right)).p_lo
+    return over_prefixes(problems, exact(tree.force(right)).p_lo)
 
 
-def mode_probabilities(tree: Tree, task: Task) -> np.ndarray:
+def mode_probabilities(tree: Tree, task: Task, problems: ProblemSet) -> np.ndarray:
     """float64[n, modes]: the model's probability of each mode, renormalised over them."""
     tokens = [task.mode_token(mode) for mode in task.mode_names]
-    return torch.softmax(tree.prompts.logits[:, tokens].double(), dim=1).cpu().numpy()
+    return over_prefixes(problems, torch.softmax(tree.prompts.logits[:, tokens].double(), dim=1).cpu().numpy())
 
 
 def shortest_trace(task: Task, problems: ProblemSet, mode: str) -> np.ndarray:
     """int64[n]: the tokens of the shortest trace of each problem that is right in this mode."""
     begun = problems.dfa[:, 0, task.mode_token(mode)].cpu()
-    return 1 + problems.shortest.gather(1, begun[:, None])[:, 0].numpy()
+    return 1 + problems.shortest.gather(1, begun[:, None])[:: problems.prefixes, 0].numpy()
 
 
 def iid(config: Config, tree: Tree, problems: ProblemSet, weights: np.ndarray, checked: bool) -> Measured:
     """i.i.d. samples, free and with each mode forced, by the engine that eval.engine names."""
     settings, ks = config.eval, powers_of_two(config.eval.max_k)
     trees = {None: tree} | {mode: force_mode(tree, config.data, mode) for mode in config.data.mode_names}
-    found = {
+    solved = {
         mode: solve(settings.engine, t, settings.budget, settings.rollouts, SEED, settings.bf16)
         for mode, t in trees.items()
     }
+    found = {mode: _drawn_prefix(problems, result) for mode, result in solved.items()}
     record = records.coverage(found[None], ks, weights)
     record["forced"] = {
         mode: records.coverage(found[mode], ks, weights)
@@ -122,7 +147,7 @@ def iid(config: Config, tree: Tree, problems: ProblemSet, weights: np.ndarray, c
     rounded = (
         settings.bf16 and found[None].engine == "rollout" and tree.dfa.is_cuda
     )  # its p differ from those of the other engines
-    return Measured(record, p, check(settings, tree, found[None]) if checked and not rounded else None)
+    return Measured(record, p, check(settings, tree, solved[None]) if checked and not rounded else None)
 
 
 def stratified(config: Config, tree: Tree, problems: ProblemSet, weights: np.ndarray, checked: bool) -> Measured:
@@ -131,6 +156,8 @@ def stratified(config: Config, tree: Tree, problems: ProblemSet, weights: np.nda
     hit_rate: the share of problems whose position of highest entropy is the fork; null where it is given.
     """
     settings, fork = config.eval, problems.fork
+    if problems.prefixes > 1:
+        raise ValueError("sft.prefix: its p is averaged over prefixes; eval.stratify spreads over tokens instead")
     prefix, hit_rate = fork, None
     length = torch.full((len(tree),), fork.shape[1] if settings.stratify == "fork" else 0, device=fork.device)
     if settings.stratify == "entropy":

@@ -163,8 +163,9 @@ def variant(config: Config, stage: str) -> str:
     graph, fresh = "-graph" * config.sft.fork_in_graph, "-fresh" * config.sft.fresh
     modes = "" if config.sft.modes == "FWD,REV" else "-" + config.sft.modes.replace(",", "+")
     order = "" if config.data.branch_order == "shuffled" else f"-{config.data.branch_order}"
+    prefix = f"-prefix{config.sft.prefix}" if config.sft.prefix else ""
     loss = "" if config.sft.loss == "cross_entropy" else f"-{config.sft.loss.replace('=', '')}"
-    return config.sft.allocation + modes + graph + cue + order + fresh + loss
+    return config.sft.allocation + modes + graph + cue + order + fresh + prefix + loss
 
 
 def comparable(data: dict) -> dict:

@@ -101,6 +101,8 @@ def sft(config: Config, resume: bool) -> None:
 def rl(config: Config, resume: bool) -> None:
     """Go on from a fine-tuned run's snapshot, or from the base, by rewards; with snapshots at updates 1, 2, 4, ..."""
     plan, folder = config.rl, runs.run_folder(config, "rl")
+    if config.sft.prefix:
+        raise ValueError(f"sft.prefix is {config.sft.prefix}: rl samples traces without a prefix; give 0")
     state = runs.state_of(folder, config, "rl", resume)
     if state == "complete":
         print(f"{folder} is complete: nothing to do")
@@ -196,9 +198,10 @@ def _verdict(leaks: list[str]) -> str:
 def _sft_batches(config: Config) -> BatchAt:
     """Batches cut from an endless row of shuffled epochs, so that all have the same shape.
 
-    Loss is on the trace only; of the prompt, only its last token predicts anything.
+    Loss is on the trace only; of the prompt, only its last token predicts anything. With ``sft.prefix`` a random
+    integer, drawn anew whenever an example is shown, stands between prompt and trace, as the prompt's last token.
     """
-    plan = config.sft
+    plan, given = config.sft, config.data.prompt_len + bool(config.sft.prefix)
     fixed = None if plan.fresh else sft_data(config, 0).tokens
 
     @lru_cache(maxsize=2)
@@ -210,8 +213,11 @@ def _sft_batches(config: Config) -> BatchAt:
         index = np.arange(step * plan.batch, (step + 1) * plan.batch)
         epochs, rows = np.divmod(index, plan.traces)
         tokens = np.concatenate([shuffled(int(e))[rows[epochs == e]] for e in np.unique(epochs)])
+        if plan.prefix:
+            drawn = streams.generator(config.seed, "train", step, "prefix").integers(plan.prefix, size=plan.batch)
+            tokens = np.insert(tokens, config.data.prompt_len, drawn, axis=1)
         targets = tokens[:, 1:].copy()  # PAD, past the end of a short trace, is IGNORE
-        targets[:, : config.data.prompt_len - 1] = walks.IGNORE
+        targets[:, : given - 1] = walks.IGNORE
         return np.where(tokens == PAD, config.data.eos, tokens)[:, :-1], targets
 
     return batch_at

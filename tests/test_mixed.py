@@ -91,3 +91,10 @@ def test_the_audit_looks_at_every_size():
 def test_mixed_names_the_key(arguments, named):
     with pytest.raises(ValueError, match=named):
         Mixed(*arguments)
+
+
+def test_too_few_graphs_for_a_stream():
+    """Three labels give a star of three nodes three graphs; four streams cannot each have one."""
+    with pytest.raises(ValueError, match="data.nodes is 3: too few graphs to fill"):
+        for name in streams.STREAMS:
+            streams.problems(Mixed(3, "2x2"), 0, name, 1)
