@@ -1,90 +1,197 @@
 """Which mitigation wins coverage back? All on one frontier, with early stopping as the line to beat.
 
-Every method is a fine-tuning of as many steps from the same bases, at FORK_RATE .5 and 1, for every pair of seeds.
+Every method starts from the same bases at FORK_RATE .5 and 1, for every pair of seeds, and trains for as many steps.
 Plain cross-entropy's snapshots are the *early-stopping curve*: pass@k that can be had at a given pass@1 by stopping in
 time. A method is better only where its last checkpoint lies above that curve at its own pass@1, with its 95 %
-interval (pairs and problems resampled). The numbers that shape losses and decoders are round first guesses: none has
-been chosen yet, which is to be done on the valid stream (`eval.split=valid`).
+interval (pairs and problems resampled).
 
-A run of any other name is compared as well, if its folder ends in -seed<s> and `minifork eval` knows it.
+A number that shapes a method is chosen on validation problems, on the first pair at FORK_RATE 1: the one of its
+``values`` with the largest gap above the curve at k = 16. Every number here is round and was listed before any was
+tried. A run of any other name is compared as well, if its folder ends in -seed<s> and all pairs have it.
 """
 
-from dataclasses import dataclass
+import time
+from collections.abc import Iterator
+from dataclasses import dataclass, replace
+from pathlib import Path
 
 import matplotlib
 import numpy as np
 import torch
 from matplotlib.figure import Figure
 
+from experiments import jobs
 from experiments.figures import whiskers
-from experiments.reproduce import run_all
+from experiments.gap import gap, gap_draws
 from experiments.results import Results, load
-from minifork import measure, passk, policy, runs, strata
+from experiments.spread import spread, spread_line, stratified
+from minifork import config as configs
+from minifork import measure, passk, policy, runs
 from minifork.config import Config
-from minifork.evaluate import find_checkpoints, problems_for
+from minifork.evaluate import problems_for
 from minifork.exact import exact
-from minifork.stages import load_run, pick_device
+from minifork.stages import load_run, pick_device, snapshots
 
 RATES = (0.5, 1.0)
 KS = (16, 64)
-DRAWS = 1000
+CHOSEN_ON = (0, 1.0)  # pair and FORK_RATE
 LOST = 0.05  # less than this was not lost, so there is nothing to recover
 
-# fine-tunings that differ from plain cross-entropy by these overrides: (FORK_RATEs, overrides)
-TUNINGS: list[tuple[tuple[float, ...], list[str]]] = [
-    (RATES, []),
-    (RATES, ["sft.loss=label_smoothing=0.1"]),
-    (RATES, ["sft.loss=entropy_bonus=0.1"]),
-    (RATES, ["sft.loss=gem=0.7"]),
-    (RATES, ["sft.loss=coverage=16"]),
-    (RATES, ["sft.loss=drop_tail=0.3"]),
-    ((0.5,), ["sft.allocation=problem"]),
-    (RATES, ["sft.fresh=true"]),
-]
-# what decodes the last checkpoint of plain cross-entropy otherwise: name, policy
-DECODERS = ("temperature=1.5", "temperature=2", "min_p=0.1,temperature=2", "top_n_sigma=1,temperature=2", "top_p=0.95")
+
+@dataclass(frozen=True)
+class Method:
+    """A mitigation: a stage (sft, wise or decode), its overrides (the decode policy, for decode) as words with {value},
+    {rate} and {pair} to fill in, and the values to choose from. mode: what the task must have for it."""
+
+    name: str
+    stage: str
+    words: str
+    values: tuple[str, ...] = ("",)
+    rates: tuple[float, ...] = RATES
+    mode: str = "FWD"
+
+    def overrides(self, value: str, rate: float, pair: int) -> list[str]:
+        words = self.words.format(value=value, rate=f"{rate:g}", pair=pair).split()
+        return [f"seed={pair}", f"base_seed={pair}", f"sft.fork_rate={rate:g}", *words]
+
+
+PLAIN = Method("cross-entropy", "sft", "")
+METHODS = (
+    Method("rationale", "sft", "sft.modes=RAT", rates=(1.0,), mode="RAT"),
+    Method("SEARCH traces", "sft", "sft.modes=SEARCH", rates=(1.0,), mode="SEARCH"),
+    Method("both modes for every problem", "sft", "sft.allocation=problem", rates=(0.5,)),
+    Method("fresh traces every epoch", "sft", "sft.fresh=true"),
+    Method(
+        "more problems at equal steps",
+        "sft",
+        "sft.traces=4000 sft.epochs=16 name=problems{value}-fork{rate}-seed{pair}",
+        ("4000",),
+    ),
+    Method("random prefix", "sft", "sft.prefix={value}", ("2", "8")),
+    Method("label smoothing", "sft", "sft.loss=label_smoothing={value}", ("0.05", "0.1", "0.2")),
+    Method("entropy bonus", "sft", "sft.loss=entropy_bonus={value}", ("0.03", "0.1", "0.3")),
+    Method("GEM", "sft", "sft.loss=gem={value}", ("0.5", "0.7", "0.9")),
+    Method("direct coverage", "sft", "sft.loss=coverage={value}", ("4", "16", "64")),
+    Method("dropping the over-learned", "sft", "sft.loss=drop_tail={value}", ("0.1", "0.3", "0.5")),
+    Method("WiSE-FT, base", "wise", "wise.weights={value}", ("0.25", "0.5", "0.75")),
+    Method("WiSE-FT, epoch 2", "wise", "wise.weights={value} wise.early=2", ("0.25", "0.5", "0.75")),
+    Method("temperature", "decode", "temperature={value}", ("1.5", "2", "3")),
+    Method("min-p, hot", "decode", "min_p={value},temperature=2", ("0.02", "0.05", "0.1")),
+    Method("top-n-sigma, hot", "decode", "top_n_sigma={value},temperature=2", ("1", "1.5", "2")),
+    Method("top-k, hot", "decode", "top_k={value},temperature=3", ("2", "4")),
+    Method("nucleus", "decode", "top_p={value}", ("0.9", "0.95")),
+)
 
 
 @dataclass(frozen=True)
 class Point:
     """A method's last checkpoint, or a decoder, of one pair: solve rates float64[1 + len(KS), n] of every problem at
-    k = 1 and KS."""
+    k = 1 and KS, and its cost: seconds of training, tokens of a sample."""
 
     pair: int
     solved: np.ndarray
+    seconds: float
+    tokens: float
 
 
 def frontier(config: Config) -> None:
-    """Run what is missing, evaluate, compare, and write runs/<task>/frontier.json and figures/frontier-*.png."""
-    jobs = {
-        pair: [[f"sft.fork_rate={rate:g}", *overrides] for rates, overrides in TUNINGS for rate in rates]
-        for pair in range(config.reproduce.pairs)
-    }
-    wise = [["wise", f"sft.fork_rate={rate:g}"] for rate in RATES]
-    run_all(config, jobs, wise)
-    compare(config)
+    """Choose values, run what is missing, evaluate, compare; writes frontier.json and figures/frontier-*.png.
+
+    Raises ValueError naming a stage that failed.
+    """
+    started, pairs = time.monotonic(), range(config.reproduce.pairs)
+    source = jobs.bases(config, pairs)
+    methods = [method for method in METHODS if method.mode in config.data.mode_names]
+    pair, rate = CHOSEN_ON
+    grid = [(PLAIN, "", rate, pair)] + [(m, v, rate, pair) for m in methods if len(m.values) > 1 for v in m.values]
+    _train(config, source, grid)
+    chosen = choose(config, methods)
+    tried = [(PLAIN, "", rate, pair) for pair in pairs for rate in RATES]
+    _train(config, source, tried + [(m, chosen[m.name], r, p) for p in pairs for m in methods for r in m.rates])
+    jobs.run(source, "eval")
+    compare(config, chosen)
+    print(f"frontier: {(time.monotonic() - started) / 60:.1f} minutes", flush=True)
 
 
-def compare(config: Config) -> None:
-    """Compare the runs of the last evaluation; raises ValueError when it has no plain fine-tuning."""
+def _train(config: Config, source: Path, tried: list[tuple[Method, str, float, int]]) -> None:
+    """Fine-tune, one core each, then interpolate what is to be."""
+    for stage in ("sft", "wise"):
+        todo = [[stage, *m.overrides(value, rate, pair)] for m, value, rate, pair in tried if m.stage == stage]
+        jobs.side_by_side(config, source, todo)
+
+
+def choose(config: Config, methods: list[Method]) -> dict[str, str]:
+    """The value of every method, by its name; the scores behind it are printed and kept in frontier-values.json."""
+    pair, rate = CHOSEN_ON
+    valid = replace(config, eval=replace(config.eval, split="valid"))
+    plain = configs.changed(config, PLAIN.overrides("", rate, pair))
+    folder = runs.run_folder(plain, "sft")
+    kept = [runs.base_folder(plain) / "ckpt.pt", *(folder / path for path in snapshots(plain).values())]
+    curve = np.stack([solve_rates(valid, plain, path, policy.Policy())[0] for path in kept]).mean(axis=2)
+    scores: dict[str, dict[str, float]] = {}
+    for method in methods:
+        for value in method.values if len(method.values) > 1 else ():
+            path, run, decoder = folder / f"epochs/e{plain.sft.epochs}.pt", plain, policy.Policy()
+            if method.stage == "decode":
+                decoder = policy.parse(method.words.format(value=value))
+            else:
+                run = configs.changed(config, method.overrides(value, rate, pair))
+                path = runs.task_folder(run) / last(run, method.stage)
+            solved, _ = solve_rates(valid, run, path, decoder)
+            above = gap(solved.mean(axis=1)[None], curve[None])[0]
+            scores.setdefault(method.name, {})[value] = float(above[KS.index(16)])
+    chosen = {m.name: m.values[0] for m in methods} | {name: max(of, key=of.get) for name, of in scores.items()}
+    for name, of in scores.items():
+        tried = ", ".join(f"{value} {score:+.3f}" for value, score in of.items())
+        print(f"{name}: {chosen[name]} (pass@16 above early stopping on validation problems: {tried})", flush=True)
+    runs.write_json(runs.task_folder(config) / "frontier-values.json", {"chosen": chosen, "scores": scores})
+    return chosen
+
+
+def last(run: Config, stage: str) -> Path:
+    """The last snapshot that a config's run keeps, below the task's folder."""
+    name = runs.run_folder(run, "sft").name
+    if stage == "wise":
+        name += f"-wise{run.wise.shares[0]:g}" + (f"-early{run.wise.early}" if run.wise.early else "")
+    return Path(name) / "epochs" / f"e{run.sft.epochs}.pt"
+
+
+@torch.no_grad()
+def solve_rates(config: Config, run: Config, path: Path, decoder: policy.Policy) -> tuple[np.ndarray, float]:
+    """Solve rates float64[1 + len(KS), n] of a run's weights on a config's problems, and the tokens of a sample."""
+    device = pick_device(config)
+    problems = problems_for(config, device, prefix=0 if path.name == "ckpt.pt" else run.sft.prefix)
+    result = exact(measure.tree_of(load_run(path, run).to(device), config.data, problems, decoder))
+    p = measure.over_prefixes(problems, result.p_lo)
+    return passk.solve_rate(p[:, None], (1, *KS)).T, float(result.tokens.sum() / result.ends.sum())
+
+
+def compare(config: Config, chosen: dict[str, str]) -> None:
+    """Compare the runs of the last evaluation; raises ValueError when it has no plain fine-tuning.
+
+    chosen: the value of every method by its name; methods that are not named are compared at any value.
+    """
     results = load(config)
     pairs = results.pairs()
     if not pairs:
         raise ValueError(f"{runs.eval_file(config)}: no plain fine-tuning to compare with; run `make frontier`")
-    decoded = decode(config, pairs)
-    rows = []
+    rows, spreads = [], []
     for rate in [rate for rate in RATES if all(results.tuned(pair, fork_rate=rate) for pair in pairs)]:
+        decoded, spread = decode(config, results, pairs, rate, chosen)
+        spreads += spread
         for mode in (None, "FWD"):
             curves = {pair: curve(results, pair, rate, mode) for pair in pairs}
             bases = np.stack([solve(results, results.base(pair), mode) for pair in pairs])
-            methods = points(results, pairs, rate, mode) | (decoded.get(rate, {}) if mode is None else {})
+            methods = points(config, results, pairs, rate, mode, chosen) | (decoded if mode is None else {})
             rows += [judge(name, rate, mode, found, curves, bases) for name, found in methods.items()]
             figure = draw(rows, curves, rate, mode)
             path = runs.task_folder(config) / "figures" / f"frontier-fork{rate:g}-{mode or 'free'}.png"
             runs.write_atomically(path, lambda file, f=figure: f.savefig(file, format="png", dpi=150))
             print(path)
     print(table(rows))
-    runs.write_json(runs.task_folder(config) / "frontier.json", rows)
+    for row in spreads:
+        print(spread_line(row))
+    runs.write_json(runs.task_folder(config) / "frontier.json", {"methods": rows, "stratified": spreads})
 
 
 def solve(results: Results, record: dict, mode: str | None) -> np.ndarray:
@@ -98,41 +205,56 @@ def curve(results: Results, pair: int, rate: float, mode: str | None) -> np.ndar
     return np.stack([solve(results, record, mode) for record in records])
 
 
-def points(results: Results, pairs: list[int], rate: float, mode: str | None) -> dict[str, list[Point]]:
-    """The last checkpoint of every method that has one for all pairs."""
+def points(
+    config: Config, results: Results, pairs: list[int], rate: float, mode: str | None, chosen: dict[str, str]
+) -> dict[str, list[Point]]:
+    """The last checkpoint of every method that has one for all pairs, by variant; not of values that lost."""
+    lost = set(_variants(config, rate, chosen))
     found: dict[str, list[Point]] = {}
-    for variant in sorted({r["variant"] for r in results.records if r["fork_rate"] == rate}):
-        last = [results.tuned(pair, variant, fork_rate=rate)[-1:] for pair in pairs]
-        if all(last):
-            found[variant] = [Point(p, solve(results, r[0], mode)) for p, r in zip(pairs, last, strict=True)]
+    for variant in sorted({r["variant"] for r in results.records if r["fork_rate"] == rate} - lost):
+        records = [results.tuned(pair, variant, fork_rate=rate)[-1:] for pair in pairs]
+        if all(records):
+            found[variant] = [
+                Point(pair, solve(results, one, mode), _seconds(config, one["run"]), one["tokens"])
+                for pair, (one,) in zip(pairs, records, strict=True)
+            ]
     return found
+
+
+def _variants(config: Config, rate: float, chosen: dict[str, str]) -> Iterator[str]:
+    """The variants of the values that were tried and not chosen."""
+    for method in METHODS:
+        for value in method.values if method.name in chosen and method.stage != "decode" else ():
+            if value != chosen[method.name]:
+                run = configs.changed(config, method.overrides(value, rate, 0))
+                yield runs.variant(run, "sft") + str(last(run, method.stage).parent.parent).partition("-seed0")[2]
+
+
+def _seconds(config: Config, run: str) -> float:
+    """How long a run trained."""
+    return runs.read_json(runs.task_folder(config) / run / "meta.json")["seconds"]
 
 
 @torch.no_grad()
-def decode(config: Config, pairs: list[int]) -> dict[float, dict[str, list[Point]]]:
-    """Decoders on the last checkpoint of plain cross-entropy, by FORK_RATE; computed, not sampled."""
+def decode(
+    config: Config, results: Results, pairs: list[int], rate: float, chosen: dict[str, str]
+) -> tuple[dict[str, list[Point]], list[dict]]:
+    """Decoders on the last checkpoint of plain cross-entropy, computed, not sampled: points by policy, and what
+    stratified decoders recover (see `spread`)."""
     device = pick_device(config)
-    problems = problems_for(config, device)
-    found: dict[float, dict[str, list[Point]]] = {}
-    for checkpoint in find_checkpoints(config):
-        meta = checkpoint.meta
-        if not checkpoint.final or meta["variant"] != "data" or meta["fork_rate"] not in RATES:
-            continue
-        if meta["seed"] not in pairs or meta["seed"] != meta["base_seed"]:
-            continue
-        model = load_run(checkpoint.path, checkpoint.config).to(device)
-        of_rate = found.setdefault(meta["fork_rate"], {})
-        for text in DECODERS:
-            p = exact(measure.tree_of(model, config.data, problems, policy.parse(text))).p_lo
-            solved = passk.solve_rate(p[:, None], (1, *KS)).T
-            of_rate.setdefault(text, []).append(Point(meta["seed"], solved))
-        tree = measure.tree_of(model, config.data, problems, policy.Policy())
-        spread = len(problems.branches[0])
-        length = torch.full((len(tree),), problems.fork.shape[1], device=device)
-        stratified = strata.stratify(tree, problems.fork, length, spread)
-        solved = strata.solve_rate(stratified.p_lo, (1, *KS)).T
-        of_rate.setdefault(f"spread over {spread} tokens at the fork", []).append(Point(meta["seed"], solved))
-    return found
+    problems, found, spreads = problems_for(config, device), {}, []
+    for pair in pairs:
+        record = results.tuned(pair, fork_rate=rate)[-1]
+        folder = runs.task_folder(config) / record["run"]
+        path, run = folder / f"epochs/e{record['epoch']}.pt", runs.read_config(folder)
+        for method in METHODS:
+            if method.stage == "decode" and method.name in chosen:
+                text = method.words.format(value=chosen[method.name])
+                solved, tokens = solve_rates(config, run, path, policy.parse(text))
+                found.setdefault(text, []).append(Point(pair, solved, _seconds(config, record["run"]), tokens))
+        tree = measure.tree_of(load_run(path, run).to(device), config.data, problems, policy.Policy())
+        spreads.append(spread(tree, problems, results.p(record)))
+    return found, stratified(rate, spreads)
 
 
 def judge(
@@ -141,6 +263,7 @@ def judge(
     """One method against the early-stopping curve: means over pairs, the gap above the curve with its interval."""
     solved = np.stack([point.solved for point in found])  # [pairs, 1 + KS, n]
     row = {"method": name, "fork_rate": rate, "mode": mode or "free", "pairs": len(found)}
+    row |= {what: float(np.mean([getattr(point, what) for point in found])) for what in ("seconds", "tokens")}
     row["pass_at"] = {str(k): float(solved[:, i].mean()) for i, k in enumerate((1, *KS))}
     stopped = np.stack([curves[point.pair] for point in found])  # [pairs, snapshots, 1 + KS, n]
     draws = gap_draws(solved, stopped)
@@ -154,53 +277,20 @@ def judge(
     return row
 
 
-def gap(method: np.ndarray, stopped: np.ndarray) -> np.ndarray:
-    """float64[pairs, KS]: pass@k of methods [pairs, 1 + KS] above curves [pairs, snapshots, 1 + KS] at equal pass@1.
-
-    The curve runs from snapshot to snapshot; where it passes a pass@1 more than once the best counts, and beyond its
-    largest pass@1 the snapshot that has it.
-    """
-    return np.array(
-        [
-            [row[1 + i] - _reach(line, row[0], i) for i in range(len(KS))]
-            for row, line in zip(method, stopped, strict=True)
-        ]
-    )
-
-
-def _reach(line: np.ndarray, x: float, i: int) -> float:
-    """The largest pass@KS[i] that a curve [snapshots, 1 + KS] has at pass@1 >= x or where it crosses x."""
-    ones, many = line[:, 0], line[:, 1 + i]
-    reached = [many[ones.argmax()]] if x > ones.max() else list(many[ones >= x])
-    for a, b in zip(range(len(ones) - 1), range(1, len(ones)), strict=True):
-        if (ones[a] - x) * (ones[b] - x) < 0:
-            share = (x - ones[a]) / (ones[b] - ones[a])
-            reached.append(many[a] + share * (many[b] - many[a]))
-    return max(reached)
-
-
-def gap_draws(solved: np.ndarray, stopped: np.ndarray) -> np.ndarray:
-    """Bootstrap draws float64[DRAWS, KS] of the mean gap: pairs and problems resampled independently (Owen 2007)."""
-    weights = passk.resamples(solved.shape[2], DRAWS)
-    of_pairs = passk.resamples(len(solved), DRAWS, 1)
-    method = np.einsum("dn,pkn->dpk", weights, solved)
-    lines = np.einsum("dn,pskn->dpsk", weights, stopped)
-    return np.stack([of_pairs[d] @ gap(method[d], lines[d]) for d in range(DRAWS)])
-
-
 def table(rows: list[dict]) -> str:
-    """One line a method: where it is, how far above early stopping, what it recovered, and the verdict."""
-    head = f"{'method':<44}{'r':>5}{'mode':>6}" + "".join(f"{f'pass@{k}':>9}" for k in (1, *KS))
-    lines = [head + "".join(f"{f'above curve, k = {k}':>28}{'recovered':>11}" for k in KS)]
+    """One line a method: where it is, how far above early stopping, what it recovered, its cost, and the verdict."""
+    head = f"{'method':<36}{'r':>5}{'mode':>6}" + "".join(f"{f'pass@{k}':>9}" for k in (1, *KS))
+    head += "".join(f"{f'above curve, k = {k}':>28}{'recovered':>11}" for k in KS)
+    lines = [head + f"{'train s':>9}{'tokens':>8}"]
     for row in rows:
-        text = f"{row['method']:<44}{row['fork_rate']:>5g}{row['mode']:>6}"
+        text = f"{row['method']:<36}{row['fork_rate']:>5g}{row['mode']:>6}"
         text += "".join(f"{row['pass_at'][str(k)]:>9.3f}" for k in (1, *KS))
         for k in KS:
             low, high = row[f"above_{k}"]["ci95"]
             cell = f"{row[f'above_{k}']['mean']:+.3f} [{low:+.3f}, {high:+.3f}]"
             recovered = row[f"recovered_{k}"]
             text += f"{cell:>28}" + ("          -" if recovered is None else f"{recovered:>11.2f}")
-        lines.append(text + verdict(row))
+        lines.append(text + f"{row['seconds']:>9.0f}{row['tokens']:>8.2f}" + verdict(row))
     return "\n".join(lines)
 
 
@@ -214,7 +304,7 @@ def verdict(row: dict) -> str:
 
 def draw(rows: list[dict], curves: dict[int, np.ndarray], rate: float, mode: str | None) -> Figure:
     """pass@k against pass@1: the curves of all pairs, and every method."""
-    figure = Figure(figsize=(9.6, 4.4), layout="constrained")
+    figure = Figure(figsize=(9.6, 4.8), layout="constrained")
     mine = [row for row in rows if row["fork_rate"] == rate and row["mode"] == (mode or "free")]
     colours = matplotlib.colormaps["tab20"]
     for i, (axes, k) in enumerate(zip(figure.subplots(1, 2), KS, strict=True)):

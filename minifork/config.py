@@ -167,9 +167,10 @@ class RL(Optim):
 
 @dataclass(frozen=True)
 class Wise:
-    """Interpolation of weights: the shares of the fine-tuned model, comma-separated."""
+    """Interpolation of weights: shares of the later model, comma-separated; the epoch of the earlier (0: the base)."""
 
     weights: str
+    early: int
 
     def __post_init__(self) -> None:
         try:
@@ -177,6 +178,7 @@ class Wise:
         except ValueError:
             fine = False
         _require(fine, "wise.weights", self.weights, "list shares in [0, 1], such as 0.25,0.5,0.75")
+        _require(self.early >= 0, "wise.early", self.early, "give an epoch, or 0 for the base")
 
     @property
     def shares(self) -> list[float]:
@@ -302,7 +304,16 @@ def load(path: Path | str, overrides: list[str]) -> Config:
         if not isinstance(presets, dict) or name not in presets:
             raise ValueError(f"{path}: no preset {name!r}; it has {', '.join(presets) or 'none'}")
         tree = _merged(tree, presets[name])
-    overrides = [override for override in overrides if not override.startswith("preset=")]
+    return _overridden(tree, [override for override in overrides if not override.startswith("preset=")], path)
+
+
+def changed(config: Config, overrides: list[str]) -> Config:
+    """A Config with overrides; raises ValueError as `load` does."""
+    return _overridden(to_tree(config), overrides, "the command line")
+
+
+def _overridden(tree: dict, overrides: list[str], source: Path | str) -> Config:
+    """The Config of a nested mapping, which is changed, after overrides."""
     chosen = [override.partition("=")[2] for override in overrides if override.startswith("task=")]
     known = keys(Config, task=chosen[-1] if chosen else tree.get("task"))
     for override in overrides:
@@ -316,9 +327,9 @@ def load(path: Path | str, overrides: list[str]) -> Config:
         for section in sections:
             node = node.setdefault(section, {})
             if not isinstance(node, dict):
-                raise ValueError(f"{path}: {section} is a section, give its keys below it")
+                raise ValueError(f"{source}: {section} is a section, give its keys below it")
         node[leaf] = _scalar(text, known[key])
-    return from_tree(tree, path)
+    return from_tree(tree, source)
 
 
 def _merged(tree: dict, changes: dict) -> dict:

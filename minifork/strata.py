@@ -24,29 +24,36 @@ from minifork.tree import Result, Tree
 
 @dataclass(frozen=True)
 class Strata:
-    """The m strata of B problems: tokens int64[B, m] by falling probability, bounds of p_ij float64[B, m]."""
+    """The m strata of B problems: tokens int64[B, m] (by falling probability, or as given), bounds of p_ij
+    float64[B, m]."""
 
     tokens: np.ndarray
     p_lo: np.ndarray
     p_hi: np.ndarray
 
 
-def stratify(tree: Tree, prefix: Tensor, length: Tensor, m: int, engine: Callable[[Tree], Result] = exact) -> Strata:
+def stratify(
+    tree: Tree, prefix: Tensor, length: Tensor, m: int | Tensor, engine: Callable[[Tree], Result] = exact
+) -> Strata:
     """The p_ij of a decoder that takes each of the model's m top tokens after a forced prefix.
 
     prefix: int64[B, T], of which the first ``length`` int64[B] tokens are forced. The tokens are ranked by the
-    model's own probabilities; whatever follows them is sampled under the tree's policy. Raises ValueError for
-    m outside 1 .. V, for a prefix that leaves no room for two more tokens, and what the engine raises.
+    model's own probabilities, or given as int64[B, m], say the branches that a task knows of; whatever follows
+    them is sampled under the tree's policy. Raises ValueError for m outside 1 .. V, for a prefix that leaves no
+    room for two more tokens, and what the engine raises.
     """
-    vocab = tree.model.vocab_size
+    vocab, given = tree.model.vocab_size, m if isinstance(m, Tensor) else None
+    m = m if given is None else given.shape[1]
     if not 1 <= m <= vocab:
         raise ValueError(f"m is {m}: a vocabulary of {vocab} tokens has 1 to {vocab} strata")
+    if given is not None and (given.min() < 0 or given.max() >= vocab):
+        raise ValueError(f"m holds tokens outside 0 .. {vocab - 1}: every problem needs as many strata")
     tokens = torch.zeros(len(tree), m, dtype=torch.int64, device=tree.dfa.device)
     p_lo, p_hi = np.zeros((2, len(tree), m))
     for forced in length.unique().tolist():
         some = (length == forced).nonzero()[:, 0]
         part, before = tree[some], prefix[some, :forced]
-        tokens[some] = _top(part.force(before), m)
+        tokens[some] = _top(part.force(before), m) if given is None else given[some]
         for j in range(m):
             result = engine(part.force(torch.cat([before, tokens[some, j : j + 1]], dim=1)))
             p_lo[some.cpu().numpy(), j], p_hi[some.cpu().numpy(), j] = result.p_lo, result.p_hi

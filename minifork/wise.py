@@ -1,7 +1,8 @@
-"""WiSE-FT: the weights between a base and a model fine-tuned from it (arXiv 2109.01903; for reasoning, 2504.10478).
+"""WiSE-FT: the weights between a model before and after fine-tuning (arXiv 2109.01903; for reasoning, 2504.10478).
 
-(1 - w) base + w tuned, parameter by parameter, for every snapshot of a run and every w of `wise.weights`. Each w
-becomes a run of its own beside the tuned one, so that `minifork eval` measures it like any other.
+(1 - w) before + w after, parameter by parameter, for every later snapshot of a run and every w of `wise.weights`.
+Before is the base, or the run's own snapshot of epoch `wise.early`, as the second paper has it. Each w becomes a run
+of its own beside the tuned one, so that `minifork eval` measures it like any other.
 """
 
 import torch
@@ -12,7 +13,7 @@ from minifork.config import Config, fingerprint
 
 
 def wise(config: Config) -> None:
-    """Interpolate the fine-tuned run of the config (or the one that ``name`` gives) with its base.
+    """Interpolate the fine-tuned run of the config (or the one that ``name`` gives) with its base or early self.
 
     Raises ValueError naming the file when a run is missing or shapes differ.
     """
@@ -20,29 +21,37 @@ def wise(config: Config) -> None:
     for folder in (base, tuned):
         if not runs.is_complete(folder):
             raise ValueError(f"{folder}: no finished run to interpolate; make it with `minifork pretrain` and `sft`")
-    meta, start = runs.read_json(tuned / "meta.json"), runs.load_weights(base / "ckpt.pt")["model"]
+    meta, early = runs.read_json(tuned / "meta.json"), config.wise.early
     if meta.get("base") != base.name:
         raise ValueError(f"{tuned} was not fine-tuned from {base.name} but from {meta.get('base')}")
-    snapshots = sorted(tuned.glob("epochs/e*.pt"))
+    before = tuned / "epochs" / f"e{early}.pt" if early else base / "ckpt.pt"
+    if not before.exists():
+        raise ValueError(f"{before}: wise.early is {early}, but the run kept no such snapshot")
+    start = runs.load_weights(before)["model"]
+    snapshots = [path for path in sorted(tuned.glob("epochs/e*.pt")) if int(path.stem[1:]) > early]
+    if not snapshots:
+        raise ValueError(f"{before} is the last snapshot: wise.early must leave one after it")
     for weight in config.wise.shares:
-        folder = tuned.parent / f"{tuned.name}-wise{weight:g}"
+        kind = f"-wise{weight:g}" + (f"-early{early}" if early else "")
+        folder = tuned.parent / (tuned.name + kind)
         for path in snapshots:
             saved = runs.load_weights(path)
             mixed = interpolate(start, saved["model"], weight, str(path))
             runs.save_weights(folder / "epochs" / path.name, {"model": mixed, "step": saved["step"]})
         runs.write_config(folder, runs.read_config(tuned))
-        hashed = fingerprint([meta["config_hash"], weight])
+        hashed = fingerprint([meta["config_hash"], weight, early])
         runs.write_json(
             folder / "meta.json",
             {
                 **meta,
                 "name": folder.name,
-                "variant": f"{meta['variant']}-wise{weight:g}",
+                "variant": meta["variant"] + kind,
                 "weight": weight,
+                "early": early,
                 "config_hash": hashed,
             },
         )
-        print(f"{folder}: {len(snapshots)} snapshots, {weight:g} of {tuned.name} and {1 - weight:g} of {base.name}")
+        print(f"{folder}: {len(snapshots)} snapshots, {weight:g} of {tuned.name} and {1 - weight:g} of {before}")
 
 
 def interpolate(start: dict[str, Tensor], tuned: dict[str, Tensor], weight: float, source: str) -> dict[str, Tensor]:

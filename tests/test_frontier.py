@@ -7,7 +7,9 @@ import pytest
 
 from experiments import frontier
 from experiments.figures import whiskers
-from experiments.frontier import gap, gap_draws
+from experiments.gap import DRAWS, gap, gap_draws
+from experiments.results import load
+from minifork import runs
 
 
 def line(*points) -> np.ndarray:
@@ -45,7 +47,7 @@ def test_draws_centre_on_the_gap_and_shrink_with_the_problems():
         stopped = rng.random((2, 3, 3, n)) * 0.2 + np.array([0.3, 0.5, 0.7])[None, :, None, None]
         solved = stopped[:, 1] + np.array([0.0, 0.1, 0.1])[None, :, None]
         draws = gap_draws(solved, stopped)
-        assert draws.shape == (frontier.DRAWS, 2)
+        assert draws.shape == (DRAWS, 2)
         spreads.append(draws.std(axis=0).mean())
     assert spreads[1] < 0.5 * spreads[0]
 
@@ -55,11 +57,13 @@ def test_compares_finished_runs(copy, capsys):
     for overrides in (["sft.loss=gem=0.7"], ["sft.fresh=true"]):
         assert pipeline("sft", "sft.fork_rate=1", *overrides) == 0
     assert pipeline("wise", "wise.weights=0.5") == pipeline("eval") == 0
-    frontier.compare(pipeline.config())
-    rows = json.loads((pipeline.folder / "frontier.json").read_text())
+    frontier.compare(pipeline.config(), {"temperature": "2", "GEM": "0.5"})
+    found = json.loads((pipeline.folder / "frontier.json").read_text())
+    rows, spreads = found["methods"], found["stratified"]
     names = {row["method"] for row in rows if row["mode"] == "free"}
-    assert {"data", "data-gem0.7", "data-fresh", "data-wise0.5", "temperature=2"} <= names
-    assert any("at the fork" in name for name in names)
+    assert names == {"data", "data-fresh", "data-wise0.5", "temperature=2"}  # another GEM was chosen
+    assert all(row["seconds"] > 0 and row["tokens"] > 0 for row in rows)
+    assert [len(row["recovered"]) for row in spreads] == [1] * 4
     assert {row["mode"] for row in rows} == {"free", "FWD"} and {row["fork_rate"] for row in rows} == {1.0}
     for row in rows:
         for k in ("above_16", "above_64"):
@@ -79,4 +83,34 @@ def test_nothing_to_compare(copy, capsys):
     pipeline = copy("base-seed0")
     assert pipeline("eval") == 0
     with pytest.raises(ValueError, match="no plain fine-tuning"):
-        frontier.compare(pipeline.config())
+        frontier.compare(pipeline.config(), {})
+
+
+def test_values_are_chosen_on_validation_problems(copy, capsys):
+    """The scores are gaps above the validation curve, computed here from an evaluation of its own."""
+    pipeline = copy("base-seed0", "sft-fork1-seed0")
+    gems = ("0.5", "0.9")
+    for value in gems:
+        assert pipeline("sft", f"sft.loss=gem={value}") == 0
+    assert pipeline("wise", "wise.weights=0.25,0.75") == 0
+    methods = [
+        frontier.Method("GEM", "sft", "sft.loss=gem={value}", gems),
+        frontier.Method("WiSE", "wise", "wise.weights={value}", ("0.25", "0.75")),
+        frontier.Method("hot", "decode", "temperature={value}", ("1", "2")),
+        frontier.Method("fresh", "sft", "sft.fresh=true"),
+    ]
+    chosen = frontier.choose(pipeline.config(), methods)
+    scores = runs.read_json(pipeline.folder / "frontier-values.json")["scores"]
+    assert pipeline("eval", "eval.split=valid") == 0
+    results = load(pipeline.config())
+    curve = frontier.curve(results, 0, 1.0, None).mean(axis=2)
+    last = {
+        "GEM": [results.tuned(0, f"data-gem{value}")[-1] for value in gems],
+        "WiSE": [results.tuned(0, f"data-wise{value}")[-1] for value in ("0.25", "0.75")],
+    }
+    for name, records in last.items():
+        expected = [gap(frontier.solve(results, r, None).mean(axis=1)[None], curve[None])[0, 0] for r in records]
+        assert list(scores[name].values()) == pytest.approx(expected, abs=1e-6)
+    assert scores["hot"]["1"] == pytest.approx(0, abs=1e-6)  # the curve's own end
+    assert all(scores[name][value] == max(scores[name].values()) for name, value in chosen.items() if name in scores)
+    assert chosen["fresh"] == "" and "pass@16 above early stopping" in capsys.readouterr().out

@@ -45,6 +45,18 @@ def test_all_strata_make_up_the_tree(make_model, decoder):
     assert (np.sort(result.tokens) == np.arange(vocab)).all() and (np.diff(weights.numpy()) <= 0).all()
 
 
+def test_given_strata_are_taken_as_they_are(make_model):
+    """In their order; the model's own ranking gives the same p to the same tokens."""
+    tree, _ = dag_tree(make_model)
+    ranked = strata.stratify(tree, EMPTY, NOWHERE, 3)
+    given = strata.stratify(tree, EMPTY, NOWHERE, torch.from_numpy(ranked.tokens[:, ::-1].copy()))
+    assert np.array_equal(given.tokens, ranked.tokens[:, ::-1])
+    np.testing.assert_allclose(given.p_lo, ranked.p_lo[:, ::-1], atol=1e-7)
+    for wrong in (-1, tree.model.vocab_size):
+        with pytest.raises(ValueError, match="tokens outside"):
+            strata.stratify(tree, EMPTY, NOWHERE, torch.full((20, 2), wrong))
+
+
 def test_prefixes_of_several_lengths(make_model):
     """Each problem is stratified after its own prefix, as if it were alone."""
     tree, _ = dag_tree(make_model)

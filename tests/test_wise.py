@@ -39,6 +39,20 @@ def test_a_run_by_name(copy):
     assert meta["variant"] == "fresh-wise0.5" and meta["weight"] == 0.5
 
 
+def test_between_early_and_late(copy, capsys):
+    """The early end is a snapshot of the run itself; later ones only are mixed with it."""
+    pipeline = copy("base-seed0", "sft-fork1-seed0")
+    assert pipeline("wise", "wise.weights=0.5", "wise.early=2") == pipeline("eval") == 0
+    tuned, mixed = (pipeline.folder / f"sft-fork1-seed0{kind}" / "epochs" for kind in ("", "-wise0.5-early2"))
+    assert [path.name for path in mixed.iterdir()] == ["e4.pt"]
+    early, late, half = weights(tuned / "e2.pt"), weights(tuned / "e4.pt"), weights(mixed / "e4.pt")
+    for name in early:
+        torch.testing.assert_close(half[name], (early[name] + late[name]) / 2)
+    assert "kept no such snapshot" in pipeline.refused(capsys, "wise", "wise.early=3")
+    assert "wise.early must leave one" in pipeline.refused(capsys, "wise", "wise.early=4")
+    assert "wise.early" in pipeline.refused(capsys, "wise", "wise.early=-1")
+
+
 def test_missing_and_foreign_runs(copy, capsys):
     pipeline = copy("base-seed0", "sft-fork1-seed0")
     assert "no finished run" in pipeline.refused(capsys, "wise", "sft.fork_rate=0.5")
