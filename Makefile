@@ -28,7 +28,7 @@ BASE     := $(MINIFORK) pretrain --resume $(CONFIG) base_seed=$(BASE_SEED) $(ARG
 SFT      := sft.fork_rate=$(FORK_RATE) sft.epochs=$(EPOCHS)
 
 .DEFAULT_GOAL := help
-.PHONY: help pretrain sft rl wise eval figures claims audit agreement bench gpu-check frontier reproduce stops test lint clean
+.PHONY: help pretrain sft rl wise eval figures claims audit agreement bench gpu-check frontier contrast reproduce stops test lint clean
 
 help: ## this list
 	@grep -hE '^[a-z-]+:.*## ' $(MAKEFILE_LIST) | sed -E 's/:.*## /\t/' | expand -t 12
@@ -78,6 +78,9 @@ gpu-check: $(ENV) ## check and time everything that needs a GPU [PYTHON=python3 
 
 frontier: $(ENV) ## run every mitigation and compare them with early stopping [TASK PAIRS ARGS]
 	@$(MINIFORK) frontier $(CONFIG) reproduce.pairs=$(PAIRS) $(ARGS)
+
+contrast: $(ENV) ## run RL on forward and on reverse traces and compare them [TASK PAIRS ARGS]
+	@$(MINIFORK) contrast $(CONFIG) reproduce.pairs=$(PAIRS) $(ARGS)
 
 reproduce: $(ENV) ## everything: base, all fine-tunings, eval, figures, claims [TASK PAIRS ARGS]
 	@$(MINIFORK) reproduce $(CONFIG) reproduce.pairs=$(PAIRS) $(ARGS)
