@@ -57,18 +57,20 @@ def evaluate(config: Config) -> int:
                 measured = measure.iid(config, tree, problems, weights, checked)
             else:
                 measured = measure.stratified(config, tree, problems, weights, checked)
-            branches = {"fork": measure.branch_probabilities(tree, problems)}
+            choices = {"fork": measure.branch_probabilities(tree, problems)}
             if trained_on is not None:
                 seen = measure.problem_set(task, trained_on, device, prefix=prefix)
-                branches["fork_train"] = measure.branch_probabilities(measure.tree_of(model, task, seen, decoder), seen)
+                choices["fork_train"] = measure.branch_probabilities(measure.tree_of(model, task, seen, decoder), seen)
             record = identify(checkpoint, name) | measured.record
-            record["mode"] = records.mode_statistics(measure.mode_probabilities(tree, task, problems), task.mode_names)
-            record |= {"fork_train": None} | {what: records.fork_statistics(p) for what, p in branches.items()}
+            record |= {"fork_train": None} | {what: records.fork_statistics(p) for what, p in choices.items()}
+            choices["modes"] = measure.mode_probabilities(tree, task, problems)
+            record["mode"] = records.mode_statistics(choices["modes"], task.mode_names)
             if settings.grading == "steps":
-                record["fork"]["p_rest"] = float(measure.rest_probability(tree, problems).mean())
+                choices["rest"] = measure.rest_probability(tree, problems)
+                record["fork"]["p_rest"] = float(choices["rest"].mean())
             record["fork"]["train_p_right"] = record["fork_train"] and record["fork_train"]["p_right"]
             found.append(record)
-            arrays |= {records.array_key(record, what): p for what, p in (measured.p | branches).items()}
+            arrays |= {records.array_key(record, what): p for what, p in (measured.p | choices).items()}
             checks += [{"run": record["run"], **measured.check}] if measured.check else []
 
     for check in checks:

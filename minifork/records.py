@@ -137,7 +137,8 @@ def array_key(record: dict, what: str | None) -> str:
 
     what: None or a mode for p float64[n], free or forced, and with "_lo" and "_hi" added its interval where
     it is not exact; "strata" for p_ij float64[n, m]; "fork" or
-    "fork_train" for the branch probabilities float64[n, d] on test or training problems.
+    "fork_train" for the branch probabilities float64[n, d] on test or training problems; "modes" for those of the
+    modes float64[n, modes]; "rest" for the probability float64[n] of the rest of a trace given the right branch.
     """
     epoch = "base" if record["epoch"] is None else f"e{record['epoch']}"
     return f"{record['run']}/{epoch}/{record['test_set']}/{what or 'free'}"

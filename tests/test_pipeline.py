@@ -151,6 +151,8 @@ def test_arrays_are_what_the_records_say(evaluation):
         assert r["fork"]["p_right"] == pytest.approx(branches[:, 0].mean())
         assert r["fork"]["wrong_commit"] == pytest.approx((branches[:, 0] < 0.05).mean())
         assert r["fork"]["entropy"] == pytest.approx(-(branches * np.log(branches)).sum(axis=1).mean())
+        modes = arrays[f"{key}/modes"]
+        assert r["mode"]["entropy"] == pytest.approx(-(modes * np.log(modes)).sum(axis=1).mean())
 
 
 @pytest.mark.parametrize(("name", "epoch"), [("base-seed0", None), ("sft-fork0.5-seed0", 2), ("sft-fork1-seed0", 4)])
