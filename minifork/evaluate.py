@@ -15,7 +15,7 @@ from tqdm import tqdm
 from data_gen import streams
 from data_gen.task import Problems
 from minifork import measure, passk, policy, records, runs
-from minifork.config import Config
+from minifork.config import Config, fingerprint
 from minifork.stages import load_run, pick_device, sft_data
 
 VISIBLE = 1e-5  # width of pass@k below which the model's own arithmetic hides it
@@ -186,6 +186,7 @@ def identify(checkpoint: Checkpoint, test_set: str) -> dict:
         "epoch": checkpoint.epoch,
         "test_set": test_set,
         "config_hash": meta["config_hash"],
+        "setup_hash": fingerprint(runs.setup(checkpoint.config, meta["stage"])),
     }
 
 

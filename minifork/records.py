@@ -8,7 +8,7 @@ from minifork import passk, strata
 from minifork.strata import Strata
 from minifork.tree import Result
 
-SCHEMA = 2  # of eval.json; raised when records change, so that old ones are refused by name
+SCHEMA = 3  # of eval.json; raised when records change, so that old ones are refused by name
 TAUS = (0.01, 0.05, 0.25, 0.5, 0.75, 0.95)
 
 

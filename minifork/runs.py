@@ -9,12 +9,13 @@ never half of one.
 """
 
 import contextlib
+import fcntl
 import json
 import os
 import platform
 import re
 import tempfile
-from collections.abc import Callable
+from collections.abc import Callable, Iterator
 from pathlib import Path
 from typing import IO, Any
 
@@ -186,6 +187,11 @@ def identity(config: Config, stage: str) -> dict:
     return {name: tree[name] for name in sections}
 
 
+def setup(config: Config, stage: str) -> dict:
+    """The part of a run's identity that its replications under other seeds share."""
+    return {name: part for name, part in identity(config, stage).items() if name not in ("seed", "base_seed")}
+
+
 def read_config(folder: Path) -> Config:
     """The config of an existing run; raises ValueError naming the file when it is missing or foreign."""
     path = folder / "config.yaml"
@@ -225,6 +231,27 @@ def state_of(folder: Path, config: Config, stage: str, resume: bool) -> str:
     if not resume:
         raise ValueError(f"{folder} holds an unfinished run; continue it with --resume, or remove it")
     return "resume"
+
+
+@contextlib.contextmanager
+def locked(folder: Path) -> Iterator[None]:
+    """Hold a run's folder for one process, as long as that lives; makes it if need be, leaves nothing in it.
+
+    Raises ValueError naming the folder while another process holds it.
+    """
+    folder.mkdir(parents=True, exist_ok=True)
+    held = os.open(folder, os.O_RDONLY)
+    try:
+        try:
+            fcntl.flock(held, fcntl.LOCK_EX | fcntl.LOCK_NB)
+        except BlockingIOError:
+            raise ValueError(
+                f"{folder}: another process is training there; wait for it, or give this run its own folder with "
+                "name=..."
+            ) from None
+        yield
+    finally:
+        os.close(held)
 
 
 def write_config(folder: Path, config: Config) -> None:

@@ -224,8 +224,9 @@ def _sft_batches(config: Config) -> BatchAt:
 
 
 def _fit(model: GPT, job: Job, config: Config, state: str) -> None:
-    runs.write_config(job.folder, config)
-    fit(model, job, pick_device(config), state == "resume", config.compile)
+    with runs.locked(job.folder):
+        runs.write_config(job.folder, config)
+        fit(model, job, pick_device(config), state == "resume", config.compile)
 
 
 def _count(model: GPT) -> int:

@@ -87,7 +87,7 @@ def test_schema_of_the_evaluation(evaluation):
     assert set(result) >= {
         "schema", "task", "engine", "policy", "grading", "split", "n_problems", "data_hash", "records",
     }  # fmt: skip
-    assert (result["schema"], result["task"], result["engine"], result["n_problems"]) == (2, "star", "exact", 64)
+    assert (result["schema"], result["task"], result["engine"], result["n_problems"]) == (3, "star", "exact", 64)
     records = result["records"]
     assert [(r["run"], r["epoch"]) for r in records if r["stage"] == "base"] == [("base-seed0", None)]
     for name in SFT:
@@ -130,6 +130,7 @@ def test_records_of_the_evaluation(evaluation):
     }
     hashes = {r["run"]: r["config_hash"] for r in evaluation[0]["records"]}
     assert len(set(hashes.values())) == len(hashes)
+    assert len({r["setup_hash"] for r in evaluation[0]["records"]}) == len(hashes)  # one seed: each its own
 
 
 def test_arrays_are_what_the_records_say(evaluation):
@@ -410,6 +411,20 @@ def test_an_unfinished_run_needs_resume(copy, capsys):
     assert snapshot(pipeline.root) == before
 
 
+def test_two_processes_in_one_folder(copy, capsys):
+    """The second is refused and changes nothing; the lock ends with its holder, even one that was killed."""
+    pipeline = copy("base-seed0")
+    folder = pipeline.folder / "sft-fork1-seed0"
+    holder = "import sys, time; from pathlib import Path; from minifork import runs\n"
+    holder += "with runs.locked(Path(sys.argv[1])): print('held', flush=True); time.sleep(60)"
+    with subprocess.Popen([sys.executable, "-c", holder, str(folder)], stdout=subprocess.PIPE) as process:
+        assert process.stdout.readline() == b"held\n"
+        assert "another process is training there" in pipeline.refused(capsys, "sft")
+        assert not list(folder.iterdir())
+        process.kill()
+    assert pipeline("sft") == 0
+
+
 def test_sft_without_a_base(copy, capsys):
     pipeline = copy()
     error = pipeline.refused(capsys, "sft", "base_seed=3")
@@ -557,7 +572,7 @@ def test_stages_out_of_order(copy, capsys):
 def test_results_of_another_version_are_refused(copy, capsys):
     pipeline = copy("eval.json", "eval.npz")
     path = pipeline.folder / "eval.json"
-    path.write_text(path.read_text().replace('"schema": 2', '"schema": 1'))
+    path.write_text(path.read_text().replace('"schema": 3', '"schema": 1'))
     for command in ("figures", "claims"):
         assert "not an evaluation of this version" in pipeline.refused(capsys, command)
 
