@@ -10,7 +10,7 @@ from dataclasses import dataclass
 
 import numpy as np
 
-from experiments import jobs
+from experiments import sweep
 from experiments.gap import DRAWS, gap, gap_draws
 from experiments.results import Results, load
 from minifork import config as configs
@@ -54,12 +54,13 @@ def contrast(config: Config) -> None:
     Raises ValueError naming a stage that failed.
     """
     started, pairs = time.monotonic(), range(config.reproduce.pairs)
-    source = jobs.bases(config, pairs)
-    seeds = {pair: [f"seed={pair}", f"base_seed={pair}"] for pair in pairs}
+    source = sweep.start(config)
+    seeds = {pair: (f"seed={pair}", f"base_seed={pair}") for pair in pairs}
     rates = sorted({run.rate for run in RUNS})
-    jobs.side_by_side(config, source, [["sft", *seeds[p], f"sft.fork_rate={rate:g}"] for p in pairs for rate in rates])
-    jobs.side_by_side(config, source, [["rl", *seeds[p], *run.overrides] for p in pairs for run in RUNS])
-    jobs.run(source, "eval")
+    starts = [sweep.Job("sft", (*seeds[pair], f"sft.fork_rate={rate:g}")) for pair in pairs for rate in rates]
+    learn = [sweep.Job("rl", (*seeds[pair], *run.overrides)) for pair in pairs for run in RUNS]
+    sweep.sweep(config, source, starts + learn)
+    sweep.run(source, "eval")
     compare(config)
     print(f"RL: {(time.monotonic() - started) / 60:.1f} minutes", flush=True)
 

@@ -20,7 +20,7 @@ import numpy as np
 import torch
 from matplotlib.figure import Figure
 
-from experiments import jobs
+from experiments import sweep
 from experiments.figures import whiskers
 from experiments.gap import gap, gap_draws
 from experiments.results import Results, load
@@ -100,7 +100,7 @@ def frontier(config: Config) -> None:
     Raises ValueError naming a stage that failed.
     """
     started, pairs = time.monotonic(), range(config.reproduce.pairs)
-    source = jobs.bases(config, pairs)
+    source = sweep.start(config)
     methods = [method for method in METHODS if method.mode in config.data.mode_names]
     pair, rate = CHOSEN_ON
     grid = [(PLAIN, "", rate, pair)] + [(m, v, rate, pair) for m in methods if len(m.values) > 1 for v in m.values]
@@ -108,16 +108,15 @@ def frontier(config: Config) -> None:
     chosen = choose(config, methods)
     tried = [(PLAIN, "", rate, pair) for pair in pairs for rate in RATES]
     _train(config, source, tried + [(m, chosen[m.name], r, p) for p in pairs for m in methods for r in m.rates])
-    jobs.run(source, "eval")
+    sweep.run(source, "eval")
     compare(config, chosen)
     print(f"frontier: {(time.monotonic() - started) / 60:.1f} minutes", flush=True)
 
 
 def _train(config: Config, source: Path, tried: list[tuple[Method, str, float, int]]) -> None:
-    """Fine-tune, one core each, then interpolate what is to be."""
-    for stage in ("sft", "wise"):
-        todo = [[stage, *m.overrides(value, rate, pair)] for m, value, rate, pair in tried if m.stage == stage]
-        jobs.side_by_side(config, source, todo)
+    """Make the runs of methods, their values, FORK_RATEs and pairs."""
+    jobs = [sweep.Job(m.stage, tuple(m.overrides(value, rate, pair))) for m, value, rate, pair in tried]
+    sweep.sweep(config, source, [job for job in jobs if job.stage != "decode"])
 
 
 def choose(config: Config, methods: list[Method]) -> dict[str, str]:

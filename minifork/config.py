@@ -9,6 +9,7 @@ import difflib
 import hashlib
 import json
 import math
+from collections.abc import Iterable
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any, get_type_hints
@@ -224,8 +225,10 @@ class Eval:
 
 @dataclass(frozen=True)
 class Reproduce:
-    """The reproduction: pairs of base and SFT seeds; workers, fine-tunings side by side (0: one a core)."""
+    """The reproduction: which runs (a sweep), for how many pairs of base and SFT seeds; workers, runs side by side
+    (0: one a core)."""
 
+    sweep: str
     pairs: int
     workers: int
 
@@ -268,7 +271,7 @@ class Config:
         _require(self.base_seed >= 0, "base_seed", self.base_seed, "it must not be negative")
         _require(self.device in ("auto", "cpu", "cuda"), "device", self.device, "choose auto, cpu or cuda")
         _require(self.save_every >= 1, "save_every", self.save_every, "it must be at least 1")
-        taken = (".", "..", "audits", "figures")
+        taken = (".", "..", "audits", "figures", "logs")
         _require("/" not in self.name and self.name not in taken, "name", self.name, "choose another folder name")
         labels = self.data.label_count
         _require(self.sft.prefix <= labels, "sft.prefix", self.sft.prefix,
@@ -307,9 +310,9 @@ def load(path: Path | str, overrides: list[str]) -> Config:
     return _overridden(tree, [override for override in overrides if not override.startswith("preset=")], path)
 
 
-def changed(config: Config, overrides: list[str]) -> Config:
+def changed(config: Config, overrides: Iterable[str]) -> Config:
     """A Config with overrides; raises ValueError as `load` does."""
-    return _overridden(to_tree(config), overrides, "the command line")
+    return _overridden(to_tree(config), list(overrides), "the command line")
 
 
 def _overridden(tree: dict, overrides: list[str], source: Path | str) -> Config:

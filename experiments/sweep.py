@@ -1,0 +1,200 @@
+"""Many runs: a YAML grid expanded, one process a core, finished runs skipped, unfinished and killed ones continued.
+
+A sweep is a list of mappings, each of which says what a run changes in the config:
+
+    - {sft.fork_rate: [0, 0.5, 1]}                              # three fine-tunings
+    - {stage: rl, rl.mode: FWD, name: "mine-seed{pair}"}        # one RL run
+
+Every run is made for every pair of seeds; words may hold {pair} and any key of the mapping, as in {model.width}. Bases
+use all cores one after the other, the rest run side by side with one core each: what a run gives does not depend on
+how many run at once.
+"""
+
+import itertools
+import os
+import re
+import subprocess
+import sys
+import time
+from collections.abc import Iterable
+from concurrent.futures import ThreadPoolExecutor, as_completed
+from dataclasses import dataclass
+from pathlib import Path
+
+import yaml
+from tqdm import tqdm
+
+from minifork import config as configs
+from minifork import runs
+from minifork.cli import COMMANDS
+from minifork.config import Config, to_tree
+
+FOLDER = Path(__file__).parent / "sweeps"
+STAGES = ("sft", "wise", "rl")  # in this order: each may start from those before
+ONE_CORE = {"OMP_NUM_THREADS": "1", "MKL_NUM_THREADS": "1"}
+ATTEMPTS = 3  # of a run that is killed
+INTERRUPTED = 130
+
+
+@dataclass(frozen=True)
+class Job:
+    """One run: its stage and what it changes in the config, as "key=value"."""
+
+    stage: str
+    overrides: tuple[str, ...]
+
+
+def read(name: str, pairs: Iterable[int]) -> list[Job]:
+    """The jobs of a sweep, a file or the name of one in experiments/sweeps/, for pairs of seeds.
+
+    Raises ValueError naming the file and the entry that is not what a sweep holds.
+    """
+    path = Path(name) if name.endswith(".yaml") else FOLDER / f"{name}.yaml"
+    try:
+        entries = yaml.safe_load(path.read_text())
+    except FileNotFoundError:
+        known = ", ".join(sorted(p.stem for p in FOLDER.glob("*.yaml")))
+        raise ValueError(f"{path}: no such sweep; reproduce.sweep is a YAML file or one of {known}") from None
+    except (OSError, yaml.YAMLError, UnicodeDecodeError) as error:
+        raise ValueError(f"{path}: not a YAML file: {' '.join(str(error).split())}") from None
+    if not isinstance(entries, list) or not all(isinstance(entry, dict) for entry in entries):
+        raise ValueError(f"{path}: a sweep is a list of mappings, such as - {{sft.fork_rate: [0, 1]}}")
+    try:
+        return [job for pair in pairs for entry in entries for job in expand(entry, pair)]
+    except ValueError as error:
+        raise ValueError(f"{path}: {error}") from None
+
+
+def expand(entry: dict, pair: int) -> list[Job]:
+    """The jobs of one entry, the product of its values, for a pair of seeds.
+
+    Raises ValueError naming what cannot be filled in, and for a stage that is none.
+    """
+    entry = {"stage": "sft", **entry}
+    stage = entry.pop("stage")
+    if stage not in STAGES:
+        raise ValueError(f"stage is {stage!r}: choose {', '.join(STAGES)}")
+    values = [value if isinstance(value, list) else [value] for value in entry.values()]
+    jobs = []
+    for chosen in itertools.product(*values):
+        words = {"pair": pair, **dict(zip(entry, chosen, strict=True))}
+        overrides = (f"{key}={_word(words[key], words)}" for key in entry)
+        jobs.append(Job(stage, (f"seed={pair}", f"base_seed={pair}", *overrides)))
+    return jobs
+
+
+def _word(value: object, words: dict[str, object]) -> str:
+    """A YAML value as an override's text, with what is in braces filled in."""
+
+    def fill(found: re.Match) -> str:
+        if found[1] not in words:
+            raise ValueError(f"{value!r}: {{{found[1]}}} is neither pair nor a key of its entry")
+        return _word(words[found[1]], {})
+
+    if isinstance(value, str):
+        return re.sub(r"\{([^}]*)\}", fill, value)
+    return str(value).lower() if isinstance(value, bool) else "null" if value is None else f"{value}"
+
+
+def start(config: Config) -> Path:
+    """Write the config for further stages to read, runs/<task>/config.yaml; returns its path."""
+    source = runs.task_folder(config) / "config.yaml"
+    text = yaml.safe_dump(to_tree(config), sort_keys=False)
+    runs.write_atomically(source, lambda file: file.write(text.encode()))
+    return source
+
+
+def sweep(config: Config, source: Path, jobs: list[Job]) -> None:
+    """Make the bases that the jobs need, then the jobs, stage after stage.
+
+    Raises ValueError naming the runs that failed, after all others are done.
+    """
+    needed = {}
+    for job in jobs:
+        alone = tuple(override for override in job.overrides if not override.startswith("name="))
+        needed.setdefault(runs.base_folder(configs.changed(config, alone)), Job("base", alone))
+    for base in needed.values():
+        if not finished(config, base):
+            run(source, "pretrain", *base.overrides)
+    for stage in STAGES:
+        todo = [job for job in jobs if job.stage == stage and not finished(config, job)]
+        if todo:
+            side_by_side(config, source, todo)
+
+
+def finished(config: Config, job: Job) -> bool:
+    """Whether a job's run is complete; raises ValueError when its folder holds a run of another config."""
+    planned = configs.changed(config, job.overrides)
+    folder = runs.run_folder(planned, job.stage)
+    return job.stage != "wise" and runs.state_of(folder, planned, job.stage, resume=True) == "complete"
+
+
+def side_by_side(config: Config, source: Path, jobs: list[Job]) -> None:
+    """Run jobs with one core each, `reproduce.workers` at a time; what they print goes to runs/<task>/logs/.
+
+    Raises ValueError naming the runs that failed, after all others are done.
+    """
+    workers, failed = config.reproduce.workers or os.cpu_count() or 1, []
+    began = time.monotonic()
+    with (
+        tqdm(total=len(jobs), unit="run", disable=None) as bar,
+        ThreadPoolExecutor(workers) as pool,
+    ):
+        waiting = {pool.submit(_attempt, source, job, _log(config, job)): job for job in jobs}
+        try:
+            for done, future in enumerate(as_completed(waiting), 1):
+                log, code = _log(config, waiting[future]), future.result()
+                if code == INTERRUPTED:
+                    raise KeyboardInterrupt
+                failed += [log] if code else []
+                bar.set_postfix_str(log.stem)
+                bar.update()
+                if bar.disable:
+                    spent = (time.monotonic() - began) / 60
+                    state = "FAILED" if code else "done"
+                    print(f"[{done}/{len(jobs)}] {log.stem}: {state} ({spent:.1f} minutes so far)", flush=True)
+        except BaseException:
+            pool.shutdown(wait=False, cancel_futures=True)  # those that run get the same Ctrl-C and save
+            raise
+    if failed:
+        raise ValueError(f"{len(failed)} of {len(jobs)} runs failed: {'; '.join(map(_last_line, failed))}")
+
+
+def run(source: Path, stage: str, *overrides: str) -> None:
+    """Run one stage in a process on all cores; raises ValueError with its command when it fails."""
+    command = _command(source, stage, overrides)
+    code = subprocess.run(command).returncode
+    if code == INTERRUPTED:
+        raise KeyboardInterrupt
+    if code:
+        raise ValueError(f"a stage failed (see above): {' '.join(command[1:])}")
+
+
+def _attempt(source: Path, job: Job, log: Path) -> int:
+    """Run a job on one core, again when it is killed; its last exit code."""
+    log.parent.mkdir(parents=True, exist_ok=True)
+    code = 0
+    for _ in range(ATTEMPTS):
+        with log.open("ab") as file:
+            command = _command(source, job.stage, job.overrides)
+            code = subprocess.run(command, env={**os.environ, **ONE_CORE}, stdout=file, stderr=file).returncode
+        if code >= 0:
+            break
+    return code
+
+
+def _command(source: Path, stage: str, overrides: Iterable[str]) -> list[str]:
+    resume = ["--resume"] if COMMANDS[stage][1] else []
+    return [sys.executable, "-m", "minifork", stage, "--config", str(source), *resume, *overrides]
+
+
+def _log(config: Config, job: Job) -> Path:
+    """Where a job's output goes."""
+    planned = configs.changed(config, job.overrides)
+    name = runs.run_folder(planned, "sft" if job.stage == "wise" else job.stage).name
+    return runs.task_folder(planned) / "logs" / f"{name}{'-wise' * (job.stage == 'wise')}.log"
+
+
+def _last_line(log: Path) -> str:
+    lines = log.read_text(errors="replace").strip().splitlines()
+    return f"{log}: {lines[-1] if lines else 'no output'}"
