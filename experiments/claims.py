@@ -1,175 +1,259 @@
-"""Which claims held: each is a statistic of one pair of seeds against a threshold fixed before the run."""
+"""Which claims hold: experiments/claims.yaml against the last evaluation.
 
-from collections.abc import Callable, Iterator
-from dataclasses import dataclass
+A claim's number is a mean over pairs of seeds, its interval a bootstrap that resamples pairs and problems
+independently (Owen 2007), the same problems for all runs. It holds if the whole interval lies in the range that was
+fixed beforehand, and fails otherwise.
+"""
+
+from collections.abc import Callable
+from dataclasses import dataclass, fields
+from functools import lru_cache
+from pathlib import Path
+
+import numpy as np
+import yaml
 
 from experiments.results import Results, load
-from minifork import runs
-from minifork.config import Config
+from minifork import passk, records, runs
+from minifork.config import Config, fingerprint
+
+FILE = Path(__file__).parent / "claims.yaml"
+DRAWS = 1000
+FORK = ("accuracy", "entropy", "confidence right", "confidence wrong")
 
 
 @dataclass(frozen=True)
-class Finding:
-    """One claim tested on one pair: what was found, whether it held (None: its runs are missing)."""
+class Term:
+    """What of which run: see experiments/claims.yaml. Raises ValueError for a ``what`` that does not exist."""
 
-    claim: str
-    pair: int
-    found: str
-    holds: bool | None
+    run: str
+    what: str
+    fork_rate: float | None = None
+    epoch: int | None = None
+    test_set: str = "plain"
+    mode: str | None = None
+
+    def __post_init__(self) -> None:
+        name, _, k = self.what.partition("@")
+        known = [f"fork {what}" if what in FORK[:2] else what for what in FORK]
+        known += ["train fork accuracy", "mode entropy", "rest"]
+        if self.what not in known and not (name in ("pass", "index") and k.isdigit() and int(k) >= 1):
+            raise ValueError(f"what is {self.what!r}: choose pass@K, index@K, {', '.join(known)}")
+
+    def __str__(self) -> str:
+        rate = "" if self.fork_rate is None else f" at FORK_RATE {self.fork_rate:g}"
+        epoch = "" if self.epoch is None else f", epoch {self.epoch}"
+        return f"{self.run}{rate}{epoch} ({self.test_set})"
+
+
+@dataclass(frozen=True)
+class Claim:
+    """A claim of the file, its terms in place. Raises ValueError when it does not say what would refute it."""
+
+    id: str
+    says: str
+    of: str
+    by: str
+    value: Term | None = None
+    minus: Term | None = None
+    over: Term | float | None = None
+    rising: tuple[Term, ...] = ()
+    at_least: float | None = None
+    at_most: float | None = None
+
+    def __post_init__(self) -> None:
+        if (self.value is None) == (not self.rising) or len(self.rising) == 1:
+            raise ValueError("give value, or rising with at least two terms")
+        if self.at_least is None and self.at_most is None:
+            raise ValueError("give at_least or at_most: what would refute it?")
+        if self.over is not None and self.minus is None:
+            raise ValueError("over needs minus: (value - minus) / (over - minus)")
+        if self.by not in ("paper", "us"):
+            raise ValueError(f"by is {self.by!r}: choose paper or us")
+
+    @property
+    def rule(self) -> str:
+        """The range, in words."""
+        if self.at_least is not None and self.at_most is not None:
+            return f"in [{self.at_least:g}, {self.at_most:g}]"
+        return f">= {self.at_least:g}" if self.at_most is None else f"<= {self.at_most:g}"
+
+
+class NotRunError(ValueError):
+    """A claim's run is missing."""
 
 
 def claims(config: Config) -> None:
-    """Test every claim on every pair, print the verdicts and write runs/<task>/claims.json."""
-    results = load(config)
-    tested = {"star": star_findings, "arith": arith_findings}
-    if config.task not in tested:
-        print(f"no claims are made about {config.task}")
+    """Judge every claim about the config's sweep, print the verdicts, write runs/<task>/claims.json.
+
+    Raises ValueError for a claim that cannot be read, for results of another config, and without a pair to judge.
+    """
+    wanted, listed = read(FILE)
+    listed = [claim for claim in listed if claim.of == config.reproduce.sweep]
+    if not listed:
+        print(f"no claims are made about the sweep {config.reproduce.sweep}")
         return
-    of_task = search_findings if "SEARCH" in config.data.mode_names else tested[config.task]
-    findings = [finding for pair in results.pairs() for finding in of_task(results, config, pair)]
-    if not findings:
+    results = load(config)
+    pairs = results.pairs()
+    if not pairs:
         raise ValueError(f"{runs.eval_file(config)}: no pair of base and fine-tuned run; see `make reproduce`")
-    verdicts = {True: "holds", False: "FAILS", None: "not run"}
-    for f in findings:
-        print(f"{verdicts[f.holds]:<8} pair {f.pair}  {f.claim}: {f.found}")
-    held, tested = sum(f.holds is True for f in findings), sum(f.holds is not None for f in findings)
-    print(f"{held} of {tested} claims held")
-    runs.write_json(runs.task_folder(config) / "claims.json", [vars(f) for f in findings])
+    require_one_setup(config, results, pairs)
+    judged = [judge(claim, results, pairs) for claim in listed]
+    for row in judged:
+        print(line(row))
+    held, tested = (sum(row["verdict"] in of for row in judged) for of in (("holds",), ("holds", "fails")))
+    provisional = "" if len(pairs) >= wanted else f"; provisional, {wanted} pairs are wanted"
+    print(f"{held} of {tested} claims hold on {len(pairs)} pair{'s' * (len(pairs) > 1)} of seeds{provisional}")
+    result = {"sweep": config.reproduce.sweep, "pairs": len(pairs), "wanted": wanted, "claims": judged}
+    runs.write_json(runs.task_folder(config) / "claims.json", result)
 
 
-def arith_findings(results: Results, config: Config, pair: int) -> Iterator[Finding]:
-    """All findings of one pair of seeds on arithmetic chains, which mean something once p(rest | right) >= .9."""
-    base, chance = results.base(pair), 1 / config.data.branches
-    final = {
-        "forward": results.tuned(pair, fork_rate=1.0)[-1:],
-        "reverse": results.tuned(pair, fork_rate=0.0)[-1:],
-        "rationale": results.tuned(pair, "rationale")[-1:],
-        "published": results.tuned(pair, "published", test_set="published")[-1:],
-    }
-    tests = [
-        ("forward: p(rest | right branch) >= .9", "forward", lambda r: _least(r["fork"]["p_rest"], 0.9)),
-        ("forward: S_16 >= .15, its interval above 0", "forward", lambda r: _shrinkage(results, base, r, 0.15)),
-        ("forward: test fork accuracy within .1 of 1/d", "forward", lambda r: _near(r["fork"]["accuracy"], chance)),
-        ("reverse: pass@16 >= .98", "reverse", lambda r: _least(at(r, 16), 0.98)),
-        ("published order: fork accuracy >= .99", "published", lambda r: _least(r["fork"]["accuracy"], 0.99)),
-        (
-            "published order: pass@16 at most .01 below the base's",
-            "published",
-            lambda r: _least(at(r, 16) - at(base, 16), -0.01),
-        ),
-    ]
-    for claim, which, judge in tests:
-        found, holds = judge(final[which][0]) if final[which] else ("its run is missing", None)
-        yield Finding(claim, pair, found, holds if holds is None else bool(holds))
-    if final["forward"] and final["rationale"]:
-        forward, rationale = final["forward"][0], final["rationale"][0]
-        lost = at(base, 16) - at(forward, 16)
-        recovered = (at(rationale, 16) - at(forward, 16)) / lost if lost >= 0.05 else None
-        text = f"pass@1 {at(forward, 1):.3f} to {at(rationale, 1):.3f}, recovered {recovered and f'{recovered:.2f}'}"
-        holds = recovered is not None and recovered >= 0.8 and at(rationale, 1) >= at(forward, 1)
-        yield Finding("rationale: recovers >= .8 of S_16 at no lower pass@1", pair, text, holds)
+def read(path: Path) -> tuple[int, list[Claim]]:
+    """How many pairs of seeds a verdict needs, and the claims; raises ValueError naming the file and the claim."""
+    try:
+        tree = yaml.safe_load(path.read_text())
+    except (OSError, UnicodeDecodeError, yaml.YAMLError) as error:
+        raise ValueError(f"{path}: cannot be read: {' '.join(str(error).split())}") from None
+    if not isinstance(tree, dict) or set(tree) != {"pairs", "claims"} or not isinstance(tree["claims"], list):
+        raise ValueError(f"{path}: give pairs, a number, and claims, a list")
+    found: list[Claim] = []
+    for entry in tree["claims"]:
+        name = entry.get("id") if isinstance(entry, dict) else entry
+        try:
+            found.append(_claim(entry))
+        except ValueError as error:
+            raise ValueError(f"{path}: claim {name!r}: {error}") from None
+        if name in [claim.id for claim in found[:-1]]:
+            raise ValueError(f"{path}: claim {name!r}: there are two of this id")
+    return int(tree["pairs"]), found
 
 
-def search_findings(results: Results, config: Config, pair: int) -> Iterator[Finding]:
-    """All findings of one pair of seeds on star with SEARCH among the modes, which are forced one by one."""
-    chance, modes = 1 / config.data.branches, len(config.data.mode_names)
-    for variant in ("data", "problem"):
-        records = results.tuned(pair, variant)
-        if not records:
-            yield Finding(f"{variant}-level", pair, "its run is missing", None)
+def _claim(entry: dict) -> Claim:
+    entry = dict(_checked(entry, Claim))
+    for name in ("value", "minus", "over"):
+        if isinstance(entry.get(name), dict):
+            entry[name] = Term(**_checked(entry[name], Term))
+    entry["rising"] = tuple(Term(**_checked(term, Term)) for term in entry.get("rising", ()))
+    return Claim(**entry)
+
+
+def _checked(entry: dict, kind: type) -> dict:
+    """A mapping whose keys are fields of a dataclass, none that it needs missing."""
+    if not isinstance(entry, dict):
+        raise ValueError(f"{entry!r} is no mapping")
+    known = {field.name: field for field in fields(kind)}
+    unknown = [key for key in entry if key not in known]
+    if unknown:
+        raise ValueError(f"unknown key {unknown[0]!r}; known are {', '.join(known)}")
+    missing = [name for name in list(known)[: 4 if kind is Claim else 2] if name not in entry]
+    if missing:
+        raise ValueError(f"missing key {missing[0]!r}")
+    return entry
+
+
+def require_one_setup(config: Config, results: Results, pairs: list[int]) -> None:
+    """Raise ValueError naming the runs when bases are not of this config, or replications differ in more than seeds."""
+    of_config = fingerprint(runs.setup(config, "base"))
+    setups: dict[tuple, dict[str, str]] = {}
+    for record in results.records:
+        if record["base_seed"] not in pairs:
             continue
-        forced, entropy = records[-1]["forced"], records[-1]["mode"]["entropy"]
-        search, forward = forced["SEARCH"], forced["FWD"]
-        price = f"{search['tokens']:.2f} tokens against {forward['tokens']:.2f}, {search['wasted']:.2f} wasted"
-        one = at(search, 1)
-        yield Finding(f"{variant}-level: forced SEARCH >= .99", pair, f"{one:.4f}, {price}", one >= 0.99)
-        found, near = _near(at(forward, 1), chance)
-        yield Finding(f"{variant}-level: forced FWD within .1 of 1/d", pair, found, near)
-        if variant == "problem":
-            yield Finding(
-                "problem-level: mode entropy >= .6 nats", pair, f"{entropy:.3f} of ln {modes}", entropy >= 0.6
-            )
+        if record["variant"] == "base" and record["setup_hash"] != of_config:
+            raise ValueError(f"{record['run']} was made with another config than this one; claims would mix them")
+        setups.setdefault((record["variant"], record["fork_rate"]), {})[record["setup_hash"]] = record["run"]
+    for found in setups.values():
+        if len(found) > 1:
+            raise ValueError(f"{' and '.join(found.values())} differ in more than seeds; claims would mix them")
 
 
-def _least(value: float, least: float) -> tuple[str, bool]:
-    return f"{value:.4f}", value >= least
+def judge(claim: Claim, results: Results, pairs: list[int]) -> dict:
+    """The verdict on a claim, its number and interval: a row of claims.json."""
+    row = {"id": claim.id, "says": claim.says, "of": claim.of, "by": claim.by, "rule": claim.rule}
+    try:
+        draws = number(claim, lambda term: of_pairs(results, pairs, term))
+    except NotRunError as missing:
+        return row | {"verdict": "not run", "effect": None, "ci95": None, "why": str(missing)}
+    low, high = passk.interval(draws[1:])
+    inside = (claim.at_least is None or low >= claim.at_least) and (claim.at_most is None or high <= claim.at_most)
+    found = {"verdict": "holds" if inside else "fails", "effect": float(draws[0]), "ci95": [float(low), float(high)]}
+    return row | found | {"why": None}
 
 
-def _near(value: float, target: float) -> tuple[str, bool]:
-    return f"{value:.3f}, chance {target:.3f}", abs(value - target) <= 0.1
+def number(claim: Claim, draws_of: Callable[[Term], np.ndarray]) -> np.ndarray:
+    """The claim's number float64[1 + DRAWS], its estimate first, from the same of its terms."""
+    if claim.rising:
+        terms = np.stack([draws_of(term) for term in claim.rising])
+        return np.diff(terms, axis=0).min(axis=0)
+    value = draws_of(claim.value)
+    if claim.minus is None:
+        return value
+    minus = draws_of(claim.minus)
+    if claim.over is None:
+        return value - minus
+    over = draws_of(claim.over) if isinstance(claim.over, Term) else float(claim.over)
+    with np.errstate(divide="ignore", invalid="ignore"):
+        return (value - minus) / (over - minus)
 
 
-def _shrinkage(results: Results, base: dict, tuned: dict, least: float) -> tuple[str, bool]:
-    """S_16 with its paired interval."""
-    gap = results.solved(base, 16) - results.solved(tuned, 16)
-    low, high = results.interval(gap)
-    return f"{gap.mean():+.3f} [{low:+.3f}, {high:+.3f}]", gap.mean() >= least and low > 0
+def of_pairs(results: Results, pairs: list[int], term: Term) -> np.ndarray:
+    """A term's mean over pairs float64[1 + DRAWS]: the estimate, then bootstrap draws.
+
+    Raises NotRunError when a pair lacks the run.
+    """
+    values = np.stack([_of_pair(results, pair, term) for pair in pairs])
+    weights = np.concatenate([np.full((1, len(pairs)), 1 / len(pairs)), passk.resamples(len(pairs), DRAWS, 1)])
+    return np.einsum("dp,pd->d", weights, values)
 
 
-def star_findings(results: Results, config: Config, pair: int) -> Iterator[Finding]:
-    """All findings of one pair of seeds on star."""
-    base = results.base(pair)
-    last = {rate: results.tuned(pair, fork_rate=rate)[-1] for rate in results.fork_rates(pair)}
-
-    def final(variant: str, test_set: str = "plain") -> dict | None:
-        records = results.tuned(pair, variant, test_set=test_set)
-        return records[-1] if records else None
-
-    def test(claim: str, record: dict | None, judge: Callable[[dict], tuple[str, bool]]) -> Finding:
-        return Finding(claim, pair, *judge(record)) if record else Finding(claim, pair, "its run is missing", None)
-
-    ideal = config.data.pass_at_1(config.walks.stop)
-    one = at(base, 1)
-    text = f"pass@1 {one:.3f}, closed form {ideal:.3f}"
-    yield Finding(
-        "base: pass@1 <= .40, within .03 of its closed form", pair, text, one <= 0.4 and abs(one - ideal) <= 0.03
-    )
-    yield test("base: pass@64 >= .99", base, lambda r: (f"{at(r, 64):.4f}", at(r, 64) >= 0.99))
-    forward = base["mode"]["p_forward"]
-    yield Finding("base: picks FWD with probability .3 to .7", pair, f"{forward:.3f}", 0.3 <= forward <= 0.7)
-
-    forked = last.get(1.0)
-    for k, least in ((1, 0.15), (16, -0.30), (64, -0.20)):
-        way = f"at least {abs(least):.2f} {'above' if least > 0 else 'below'}"
-
-        def judge(r: dict, k: int = k, least: float = least) -> tuple[str, bool]:
-            change = at(r, k) - at(base, k)
-            low, high = results.interval(results.solved(r, k) - results.solved(base, k))
-            return f"{change:+.3f} [{low:+.3f}, {high:+.3f}]", change >= least if least > 0 else change <= least
-
-        yield test(f"r = 1: pass@{k} {way} the base's", forked, judge)
-    yield test("r = 0: pass@64 >= .99", last.get(0.0), lambda r: (f"{at(r, 64):.4f}", at(r, 64) >= 0.99))
-    yield test("problem-level: pass@16 >= .98", final("problem"), lambda r: (f"{at(r, 16):.4f}", at(r, 16) >= 0.98))
-
-    def keeps_modes(r: dict) -> tuple[str, bool]:
-        return f"{r['mode']['entropy']:.3f}", r["mode"]["entropy"] >= 0.6
-
-    def loses_modes(r: dict) -> tuple[str, bool]:
-        return f"{r['mode']['entropy']:.3f}", r["mode"]["entropy"] < 0.2
-
-    yield test("problem-level: mode entropy >= .6 nats", final("problem"), keeps_modes)
-    yield test("r = 0.5, data-level: mode entropy < .2 nats", last.get(0.5), loses_modes)
-
-    rates = sorted(last)
-    for lower, higher in zip(rates, rates[1:], strict=False):
-        gap = results.solved(last[lower], 16) - results.solved(last[higher], 16)
-        low, high = results.interval(gap)
-        index = last[higher]["forced"]["FWD"]["index"]["16"]
-        text = f"{gap.mean():+.3f} [{low:+.3f}, {high:+.3f}]; forced-FWD index at r = {higher:g}: {index:.2f}"
-        yield Finding(f"S_16 rises from r = {lower:g} to {higher:g}", pair, text, low > 0)
-
-    yield test("fresh traces: pass@64 >= .99", final("fresh"), lambda r: (f"{at(r, 64):.4f}", at(r, 64) >= 0.99))
-    matched = final("cued", test_set="cue1")
-    yield test("cued: >= .99 at every k on cued problems", matched, lambda r: (f"{at(r, 1):.4f}", at(r, 1) >= 0.99))
-
-    def memorised(r: dict) -> tuple[str, bool]:
-        seen, test = r["fork_train"]["accuracy"], r["fork"]["accuracy"]
-        chance = 1 / config.data.branches
-        return f"train {seen:.3f}, test {test:.3f}, chance {chance:.3f}", seen >= 0.95 and abs(test - chance) <= 0.1
-
-    yield test("r = 1: fork accuracy >= .95 on training problems, within .1 of 1/d on test", forked, memorised)
+def _of_pair(results: Results, pair: int, term: Term) -> np.ndarray:
+    """A term of one pair, float64[1 + DRAWS], under the resamples of problems."""
+    if term.run == "base":
+        found = [results.base(pair)]
+    else:
+        found = results.tuned(pair, term.run, term.fork_rate, term.test_set)
+        found = [record for record in found if term.epoch in (None, record["epoch"])]
+    if not found:
+        raise NotRunError(f"{term} of pair {pair}")
+    return statistic(results, found[-1], term)
 
 
-def at(record: dict, k: int) -> float:
-    """pass@k of a record."""
-    return record["pass_at"][str(k)]
+def statistic(results: Results, record: dict, term: Term) -> np.ndarray:
+    """What a term means of a record, float64[1 + DRAWS], under the resamples of problems."""
+    name, _, k = term.what.partition("@")
+    if name == "pass":
+        return _weights(results.p(record, term.mode)) @ results.solved(record, int(k), term.mode)
+    if name == "index":
+        p, solved = results.p(record, term.mode), results.solved(record, int(k), term.mode)
+        weights = _weights(p)
+        return passk.polarisation(weights @ p, (weights @ solved)[:, None], [int(k)])[1][:, 0]
+    if name == "rest":
+        rest = results.array(record, "rest")
+        return _weights(rest) @ rest
+    if name == "mode entropy":
+        entropy = records.entropy(results.array(record, "modes"))
+        return _weights(entropy) @ entropy
+    where = "fork_train" if name.startswith("train") else "fork"
+    quantity = name.removeprefix("train ").removeprefix("fork ").replace(" ", "_")
+    value, counted = records.fork_quantities(results.array(record, where))[quantity]
+    weights = _weights(value)
+    with np.errstate(invalid="ignore"):
+        return (weights @ (value * counted)) / (weights @ counted)
+
+
+def _weights(values: np.ndarray) -> np.ndarray:
+    """Shares of problems float64[1 + DRAWS, n]: equal ones, then resamples, the same for every run."""
+    return _shares(len(values))
+
+
+@lru_cache(maxsize=4)
+def _shares(n: int) -> np.ndarray:
+    return np.concatenate([np.full((1, n), 1 / n), passk.resamples(n, DRAWS)])
+
+
+def line(row: dict) -> str:
+    """A row of claims.json as a line."""
+    verdict = row["verdict"].upper() if row["verdict"] == "fails" else row["verdict"]
+    if row["effect"] is None:
+        return f"{verdict:<8}{row['id']:<18}{row['says']} ({row['why']} is missing)"
+    low, high = row["ci95"]
+    return f"{verdict:<8}{row['id']:<18}{row['effect']:+.3f} [{low:+.3f}, {high:+.3f}] {row['rule']:<16}{row['says']}"

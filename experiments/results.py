@@ -20,11 +20,15 @@ class Results:
 
     def p(self, record: dict, mode: str | None = None) -> np.ndarray:
         """p_i of a record, free or with a forced mode, float64[n]."""
-        return self.arrays[array_key(record, mode)]
+        return self.array(record, mode)
+
+    def array(self, record: dict, what: str | None) -> np.ndarray:
+        """Any array of a record in eval.npz; see `minifork.records.array_key`."""
+        return self.arrays[array_key(record, what)]
 
     def fork(self, record: dict, where: str) -> np.ndarray:
         """Branch probabilities at the fork, float64[n, d], on test ("fork") or training problems ("fork_train")."""
-        return self.arrays[array_key(record, where)]
+        return self.array(record, where)
 
     def pairs(self) -> list[int]:
         """Seeds s for which base-seed<s> was fine-tuned with SFT seed s, data-level."""
