@@ -28,7 +28,7 @@ BASE     := $(MINIFORK) pretrain --resume $(CONFIG) base_seed=$(BASE_SEED) $(ARG
 SFT      := sft.fork_rate=$(FORK_RATE) sft.epochs=$(EPOCHS)
 
 .DEFAULT_GOAL := help
-.PHONY: help pretrain sft rl wise eval figures claims audit agreement bench gpu-check frontier contrast reproduce stops test lint clean
+.PHONY: help pretrain sft rl wise eval figures claims report audit agreement bench gpu-check frontier contrast reproduce stops test lint clean
 
 help: ## this list
 	@grep -hE '^[a-z-]+:.*## ' $(MAKEFILE_LIST) | sed -E 's/:.*## /\t/' | expand -t 12
@@ -58,6 +58,9 @@ figures: $(ENV) ## draw the figures of the last eval [TASK ARGS]
 
 claims: $(ENV) ## say which claims the last eval supports [TASK ARGS]
 	@$(MINIFORK) claims $(CONFIG) $(ARGS)
+
+report: $(ENV) ## write the last eval as one HTML file: claims, figures, an explorer [TASK PRESET ARGS]
+	@$(MINIFORK) report $(CONFIG) $(ARGS)
 
 audit: $(ENV) ## look for surface features that give the right branch away [TASK FORK_RATE SEED ARGS]
 	@$(MINIFORK) audit $(CONFIG) seed=$(SEED) sft.fork_rate=$(FORK_RATE) $(ARGS)

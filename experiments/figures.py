@@ -31,15 +31,19 @@ def figures(config: Config) -> None:
             "run `make sft` without NAME, then `make eval`"
         )
     folder = runs.task_folder(config) / (f"figures-{config.name}" if config.name else "figures")
-    drawn = {"crossing": crossing, "epochs": epochs, "fork": fork}
+    for name, figure in drawn(results, pairs).items():
+        path = folder / f"{name}.png"
+        runs.write_atomically(path, lambda file, f=figure: f.savefig(file, format="png", dpi=150))
+        print(path)
+
+
+def drawn(results: Results, pairs: list[int]) -> dict[str, Figure]:
+    """Every figure the results allow, by name."""
+    draw = {"crossing": crossing, "epochs": epochs, "fork": fork}
     if len(results.fork_rates(pairs[0])) > 1:
-        drawn["dose"] = dose
+        draw["dose"] = dose
     with matplotlib.rc_context({"font.size": 10, "axes.grid": True, "grid.alpha": 0.3, "axes.axisbelow": True}):
-        for name, draw in drawn.items():
-            figure = draw(results, pairs)
-            path = folder / f"{name}.png"
-            runs.write_atomically(path, lambda file, f=figure: f.savefig(file, format="png", dpi=150))
-            print(path)
+        return {name: make(results, pairs) for name, make in draw.items()}
 
 
 def crossing(results: Results, pairs: list[int]) -> Figure:

@@ -24,6 +24,7 @@ COMMANDS = {
     "audit": ("minifork.stages:audit_command", False, "look for surface features that give the branch away"),
     "figures": ("experiments.figures:figures", False, "draw the figures from eval.json"),
     "claims": ("experiments.claims:claims", False, "say which claims held, from eval.json"),
+    "report": ("experiments.report:report", False, "write claims, figures and an explorer as one HTML file"),
     "agreement": ("experiments.agreement:agreement", False, "test exact, split and rollout against each other"),
     "bench": ("experiments.bench:bench", False, "time the engines against common ways to sample"),
     "frontier": ("experiments.frontier:frontier", False, "compare all mitigations with early stopping"),

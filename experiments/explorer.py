@@ -1,0 +1,106 @@
+"""What the report's explorer shows: for some problems and every snapshot, what the model would generate."""
+
+from pathlib import Path
+
+import numpy as np
+import torch
+
+from data_gen import streams
+from data_gen.task import PAD, Problems, Task
+from experiments.results import Results
+from minifork import measure, runs
+from minifork.config import Config
+from minifork.policy import Policy
+from minifork.stages import load_run
+from minifork.tree import Tree
+
+PROBLEMS = 24
+LEAST = 0.01  # probability below which a prefix is not drawn
+SHOWN = (("data", 1.0), ("data", 0.5), ("problem", 0.5), ("fresh", 1.0), ("rationale", 1.0), ("published", 1.0))
+LIVE = -1
+
+
+def explorer(config: Config, results: Results, pair: int) -> dict:
+    """Problems, and for every run its snapshots: branch and mode probabilities, p and the tree of each problem."""
+    task, device = config.data, "cpu"
+    problems = streams.test_problems(task, PROBLEMS)
+    tensors = measure.problem_set(task, problems, device)
+    shown = [("base", None)] + [(v, rate) for v, rate in SHOWN if results.tuned(pair, v, rate)]
+    found = []
+    for variant, rate in shown[1:]:
+        records = [results.base(pair), *results.tuned(pair, variant, rate)]
+        snapshots = [_snapshot(config, task, tensors, results, record) for record in records]
+        name = {"data": "one mode a problem", "problem": "both modes for every problem"}.get(variant, variant)
+        found.append({"name": f"{name}, FORK_RATE {rate:g}", "snapshots": snapshots})
+    return {"problems": [_problem(task, problems[i : i + 1]) for i in range(PROBLEMS)], "runs": found,
+            "words": [task.decode(np.array([token])) for token in range(task.vocab_size)],
+            "sinks": list(task.sinks)}  # fmt: skip
+
+
+def _problem(task: Task, problem: Problems) -> dict:
+    """A problem as drawn: its prompt, every branch from the start, as tokens, and what else edges say; right first."""
+    tokens = task.prompts(problem)
+    parent, child, extra, query = (a[0] for a in task.read_graph(tokens))
+    after = {int(a): [] for a in parent}
+    for a, b, more in zip(parent, child, extra, strict=True):
+        after[int(a)].append((int(b), [int(x) for x in more]))
+    branches = []
+    for first in task.children(problem)[0]:
+        if first == PAD:
+            continue
+        edge = next(edge for edge in after[int(query[0])] if edge[0] == first)
+        path = [edge]
+        while path[-1][0] in after:
+            path.append(after[path[-1][0]][0])
+        branches.append(path)
+    return {"prompt": task.decode(tokens[0]), "start": int(query[0]), "goal": int(query[1]), "branches": branches}
+
+
+@torch.no_grad()
+def _snapshot(config: Config, task: Task, problems: measure.ProblemSet, results: Results, record: dict) -> dict:
+    """One set of weights on all problems; probabilities in thousandths."""
+    folder = runs.task_folder(config) / record["run"]
+    file = "ckpt.pt" if record["epoch"] is None else f"epochs/e{record['epoch']}.pt"
+    model = load_run(Path(folder / file), runs.read_config(folder))
+    tree = measure.tree_of(model, task, problems, Policy())
+    return {
+        "epoch": record["epoch"] or 0,
+        "p": _thousandths(results.p(record)[: len(tree)]),
+        "fork": _thousandths(measure.branch_probabilities(tree, problems)),
+        "mode": _thousandths(measure.mode_probabilities(tree, task, problems)),
+        "trees": unfold(tree),
+    }
+
+
+def _thousandths(values: np.ndarray) -> list:
+    return np.rint(1000 * values).astype(int).tolist()
+
+
+@torch.no_grad()
+def unfold(tree: Tree, least: float = LEAST) -> list[list[list[int]]]:
+    """The prefixes of every problem that the model generates with probability >= ``least``, in order of length.
+
+    Each is [parent, token, thousandths, sink]: its parent's place in the list (-1 for the first token), and the sink
+    it ended in (LIVE if it goes on).
+    """
+    found: list[list[list[int]]] = [[] for _ in range(len(tree))]
+    rows, state, logits = tree.root(1.0, tree.no_ends(torch.float64))
+    mass, place = torch.ones(len(rows), dtype=torch.float64), [-1] * len(rows)
+    while len(rows):
+        p = torch.softmax(tree.sampled_from(logits, rows.problem).double(), dim=-1) * mass[:, None]
+        row, token = (p >= least).nonzero(as_tuple=True)
+        after = tree.dfa[rows.problem[row], state[row], token]
+        outgrown = rows.length + 1 == tree.max_new
+        sink = torch.where(after >= tree.first_sink, after - tree.first_sink, tree.sinks - 1 if outgrown else LIVE)
+        places = []
+        for r, t, s in zip(row.tolist(), token.tolist(), sink.tolist(), strict=True):
+            nodes = found[int(rows.problem[r])]
+            places.append(len(nodes))
+            nodes.append([place[r], t, round(1000 * float(p[r, t])), s])
+        live = (sink == LIVE).nonzero()[:, 0]
+        place = [places[i] for i in live.tolist()]
+        mass, state = p[row[live], token[live]], after[live]
+        rows = rows.take(row[live])
+        if len(rows):
+            logits = tree.model.decode(token[live], rows)
+    return found

@@ -1,0 +1,87 @@
+"""One self-contained HTML file: which claims hold, the figures, and an explorer of single problems.
+
+The page asks for nothing: figures are inline SVG, data and script are in the file. Its template is report.html.
+"""
+
+import html
+import io
+import json
+from pathlib import Path
+
+import matplotlib
+from matplotlib.figure import Figure
+
+from experiments import figures
+from experiments.explorer import explorer
+from experiments.results import load
+from minifork import runs
+from minifork.config import Config, fingerprint, to_tree
+
+TEMPLATE = Path(__file__).parent / "report.html"
+CAPTIONS = {
+    "crossing": "pass@k against k. Fine-tuning raises the left end and lowers the right one; where the lines cross, "
+    "drawing more samples from the base model wins.",
+    "epochs": "pass@k over epochs. The plain horizontal lines are the base model.",
+    "dose": "How much coverage is lost against how often traces pass through the fork, and how polarised p is.",
+    "fork": "At the fork: how sure the model is where it is right and wrong, on test and training problems.",
+}
+
+
+def report(config: Config) -> None:
+    """Write runs/<task>/report.html from the last evaluation; raises ValueError when something it needs is missing."""
+    results = load(config)
+    pairs = results.pairs()
+    if not pairs:
+        raise ValueError(f"{runs.eval_file(config)}: no pair of base and fine-tuned run; see `make reproduce`")
+    parts = {
+        "task": config.task,
+        "pairs": f"{len(pairs)} pair{'s' * (len(pairs) > 1)} of seeds",
+        "claims": "".join(map(claims_table, found_claims(config))),
+        "figures": "".join(figure_block(name, figure) for name, figure in figures.drawn(results, pairs).items()),
+        "made": f"{runs.machine()}, config {fingerprint(to_tree(config))}",
+        "data": json.dumps(explorer(config, results, pairs[0]), separators=(",", ":")).replace("<", "\\u003c"),
+    }
+    page = TEMPLATE.read_text()
+    for name, text in parts.items():
+        page = page.replace(f"{{{{{name}}}}}", text if name in ("claims", "figures", "data") else html.escape(text))
+    path = runs.task_folder(config) / "report.html"
+    runs.write_atomically(path, lambda file: file.write(page.encode()))
+    print(f"{path}: {len(page.encode()) / 1e6:.1f} MB")
+
+
+def found_claims(config: Config) -> list[dict]:
+    """The verdicts of every sweep that has some below the config's runs folder, this config's own first."""
+    own = runs.task_folder(config) / "claims.json"
+    others = sorted(Path(config.runs).glob("**/claims.json"))
+    return [runs.read_json(path) for path in dict.fromkeys([own, *others]) if path.exists()]
+
+
+def claims_table(found: dict) -> str:
+    """The verdicts of one sweep as an HTML table."""
+    provisional = "" if found["pairs"] >= found["wanted"] else f", provisional: {found['wanted']} are wanted"
+    rows = []
+    for row in found["claims"]:
+        mark = {"holds": "✓", "fails": "✗", "not run": "–"}[row["verdict"]]
+        cells = [f'<td class="{row["verdict"].replace(" ", "-")}">{mark} {row["verdict"]}</td>']
+        cells += [f"<td>{html.escape(row['says'])}</td><td>{html.escape(row['by'])}</td>"]
+        if row["effect"] is None:
+            cells += ["<td></td><td></td>"]
+        else:
+            low, high = row["ci95"]
+            cells += [f'<td class="number">{row["effect"]:+.3f}</td><td class="number">[{low:+.3f}, {high:+.3f}]</td>']
+        rows.append(f"<tr>{''.join(cells)}<td>{html.escape(row['rule'])}</td></tr>")
+    head = "<tr><th>verdict<th>claim<th>by<th>effect<th>95 % interval<th>holds if all of it is</tr>"
+    title = f"{html.escape(found['sweep'])} ({found['pairs']} pairs of seeds{provisional})"
+    table = f"<table><caption>{title}</caption><thead>{head}</thead><tbody>{''.join(rows)}</tbody></table>"
+    return f'<div class="wide">{table}</div>'
+
+
+def figure_block(name: str, figure: Figure) -> str:
+    """A figure as inline SVG with its caption; text stays text."""
+    buffer = io.BytesIO()
+    with matplotlib.rc_context({"svg.fonttype": "none", "svg.hashsalt": name}):
+        figure.savefig(buffer, format="svg", metadata={"Date": None})
+    picture = buffer.getvalue().decode()
+    picture = picture[picture.index("<svg") :].replace("<svg", f'<svg role="img" aria-label="{name}"', 1)
+    caption = html.escape(CAPTIONS.get(name, name))
+    return f"<figure>{picture}<figcaption>{caption}</figcaption></figure>"
