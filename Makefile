@@ -28,7 +28,7 @@ BASE     := $(MINIFORK) pretrain --resume $(CONFIG) base_seed=$(BASE_SEED) $(ARG
 SFT      := sft.fork_rate=$(FORK_RATE) sft.epochs=$(EPOCHS)
 
 .DEFAULT_GOAL := help
-.PHONY: help pretrain sft rl wise eval figures claims report audit agreement bench gpu-check frontier contrast reproduce stops test lint clean
+.PHONY: help pretrain sft rl wise eval figures claims report audit agreement bench gpu-check frontier contrast sensitivity reproduce reproduce-full stops test lint clean
 
 help: ## this list
 	@grep -hE '^[a-z-]+:.*## ' $(MAKEFILE_LIST) | sed -E 's/:.*## /\t/' | expand -t 12
@@ -85,8 +85,16 @@ frontier: $(ENV) ## run every mitigation and compare them with early stopping [T
 contrast: $(ENV) ## run RL on forward and on reverse traces and compare them [TASK PAIRS ARGS]
 	@$(MINIFORK) contrast $(CONFIG) reproduce.pairs=$(PAIRS) $(ARGS)
 
+sensitivity: $(ENV) ## map the loss over epochs, traces, learning rate, width and branches [PAIRS ARGS]
+	@$(MINIFORK) sensitivity $(CONFIG) reproduce.pairs=$(PAIRS) $(ARGS)
+
 reproduce: $(ENV) ## everything: base, all fine-tunings, eval, figures, claims [TASK PAIRS ARGS]
 	@$(MINIFORK) reproduce $(CONFIG) reproduce.pairs=$(PAIRS) $(ARGS)
+
+reproduce-full: $(ENV) ## both tasks on 5 pairs of seeds, all claims, the report; resumes where it stopped
+	@$(MINIFORK) reproduce --config experiments/configs/arith.yaml reproduce.pairs=5 $(ARGS)
+	@$(MINIFORK) reproduce --config experiments/configs/star.yaml reproduce.pairs=5 $(ARGS)
+	@$(MINIFORK) report --config experiments/configs/star.yaml $(ARGS)
 
 stops: $(ENV) ## bases with other stop probabilities, which set the base's pass@1 [TASK BASE_SEED]
 	@$(MINIFORK) pretrain --resume $(CONFIG) base_seed=$(BASE_SEED) walks.stop=0 name=base-stop0-seed$(BASE_SEED)

@@ -8,7 +8,10 @@ setup(
     long_description_content_type="text/markdown",
     license="MIT",
     packages=["data_gen", "minifork", "experiments"],
-    package_data={"experiments": ["configs/*.yaml"], "minifork": ["csrc/*.cu"]},
+    package_data={
+        "experiments": ["configs/*.yaml", "sweeps/*.yaml", "claims.yaml", "report.html"],
+        "minifork": ["csrc/*.cu"],
+    },
     python_requires=">=3.10",
     install_requires=["torch>=2.9", "numpy", "einops", "tqdm", "pyyaml", "matplotlib"],
     extras_require={

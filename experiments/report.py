@@ -19,8 +19,7 @@ from minifork.config import Config, fingerprint, to_tree
 
 TEMPLATE = Path(__file__).parent / "report.html"
 CAPTIONS = {
-    "crossing": "pass@k against k. Fine-tuning raises the left end and lowers the right one; where the lines cross, "
-    "drawing more samples from the base model wins.",
+    "crossing": "pass@k against k. Where lines cross, more samples from the lower model on the left win on the right.",
     "epochs": "pass@k over epochs. The plain horizontal lines are the base model.",
     "dose": "How much coverage is lost against how often traces pass through the fork, and how polarised p is.",
     "fork": "At the fork: how sure the model is where it is right and wrong, on test and training problems.",

@@ -29,6 +29,7 @@ COMMANDS = {
     "bench": ("experiments.bench:bench", False, "time the engines against common ways to sample"),
     "frontier": ("experiments.frontier:frontier", False, "compare all mitigations with early stopping"),
     "contrast": ("experiments.contrast:contrast", False, "compare RL on forward and on reverse traces"),
+    "sensitivity": ("experiments.sensitivity:sensitivity", False, "map shrinkage over the regime's settings"),
     "gpu-check": ("experiments.gpu_check:gpu_check", False, "check and time everything that needs a GPU"),
     "reproduce": ("experiments.reproduce:reproduce", False, "run every stage; finished ones are skipped"),
 }

@@ -1,0 +1,42 @@
+"""The map of settings: folders of their own, S and index as eval.json has them, the figure."""
+
+import json
+
+import pytest
+
+from experiments import sensitivity, sweep
+from experiments.results import load
+
+
+def test_settings_have_folders_of_their_own(copy):
+    config = copy("base-seed0").config()
+    found = sensitivity.settings(config, sweep.read("sensitivity", [0, 1]))
+    shapes = [(planned.model.width, planned.data.branches) for planned, _ in found]
+    assert shapes == [(128, 2), (128, 3), (192, 2), (192, 3)] and len({planned.runs for planned, _ in found}) == 4
+
+
+def test_a_whole_map_small(copy, tmp_path, monkeypatch, capsys):
+    """Bases, runs, evaluations and the figure, as the command makes them."""
+    mine = tmp_path / "mine.yaml"
+    folder = tmp_path / "maps"
+    mine.write_text(
+        f"- {{runs: '{folder}/width{{model.width}}', model.width: [16, 32], pretrain.steps: 4, "
+        "sft.lr: [0.001, 0.01], name: 'lr{sft.lr}-seed{pair}'}\n"
+    )
+    read = sweep.read
+    monkeypatch.setattr(sweep, "read", lambda name, pairs: read(str(mine), pairs))
+    config = copy("base-seed0").config()
+    sensitivity.sensitivity(config)
+    found = json.loads((tmp_path / "runs" / "star" / "sensitivity.json").read_text())
+    assert [(one["width"], len(one["rows"]), one["epochs"]) for one in found["panels"]] == [
+        (16, 2, [1, 2, 4]),
+        (32, 2, [1, 2, 4]),
+    ]
+    planned, _ = sensitivity.settings(config, sweep.read("", [0]))[1]
+    results = load(planned)
+    tuned, base = results.tuned(0, "lr0.01")[-1], results.base(0)
+    row = next(row for row in found["panels"][1]["rows"] if row["run"] == "lr0.01")
+    assert row["S"][-1] == pytest.approx(base["pass_at"]["16"] - tuned["pass_at"]["16"])
+    assert row["index"][-1] == pytest.approx(tuned["forced"]["FWD"]["index"]["16"])
+    assert (tmp_path / "runs" / "star" / "figures" / "sensitivity.png").stat().st_size > 10_000
+    assert "over 4 settings" in capsys.readouterr().out
