@@ -90,6 +90,7 @@ def evaluate(config: Config) -> int:
         "records": found,
         "checks": checks,
     }
+    result["checksum"] = fingerprint(result)
     path = runs.eval_file(config)
     buffer = io.BytesIO()
     np.savez_compressed(buffer, **arrays)
@@ -136,6 +137,8 @@ def find_checkpoints(config: Config) -> list[Checkpoint]:
             continue
         if not meta.get("complete"):
             print(f"{run}: left out, unfinished")
+        elif meta.get("schema") != runs.META_SCHEMA or runs.config_hash(run_config, meta) != meta.get("config_hash"):
+            print(f"{run}: left out, its config.yaml and meta.json do not belong together; remove it and run it again")
         elif runs.comparable(asdict(run_config.data)) != runs.comparable(asdict(config.data)):
             print(f"{run}: left out, its data section differs from this config's")
         elif meta["stage"] == "base":

@@ -15,15 +15,17 @@ import os
 import platform
 import re
 import tempfile
+import zipfile
 from collections.abc import Callable, Iterator
 from pathlib import Path
 from typing import IO, Any
 
 import yaml
 
-from minifork.config import Config, differences, from_tree, to_tree
+from minifork.config import Config, differences, fingerprint, from_tree, to_tree
 
 FORMAT = "minifork-1"
+META_SCHEMA = 1
 
 
 def write_atomically(path: Path, write: Callable[[IO[bytes]], Any]) -> None:
@@ -91,13 +93,16 @@ def save_weights(path: Path, payload: dict) -> None:
 
 
 def load_weights(path: Path, device: str = "cpu") -> dict:
-    """Read a file written by `save_weights`, executing nothing (weights_only).
+    """Read a file written by `save_weights`, executing nothing (weights_only), once its checksums hold.
 
     Raises ValueError naming the file when it is missing, damaged or not one of ours.
     """
     import torch
 
     try:
+        with zipfile.ZipFile(path) as archive:  # torch does not check the CRC of what it reads
+            if archive.testzip() is not None:
+                raise zipfile.BadZipFile
         payload = torch.load(path, map_location=device, weights_only=True)
     except FileNotFoundError:
         raise ValueError(f"{path}: no such checkpoint") from None
@@ -190,6 +195,12 @@ def identity(config: Config, stage: str) -> dict:
 def setup(config: Config, stage: str) -> dict:
     """The part of a run's identity that its replications under other seeds share."""
     return {name: part for name, part in identity(config, stage).items() if name not in ("seed", "base_seed")}
+
+
+def config_hash(config: Config, meta: dict) -> str:
+    """The config_hash that a run of this config has in its meta.json."""
+    plain = fingerprint(identity(config, meta["stage"]))
+    return fingerprint([plain, meta["weight"], meta["early"]]) if "weight" in meta else plain
 
 
 def read_config(folder: Path) -> Config:

@@ -11,7 +11,7 @@ from data_gen import audit, streams, walks
 from data_gen.task import PAD
 from minifork import losses, runs
 from minifork import rl as rl_objectives
-from minifork.config import Config, differences, fingerprint, to_tree
+from minifork.config import Config, differences, to_tree
 from minifork.model import GPT
 from minifork.train import BatchAt, Job, fit, load_model, supervised
 
@@ -235,14 +235,14 @@ def _count(model: GPT) -> int:
 
 def _meta(config: Config, stage: str, name: str) -> dict:
     return {
-        "schema": 1,
+        "schema": runs.META_SCHEMA,
         "stage": stage,
         "name": name,
         "variant": runs.variant(config, stage),
         "task": config.task,
         "seed": None if stage == "base" else config.seed,
         "base_seed": config.base_seed,
-        "config_hash": fingerprint(runs.identity(config, stage)),
+        "config_hash": runs.config_hash(config, {"stage": stage}),
         "machine": runs.machine(),
         "torch": torch.__version__,
         "threads": torch.get_num_threads(),

@@ -9,7 +9,7 @@ import torch
 from torch import Tensor
 
 from minifork import runs
-from minifork.config import Config, fingerprint
+from minifork.config import Config
 
 
 def wise(config: Config) -> None:
@@ -39,18 +39,9 @@ def wise(config: Config) -> None:
             mixed = interpolate(start, saved["model"], weight, str(path))
             runs.save_weights(folder / "epochs" / path.name, {"model": mixed, "step": saved["step"]})
         runs.write_config(folder, runs.read_config(tuned))
-        hashed = fingerprint([meta["config_hash"], weight, early])
-        runs.write_json(
-            folder / "meta.json",
-            {
-                **meta,
-                "name": folder.name,
-                "variant": meta["variant"] + kind,
-                "weight": weight,
-                "early": early,
-                "config_hash": hashed,
-            },
-        )
+        mixture = {"name": folder.name, "variant": meta["variant"] + kind, "weight": weight, "early": early}
+        mixture["config_hash"] = runs.config_hash(runs.read_config(tuned), meta | mixture)
+        runs.write_json(folder / "meta.json", meta | mixture)
         print(f"{folder}: {len(snapshots)} snapshots, {weight:g} of {tuned.name} and {1 - weight:g} of {before}")
 
 

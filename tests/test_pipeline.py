@@ -521,6 +521,10 @@ def spoil(path: Path, how: str) -> None:
         path.write_bytes(path.read_bytes()[: path.stat().st_size // 2])
     elif how == "empty":
         path.write_bytes(b"")
+    elif how == "one bit":
+        content = bytearray(path.read_bytes())
+        content[len(content) // 2] ^= 16
+        path.write_bytes(content)
     elif how == "foreign":
         torch.save({"w": torch.zeros(3)}, path)
     elif how == "other shape":
@@ -533,7 +537,7 @@ def spoil(path: Path, how: str) -> None:
         runs.save_weights(path, payload)
 
 
-@pytest.mark.parametrize("how", ["truncated", "empty", "foreign", "other shape", "a weight short"])
+@pytest.mark.parametrize("how", ["truncated", "empty", "foreign", "one bit", "other shape", "a weight short"])
 def test_spoiled_checkpoints(copy, capsys, how):
     pipeline = copy("base-seed0", "sft-fork1-seed0")
     spoil(pipeline.folder / "base-seed0" / "ckpt.pt", how)
@@ -548,7 +552,7 @@ def test_spoiled_checkpoints(copy, capsys, how):
     assert not (pipeline.folder / "eval.json").exists()
 
 
-@pytest.mark.parametrize("how", ["truncated", "foreign", "a weight short"])
+@pytest.mark.parametrize("how", ["truncated", "foreign", "one bit", "a weight short"])
 def test_resuming_from_a_spoiled_checkpoint(copy, capsys, how):
     pipeline = copy()
     with ctrl_c("before", 5):
@@ -575,6 +579,15 @@ def test_stages_out_of_order(copy, capsys):
         assert "eval.json" in pipeline.refused(capsys, command)
 
 
+def test_a_config_that_is_not_the_runs_own(copy, capsys):
+    """A flipped digit in config.yaml is noticed: the run is named and left out."""
+    pipeline = copy("base-seed0", "sft-fork1-seed0")
+    path = pipeline.folder / "sft-fork1-seed0" / "config.yaml"
+    path.write_text(path.read_text().replace("lr: 0.001", "lr: 0.009"))
+    assert pipeline("eval") == 0
+    assert "sft-fork1-seed0: left out, its config.yaml and meta.json" in capsys.readouterr().out
+
+
 def test_results_of_another_version_are_refused(copy, capsys):
     pipeline = copy("eval.json", "eval.npz")
     path = pipeline.folder / "eval.json"
@@ -583,7 +596,7 @@ def test_results_of_another_version_are_refused(copy, capsys):
         assert "not an evaluation of this version" in pipeline.refused(capsys, command)
 
 
-@pytest.mark.parametrize("how", ["truncated", "empty", "missing", "foreign"])
+@pytest.mark.parametrize("how", ["truncated", "empty", "missing", "foreign", "one bit"])
 @pytest.mark.parametrize("file", ["eval.npz", "eval.json"])
 def test_spoiled_evaluations(copy, capsys, file, how):
     pipeline = copy("eval.json", "eval.npz")

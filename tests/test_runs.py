@@ -177,6 +177,24 @@ def test_damaged_weights(tmp_path):
     refuses(path)
 
 
+@settings(max_examples=200, deadline=None, derandomize=True, database=None)
+@given(st.integers(0, 10**9), st.integers(0, 7))
+def test_a_flipped_bit_is_noticed_or_harmless(tmp_path_factory, place, bit):
+    """Anywhere in the file: refused by name, or the same weights are read (padding, dates)."""
+    path = tmp_path_factory.getbasetemp() / "flipped.pt"
+    weights = {"w": torch.arange(50.0)}
+    runs.save_weights(path, {"model": weights})
+    content = bytearray(path.read_bytes())
+    content[place % len(content)] ^= 1 << bit
+    path.write_bytes(content)
+    try:
+        found = runs.load_weights(path)
+    except ValueError as error:
+        assert "flipped.pt" in str(error)
+    else:
+        assert torch.equal(found["model"]["w"], weights["w"])
+
+
 def test_foreign_weights(tmp_path):
     path = tmp_path / "ckpt.pt"
     foreign = [{"model": {"w": torch.zeros(2)}}, {"format": "other-1"}, [1, 2], torch.zeros(3), "minifork-1", None]
