@@ -74,7 +74,9 @@ class Mixed:
             if rows.any():
                 yield one, rows, star.Problems(problems.labels[rows], problems.order[rows], problems.forked[rows])
 
-    def _gather(self, problems: Problems, ask: Callable, width: int | None = None, dtype=np.int64) -> np.ndarray:
+    def _gather(
+        self, problems: Problems, ask: Callable, width: int | None = None, dtype: type = np.int64
+    ) -> np.ndarray:
         """The stars' answers to ask(star, problems, rows) in the problems' order, PAD up to ``width`` columns."""
         out = None
         for one, rows, part in self._by_size(problems):

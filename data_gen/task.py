@@ -26,7 +26,7 @@ class Batch:
     def __len__(self) -> int:
         return len(getattr(self, fields(self)[0].name))
 
-    def __getitem__(self, rows):
+    def __getitem__(self, rows: slice | np.ndarray) -> "Batch":
         return type(self)(*(getattr(self, field.name)[rows] for field in fields(self)))
 
 

@@ -29,7 +29,7 @@ class DFA:
     def first_sink(self) -> int:
         return self.next.shape[1] - len(self.sinks)
 
-    def __getitem__(self, rows) -> "DFA":
+    def __getitem__(self, rows: slice | np.ndarray) -> "DFA":
         return DFA(self.next[rows], self.sinks)
 
     def run(self, problem: int, tokens: np.ndarray) -> int:
