@@ -28,7 +28,7 @@ BASE     := $(MINIFORK) pretrain --resume $(CONFIG) base_seed=$(BASE_SEED) $(ARG
 SFT      := sft.fork_rate=$(FORK_RATE) sft.epochs=$(EPOCHS)
 
 .DEFAULT_GOAL := help
-.PHONY: help pretrain sft rl wise eval figures claims report audit agreement bench gpu-check frontier contrast sensitivity reproduce reproduce-full stops test lint clean
+.PHONY: help pretrain sft rl wise eval figures claims report audit agreement bench gpu-check frontier contrast sensitivity reproduce reproduce-full stops test faults lint clean
 
 help: ## this list
 	@grep -hE '^[a-z-]+:.*## ' $(MAKEFILE_LIST) | sed -E 's/:.*## /\t/' | expand -t 12
@@ -103,6 +103,9 @@ stops: $(ENV) ## bases with other stop probabilities, which set the base's pass@
 
 test: $(ENV) ## run the tests
 	@$(PYTHON) -m pytest
+
+faults: $(ENV) ## kill every stage many times and compare with undisturbed runs (10 minutes)
+	@$(PYTHON) -m tests.faults
 
 lint: $(ENV) ## check style
 	@$(PYTHON) -m ruff check .

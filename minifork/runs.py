@@ -224,8 +224,8 @@ def state_of(folder: Path, config: Config, stage: str, resume: bool) -> str:
     Raises ValueError when the folder holds a run of another config (naming the first key that differs)
     or an unfinished run while ``resume`` is False.
     """
-    if not folder.exists() or not any(folder.iterdir()):
-        return "new"
+    if not folder.exists() or all(path.name.startswith(".") for path in folder.iterdir()):
+        return "new"  # a process killed during its first write leaves a hidden file
     meta = folder / "meta.json"
     if meta.exists() and read_json(meta).get("stage") != stage:
         raise ValueError(f"{folder} holds a run of another stage; give this one its own folder with name=...")
@@ -248,7 +248,8 @@ def state_of(folder: Path, config: Config, stage: str, resume: bool) -> str:
 def locked(folder: Path) -> Iterator[None]:
     """Hold a run's folder for one process, as long as that lives; makes it if need be, leaves nothing in it.
 
-    Raises ValueError naming the folder while another process holds it.
+    What a killed process left half-written is removed. Raises ValueError naming the folder while another process
+    holds it.
     """
     folder.mkdir(parents=True, exist_ok=True)
     held = os.open(folder, os.O_RDONLY)
@@ -260,6 +261,8 @@ def locked(folder: Path) -> Iterator[None]:
                 f"{folder}: another process is training there; wait for it, or give this run its own folder with "
                 "name=..."
             ) from None
+        for path in folder.rglob(".*"):  # the temporary files of `write_atomically`
+            path.unlink()
         yield
     finally:
         os.close(held)

@@ -417,6 +417,16 @@ def test_an_unfinished_run_needs_resume(copy, capsys):
     assert snapshot(pipeline.root) == before
 
 
+def test_what_a_kill_left_behind_is_removed(copy):
+    pipeline = copy("base-seed0")
+    folder = pipeline.folder / "sft-fork1-seed0"
+    for litter in (folder / ".config.yaml.x1y2", folder / "epochs" / ".e1.pt.abc"):
+        litter.parent.mkdir(parents=True, exist_ok=True)
+        litter.write_bytes(b"half")
+        assert pipeline("sft", "--resume", "sft.epochs=1") == 0 and not litter.exists()
+        (folder / "meta.json").unlink()
+
+
 def test_two_processes_in_one_folder(copy, capsys):
     """The second is refused and changes nothing; the lock ends with its holder, even one that was killed."""
     pipeline = copy("base-seed0")
