@@ -6,8 +6,9 @@ from dataclasses import dataclass
 import numpy as np
 
 from minifork import passk, runs
-from minifork.config import Config, fingerprint
-from minifork.records import SCHEMA, array_key
+from minifork.config import Config
+from minifork.evaluate import read_evaluation
+from minifork.records import array_key
 
 
 @dataclass(frozen=True)
@@ -71,11 +72,7 @@ class Results:
 def load(config: Config) -> Results:
     """The results of the last evaluation; raises ValueError naming the file when there is none."""
     path = runs.eval_file(config)
-    evaluation = runs.read_json(path)
-    if evaluation.get("schema") != SCHEMA or not isinstance(evaluation.get("records"), list):
-        raise ValueError(f"{path}: not an evaluation of this version; run `minifork eval` again")
-    if evaluation.pop("checksum", None) != fingerprint(evaluation):
-        raise ValueError(f"{path}: damaged or edited; run `minifork eval` again")
+    evaluation = read_evaluation(path)
     if any(record.get("forced") is None for record in evaluation["records"]):
         raise ValueError(f"{path}: evaluates a stratified decoder; figures and claims are about i.i.d. samples")
     if any(record["rho"] is None for record in evaluation["records"]):

@@ -6,6 +6,7 @@ use the same resamples, so differences between runs are paired.
 """
 
 import io
+import zipfile
 from dataclasses import asdict, dataclass, replace
 from pathlib import Path
 
@@ -33,71 +34,114 @@ class Checkpoint:
     final: bool
 
 
+@dataclass(frozen=True)
+class Found:
+    """What is known of one checkpoint on one test set: its record, its arrays by their names in eval.npz, its check."""
+
+    record: dict
+    arrays: dict[str, np.ndarray]
+    check: dict | None
+
+
 def evaluate(config: Config) -> int:
-    """Measure every finished run of the task; returns 1 when another engine disagrees with a result."""
-    settings, task, device = config.eval, config.data, pick_device(config)
-    decoder = policy.parse(settings.policy)
-    checkpoints = find_checkpoints(config)
-    weights = passk.resamples(settings.problems, settings.bootstrap)
+    """Measure every finished run of the task; returns 1 when another engine disagrees with a result.
+
+    What the last evaluation found with the same settings of the same weights is kept.
+    """
+    checkpoints, known, found = find_checkpoints(config), last_found(config), []
     sets: dict[tuple[str, int], measure.ProblemSet] = {}
-    found, checks, arrays = [], [], {}
-
-    print(f"evaluating {len(checkpoints)} checkpoints on {settings.problems} {settings.split} problems", flush=True)
+    kept = 0
+    print(
+        f"evaluating {len(checkpoints)} checkpoints on {config.eval.problems} {config.eval.split} problems", flush=True
+    )
     for checkpoint in tqdm(checkpoints, desc="eval", unit="checkpoint", disable=None):
-        model = load_run(checkpoint.path, checkpoint.config).to(device)
-        trained_on = training_forks(checkpoint, settings.problems)
-        prefix = 0 if checkpoint.meta["stage"] == "base" else checkpoint.config.sft.prefix
-        for name, (order, cue_rate) in test_sets(checkpoint).items():
-            if (name, prefix) not in sets:
-                sets[name, prefix] = problems_for(config, device, order, cue_rate, prefix)
-            problems = sets[name, prefix]
-            tree = measure.tree_of(model, task, problems, decoder)
+        for name in test_sets(checkpoint):
+            identity = identify(checkpoint, name)
+            before = known.get(_key(identity))
             checked = checkpoint.final and name == "plain"
-            if settings.stratify == "none":
-                measured = measure.iid(config, tree, problems, weights, checked)
+            if before and identity.items() <= before.record.items() and (before.check or not checked):
+                found.append(before if checked else replace(before, check=None))
+                kept += 1
             else:
-                measured = measure.stratified(config, tree, problems, weights, checked)
-            choices = {"fork": measure.branch_probabilities(tree, problems)}
-            if trained_on is not None:
-                seen = measure.problem_set(task, trained_on, device, prefix=prefix)
-                choices["fork_train"] = measure.branch_probabilities(measure.tree_of(model, task, seen, decoder), seen)
-            record = identify(checkpoint, name) | measured.record
-            record |= {"fork_train": None} | {what: records.fork_statistics(p) for what, p in choices.items()}
-            choices["modes"] = measure.mode_probabilities(tree, task, problems)
-            record["mode"] = records.mode_statistics(choices["modes"], task.mode_names)
-            if settings.grading == "steps":
-                choices["rest"] = measure.rest_probability(tree, problems)
-                record["fork"]["p_rest"] = float(choices["rest"].mean())
-            record["fork"]["train_p_right"] = record["fork_train"] and record["fork_train"]["p_right"]
-            found.append(record)
-            arrays |= {records.array_key(record, what): p for what, p in (measured.p | choices).items()}
-            checks += [{"run": record["run"], **measured.check}] if measured.check else []
+                found.append(measure_one(config, checkpoint, identity, sets, checked))
+    if kept:
+        print(f"{kept} of {len(found)} results are the last evaluation's, of the same weights and settings")
+    result = summary(config, found)
+    path = runs.eval_file(config)
+    buffer = io.BytesIO()
+    np.savez_compressed(buffer, **{name: array for one in found for name, array in one.arrays.items()})
+    runs.write_atomically(path.with_suffix(".npz"), lambda file: file.write(buffer.getvalue()))
+    runs.write_json(path, result)
+    tell(config, result)
+    return 0 if all(check["agrees"] for check in result["checks"]) else 1
 
+
+def measure_one(
+    config: Config,
+    checkpoint: Checkpoint,
+    identity: dict,
+    sets: dict[tuple[str, int], measure.ProblemSet],
+    checked: bool,
+) -> Found:
+    """Measure one checkpoint on the test set that its identity names; sets keeps the test sets made so far."""
+    settings, task, device, name = config.eval, config.data, pick_device(config), identity["test_set"]
+    decoder = policy.parse(settings.policy)
+    weights = passk.resamples(settings.problems, settings.bootstrap)
+    model = load_run(checkpoint.path, checkpoint.config).to(device)
+    prefix = 0 if checkpoint.meta["stage"] == "base" else checkpoint.config.sft.prefix
+    if (name, prefix) not in sets:
+        sets[name, prefix] = problems_for(config, device, *test_sets(checkpoint)[name], prefix)
+    problems = sets[name, prefix]
+    tree = measure.tree_of(model, task, problems, decoder)
+    how = measure.iid if settings.stratify == "none" else measure.stratified
+    measured = how(config, tree, problems, weights, checked)
+    choices = {"fork": measure.branch_probabilities(tree, problems)}
+    trained_on = training_forks(checkpoint, settings.problems)
+    if trained_on is not None:
+        seen = measure.problem_set(task, trained_on, device, prefix=prefix)
+        choices["fork_train"] = measure.branch_probabilities(measure.tree_of(model, task, seen, decoder), seen)
+    record = identity | measured.record
+    record |= {"fork_train": None} | {what: records.fork_statistics(p) for what, p in choices.items()}
+    choices["modes"] = measure.mode_probabilities(tree, task, problems)
+    record["mode"] = records.mode_statistics(choices["modes"], task.mode_names)
+    if settings.grading == "steps":
+        choices["rest"] = measure.rest_probability(tree, problems)
+        record["fork"]["p_rest"] = float(choices["rest"].mean())
+    record["fork"]["train_p_right"] = record["fork_train"] and record["fork_train"]["p_right"]
+    arrays = {records.array_key(record, what): p for what, p in (measured.p | choices).items()}
+    return Found(record, arrays, measured.check and {"run": record["run"], **measured.check})
+
+
+def summary(config: Config, found: list[Found]) -> dict:
+    """What eval.json says, from what was found of every checkpoint."""
+    settings, task = config.eval, config.data
+    checks = [dict(one.check) for one in found if one.check]
     for check in checks:
         check["agrees"] = check["p_value"] * len(checks) >= CHECK_LEVEL
+    spread = "" if settings.stratify == "none" else f" {settings.stratify}={settings.strata}"
+    problems = streams.test_problems(task, settings.problems, stream=settings.split)
     result = {
         "schema": records.SCHEMA,
         "task": config.task,
-        "engine": "+".join(sorted({record["engine"] for record in found})),
-        "policy": str(decoder) + ("" if settings.stratify == "none" else f" {settings.stratify}={settings.strata}"),
+        "engine": "+".join(sorted({one.record["engine"] for one in found})),
+        "policy": f"{policy.parse(settings.policy)}{spread}",
         "grading": settings.grading,
         "guessing_floor": task.guessing_floor if settings.grading == "answer" else None,
         "split": settings.split,
         "n_problems": settings.problems,
-        "data_hash": streams.data_hash(
-            task.prompts(streams.test_problems(task, settings.problems, stream=settings.split))
-        ),
-        "records": found,
+        "data_hash": streams.data_hash(task.prompts(problems)),
+        "settings": _settings(config),
+        "records": [one.record for one in found],
         "checks": checks,
     }
-    result["checksum"] = fingerprint(result)
-    path = runs.eval_file(config)
-    buffer = io.BytesIO()
-    np.savez_compressed(buffer, **arrays)
-    runs.write_atomically(path.with_suffix(".npz"), lambda file: file.write(buffer.getvalue()))
-    runs.write_json(path, result)
+    return result | {"checksum": fingerprint(result)}
+
+
+def tell(config: Config, result: dict) -> None:
+    """Print the tables of an evaluation and what its checks said."""
+    found, checks, path = result["records"], result["checks"], runs.eval_file(config)
     print(records.table(found))
-    if settings.stratify == "none":
+    if config.eval.stratify == "none":
         print(records.mode_table(found))
     widest = max(records.width(record) for record in found)
     if widest > VISIBLE:
@@ -106,7 +150,44 @@ def evaluate(config: Config) -> int:
         print(f"graded by the answer alone: a guess is right with probability {result['guessing_floor']:.3g}")
     print(check_lines(checks) if checks else "not cross-checked: rollouts in bf16 follow p of their own")
     print(f"all {len(found)} records: {path}; p of every problem: {path.with_suffix('.npz')}")
-    return 0 if all(check["agrees"] for check in checks) else 1
+
+
+def last_found(config: Config) -> dict[tuple, Found]:
+    """What the last evaluation found, if it was whole and of the same version and settings."""
+    path = runs.eval_file(config)
+    try:
+        result = read_evaluation(path)
+        with np.load(path.with_suffix(".npz")) as stored:
+            arrays = {name: stored[name] for name in stored.files}
+    except (ValueError, OSError, EOFError, zipfile.BadZipFile):
+        return {}
+    if result["settings"] != _settings(config):
+        return {}
+    checks, found = {check["run"]: check for check in result["checks"]}, {}
+    for record in result["records"]:
+        folder = records.array_key(record, None).removesuffix("free")
+        own = {name: array for name, array in arrays.items() if name.startswith(folder)}
+        found[_key(record)] = Found(record, own, checks.get(record["run"]))
+    return found
+
+
+def read_evaluation(path: Path) -> dict:
+    """An eval.json of this version, unchanged since it was written; raises ValueError naming it otherwise."""
+    evaluation = runs.read_json(path)
+    if evaluation.get("schema") != records.SCHEMA or not isinstance(evaluation.get("records"), list):
+        raise ValueError(f"{path}: not an evaluation of this version; run `minifork eval` again")
+    if evaluation.pop("checksum", None) != fingerprint(evaluation):
+        raise ValueError(f"{path}: damaged or edited; run `minifork eval` again")
+    return evaluation
+
+
+def _settings(config: Config) -> str:
+    """What decides the result of measuring given weights."""
+    return fingerprint([asdict(config.eval), runs.comparable(asdict(config.data)), pick_device(config)])
+
+
+def _key(record: dict) -> tuple:
+    return record["run"], record["epoch"], record["test_set"]
 
 
 def problems_for(
@@ -190,6 +271,7 @@ def identify(checkpoint: Checkpoint, test_set: str) -> dict:
         "test_set": test_set,
         "config_hash": meta["config_hash"],
         "setup_hash": fingerprint(runs.setup(checkpoint.config, meta["stage"])),
+        "weights_hash": runs.digest(checkpoint.path),
     }
 
 

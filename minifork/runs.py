@@ -10,6 +10,7 @@ never half of one.
 
 import contextlib
 import fcntl
+import hashlib
 import json
 import os
 import platform
@@ -113,6 +114,11 @@ def load_weights(path: Path, device: str = "cpu") -> dict:
     if not isinstance(payload, dict) or payload.get("format") != FORMAT:
         raise ValueError(f"{path}: not a {FORMAT} checkpoint; remove its folder and run it again")
     return payload
+
+
+def digest(path: Path) -> str:
+    """Twelve hex digits of a file's content."""
+    return hashlib.sha256(path.read_bytes()).hexdigest()[:12]
 
 
 def machine() -> str:

@@ -4,12 +4,13 @@ Cross-checks have false-alarm rates of 1e-3 an evaluation, with fixed seeds.
 """
 
 import json
+import shutil
 
 import numpy as np
 import pytest
 
+from minifork import evaluate, passk, records, runs, strata
 from minifork import measure as measuring
-from minifork import passk, records, strata
 from minifork.exact import exact
 from minifork.rollout import rollout
 from minifork.tree import Result
@@ -193,3 +194,43 @@ def test_bench(copy, monkeypatch, capsys):
     assert {"prefill", "exact", "split", "rollout", "recompute"} <= set(result["engines"])
     assert all(job["seconds"] > 0 for job in result["engines"].values())
     assert result["rollout_against"]["recompute"] > 0
+
+
+def test_what_is_known_is_kept(copy, trained, capsys, monkeypatch):
+    """A second evaluation measures only what changed; its file is what a whole one writes, but for timings."""
+    pipeline = copy("base-seed0", "sft-fork1-seed0")
+    assert pipeline("eval") == 0
+    before = json.loads((pipeline.folder / "eval.json").read_text())
+    measured, real = [], evaluate.measure_one
+
+    def counted(config, checkpoint, *rest):
+        measured.append(str(checkpoint.path.relative_to(pipeline.folder)))
+        return real(config, checkpoint, *rest)
+
+    monkeypatch.setattr(evaluate, "measure_one", counted)
+    capsys.readouterr()
+    assert pipeline("eval") == 0 and not measured
+    assert "4 of 4 results are the last evaluation's" in capsys.readouterr().out
+    assert json.loads((pipeline.folder / "eval.json").read_text()) == before
+
+    weights = pipeline.folder / "sft-fork1-seed0" / "epochs" / "e2.pt"
+    saved = runs.load_weights(weights)
+    saved["model"]["head.weight"] *= 1.5
+    runs.save_weights(weights, saved)
+    assert pipeline("eval") == 0 and measured == ["sft-fork1-seed0/epochs/e2.pt"]
+    shutil.copy(trained.folder / "sft-fork1-seed0" / "epochs" / "e2.pt", weights)
+    measured.clear()
+    assert pipeline("eval", "eval.bootstrap=51") == 0 and len(measured) == 4  # other settings
+    measured.clear()
+    assert pipeline("eval") == 0 and len(measured) == 4
+    assert json.loads((pipeline.folder / "eval.json").read_text())["records"] == before["records"]
+
+
+@pytest.mark.parametrize("file", ["eval.json", "eval.npz"])
+def test_a_damaged_evaluation_is_made_anew(copy, file):
+    pipeline = copy("base-seed0")
+    assert pipeline("eval") == 0
+    before = json.loads((pipeline.folder / "eval.json").read_text())["records"]
+    (pipeline.folder / file).write_bytes((pipeline.folder / file).read_bytes()[:-40])
+    assert pipeline("eval") == 0
+    assert json.loads((pipeline.folder / "eval.json").read_text())["records"] == before
