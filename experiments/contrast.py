@@ -11,8 +11,9 @@ from dataclasses import dataclass
 import numpy as np
 
 from experiments import sweep
-from experiments.gap import DRAWS, gap, gap_draws
+from experiments.gap import gap, gap_draws
 from experiments.results import Results, load
+from experiments.summary import interval
 from minifork import config as configs
 from minifork import passk, runs
 from minifork.config import Config
@@ -110,11 +111,6 @@ def trajectory(config: Config, results: Results, pair: int, run: Run) -> np.ndar
 def change(config: Config, results: Results, pairs: list[int], run: Run) -> list[tuple[np.ndarray, np.ndarray]]:
     """Solve rates float64[1 + len(KS), n] at the start and at the end of a run, for every pair."""
     return [(line[0], line[-1]) for line in (trajectory(config, results, pair, run) for pair in pairs)]
-
-
-def interval(values: np.ndarray) -> dict:
-    """The mean of values [pairs, n] and its 95 % interval, pairs and problems resampled."""
-    return {"mean": float(values.mean()), "ci95": passk.interval(passk.hierarchical(values, DRAWS)).tolist()}
 
 
 def text(found: dict) -> str:

@@ -6,6 +6,8 @@ use the same resamples, so differences between runs are paired.
 """
 
 import io
+import sys
+import time
 import zipfile
 from dataclasses import asdict, dataclass, replace
 from pathlib import Path
@@ -20,6 +22,7 @@ from minifork.config import Config, fingerprint
 from minifork.stages import load_run, pick_device, sft_data
 
 VISIBLE = 1e-5  # width of pass@k below which the model's own arithmetic hides it
+SECONDS_BETWEEN_LINES = 10
 CHECK_LEVEL = 1e-3  # chance that a correct evaluation reports any disagreement
 
 
@@ -50,11 +53,14 @@ def evaluate(config: Config) -> int:
     """
     checkpoints, known, found = find_checkpoints(config), last_found(config), []
     sets: dict[tuple[str, int], measure.ProblemSet] = {}
-    kept = 0
+    kept, told = 0, time.monotonic()
     print(
         f"evaluating {len(checkpoints)} checkpoints on {config.eval.problems} {config.eval.split} problems", flush=True
     )
-    for checkpoint in tqdm(checkpoints, desc="eval", unit="checkpoint", disable=None):
+    for done, checkpoint in enumerate(tqdm(checkpoints, desc="eval", unit="checkpoint", disable=None)):
+        if time.monotonic() - told > SECONDS_BETWEEN_LINES and not sys.stderr.isatty():
+            told = time.monotonic()
+            print(f"eval: {done}/{len(checkpoints)} checkpoints", flush=True)
         for name in test_sets(checkpoint):
             identity = identify(checkpoint, name)
             before = known.get(_key(identity))

@@ -1,0 +1,102 @@
+"""The small result file of a reproduction, and the table that the README shows of it.
+
+runs/<task>/summary.json holds means over pairs of seeds with 95 % intervals (pairs and problems resampled), and what
+made them. Copies are kept in experiments/results/; a test compares the README's tables with them.
+"""
+
+import numpy as np
+
+from experiments.gap import DRAWS
+from experiments.results import Results, load
+from minifork import passk, runs
+from minifork.config import Config, fingerprint, to_tree
+
+KS = (1, 16, 64)
+NAMES = {
+    "base": "base",
+    "problem": "both modes for every problem",
+    "fresh": "FORK_RATE 1, fresh traces every epoch",
+    "cued": "FORK_RATE 1, branch cued",
+    "data-cue0.5": "FORK_RATE 1, branch cued in half of the training problems",
+    "data-graph": "FWD traces on graphs without a fork but for a share of .1",
+    "rationale": "rationale",
+    "published": "FORK_RATE 1, published order",
+}
+
+
+def summary(config: Config, minutes: float) -> dict:
+    """Write runs/<task>/summary.json from the last evaluation and print its table."""
+    results = load(config)
+    pairs = results.pairs()
+    found = {
+        "command": f"minifork reproduce --config experiments/configs/{config.task}.yaml "
+        f"reproduce.sweep={config.reproduce.sweep} reproduce.pairs={config.reproduce.pairs}",
+        "config_hash": fingerprint(to_tree(config)),
+        "machine": runs.machine(),
+        "minutes": round(minutes, 1),
+        "pairs": len(pairs),
+        "rows": rows(results, pairs),
+    }
+    runs.write_json(runs.task_folder(config) / "summary.json", found)
+    print(table(found))
+    return found
+
+
+def rows(results: Results, pairs: list[int]) -> list[dict]:
+    """The last checkpoint of every kind of run that all pairs have: pass@k and fork accuracy."""
+    kinds = [("base", None, "plain")]
+    tuned = {(r["variant"], r["fork_rate"], r["test_set"]) for r in results.records if r["stage"] == "sft"}
+    matched = {variant for variant, _, test_set in tuned if test_set != "plain" and variant in ("cued", "published")}
+    kinds += sorted(
+        (variant, rate, test_set)
+        for variant, rate, test_set in tuned
+        if (test_set == "plain") != (variant in matched)  # these are about the test set that matches them
+    )
+    found = []
+    for variant, rate, test_set in kinds:
+        last = [results.base(pair) if rate is None else _last(results, pair, variant, rate, test_set) for pair in pairs]
+        if all(last):
+            found.append(_row(results, last, _name(variant, rate)))
+    return found
+
+
+def _last(results: Results, pair: int, variant: str, rate: float, test_set: str) -> dict | None:
+    found = results.tuned(pair, variant, rate, test_set)
+    return found[-1] if found else None
+
+
+def _name(variant: str, rate: float | None) -> str:
+    return f"FORK_RATE {rate:g}" if variant == "data" else NAMES.get(variant, variant)
+
+
+def _row(results: Results, last: list[dict], name: str) -> dict:
+    """One kind of run over the pairs."""
+    row = {"name": name, "runs": [record["run"] for record in last], "pass_at": {}}
+    for k in KS:
+        solved = np.stack([results.solved(record, k) for record in last])
+        row["pass_at"][str(k)] = interval(solved)
+    accuracy = np.stack([results.fork(record, "fork").argmax(axis=1) == 0 for record in last])
+    return row | {"fork_accuracy": interval(accuracy.astype(float))}
+
+
+def interval(values: np.ndarray) -> dict:
+    """The mean of values [pairs, n] and its 95 % interval, pairs and problems resampled."""
+    low, high = passk.interval(passk.hierarchical(values, DRAWS))
+    return {"mean": float(values.mean()), "ci95": [float(low), float(high)]}
+
+
+def table(found: dict) -> str:
+    """The rows of a summary as a Markdown table."""
+    lines = ["| model | pass@1 | pass@16 | pass@64 | fork accuracy |", "|---|---|---|---|---|"]
+    for row in found["rows"]:
+        cells = [_cell(row["pass_at"][str(k)]) for k in KS] + [_cell(row["fork_accuracy"])]
+        lines.append(f"| {row['name']} | {' | '.join(cells)} |")
+    return "\n".join(lines)
+
+
+def _cell(value: dict) -> str:
+    low, high = value["ci95"]
+    return " ".join(
+        text.format(number).replace("0.", ".")
+        for text, number in (("{:.3f}", value["mean"]), ("[{:.3f},", low), ("{:.3f}]", high))
+    )

@@ -1,0 +1,50 @@
+"""The result file of a reproduction: its numbers, its table, and the README's copies of committed ones."""
+
+import json
+from pathlib import Path
+
+import pytest
+
+from experiments.results import load
+from experiments.summary import summary, table
+
+ROOT = Path(__file__).parent.parent
+COMMITTED = [
+    path for path in sorted((ROOT / "experiments" / "results").glob("*.json")) if "rows" in json.loads(path.read_text())
+]
+
+
+def test_rows_are_means_of_the_last_checkpoints(trained):
+    found = summary(trained.config(), 1.25)
+    assert json.loads((trained.folder / "summary.json").read_text()) == found and found["pairs"] == 1
+    rows = {row["name"]: row for row in found["rows"]}
+    runs = {row["runs"][0] for row in found["rows"]}
+    assert set(rows) == {
+        "base", "FORK_RATE 0.5", "FORK_RATE 1", "both modes for every problem", "FORK_RATE 1, branch cued",
+        "FORK_RATE 1, fresh traces every epoch",
+    }  # fmt: skip
+    assert runs == {path.name for path in trained.folder.iterdir() if "seed0" in path.name}
+    results = load(trained.config())
+    last = {
+        "FORK_RATE 1": results.tuned(0, "data", 1.0),
+        "FORK_RATE 1, branch cued": results.tuned(0, "cued", test_set="cue1"),
+    }
+    for name, records in last.items():
+        for k in (1, 16, 64):
+            value = rows[name]["pass_at"][str(k)]
+            assert value["mean"] == pytest.approx(records[-1]["pass_at"][str(k)])
+            assert value["ci95"][0] <= value["mean"] <= value["ci95"][1]
+        assert rows[name]["fork_accuracy"]["mean"] == pytest.approx(records[-1]["fork"]["accuracy"])
+
+
+def test_table():
+    value = {"mean": 0.25, "ci95": [0.2, 1.0]}
+    row = {"name": "base", "pass_at": {"1": value, "16": value, "64": value}, "fork_accuracy": value}
+    assert table({"rows": [row]}).splitlines()[-1] == "| base |" + 4 * " .250 [.200, 1.000] |"
+
+
+@pytest.mark.parametrize("path", COMMITTED, ids=lambda path: path.name)
+def test_the_readme_shows_what_was_committed(path):
+    found = json.loads(path.read_text())
+    assert table(found) in (ROOT / "README.md").read_text()
+    assert found["command"].startswith("minifork reproduce") and found["config_hash"] and found["machine"]
