@@ -91,9 +91,11 @@ sensitivity: $(ENV) ## map the loss over epochs, traces, learning rate, width an
 reproduce: $(ENV) ## everything: base, all fine-tunings, eval, figures, claims [TASK PAIRS ARGS]
 	@$(MINIFORK) reproduce $(CONFIG) reproduce.pairs=$(PAIRS) $(ARGS)
 
-reproduce-full: $(ENV) ## both tasks on 5 pairs of seeds, all claims, the report; resumes where it stopped
+reproduce-full: $(ENV) ## star and arith on 5 pairs of seeds, RL, claims, the report; resumes where it stopped
 	@$(MINIFORK) reproduce --config experiments/configs/arith.yaml reproduce.pairs=5 $(ARGS)
 	@$(MINIFORK) reproduce --config experiments/configs/star.yaml reproduce.pairs=5 $(ARGS)
+	@$(MINIFORK) contrast --config experiments/configs/star.yaml reproduce.pairs=5 $(ARGS)
+	@$(MINIFORK) claims --config experiments/configs/star.yaml $(ARGS)
 	@$(MINIFORK) report --config experiments/configs/star.yaml $(ARGS)
 
 stops: $(ENV) ## bases with other stop probabilities, which set the base's pass@1 [TASK BASE_SEED]

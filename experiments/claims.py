@@ -1,11 +1,11 @@
 """Which claims hold: experiments/claims.yaml against the last evaluation.
 
 A claim's number is a mean over pairs of seeds, its interval a bootstrap that resamples pairs and problems
-independently (Owen 2007), the same problems for all runs. It holds if the whole interval lies in the range that was
-fixed beforehand, and fails otherwise.
+(`minifork.passk.hierarchical`), the same problems for all runs. It holds if the whole interval lies strictly inside the
+range that was fixed beforehand, and fails otherwise. A share that is recovered is judged as what is won beyond that
+share of what was lost, which is linear, and only where at least LOST was lost.
 """
 
-from collections.abc import Callable
 from dataclasses import dataclass, fields
 from functools import lru_cache
 from pathlib import Path
@@ -13,12 +13,16 @@ from pathlib import Path
 import numpy as np
 import yaml
 
+from experiments import sweep
 from experiments.results import Results, load
+from minifork import config as configs
 from minifork import passk, records, runs
 from minifork.config import Config, fingerprint
+from minifork.evaluate import settings_of
 
 FILE = Path(__file__).parent / "claims.yaml"
 DRAWS = 1000
+LOST = 0.05  # less than this was not lost, so there is nothing to recover
 FORK = ("accuracy", "entropy", "confidence right", "confidence wrong")
 
 
@@ -66,8 +70,8 @@ class Claim:
             raise ValueError("give value, or rising with at least two terms")
         if self.at_least is None and self.at_most is None:
             raise ValueError("give at_least or at_most: what would refute it?")
-        if self.over is not None and self.minus is None:
-            raise ValueError("over needs minus: (value - minus) / (over - minus)")
+        if self.over is not None and (self.minus is None or self.at_least is None or self.at_most is not None):
+            raise ValueError("over needs minus and at_least only: (value - minus) / (over - minus) >= at_least")
         if self.by not in ("paper", "us"):
             raise ValueError(f"by is {self.by!r}: choose paper or us")
 
@@ -75,8 +79,8 @@ class Claim:
     def rule(self) -> str:
         """The range, in words."""
         if self.at_least is not None and self.at_most is not None:
-            return f"in [{self.at_least:g}, {self.at_most:g}]"
-        return f">= {self.at_least:g}" if self.at_most is None else f"<= {self.at_most:g}"
+            return f"in ({self.at_least:g}, {self.at_most:g})"
+        return f"> {self.at_least:g}" if self.at_most is None else f"< {self.at_most:g}"
 
 
 class NotRunError(ValueError):
@@ -97,14 +101,19 @@ def claims(config: Config) -> None:
     pairs = results.pairs()
     if not pairs:
         raise ValueError(f"{runs.eval_file(config)}: no pair of base and fine-tuned run; see `make reproduce`")
-    require_one_setup(config, results, pairs)
+    if results.settings != settings_of(config):
+        raise ValueError(f"{runs.eval_file(config)}: made with other settings than these; run `minifork eval` again")
+    require_planned(config, results, pairs)
     judged = [judge(claim, results, pairs) for claim in listed]
     for row in judged:
         print(line(row))
     held, tested = (sum(row["verdict"] in of for row in judged) for of in (("holds",), ("holds", "fails")))
     provisional = "" if len(pairs) >= wanted else f"; provisional, {wanted} pairs are wanted"
     print(f"{held} of {tested} claims hold on {len(pairs)} pair{'s' * (len(pairs) > 1)} of seeds{provisional}")
+    if len(pairs) == 1:
+        print("intervals are about problems only: one pair says nothing about seeds")
     result = {"sweep": config.reproduce.sweep, "pairs": len(pairs), "wanted": wanted, "claims": judged}
+    result["of"] = results.checksum
     runs.write_json(runs.task_folder(config) / "claims.json", result)
 
 
@@ -114,7 +123,8 @@ def read(path: Path) -> tuple[int, list[Claim]]:
         tree = yaml.safe_load(path.read_text())
     except (OSError, UnicodeDecodeError, yaml.YAMLError) as error:
         raise ValueError(f"{path}: cannot be read: {' '.join(str(error).split())}") from None
-    if not isinstance(tree, dict) or set(tree) != {"pairs", "claims"} or not isinstance(tree["claims"], list):
+    kinds = {"pairs": int, "claims": list}
+    if not isinstance(tree, dict) or {name: type(value) for name, value in tree.items()} != kinds:
         raise ValueError(f"{path}: give pairs, a number, and claims, a list")
     found: list[Claim] = []
     for entry in tree["claims"]:
@@ -125,7 +135,7 @@ def read(path: Path) -> tuple[int, list[Claim]]:
             raise ValueError(f"{path}: claim {name!r}: {error}") from None
         if name in [claim.id for claim in found[:-1]]:
             raise ValueError(f"{path}: claim {name!r}: there are two of this id")
-    return int(tree["pairs"]), found
+    return tree["pairs"], found
 
 
 def _claim(entry: dict) -> Claim:
@@ -133,7 +143,7 @@ def _claim(entry: dict) -> Claim:
     for name in ("value", "minus", "over"):
         if isinstance(entry.get(name), dict):
             entry[name] = Term(**_checked(entry[name], Term))
-    entry["rising"] = tuple(Term(**_checked(term, Term)) for term in entry.get("rising", ()))
+    entry["rising"] = tuple(Term(**_checked(term, Term)) for term in entry.get("rising") or ())
     return Claim(**entry)
 
 
@@ -145,54 +155,67 @@ def _checked(entry: dict, kind: type) -> dict:
     unknown = [key for key in entry if key not in known]
     if unknown:
         raise ValueError(f"unknown key {unknown[0]!r}; known are {', '.join(known)}")
-    missing = [name for name in list(known)[: 4 if kind is Claim else 2] if name not in entry]
-    if missing:
-        raise ValueError(f"missing key {missing[0]!r}")
+    words = list(known)[: 4 if kind is Claim else 2]
+    for name in words:
+        if not isinstance(entry.get(name), str):
+            raise ValueError(f"missing key {name!r}" if name not in entry else f"{name} must be words")
+    for name in ("at_least", "at_most", "fork_rate", "epoch"):
+        if isinstance(entry.get(name), (str, bool, list, dict)):
+            raise ValueError(f"{name} must be a number, not {entry[name]!r}")
     return entry
 
 
-def require_one_setup(config: Config, results: Results, pairs: list[int]) -> None:
-    """Raise ValueError naming the runs when bases are not of this config, or replications differ in more than seeds."""
-    of_config = fingerprint(runs.setup(config, "base"))
-    setups: dict[tuple, dict[str, str]] = {}
-    for record in results.records:
-        if record["base_seed"] not in pairs:
-            continue
-        if record["variant"] == "base" and record["setup_hash"] != of_config:
-            raise ValueError(f"{record['run']} was made with another config than this one; claims would mix them")
-        setups.setdefault((record["variant"], record["fork_rate"]), {})[record["setup_hash"]] = record["run"]
-    for found in setups.values():
-        if len(found) > 1:
-            raise ValueError(f"{' and '.join(found.values())} differ in more than seeds; claims would mix them")
+def require_planned(config: Config, results: Results, pairs: list[int]) -> None:
+    """Raise ValueError naming a run that is not what the config's sweep plans under its name, seeds apart."""
+    planned = {("base", None): fingerprint(runs.setup(config, "base"))}
+    for job in sweep.read(config, [0]):
+        run = configs.changed(config, job.overrides)
+        planned[runs.variant(run, job.stage), run.sft.fork_rate] = fingerprint(runs.setup(run, job.stage))
+    seen = dict(planned)
+    for record in [record for record in results.records if record["base_seed"] in pairs]:
+        kind = record["variant"], record["fork_rate"]
+        if seen.setdefault(kind, record["setup_hash"]) != record["setup_hash"]:
+            other = "the sweep's" if kind in planned else "that of another pair"
+            raise ValueError(f"{record['run']} was made with a config that is not {other}; claims would mix them")
 
 
 def judge(claim: Claim, results: Results, pairs: list[int]) -> dict:
     """The verdict on a claim, its number and interval: a row of claims.json."""
     row = {"id": claim.id, "says": claim.says, "of": claim.of, "by": claim.by, "rule": claim.rule}
     try:
-        draws = number(claim, lambda term: of_pairs(results, pairs, term))
+        draws = {name: of_pairs(results, pairs, term) for name, term in _terms(claim)}
     except NotRunError as missing:
-        return row | {"verdict": "not run", "effect": None, "ci95": None, "why": str(missing)}
-    low, high = passk.interval(draws[1:])
-    inside = (claim.at_least is None or low >= claim.at_least) and (claim.at_most is None or high <= claim.at_most)
-    found = {"verdict": "holds" if inside else "fails", "effect": float(draws[0]), "ci95": [float(low), float(high)]}
+        return row | {"verdict": "not run", "effect": None, "ci95": None, "why": f"{missing} is missing"}
+    if claim.over is not None:
+        return row | _recovered(claim, draws["value"] - draws["minus"], draws.get("over", claim.over) - draws["minus"])
+    if claim.rising:
+        number = np.diff(np.stack(list(draws.values())), axis=0).min(axis=0)
+    else:
+        number = draws["value"] - draws.get("minus", 0.0)
+    low, high = passk.interval(number[1:])
+    inside = (claim.at_least is None or low > claim.at_least) and (claim.at_most is None or high < claim.at_most)
+    found = {"verdict": "holds" if inside else "fails", "effect": float(number[0]), "ci95": [float(low), float(high)]}
     return row | found | {"why": None}
 
 
-def number(claim: Claim, draws_of: Callable[[Term], np.ndarray]) -> np.ndarray:
-    """The claim's number float64[1 + DRAWS], its estimate first, from the same of its terms."""
-    if claim.rising:
-        terms = np.stack([draws_of(term) for term in claim.rising])
-        return np.diff(terms, axis=0).min(axis=0)
-    value = draws_of(claim.value)
-    if claim.minus is None:
-        return value
-    minus = draws_of(claim.minus)
-    if claim.over is None:
-        return value - minus
-    over = draws_of(claim.over) if isinstance(claim.over, Term) else float(claim.over)
-    with np.errstate(divide="ignore", invalid="ignore"):
-        return (value - minus) / (over - minus)
+def _terms(claim: Claim) -> list[tuple[str, Term]]:
+    """The terms of a claim, by name."""
+    named = [("value", claim.value), ("minus", claim.minus), ("over", claim.over)]
+    named += [(f"step {i}", term) for i, term in enumerate(claim.rising)]
+    return [(name, term) for name, term in named if isinstance(term, Term)]
+
+
+def _recovered(claim: Claim, won: np.ndarray, lost: np.ndarray) -> dict:
+    """The verdict on a recovered share, from what was won and lost, float64[1 + DRAWS] each.
+
+    The interval is shown only where no draw has next to nothing lost, which would make the share anything.
+    """
+    if lost[0] < LOST:
+        return {"verdict": "fails", "effect": None, "ci95": None, "why": f"only {lost[0]:.3f} was lost"}
+    low, _ = passk.interval((won - claim.at_least * lost)[1:])
+    ends = passk.interval(won[1:] / lost[1:]).tolist() if lost.min() >= LOST else None
+    verdict = "holds" if low > 0 and passk.interval(lost[1:])[0] > 0 else "fails"
+    return {"verdict": verdict, "effect": float(won[0] / lost[0]), "ci95": ends, "why": None}
 
 
 def of_pairs(results: Results, pairs: list[int], term: Term) -> np.ndarray:
@@ -201,7 +224,7 @@ def of_pairs(results: Results, pairs: list[int], term: Term) -> np.ndarray:
     Raises NotRunError when a pair lacks the run.
     """
     values = np.stack([_of_pair(results, pair, term) for pair in pairs])
-    weights = np.concatenate([np.full((1, len(pairs)), 1 / len(pairs)), passk.resamples(len(pairs), DRAWS, 1)])
+    weights = np.concatenate([np.full((1, len(pairs)), 1 / len(pairs)), passk.pair_resamples(len(pairs), DRAWS, 1)])
     return np.einsum("dp,pd->d", weights, values)
 
 
@@ -254,6 +277,10 @@ def line(row: dict) -> str:
     """A row of claims.json as a line."""
     verdict = row["verdict"].upper() if row["verdict"] == "fails" else row["verdict"]
     if row["effect"] is None:
-        return f"{verdict:<8}{row['id']:<18}{row['says']} ({row['why']} is missing)"
-    low, high = row["ci95"]
-    return f"{verdict:<8}{row['id']:<18}{row['effect']:+.3f} [{low:+.3f}, {high:+.3f}] {row['rule']:<16}{row['says']}"
+        return f"{verdict:<8}{row['id']:<18}{row['says']} ({row['why']})"
+    return f"{verdict:<8}{row['id']:<18}{row['effect']:+.3f} {interval(row):<18}{row['rule']:<16}{row['says']}"
+
+
+def interval(row: dict) -> str:
+    """The interval of a row, in words."""
+    return "[too little lost]" if row["ci95"] is None else f"[{row['ci95'][0]:+.3f}, {row['ci95'][1]:+.3f}]"

@@ -69,7 +69,7 @@ def contrast(config: Config) -> None:
 def compare(config: Config) -> None:
     """Compare the RL runs of the last evaluation; raises ValueError when a pair lacks one."""
     results = load(config)
-    pairs = results.pairs()
+    pairs = [pair for pair in results.pairs() if pair < config.reproduce.pairs]
     changes = {run.name: change(config, results, pairs, run) for run in RUNS}
     rows = []
     for run in RUNS:

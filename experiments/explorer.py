@@ -10,28 +10,29 @@ from data_gen.task import PAD, Problems, Task
 from experiments.results import Results
 from minifork import measure, runs
 from minifork.config import Config
+from minifork.exact import exact
 from minifork.policy import Policy
 from minifork.stages import load_run
 from minifork.tree import Tree
 
 PROBLEMS = 24
 LEAST = 0.01  # probability below which a prefix is not drawn
-SHOWN = (("data", 1.0), ("data", 0.5), ("problem", 0.5), ("fresh", 1.0), ("rationale", 1.0), ("published", 1.0))
+SHOWN = ("data", "problem", "fresh", "rationale", "published")
+RATES = 3  # of each, the largest
 LIVE = -1
 
 
 def explorer(config: Config, results: Results, pair: int) -> dict:
     """Problems, and for every run its snapshots: branch and mode probabilities, p and the tree of each problem."""
-    task, device = config.data, "cpu"
+    task, found = config.data, []
     problems = streams.test_problems(task, PROBLEMS)
-    tensors = measure.problem_set(task, problems, device)
-    shown = [("base", None)] + [(v, rate) for v, rate in SHOWN if results.tuned(pair, v, rate)]
-    found = []
-    for variant, rate in shown[1:]:
-        records = [results.base(pair), *results.tuned(pair, variant, rate)]
-        snapshots = [_snapshot(config, task, tensors, results, record) for record in records]
-        name = {"data": "one mode a problem", "problem": "both modes for every problem"}.get(variant, variant)
-        found.append({"name": f"{name}, FORK_RATE {rate:g}", "snapshots": snapshots})
+    tensors = measure.problem_set(task, problems, "cpu")
+    for variant in SHOWN:
+        for rate in sorted({r["fork_rate"] for r in results.tuned(pair, variant)} - {0.0}, reverse=True)[:RATES]:
+            records = [results.base(pair), *results.tuned(pair, variant, rate)]
+            snapshots = [_snapshot(config, task, tensors, record) for record in records]
+            name = {"data": "one mode a problem", "problem": "all modes for every problem"}.get(variant, variant)
+            found.append({"name": f"{name}, FORK_RATE {rate:g}", "snapshots": snapshots})
     return {"problems": [_problem(task, problems[i : i + 1]) for i in range(PROBLEMS)], "runs": found,
             "words": [task.decode(np.array([token])) for token in range(task.vocab_size)],
             "sinks": list(task.sinks)}  # fmt: skip
@@ -57,15 +58,15 @@ def _problem(task: Task, problem: Problems) -> dict:
 
 
 @torch.no_grad()
-def _snapshot(config: Config, task: Task, problems: measure.ProblemSet, results: Results, record: dict) -> dict:
-    """One set of weights on all problems; probabilities in thousandths."""
+def _snapshot(config: Config, task: Task, problems: measure.ProblemSet, record: dict) -> dict:
+    """One set of weights on all problems, sampled as they are; probabilities in thousandths."""
     folder = runs.task_folder(config) / record["run"]
     file = "ckpt.pt" if record["epoch"] is None else f"epochs/e{record['epoch']}.pt"
     model = load_run(Path(folder / file), runs.read_config(folder))
     tree = measure.tree_of(model, task, problems, Policy())
     return {
         "epoch": record["epoch"] or 0,
-        "p": _thousandths(results.p(record)[: len(tree)]),
+        "p": _thousandths(exact(tree).p_lo),
         "fork": _thousandths(measure.branch_probabilities(tree, problems)),
         "mode": _thousandths(measure.mode_probabilities(tree, task, problems)),
         "trees": unfold(tree),

@@ -6,8 +6,8 @@ time. A method is better only where its last checkpoint lies above that curve at
 interval (pairs and problems resampled).
 
 A number that shapes a method is chosen on validation problems, on the first pair at FORK_RATE 1: the one of its
-``values`` with the largest gap above the curve at k = 16. Every number here is round and was listed before any was
-tried. A run of any other name is compared as well, if its folder ends in -seed<s> and all pairs have it.
+``values`` with the largest gap above the curve at k = 16. A run of any other name is compared as well, if its folder
+ends in -seed<s> and all pairs have it.
 """
 
 import time
@@ -41,7 +41,8 @@ LOST = 0.05  # less than this was not lost, so there is nothing to recover
 @dataclass(frozen=True)
 class Method:
     """A mitigation: a stage (sft, wise or decode), its overrides (the decode policy, for decode) as words with {value},
-    {rate} and {pair} to fill in, and the values to choose from. mode: what the task must have for it."""
+    {rate}, {pair}, {traces} (four times the config's) and {epochs} (a quarter) to fill in, and the values to choose
+    from. mode: what the task must have for it."""
 
     name: str
     stage: str
@@ -50,8 +51,10 @@ class Method:
     rates: tuple[float, ...] = RATES
     mode: str = "FWD"
 
-    def overrides(self, value: str, rate: float, pair: int) -> list[str]:
-        words = self.words.format(value=value, rate=f"{rate:g}", pair=pair).split()
+    def overrides(self, config: Config, value: str, rate: float, pair: int) -> list[str]:
+        """What the method's run of a FORK_RATE and a pair changes in a config."""
+        more = {"traces": 4 * config.sft.traces, "epochs": max(1, config.sft.epochs // 4)}
+        words = self.words.format(value=value, rate=f"{rate:g}", pair=pair, **more).split()
         return [f"seed={pair}", f"base_seed={pair}", f"sft.fork_rate={rate:g}", *words]
 
 
@@ -62,10 +65,9 @@ METHODS = (
     Method("both modes for every problem", "sft", "sft.allocation=problem", rates=(0.5,)),
     Method("fresh traces every epoch", "sft", "sft.fresh=true"),
     Method(
-        "more problems at equal steps",
+        "four times the problems, a quarter of the epochs",
         "sft",
-        "sft.traces=4000 sft.epochs=16 name=problems{value}-fork{rate}-seed{pair}",
-        ("4000",),
+        "sft.traces={traces} sft.epochs={epochs} name=problems{traces}-fork{rate}-seed{pair}",
     ),
     Method("random prefix", "sft", "sft.prefix={value}", ("2", "8")),
     Method("label smoothing", "sft", "sft.loss=label_smoothing={value}", ("0.05", "0.1", "0.2")),
@@ -115,7 +117,7 @@ def frontier(config: Config) -> None:
 
 def _train(config: Config, source: Path, tried: list[tuple[Method, str, float, int]]) -> None:
     """Make the runs of methods, their values, FORK_RATEs and pairs."""
-    jobs = [sweep.Job(m.stage, tuple(m.overrides(value, rate, pair))) for m, value, rate, pair in tried]
+    jobs = [sweep.Job(m.stage, tuple(m.overrides(config, value, rate, pair))) for m, value, rate, pair in tried]
     sweep.sweep(config, source, [job for job in jobs if job.stage != "decode"])
 
 
@@ -123,7 +125,7 @@ def choose(config: Config, methods: list[Method]) -> dict[str, str]:
     """The value of every method, by its name; the scores behind it are printed and kept in frontier-values.json."""
     pair, rate = CHOSEN_ON
     valid = replace(config, eval=replace(config.eval, split="valid"))
-    plain = configs.changed(config, PLAIN.overrides("", rate, pair))
+    plain = configs.changed(config, PLAIN.overrides(config, "", rate, pair))
     folder = runs.run_folder(plain, "sft")
     kept = [runs.base_folder(plain) / "ckpt.pt", *(folder / path for path in snapshots(plain).values())]
     curve = np.stack([solve_rates(valid, plain, path, policy.Policy())[0] for path in kept]).mean(axis=2)
@@ -134,7 +136,7 @@ def choose(config: Config, methods: list[Method]) -> dict[str, str]:
             if method.stage == "decode":
                 decoder = policy.parse(method.words.format(value=value))
             else:
-                run = configs.changed(config, method.overrides(value, rate, pair))
+                run = configs.changed(config, method.overrides(config, value, rate, pair))
                 path = runs.task_folder(run) / last(run, method.stage)
             solved, _ = solve_rates(valid, run, path, decoder)
             above = gap(solved.mean(axis=1)[None], curve[None])[0]
@@ -171,13 +173,13 @@ def compare(config: Config, chosen: dict[str, str]) -> None:
     chosen: the value of every method by its name; methods that are not named are compared at any value.
     """
     results = load(config)
-    pairs = results.pairs()
+    pairs = [pair for pair in results.pairs() if pair < config.reproduce.pairs]
     if not pairs:
         raise ValueError(f"{runs.eval_file(config)}: no plain fine-tuning to compare with; run `make frontier`")
     rows, spreads = [], []
     for rate in [rate for rate in RATES if all(results.tuned(pair, fork_rate=rate) for pair in pairs)]:
-        decoded, spread = decode(config, results, pairs, rate, chosen)
-        spreads += spread
+        decoded, recovered = decode(config, results, pairs, rate, chosen)
+        spreads += recovered
         for mode in (None, "FWD"):
             curves = {pair: curve(results, pair, rate, mode) for pair in pairs}
             bases = np.stack([solve(results, results.base(pair), mode) for pair in pairs])
@@ -211,6 +213,8 @@ def points(
     lost = set(_variants(config, rate, chosen))
     found: dict[str, list[Point]] = {}
     for variant in sorted({r["variant"] for r in results.records if r["fork_rate"] == rate} - lost):
+        if mode and variant.startswith(("data-RAT", "data-SEARCH")):
+            continue  # they never saw another mode than their own
         records = [results.tuned(pair, variant, fork_rate=rate)[-1:] for pair in pairs]
         if all(records):
             found[variant] = [
@@ -225,7 +229,7 @@ def _variants(config: Config, rate: float, chosen: dict[str, str]) -> Iterator[s
     for method in METHODS:
         for value in method.values if method.name in chosen and method.stage != "decode" else ():
             if value != chosen[method.name]:
-                run = configs.changed(config, method.overrides(value, rate, 0))
+                run = configs.changed(config, method.overrides(config, value, rate, 0))
                 yield runs.variant(run, "sft") + str(last(run, method.stage).parent.parent).partition("-seed0")[2]
 
 

@@ -13,8 +13,8 @@ DRAWS = 1000
 def gap(method: np.ndarray, stopped: np.ndarray) -> np.ndarray:
     """float64[pairs, K]: pass@k of methods [pairs, 1 + K] above curves [pairs, snapshots, 1 + K] at equal pass@1.
 
-    The curve runs from snapshot to snapshot; where it passes a pass@1 more than once the best counts, and beyond its
-    largest pass@1 the snapshot that has it.
+    The curve runs from snapshot to snapshot. Of all places on it with at least the method's pass@1 the best counts, and
+    beyond its largest pass@1 the snapshot that has it.
     """
     return np.array(
         [
@@ -40,10 +40,10 @@ def gap_draws(solved: np.ndarray, stopped: np.ndarray) -> np.ndarray:
     """Bootstrap draws float64[DRAWS, K] of the mean gap, from solve rates of every problem: methods
     [pairs, 1 + K, n] above curves [pairs, snapshots, 1 + K, n].
 
-    Pairs and problems are resampled independently (Owen 2007).
+    Pairs and problems are resampled independently (`passk.hierarchical`).
     """
     weights = passk.resamples(solved.shape[2], DRAWS)
-    of_pairs = passk.resamples(len(solved), DRAWS, 1)
+    of_pairs = passk.pair_resamples(len(solved), DRAWS, 1)
     method = np.einsum("dn,pkn->dpk", weights, solved)
     lines = np.einsum("dn,pskn->dpsk", weights, stopped)
     return np.stack([of_pairs[d] @ gap(method[d], lines[d]) for d in range(DRAWS)])

@@ -6,12 +6,14 @@ The page asks for nothing: figures are inline SVG, data and script are in the fi
 import html
 import io
 import json
+import re
 from pathlib import Path
 
 import matplotlib
 from matplotlib.figure import Figure
 
 from experiments import figures
+from experiments.claims import interval
 from experiments.explorer import explorer
 from experiments.results import load
 from minifork import runs
@@ -35,7 +37,7 @@ def report(config: Config) -> None:
     parts = {
         "task": config.task,
         "pairs": f"{len(pairs)} pair{'s' * (len(pairs) > 1)} of seeds",
-        "claims": "".join(map(claims_table, found_claims(config))),
+        "claims": "".join(claims_table(*found) for found in found_claims(config)),
         "figures": "".join(figure_block(name, figure) for name, figure in figures.drawn(results, pairs).items()),
         "made": f"{runs.machine()}, config {fingerprint(to_tree(config))}",
         "data": json.dumps(explorer(config, results, pairs[0]), separators=(",", ":")).replace("<", "\\u003c"),
@@ -48,14 +50,25 @@ def report(config: Config) -> None:
     print(f"{path}: {len(page.encode()) / 1e6:.1f} MB")
 
 
-def found_claims(config: Config) -> list[dict]:
-    """The verdicts of every sweep that has some below the config's runs folder, this config's own first."""
+def found_claims(config: Config) -> list[tuple[Path, dict, bool]]:
+    """The verdicts of every sweep that has some below the config's runs folder, this config's own first.
+
+    With the folder they lie in, and whether they are about the evaluation that lies there now. Raises ValueError naming
+    a file that holds none.
+    """
     own = runs.task_folder(config) / "claims.json"
-    others = sorted(Path(config.runs).glob("**/claims.json"))
-    return [runs.read_json(path) for path in dict.fromkeys([own, *others]) if path.exists()]
+    found = []
+    for path in dict.fromkeys([own, *sorted(Path(config.runs).glob("**/claims.json"))]):
+        if path.exists():
+            claims = runs.read_json(path)
+            if not {"sweep", "pairs", "wanted", "claims", "of"} <= set(claims):
+                raise ValueError(f"{path}: of another version; run `minifork claims` there again, or remove it")
+            now = runs.read_json(path.with_name("eval.json")).get("checksum")
+            found.append((path.parent, claims, claims["of"] == now))
+    return found
 
 
-def claims_table(found: dict) -> str:
+def claims_table(folder: Path, found: dict, current: bool) -> str:
     """The verdicts of one sweep as an HTML table."""
     provisional = "" if found["pairs"] >= found["wanted"] else f", provisional: {found['wanted']} are wanted"
     rows = []
@@ -64,13 +77,14 @@ def claims_table(found: dict) -> str:
         cells = [f'<td class="{row["verdict"].replace(" ", "-")}">{mark} {row["verdict"]}</td>']
         cells += [f"<td>{html.escape(row['says'])}</td><td>{html.escape(row['by'])}</td>"]
         if row["effect"] is None:
-            cells += ["<td></td><td></td>"]
+            cells += [f'<td colspan="2">{html.escape(row["why"])}</td>']
         else:
-            low, high = row["ci95"]
-            cells += [f'<td class="number">{row["effect"]:+.3f}</td><td class="number">[{low:+.3f}, {high:+.3f}]</td>']
+            cells += [f'<td class="number">{row["effect"]:+.3f}</td><td class="number">{interval(row)}</td>']
         rows.append(f"<tr>{''.join(cells)}<td>{html.escape(row['rule'])}</td></tr>")
     head = "<tr><th>verdict<th>claim<th>by<th>effect<th>95 % interval<th>holds if all of it is</tr>"
-    title = f"{html.escape(found['sweep'])} ({found['pairs']} pairs of seeds{provisional})"
+    stale = "" if current else "; OUT OF DATE: evaluated again since, run minifork claims"
+    pairs = f"{found['pairs']} pair{'s' * (found['pairs'] > 1)} of seeds{provisional}"
+    title = html.escape(f"{found['sweep']} ({folder}; {pairs}{stale})")
     table = f"<table><caption>{title}</caption><thead>{head}</thead><tbody>{''.join(rows)}</tbody></table>"
     return f'<div class="wide">{table}</div>'
 
@@ -80,7 +94,7 @@ def figure_block(name: str, figure: Figure) -> str:
     buffer = io.BytesIO()
     with matplotlib.rc_context({"svg.fonttype": "none", "svg.hashsalt": name}):
         figure.savefig(buffer, format="svg", metadata={"Date": None})
-    picture = buffer.getvalue().decode()
-    picture = picture[picture.index("<svg") :].replace("<svg", f'<svg role="img" aria-label="{name}"', 1)
-    caption = html.escape(CAPTIONS.get(name, name))
+    picture, caption = buffer.getvalue().decode(), html.escape(CAPTIONS.get(name, name))
+    picture = picture[picture.index("<svg") :].replace("<svg", f'<svg role="img" aria-label="{caption}"', 1)
+    picture = re.sub(r'(\bid="|href="#|url\(#)', rf"\g<1>{name}-", picture)  # ids are shared by all of the page
     return f"<figure>{picture}<figcaption>{caption}</figcaption></figure>"

@@ -16,10 +16,10 @@ def reproduce(config: Config) -> None:
     """
     started = time.monotonic()
     source = sweep.start(config)
-    sweep.sweep(config, source, sweep.read(config.reproduce.sweep, range(config.reproduce.pairs)))
+    sweep.sweep(config, source, sweep.read(config, range(config.reproduce.pairs)))
     for stage in ("eval", "figures", "claims"):
         sweep.run(source, stage)
     minutes = (time.monotonic() - started) / 60
     if load(config).pairs():
-        summary(config, minutes)
+        summary(config)
     print(f"reproduced in {minutes:.1f} minutes; figures in {runs.task_folder(config) / 'figures'}", flush=True)

@@ -1,6 +1,5 @@
 """Reading eval.json and eval.npz: which records belong together, and paired bootstrap over problems."""
 
-import zipfile
 from dataclasses import dataclass
 
 import numpy as np
@@ -13,11 +12,14 @@ from minifork.records import array_key
 
 @dataclass(frozen=True)
 class Results:
-    """The records of an evaluation, the p arrays [n] behind them and the bootstrap weights [draws, n]."""
+    """The records of an evaluation, the p arrays [n] behind them and the bootstrap weights [draws, n]; the settings
+    that made them and the checksum of eval.json."""
 
     records: list[dict]
     arrays: dict[str, np.ndarray]
     weights: np.ndarray
+    settings: str = ""
+    checksum: str = ""
 
     def p(self, record: dict, mode: str | None = None) -> np.ndarray:
         """p_i of a record, free or with a forced mode, float64[n]."""
@@ -25,7 +27,10 @@ class Results:
 
     def array(self, record: dict, what: str | None) -> np.ndarray:
         """Any array of a record in eval.npz; see `minifork.records.array_key`."""
-        return self.arrays[array_key(record, what)]
+        key = array_key(record, what)
+        if key not in self.arrays:
+            raise ValueError(f"the evaluation holds no {key}: it was made with settings that do not give it")
+        return self.arrays[key]
 
     def fork(self, record: dict, where: str) -> np.ndarray:
         """Branch probabilities at the fork, float64[n, d], on test ("fork") or training problems ("fork_train")."""
@@ -72,18 +77,10 @@ class Results:
 def load(config: Config) -> Results:
     """The results of the last evaluation; raises ValueError naming the file when there is none."""
     path = runs.eval_file(config)
-    evaluation = read_evaluation(path)
+    evaluation, arrays = read_evaluation(path)
     if any(record.get("forced") is None for record in evaluation["records"]):
         raise ValueError(f"{path}: evaluates a stratified decoder; figures and claims are about i.i.d. samples")
     if any(record["rho"] is None for record in evaluation["records"]):
         raise ValueError(f"{path}: p is bounded but not computed there; run `minifork eval` with a larger eval.budget")
-    try:
-        with np.load(path.with_suffix(".npz")) as stored:
-            arrays = {name: stored[name] for name in stored.files}
-        missing = [key for record in evaluation["records"] if (key := array_key(record, None)) not in arrays]
-    except (OSError, ValueError, EOFError, zipfile.BadZipFile):
-        raise ValueError(f"{path.with_suffix('.npz')}: missing or damaged; run `minifork eval` again") from None
-    if missing:
-        raise ValueError(f"{path.with_suffix('.npz')}: does not belong to {path.name}; run `minifork eval` again")
     weights = passk.resamples(evaluation["n_problems"], config.eval.bootstrap)
-    return Results(evaluation["records"], arrays, weights)
+    return Results(evaluation["records"], arrays, weights, evaluation["settings"], evaluation["checksum"])

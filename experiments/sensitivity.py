@@ -4,6 +4,7 @@ The runs are those of experiments/sweeps/sensitivity.yaml; every width and numbe
 """
 
 import time
+from dataclasses import replace
 from pathlib import Path
 
 import matplotlib
@@ -27,12 +28,13 @@ def sensitivity(config: Config) -> None:
     """
     started = time.monotonic()
     source = sweep.start(config)
-    jobs = sweep.read("sensitivity", range(config.reproduce.pairs))
+    planned = replace(config, reproduce=replace(config.reproduce, sweep="sensitivity"))
+    jobs = sweep.read(planned, range(config.reproduce.pairs))
     sweep.sweep(config, source, jobs)
     panels = []
-    for planned, overrides in settings(config, jobs):
+    for one, overrides in settings(config, jobs):
         sweep.run(source, "eval", *overrides)
-        panels.append(panel(planned, load(planned)))
+        panels.append(panel(one, load(one)))
     folder = runs.task_folder(config)
     runs.write_json(folder / "sensitivity.json", {"k": K, "panels": panels})
     figure = draw(panels)
@@ -58,7 +60,7 @@ def settings(config: Config, jobs: list[sweep.Job]) -> list[tuple[Config, list[s
 
 def panel(config: Config, results: Results) -> dict:
     """S_K and the index under forced FWD of every run of one folder after every snapshot, means over pairs of seeds."""
-    pairs = sorted({r["seed"] for r in results.records if r["stage"] == "sft"})
+    pairs = range(config.reproduce.pairs)
     rows = []
     for variant in dict.fromkeys(r["variant"] for r in results.records if r["stage"] == "sft"):
         of_pairs = [results.tuned(pair, variant) for pair in pairs]

@@ -3,6 +3,7 @@
 import numpy as np
 import torch
 
+from data_gen.task import PAD
 from minifork import passk, strata
 from minifork.measure import ProblemSet
 from minifork.tree import Tree
@@ -10,8 +11,10 @@ from minifork.tree import Tree
 
 def spread(tree: Tree, problems: ProblemSet, p: np.ndarray) -> dict[str, tuple]:
     """Solve rates float64[n] at k = d of samples spread over d tokens at four places, with the share of problems where
-    that place is the fork; and of k i.i.d. samples from p float64[n]."""
+    that place is the fork; and of k i.i.d. samples from p float64[n]. Problems of several sizes have no one d: none."""
     fork, d = problems.fork, problems.branches.shape[1]
+    if (problems.branches == PAD).any():
+        return {}
     at_fork = torch.full((len(tree),), fork.shape[1], device=fork.device)
     trace, place = strata.highest_entropy(tree)
     hits = (place == fork.shape[1]) & (trace[:, : fork.shape[1]] == fork).all(dim=1)
@@ -31,6 +34,8 @@ def spread(tree: Tree, problems: ProblemSet, p: np.ndarray) -> dict[str, tuple]:
 def stratified(rate: float, spreads: list[dict[str, tuple]]) -> list[dict]:
     """The share of what i.i.d. samples miss that stratified ones find, (strat - iid) / (1 - iid) at pass@d, by pair of
     seeds and together with its interval."""
+    if not all(spreads):
+        return []
     iid = np.stack([one["iid"][0] for one in spreads])
     rows = []
     for name in [name for name in spreads[0] if name != "iid"]:

@@ -1,7 +1,7 @@
 """The small result file of a reproduction, and the table that the README shows of it.
 
 runs/<task>/summary.json holds means over pairs of seeds with 95 % intervals (pairs and problems resampled), and what
-made them. Copies are kept in experiments/results/; a test compares the README's tables with them.
+made them. Where a copy is kept in experiments/results/, a test holds the README's table to it.
 """
 
 import numpy as np
@@ -24,16 +24,21 @@ NAMES = {
 }
 
 
-def summary(config: Config, minutes: float) -> dict:
-    """Write runs/<task>/summary.json from the last evaluation and print its table."""
+def summary(config: Config) -> dict:
+    """Write runs/<task>/summary.json from the last evaluation and print its table.
+
+    train_minutes adds up the training of all runs, on one core each but for the bases.
+    """
     results = load(config)
     pairs = results.pairs()
+    metas = [runs.read_json(path) for path in runs.task_folder(config).glob("*/meta.json")]
     found = {
-        "command": f"minifork reproduce --config experiments/configs/{config.task}.yaml "
-        f"reproduce.sweep={config.reproduce.sweep} reproduce.pairs={config.reproduce.pairs}",
+        "task": config.task,
+        "sweep": config.reproduce.sweep,
+        "runs": config.runs,
         "config_hash": fingerprint(to_tree(config)),
         "machine": runs.machine(),
-        "minutes": round(minutes, 1),
+        "train_minutes": round(sum(meta["seconds"] for meta in metas if "weight" not in meta) / 60, 1),
         "pairs": len(pairs),
         "rows": rows(results, pairs),
     }
@@ -66,7 +71,9 @@ def _last(results: Results, pair: int, variant: str, rate: float, test_set: str)
 
 
 def _name(variant: str, rate: float | None) -> str:
-    return f"FORK_RATE {rate:g}" if variant == "data" else NAMES.get(variant, variant)
+    if variant == "data":
+        return f"FORK_RATE {rate:g}"
+    return NAMES.get(variant) or f"{variant}, FORK_RATE {rate:g}"
 
 
 def _row(results: Results, last: list[dict], name: str) -> dict:

@@ -5,7 +5,8 @@ A sweep is a list of mappings, each of which says what a run changes in the conf
     - {sft.fork_rate: [0, 0.5, 1]}                              # three fine-tunings
     - {stage: rl, rl.mode: FWD, name: "mine-seed{pair}"}        # one RL run
 
-Every run is made for every pair of seeds; words may hold {pair} and any key of the mapping, as in {model.width}. Bases
+Every run is made for every pair of seeds; words may hold {pair}, {runs} (the config's) and any key of the mapping, as
+in {model.width}. Bases
 use all cores one after the other, the rest run side by side with one core each: what a run gives does not depend on
 how many run at once.
 """
@@ -13,6 +14,7 @@ how many run at once.
 import itertools
 import os
 import re
+import signal
 import subprocess
 import sys
 import time
@@ -27,13 +29,13 @@ from tqdm import tqdm
 from minifork import config as configs
 from minifork import runs
 from minifork.cli import COMMANDS
-from minifork.config import Config, to_tree
+from minifork.config import Config, fingerprint, to_tree
 
 FOLDER = Path(__file__).parent / "sweeps"
 STAGES = ("sft", "wise", "rl")  # in this order: each may start from those before
 ONE_CORE = {"OMP_NUM_THREADS": "1", "MKL_NUM_THREADS": "1"}
 ATTEMPTS = 3  # of a run that is killed
-INTERRUPTED = 130
+INTERRUPTED = (130, -signal.SIGINT)  # by Ctrl-C, which may come before the command line is there to meet it
 
 
 @dataclass(frozen=True)
@@ -44,11 +46,12 @@ class Job:
     overrides: tuple[str, ...]
 
 
-def read(name: str, pairs: Iterable[int]) -> list[Job]:
-    """The jobs of a sweep, a file or the name of one in experiments/sweeps/, for pairs of seeds.
+def read(config: Config, pairs: Iterable[int]) -> list[Job]:
+    """The jobs of the config's sweep, a file or the name of one in experiments/sweeps/, for pairs of seeds.
 
     Raises ValueError naming the file and the entry that is not what a sweep holds.
     """
+    name = config.reproduce.sweep
     path = Path(name) if name.endswith(".yaml") else FOLDER / f"{name}.yaml"
     try:
         entries = yaml.safe_load(path.read_text())
@@ -60,13 +63,13 @@ def read(name: str, pairs: Iterable[int]) -> list[Job]:
     if not isinstance(entries, list) or not all(isinstance(entry, dict) for entry in entries):
         raise ValueError(f"{path}: a sweep is a list of mappings, such as - {{sft.fork_rate: [0, 1]}}")
     try:
-        return [job for pair in pairs for entry in entries for job in expand(entry, pair)]
+        return [job for pair in pairs for entry in entries for job in expand(entry, pair, config.runs)]
     except ValueError as error:
         raise ValueError(f"{path}: {error}") from None
 
 
-def expand(entry: dict, pair: int) -> list[Job]:
-    """The jobs of one entry, the product of its values, for a pair of seeds.
+def expand(entry: dict, pair: int, folder: str) -> list[Job]:
+    """The jobs of one entry, the product of its values, for a pair of seeds and a runs folder.
 
     Raises ValueError naming what cannot be filled in, and for a stage that is none.
     """
@@ -77,8 +80,8 @@ def expand(entry: dict, pair: int) -> list[Job]:
     values = [value if isinstance(value, list) else [value] for value in entry.values()]
     jobs = []
     for chosen in itertools.product(*values):
-        words = {"pair": pair, **dict(zip(entry, chosen, strict=True))}
-        overrides = (f"{key}={_word(words[key], words)}" for key in entry)
+        words = {"pair": pair, "runs": folder} | dict(zip(entry, chosen, strict=True))
+        overrides = (f"{key}={_word(words[key], words | {'runs': folder})}" for key in entry)
         jobs.append(Job(stage, (f"seed={pair}", f"base_seed={pair}", *overrides)))
     return jobs
 
@@ -88,7 +91,7 @@ def _word(value: object, words: dict[str, object]) -> str:
 
     def fill(found: re.Match) -> str:
         if found[1] not in words:
-            raise ValueError(f"{value!r}: {{{found[1]}}} is neither pair nor a key of its entry")
+            raise ValueError(f"{value!r}: {{{found[1]}}} is neither pair, runs nor a key of its entry")
         return _word(words[found[1]], {})
 
     if isinstance(value, str):
@@ -97,8 +100,13 @@ def _word(value: object, words: dict[str, object]) -> str:
 
 
 def start(config: Config) -> Path:
-    """Write the config for further stages to read, runs/<task>/config.yaml; returns its path."""
-    source = runs.task_folder(config) / "config.yaml"
+    """Write the config for further stages to read, under a name of its own; returns its path.
+
+    Raises ValueError when the config names a run: a sweep makes many.
+    """
+    if config.name:
+        raise ValueError(f"name is {config.name!r}: a sweep makes many runs, leave the name out")
+    source = runs.task_folder(config) / "configs" / f"{fingerprint(to_tree(config))}.yaml"
     text = yaml.safe_dump(to_tree(config), sort_keys=False)
     runs.write_atomically(source, lambda file: file.write(text.encode()))
     return source
@@ -107,7 +115,7 @@ def start(config: Config) -> Path:
 def sweep(config: Config, source: Path, jobs: list[Job]) -> None:
     """Make the bases that the jobs need, then the jobs, stage after stage.
 
-    Raises ValueError naming the runs that failed, after all others are done.
+    Raises ValueError naming the runs that failed, after all others of their stage are done.
     """
     needed = {}
     for job in jobs:
@@ -144,7 +152,7 @@ def side_by_side(config: Config, source: Path, jobs: list[Job]) -> None:
         try:
             for done, future in enumerate(as_completed(waiting), 1):
                 log, code = _log(config, waiting[future]), future.result()
-                if code == INTERRUPTED:
+                if code in INTERRUPTED:
                     raise KeyboardInterrupt
                 failed += [log] if code else []
                 bar.set_postfix_str(log.stem)
@@ -163,8 +171,13 @@ def side_by_side(config: Config, source: Path, jobs: list[Job]) -> None:
 def run(source: Path, stage: str, *overrides: str) -> None:
     """Run one stage in a process on all cores; raises ValueError with its command when it fails."""
     command = _command(source, stage, overrides)
-    code = subprocess.run(command).returncode
-    if code == INTERRUPTED:
+    with subprocess.Popen(command) as process:
+        try:
+            code = process.wait()
+        except KeyboardInterrupt:
+            process.wait()  # it got the same Ctrl-C, and saves
+            raise
+    if code in INTERRUPTED:
         raise KeyboardInterrupt
     if code:
         raise ValueError(f"a stage failed (see above): {' '.join(command[1:])}")
@@ -178,7 +191,7 @@ def _attempt(source: Path, job: Job, log: Path) -> int:
         with log.open("ab") as file:
             command = _command(source, job.stage, job.overrides)
             code = subprocess.run(command, env={**os.environ, **ONE_CORE}, stdout=file, stderr=file).returncode
-        if code >= 0:
+        if code >= 0 or code in INTERRUPTED:
             break
     return code
 
@@ -192,7 +205,8 @@ def _log(config: Config, job: Job) -> Path:
     """Where a job's output goes."""
     planned = configs.changed(config, job.overrides)
     name = runs.run_folder(planned, "sft" if job.stage == "wise" else job.stage).name
-    return runs.task_folder(planned) / "logs" / f"{name}{'-wise' * (job.stage == 'wise')}.log"
+    kind = f"-wise{planned.wise.weights}-early{planned.wise.early}" if job.stage == "wise" else ""
+    return runs.task_folder(planned) / "logs" / f"{name}{kind}.log"
 
 
 def _last_line(log: Path) -> str:

@@ -271,7 +271,7 @@ class Config:
         _require(self.base_seed >= 0, "base_seed", self.base_seed, "it must not be negative")
         _require(self.device in ("auto", "cpu", "cuda"), "device", self.device, "choose auto, cpu or cuda")
         _require(self.save_every >= 1, "save_every", self.save_every, "it must be at least 1")
-        taken = (".", "..", "audits", "figures", "logs")
+        taken = (".", "..", "audits", "configs", "figures", "logs")
         _require("/" not in self.name and self.name not in taken, "name", self.name, "choose another folder name")
         labels = self.data.label_count
         _require(self.sft.prefix <= labels, "sft.prefix", self.sft.prefix,

@@ -8,7 +8,6 @@ use the same resamples, so differences between runs are paired.
 import io
 import sys
 import time
-import zipfile
 from dataclasses import asdict, dataclass, replace
 from pathlib import Path
 
@@ -72,10 +71,10 @@ def evaluate(config: Config) -> int:
                 found.append(measure_one(config, checkpoint, identity, sets, checked))
     if kept:
         print(f"{kept} of {len(found)} results are the last evaluation's, of the same weights and settings")
-    result = summary(config, found)
-    path = runs.eval_file(config)
-    buffer = io.BytesIO()
+    path, buffer = runs.eval_file(config), io.BytesIO()
     np.savez_compressed(buffer, **{name: array for one in found for name, array in one.arrays.items()})
+    result = summary(config, found) | {"npz_hash": runs.digest(buffer.getvalue())}
+    result["checksum"] = fingerprint(result)
     runs.write_atomically(path.with_suffix(".npz"), lambda file: file.write(buffer.getvalue()))
     runs.write_json(path, result)
     tell(config, result)
@@ -126,7 +125,7 @@ def summary(config: Config, found: list[Found]) -> dict:
         check["agrees"] = check["p_value"] * len(checks) >= CHECK_LEVEL
     spread = "" if settings.stratify == "none" else f" {settings.stratify}={settings.strata}"
     problems = streams.test_problems(task, settings.problems, stream=settings.split)
-    result = {
+    return {
         "schema": records.SCHEMA,
         "task": config.task,
         "engine": "+".join(sorted({one.record["engine"] for one in found})),
@@ -136,11 +135,10 @@ def summary(config: Config, found: list[Found]) -> dict:
         "split": settings.split,
         "n_problems": settings.problems,
         "data_hash": streams.data_hash(task.prompts(problems)),
-        "settings": _settings(config),
+        "settings": settings_of(config),
         "records": [one.record for one in found],
         "checks": checks,
     }
-    return result | {"checksum": fingerprint(result)}
 
 
 def tell(config: Config, result: dict) -> None:
@@ -160,14 +158,11 @@ def tell(config: Config, result: dict) -> None:
 
 def last_found(config: Config) -> dict[tuple, Found]:
     """What the last evaluation found, if it was whole and of the same version and settings."""
-    path = runs.eval_file(config)
     try:
-        result = read_evaluation(path)
-        with np.load(path.with_suffix(".npz")) as stored:
-            arrays = {name: stored[name] for name in stored.files}
-    except (ValueError, OSError, EOFError, zipfile.BadZipFile):
+        result, arrays = read_evaluation(runs.eval_file(config))
+    except ValueError:
         return {}
-    if result["settings"] != _settings(config):
+    if result["settings"] != settings_of(config):
         return {}
     checks, found = {check["run"]: check for check in result["checks"]}, {}
     for record in result["records"]:
@@ -177,19 +172,30 @@ def last_found(config: Config) -> dict[tuple, Found]:
     return found
 
 
-def read_evaluation(path: Path) -> dict:
-    """An eval.json of this version, unchanged since it was written; raises ValueError naming it otherwise."""
-    evaluation = runs.read_json(path)
+def read_evaluation(path: Path) -> tuple[dict, dict[str, np.ndarray]]:
+    """An eval.json of this version and the arrays that belong to it, unchanged since they were written.
+
+    Raises ValueError naming the file otherwise.
+    """
+    evaluation, stored = runs.read_json(path), path.with_suffix(".npz")
     if evaluation.get("schema") != records.SCHEMA or not isinstance(evaluation.get("records"), list):
         raise ValueError(f"{path}: not an evaluation of this version; run `minifork eval` again")
-    if evaluation.pop("checksum", None) != fingerprint(evaluation):
+    if evaluation.get("checksum") != fingerprint({k: v for k, v in evaluation.items() if k != "checksum"}):
         raise ValueError(f"{path}: damaged or edited; run `minifork eval` again")
-    return evaluation
+    try:
+        if runs.digest(stored.read_bytes()) != evaluation["npz_hash"]:
+            raise ValueError
+        with np.load(stored) as arrays:
+            return evaluation, {name: arrays[name] for name in arrays.files}
+    except (OSError, ValueError):
+        raise ValueError(f"{stored}: missing, damaged or not of this {path.name}; run `minifork eval` again") from None
 
 
-def _settings(config: Config) -> str:
-    """What decides the result of measuring given weights."""
-    return fingerprint([asdict(config.eval), runs.comparable(asdict(config.data)), pick_device(config)])
+def settings_of(config: Config) -> str:
+    """What decides the result of measuring given weights, as a hash: settings, test problems, device."""
+    problems = streams.test_problems(config.data, config.eval.problems, stream=config.eval.split)
+    data = runs.comparable(asdict(config.data)), streams.data_hash(config.data.prompts(problems))
+    return fingerprint([asdict(config.eval), data, pick_device(config)])
 
 
 def _key(record: dict) -> tuple:
@@ -277,7 +283,7 @@ def identify(checkpoint: Checkpoint, test_set: str) -> dict:
         "test_set": test_set,
         "config_hash": meta["config_hash"],
         "setup_hash": fingerprint(runs.setup(checkpoint.config, meta["stage"])),
-        "weights_hash": runs.digest(checkpoint.path),
+        "weights_hash": runs.weights_hash(checkpoint.path),
     }
 
 

@@ -12,10 +12,12 @@ A fall in pass@k is a fall of the ceiling (mean skill) plus a rise of J_k (polar
 """
 
 import math
+from functools import lru_cache
 
 import numpy as np
 from numpy.typing import ArrayLike
 
+_T975 = (12.706, 4.303, 3.182, 2.776, 2.571, 2.447, 2.365, 2.306, 2.262)  # of Student's t with 1, 2, ... degrees
 _FACTORS = 1000  # of a product, above which its Stirling series is as accurate
 
 
@@ -140,13 +142,16 @@ def _beta_quantiles(a: float, b: float, q: list[float]) -> np.ndarray:
     return 1 / (1 + np.exp(-np.interp(q, mass / mass[-1], t)))
 
 
+@lru_cache(maxsize=8)
 def resamples(n: int, count: int, seed: int = 0) -> np.ndarray:
     """Bootstrap weights float64[count, n]: each row resamples n problems, as shares that sum to 1.
 
     Used for every run on the same problems, the weights make all comparisons between runs paired.
     """
     rng = np.random.default_rng([seed, n, count])
-    return rng.multinomial(n, np.full(n, 1 / n), size=count) / n
+    weights = rng.multinomial(n, np.full(n, 1 / n), size=count) / n
+    weights.setflags(write=False)  # it is kept, and shared by all who ask again
+    return weights
 
 
 def interval(draws: np.ndarray, level: float = 0.95) -> np.ndarray:
@@ -154,13 +159,33 @@ def interval(draws: np.ndarray, level: float = 0.95) -> np.ndarray:
     return np.quantile(draws, [(1 - level) / 2, (1 + level) / 2], axis=0)
 
 
+@lru_cache(maxsize=8)
+def pair_resamples(pairs: int, count: int, seed: int = 0) -> np.ndarray:
+    """Weights float64[count, pairs] of few pairs of seeds, for percentile intervals of what is linear in the pairs.
+
+    Plain resamples of n values give intervals that are too short: their variance is short by (n - 1) / n, and few
+    values have the tails of Student's t. So deviations from equal weights are stretched by
+    sqrt(n / (n - 1)) t_{n-1} / 1.96, which makes the interval that of the t-test where values are normal (for one
+    pair there is nothing to resample: its interval is about problems only). Stretched weights can be negative.
+    """
+    weights = resamples(pairs, count, seed)
+    if pairs == 1:
+        return weights
+    free = pairs - 1
+    quantile = _T975[free - 1] if free <= len(_T975) else 1.96 + 2.4 / free
+    stretched = 1 / pairs + math.sqrt(pairs / free) * quantile / 1.96 * (weights - 1 / pairs)
+    stretched.setflags(write=False)
+    return stretched
+
+
 def hierarchical(values: np.ndarray, count: int, seed: int = 0) -> np.ndarray:
     """Bootstrap draws float64[count] of the mean of values float64[pairs, n], one row a pair of seeds.
 
     Seed pairs and problems are resampled independently of each other, the same problems for every pair,
-    because all pairs are measured on the same problems (the pigeonhole bootstrap of Owen 2007).
+    because all pairs are measured on the same problems (the pigeonhole bootstrap of Owen 2007); pairs as in
+    `pair_resamples`.
     """
-    of_pairs, of_problems = resamples(len(values), count, seed + 1), resamples(values.shape[1], count, seed)
+    of_pairs, of_problems = pair_resamples(len(values), count, seed + 1), resamples(values.shape[1], count, seed)
     return ((of_pairs @ values) * of_problems).sum(axis=1)
 
 

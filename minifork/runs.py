@@ -116,9 +116,15 @@ def load_weights(path: Path, device: str = "cpu") -> dict:
     return payload
 
 
-def digest(path: Path) -> str:
-    """Twelve hex digits of a file's content."""
-    return hashlib.sha256(path.read_bytes()).hexdigest()[:12]
+def digest(content: bytes) -> str:
+    """Twelve hex digits that name some bytes."""
+    return hashlib.sha256(content).hexdigest()[:12]
+
+
+def weights_hash(path: Path) -> str:
+    """Twelve hex digits of a checkpoint's weights, whatever else it holds."""
+    model = load_weights(path)["model"]
+    return digest(b"".join(name.encode() + model[name].contiguous().numpy().tobytes() for name in sorted(model)))
 
 
 def machine() -> str:
@@ -267,8 +273,9 @@ def locked(folder: Path) -> Iterator[None]:
                 f"{folder}: another process is training there; wait for it, or give this run its own folder with "
                 "name=..."
             ) from None
-        for path in folder.rglob(".*"):  # the temporary files of `write_atomically`
-            path.unlink()
+        for path in folder.rglob(".*"):
+            if path.is_file() and re.fullmatch(r"\..+\.[a-z0-9_]{8}", path.name):  # of `write_atomically`
+                path.unlink()
         yield
     finally:
         os.close(held)

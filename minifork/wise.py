@@ -34,14 +34,17 @@ def wise(config: Config) -> None:
     for weight in config.wise.shares:
         kind = f"-wise{weight:g}" + (f"-early{early}" if early else "")
         folder = tuned.parent / (tuned.name + kind)
-        for path in snapshots:
-            saved = runs.load_weights(path)
-            mixed = interpolate(start, saved["model"], weight, str(path))
-            runs.save_weights(folder / "epochs" / path.name, {"model": mixed, "step": saved["step"]})
-        runs.write_config(folder, runs.read_config(tuned))
         mixture = {"name": folder.name, "variant": meta["variant"] + kind, "weight": weight, "early": early}
         mixture["config_hash"] = runs.config_hash(runs.read_config(tuned), meta | mixture)
-        runs.write_json(folder / "meta.json", meta | mixture)
+        with runs.locked(folder):
+            for path in folder.rglob("*.*"):  # of an earlier run of this name, which may have had other snapshots
+                path.unlink()
+            for path in snapshots:
+                saved = runs.load_weights(path)
+                mixed = interpolate(start, saved["model"], weight, str(path))
+                runs.save_weights(folder / "epochs" / path.name, {"model": mixed, "step": saved["step"]})
+            runs.write_config(folder, runs.read_config(tuned))
+            runs.write_json(folder / "meta.json", meta | mixture)
         print(f"{folder}: {len(snapshots)} snapshots, {weight:g} of {tuned.name} and {1 - weight:g} of {before}")
 
 

@@ -62,6 +62,12 @@ def test_keys_that_are_named_exist(page):
         assert key in known, key
 
 
+@pytest.mark.parametrize("page", PAGES, ids=lambda page: page.name)
+def test_no_page_is_a_template(page):
+    """No word in capitals stands alone at the end of a paragraph, waiting for its numbers."""
+    assert not re.findall(r"(?:^|[.:] )[A-Z]{2,}\n(?:\n|$)", page.read_text(), re.MULTILINE)
+
+
 def test_make_lists_its_targets():
     """`make` alone prints every target that has a recipe, with what it does."""
     printed = subprocess.run(["make"], cwd=ROOT, capture_output=True, text=True, check=True).stdout

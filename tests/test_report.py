@@ -2,6 +2,7 @@
 
 import json
 import re
+from pathlib import Path
 
 import numpy as np
 import pytest
@@ -35,6 +36,8 @@ def test_is_one_small_file_that_asks_for_nothing(made):
     assert len(text) < 5e6 and not re.search(r"{{\w+}}", text)
     links = re.findall(r"(?:src|href)\s*=\s*[\"']([^\"']*)|url\(([^)]*)\)|@import", text)
     assert all((a or b).startswith("#") for a, b in links)
+    ids = re.findall(r'\bid="([^"]+)"', text)
+    assert len(set(ids)) == len(ids) and {a[1:] for a, _ in links if a} | {b[1:] for _, b in links if b} <= set(ids)
     assert text.count("<svg role=") == 4 and "<text" in text  # figures are drawn, their words are words
 
 
@@ -76,9 +79,10 @@ def test_slider_and_picker(page, trained):
             page.js(f"document.getElementById('slider').value = {snapshot}")
             page.js("document.getElementById('slider').dispatchEvent(new Event('input'))")
             right = page.js("document.querySelector('#graph .branch').textContent")
-            assert right == f"right {100 * results.fork(record, 'fork')[problem, 0]:.1f} %"
+            share = f"{100 * results.fork(record, 'fork')[problem, 0]:.1f} %"
+            assert right == f"right {share}"
             said = page.js("document.getElementById('summary').textContent")
-            assert f"probability {results.p(record)[problem]:.3f};" in said
+            assert f"probability {results.p(record)[problem]:.3f};" in said and f"the right branch has {share}." in said
             assert page.js("document.querySelectorAll('#tree text').length") >= 1
     assert page.js("document.getElementById('epoch').textContent") == "epoch 4"
     assert not page.errors and all(url.startswith("file://") for url in page.requests)
@@ -92,6 +96,8 @@ def test_keyboard(page):
         page.press("Tab", 9)
         reached.append(page.js("document.activeElement.id"))
     assert reached == ["run", "previous", "problem", "next", "slider"]
+    names = [page.js(f"document.getElementById('{name}').labels[0]?.textContent") for name in ("problem", "slider")]
+    assert names == ["problem", "snapshot"]
     page.press("ArrowRight", 39)
     assert page.js("document.getElementById('epoch').textContent") == "epoch 1"
     page.js("document.getElementById('next').focus()")
@@ -123,8 +129,9 @@ def test_needs_results(copy, capsys):
 def test_words_of_claims_are_escaped(trained, made):
     from experiments.report import claims_table
 
-    row = {"verdict": "not run", "says": "<b>&", "by": "us", "effect": None, "rule": ">= 0"}
-    table = claims_table({"pairs": 1, "wanted": 5, "sweep": "x", "claims": [row]})
+    row = {"verdict": "not run", "says": "<b>&", "by": "us", "effect": None, "rule": "> 0", "why": "a run is missing"}
+    table = claims_table(Path("runs"), {"pairs": 1, "wanted": 5, "sweep": "x", "claims": [row]}, False)
+    assert "OUT OF DATE" in table and "&gt; 0" in table
     assert "<b>&" not in table and "&lt;b&gt;&amp;" in table
     data = re.search(r'<script id="data" type="application/json">(.*?)</script>', made.read_text())[1]
     assert len(json.loads(data)["problems"]) == 24 and "<" not in data

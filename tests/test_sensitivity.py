@@ -6,11 +6,13 @@ import pytest
 
 from experiments import sensitivity, sweep
 from experiments.results import load
+from minifork import config as configs
 
 
 def test_settings_have_folders_of_their_own(copy):
     config = copy("base-seed0").config()
-    found = sensitivity.settings(config, sweep.read("sensitivity", [0, 1]))
+    planned = configs.changed(config, ["reproduce.sweep=sensitivity"])
+    found = sensitivity.settings(config, sweep.read(planned, [0, 1]))
     shapes = [(planned.model.width, planned.data.branches) for planned, _ in found]
     assert shapes == [(128, 2), (128, 3), (192, 2), (192, 3)] and len({planned.runs for planned, _ in found}) == 4
 
@@ -18,21 +20,20 @@ def test_settings_have_folders_of_their_own(copy):
 def test_a_whole_map_small(copy, tmp_path, monkeypatch, capsys):
     """Bases, runs, evaluations and the figure, as the command makes them."""
     mine = tmp_path / "mine.yaml"
-    folder = tmp_path / "maps"
     mine.write_text(
-        f"- {{runs: '{folder}/width{{model.width}}', model.width: [16, 32], pretrain.steps: 4, "
+        "- {runs: '{runs}/width{model.width}', model.width: [16, 32], pretrain.steps: 4, "
         "sft.lr: [0.001, 0.01], name: 'lr{sft.lr}-seed{pair}'}\n"
     )
-    read = sweep.read
-    monkeypatch.setattr(sweep, "read", lambda name, pairs: read(str(mine), pairs))
-    config = copy("base-seed0").config()
+    read, config = sweep.read, copy("base-seed0").config()
+    mine = configs.changed(config, [f"reproduce.sweep={mine}"])
+    monkeypatch.setattr(sweep, "read", lambda _, pairs: read(mine, pairs))
     sensitivity.sensitivity(config)
     found = json.loads((tmp_path / "runs" / "star" / "sensitivity.json").read_text())
     assert [(one["width"], len(one["rows"]), one["epochs"]) for one in found["panels"]] == [
         (16, 2, [1, 2, 4]),
         (32, 2, [1, 2, 4]),
     ]
-    planned, _ = sensitivity.settings(config, sweep.read("", [0]))[1]
+    planned, _ = sensitivity.settings(config, sweep.read(config, [0]))[1]
     results = load(planned)
     tuned, base = results.tuned(0, "lr0.01")[-1], results.base(0)
     row = next(row for row in found["panels"][1]["rows"] if row["run"] == "lr0.01")

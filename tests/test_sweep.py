@@ -20,14 +20,15 @@ SEEDS = ("seed=3", "base_seed=3")
 
 def test_expands_in_full():
     entry = {"sft.fork_rate": [0, 1], "model.width": [32, 64], "sft.fresh": True, "name": "w{model.width}-seed{pair}"}
-    found = sweep.expand(entry, 3)
+    found = sweep.expand(entry, 3, "here")
     assert [job.overrides for job in found] == [
         (*SEEDS, f"sft.fork_rate={rate}", f"model.width={width}", "sft.fresh=true", f"name=w{width}-seed3")
         for rate in (0, 1)
         for width in (32, 64)
     ]  # fmt: skip
     assert {job.stage for job in found} == {"sft"}
-    assert sweep.expand({"stage": "rl", "data.modulus": None}, 0) == [
+    assert sweep.expand({"runs": "{runs}/x"}, 0, "here")[0].overrides[-1] == "runs=here/x"
+    assert sweep.expand({"stage": "rl", "data.modulus": None}, 0, "here") == [
         sweep.Job("rl", ("seed=0", "base_seed=0", "data.modulus=null"))
     ]
 
@@ -37,29 +38,29 @@ def test_expands_in_full():
     [
         ("sft.fork_rate: 1", "a sweep is a list of mappings"),
         ("- sft.fork_rate", "a sweep is a list of mappings"),
-        ("- {name: 'x{sed}'}", "{sed} is neither pair nor a key of its entry"),
+        ("- {name: 'x{sed}'}", "{sed} is neither pair, runs nor a key of its entry"),
         ("- {stage: pretrain}", "stage is 'pretrain': choose sft, wise, rl"),
         ("- {a: [}", "not a YAML file"),
     ],
 )
-def test_malformed_sweeps_are_named(tmp_path, text, named):
+def test_malformed_sweeps_are_named(config_file, tmp_path, text, named):
     path = tmp_path / "mine.yaml"
     path.write_text(text)
     with pytest.raises(ValueError, match="mine.yaml") as error:
-        sweep.read(str(path), [0])
+        sweep.read(configs.load(config_file, [f"reproduce.sweep={path}"]), [0])
     assert named in str(error.value)
 
 
-def test_an_unknown_sweep_lists_the_known():
+def test_an_unknown_sweep_lists_the_known(config_file):
     with pytest.raises(ValueError, match="arith, mixed, search, sensitivity, star"):
-        sweep.read("stars", [0])
+        sweep.read(configs.load(config_file, ["reproduce.sweep=stars"]), [0])
 
 
 @pytest.mark.parametrize("name", [path.stem for path in sweep.FOLDER.glob("*.yaml")])
 def test_shipped_sweeps_plan_different_runs(name, config_file):
     task, preset = {"search": ("star", ["preset=search"]), "sensitivity": ("star", [])}.get(name, (name, []))
-    config = configs.load(config_file.replace("star", task), preset)
-    jobs = sweep.read(name, range(2))
+    config = configs.load(config_file.replace("star", task), [*preset, f"reproduce.sweep={name}"])
+    jobs = sweep.read(config, range(2))
     folders = [runs.run_folder(configs.changed(config, job.overrides), job.stage) for job in jobs]
     assert len(set(folders)) == len(folders) >= 4
 
@@ -112,21 +113,26 @@ def test_failures_are_named_and_the_others_finish(planned):
     assert runs.is_complete(pipeline.folder / "sft-fork1-graph-seed0")
 
 
-def test_interrupting_a_sweep_saves_and_resumes(planned, tmp_path):
-    """Ctrl-C: exit code 130, no run lost; the same command gives the weights of an undisturbed one."""
-    pipeline, config, source, jobs = planned
+@pytest.mark.parametrize("run", ["base-seed0", "sft-fork1-seed0"])
+def test_interrupting_a_sweep_saves(copy, tmp_path, run):
+    """Ctrl-C, in a base on all cores and in a run beside others: exit code 130, what was done is saved."""
+    base = run == "base-seed0"
+    pipeline = copy() if base else copy("base-seed0")
     mine = tmp_path / "mine.yaml"
     mine.write_text(yaml.safe_dump([{"sft.fork_rate": 1, "sft.epochs": 400}]))
-    command = [sys.executable, "-m", "minifork", "reproduce", "--config", str(source), f"reproduce.sweep={mine}"]
-    with subprocess.Popen(command, start_new_session=True, stderr=subprocess.PIPE, text=True) as process:
-        log = pipeline.folder / "logs" / "sft-fork1-seed0.log"
-        metrics = pipeline.folder / "sft-fork1-seed0" / "metrics.jsonl"
+    long = ["pretrain.steps=4000"] if base else []
+    source = sweep.start(pipeline.config(f"reproduce.sweep={mine}", "save_every=10000", *long))
+    command = [sys.executable, "-m", "minifork", "reproduce", "--config", str(source)]
+    with subprocess.Popen(
+        command, start_new_session=True, stderr=subprocess.PIPE, stdout=subprocess.DEVNULL, text=True
+    ) as process:
+        metrics = pipeline.folder / run / "metrics.jsonl"
         deadline = time.monotonic() + 120
         while not metrics.exists() or not metrics.read_text():
-            assert time.monotonic() < deadline and process.poll() is None, log.read_text() if log.exists() else ""
+            assert time.monotonic() < deadline and process.poll() is None, process.stderr.read()
             time.sleep(0.05)
         os.killpg(process.pid, signal.SIGINT)
         errors = process.communicate(timeout=120)[1]
     assert process.returncode == 130 and "Traceback" not in errors, errors
-    meta = runs.read_json(pipeline.folder / "sft-fork1-seed0" / "meta.json")
+    meta = runs.read_json(pipeline.folder / run / "meta.json")
     assert 0 < meta["step"] < meta["steps"] and not meta["complete"]
