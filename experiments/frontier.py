@@ -324,3 +324,17 @@ def draw(rows: list[dict], curves: dict[int, np.ndarray], rate: float, mode: str
         axes.set(xlabel="pass@1", ylabel=f"pass@{k}", title=f"FORK_RATE {rate:g}, {mode or 'free'}, k = {k}")
     figure.legend(*axes.get_legend_handles_labels(), loc="outside right upper", fontsize=7)
     return figure
+
+
+def markdown(rows: list[dict], rate: float) -> str:
+    """The free rows of a FORK_RATE as the Markdown table of docs/mitigations.md, by falling pass@16."""
+    lines = ["| run or decoder | pass@1 | pass@16 | pass@64 | above early stopping at k = 16 | at k = 64 |"]
+    lines += ["|---|---|---|---|---|---|"]
+    mine = [row for row in rows if row["fork_rate"] == rate and row["mode"] == "free"]
+    for row in sorted(mine, key=lambda row: -row["pass_at"]["16"]):
+        cells = [f"{row['pass_at'][str(k)]:.3f}" for k in (1, *KS)]
+        for k in KS:
+            low, high = row[f"above_{k}"]["ci95"]
+            cells.append(f"{row[f'above_{k}']['mean']:+.3f} [{low:+.3f}, {high:+.3f}]")
+        lines.append(f"| {row['method']} | {' | '.join(cells)} |")
+    return "\n".join(lines)

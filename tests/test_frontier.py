@@ -1,6 +1,7 @@
 """The early-stopping curve and the gap above it, by hand; the comparison of finished runs, small."""
 
 import json
+from pathlib import Path
 
 import numpy as np
 import pytest
@@ -114,3 +115,10 @@ def test_values_are_chosen_on_validation_problems(copy, capsys):
     assert scores["hot"]["1"] == pytest.approx(0, abs=1e-6)  # the curve's own end
     assert all(scores[name][value] == max(scores[name].values()) for name, value in chosen.items() if name in scores)
     assert chosen["fresh"] == "" and "pass@16 above early stopping" in capsys.readouterr().out
+
+
+def test_the_document_shows_what_was_committed():
+    root = Path(__file__).parent.parent
+    rows = json.loads((root / "experiments" / "results" / "frontier.json").read_text())["methods"]
+    page = (root / "docs" / "mitigations.md").read_text()
+    assert all(frontier.markdown(rows, rate) in page for rate in frontier.RATES)
