@@ -43,7 +43,7 @@ RUNS = (
     FORWARD,
     REVERSE,
     Run("free, GRPO", 0.5, "free", "grpo", 4),
-    Run("forward, pass@4 advantage", 1.0, "FWD", "passk", 4),
+    Run("forward, pass@2 advantage", 1.0, "FWD", "passk", 2),
     Run("forward, exact pass@1", 1.0, "FWD", "exact", 1),
     Run("forward, exact pass@4", 1.0, "FWD", "exact", 4),
 )

@@ -162,8 +162,9 @@ class RL(Optim):
         }
         for name, (holds, need) in rules.items():
             _require(holds, f"rl.{name}", getattr(self, name), need)
-        fits = self.advantage != "passk" or self.k <= self.group
-        _require(fits, "rl.k", self.k, f"of a group of rl.group={self.group} it can be 1 to {self.group}")
+        fits = self.advantage != "passk" or self.k < self.group
+        need = f"in a group of rl.group={self.group} only 1 to {self.group - 1} tell rollouts apart"
+        _require(fits, "rl.k", self.k, need)
 
 
 @dataclass(frozen=True)

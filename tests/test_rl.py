@@ -190,8 +190,8 @@ def test_impossible_settings_are_refused(trained, capsys, override, named):
 
 
 def test_k_must_fit_the_group(trained, capsys):
-    assert "rl.k is 9: of a group of rl.group=8" in trained.refused(
-        capsys, "rl", "rl.advantage=passk", "rl.k=9", "rl.group=8"
+    assert "rl.k is 8: in a group of rl.group=8 only 1 to 7" in trained.refused(  # with k = n all advantages are 0
+        capsys, "rl", "rl.advantage=passk", "rl.k=8", "rl.group=8"
     )
     with pytest.raises(ValueError, match="rl.k is 9"):
         passk_advantage(torch.zeros(1, 8), 9)
