@@ -1,6 +1,7 @@
 """RL on forward and reverse traces, compared: every run of the comparison at toy size, numbers checked by hand."""
 
 import json
+from pathlib import Path
 
 import numpy as np
 import pytest
@@ -48,3 +49,16 @@ def test_a_missing_run_is_named(copy):
     assert pipeline("eval") == 0
     with pytest.raises(ValueError, match="no forward, GRPO of pair 0"):
         contrast.compare(pipeline.config())
+
+
+def test_the_document_shows_what_was_committed():
+    """Every cell of the RL table is a number of the committed result, to its digits."""
+    root = Path(__file__).parent.parent
+    found = json.loads((root / "experiments" / "results" / "contrast.json").read_text())
+    page = (root / "docs" / "mitigations.md").read_text().replace(" .", " 0.").replace("-.", "-0.").replace("+.", "+0.")
+    page = page.replace("[.", "[0.")
+    for row in found["runs"]:
+        ends = [f"{a:.3f} to {b:.3f}" for a, b in zip(row["start"], row["end"], strict=True)]
+        change = row["change"]["64"]
+        low, high = change["ci95"]
+        assert f"| {' | '.join(ends)} | {change['mean']:+.3f} [{low:+.3f}, {high:+.3f}] |" in page, row["run"]
