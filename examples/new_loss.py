@@ -18,8 +18,7 @@ def focal(logits: Tensor, targets: Tensor, value: float) -> Tensor:
     return -((1 - logp.exp()).clamp(min=0) ** value * logp).mean()
 
 
-LOSSES["focal"] = (focal, lambda v: 0 <= v < 100, "give an exponent, 0 or more")
-
 if __name__ == "__main__":
+    LOSSES["focal"] = (focal, lambda v: 0 <= v < 100, "give an exponent, 0 or more")
     config = ["--config", "experiments/configs/star.yaml"]
     sys.exit(main(["sft", *config, "sft.loss=focal=2", *sys.argv[1:]]))

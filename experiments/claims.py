@@ -114,7 +114,7 @@ def claims(config: Config) -> None:
         print("intervals are about problems only: one pair says nothing about seeds")
     result = {"sweep": config.reproduce.sweep, "pairs": len(pairs), "wanted": wanted, "claims": judged}
     result["of"] = results.checksum
-    runs.write_json(runs.task_folder(config) / "claims.json", result)
+    runs.write_json(runs.task_folder(config) / (f"claims-{config.name}.json" if config.name else "claims.json"), result)
 
 
 def read(path: Path) -> tuple[int, list[Claim]]:

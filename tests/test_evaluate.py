@@ -105,7 +105,8 @@ def test_named_evaluations_stay_apart(two_runs, capsys):
     before = (two_runs.folder / "eval.json").read_bytes()
     evaluated(two_runs, "eval.policy=greedy", name="greedy")
     assert (two_runs.folder / "eval.json").read_bytes() == before
-    assert two_runs("figures", "name=greedy") == two_runs("claims", "name=greedy") == 0
+    assert two_runs("figures", "name=greedy") == two_runs("claims", "name=greedy", "eval.policy=greedy") == 0
+    assert (two_runs.folder / "claims-greedy.json").exists() and not (two_runs.folder / "claims.json").exists()
     assert (two_runs.folder / "figures-greedy" / "crossing.png").exists()
     evaluated(two_runs, "eval.stratify=fork", "eval.strata=2", name="fork")
     assert "stratified" in two_runs.refused(capsys, "figures", "name=fork")

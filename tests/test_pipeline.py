@@ -420,7 +420,7 @@ def test_an_unfinished_run_needs_resume(copy, capsys):
 def test_what_a_kill_left_behind_is_removed(copy):
     pipeline = copy("base-seed0")
     folder = pipeline.folder / "sft-fork1-seed0"
-    for litter in (folder / ".config.yaml.x1y2", folder / "epochs" / ".e1.pt.abc"):
+    for litter in (folder / ".config.yaml.x1y2_abc", folder / "epochs" / ".e1.pt.0123abcd"):
         litter.parent.mkdir(parents=True, exist_ok=True)
         litter.write_bytes(b"half")
         assert pipeline("sft", "--resume", "sft.epochs=1") == 0 and not litter.exists()

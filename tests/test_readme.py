@@ -70,6 +70,7 @@ def test_no_page_is_a_template(page):
 
 def test_make_lists_its_targets():
     """`make` alone prints every target that has a recipe, with what it does."""
-    printed = subprocess.run(["make"], cwd=ROOT, capture_output=True, text=True, check=True).stdout
+    command = ["make", "--no-print-directory"]
+    printed = subprocess.run(command, cwd=ROOT, capture_output=True, text=True, check=True).stdout
     phony = re.search(r"^\.PHONY: (.*)$", (ROOT / "Makefile").read_text(), re.MULTILINE)[1].split()
     assert {line.split()[0] for line in printed.splitlines()} == set(phony)
