@@ -106,7 +106,7 @@ stops: $(ENV) ## bases with other stop probabilities, which set the base's pass@
 test: $(ENV) ## run the tests
 	@$(PYTHON) -m pytest
 
-faults: $(ENV) ## kill every stage many times and compare with undisturbed runs (10 minutes)
+faults: $(ENV) ## kill every stage many times and compare with undisturbed runs (4 minutes)
 	@$(PYTHON) -m tests.faults
 
 lint: $(ENV) ## check style
