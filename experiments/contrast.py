@@ -13,7 +13,7 @@ import numpy as np
 from experiments import sweep
 from experiments.gap import gap, gap_draws
 from experiments.results import Results, load
-from experiments.summary import interval
+from experiments.summary import interval, signed
 from minifork import config as configs
 from minifork import passk, runs
 from minifork.config import Config
@@ -115,20 +115,15 @@ def change(config: Config, results: Results, pairs: list[int], run: Run) -> list
 
 def text(found: dict) -> str:
     """What `compare` found, in words."""
-
-    def cell(value: dict) -> str:
-        low, high = value["ci95"]
-        return f"{value['mean']:+.3f} [{low:+.3f}, {high:+.3f}]"
-
     head = "".join(f"{f'pass@{k}: start, end, change':>44}" for k in (1, *KS))
     lines = [f"{'RL, in its own mode':<28}{head}"]
     for row in found["runs"]:
         ends = zip(row["start"], row["end"], row["change"].values(), strict=True)
-        cells = [f"{start:.3f} {end:.3f} {cell(moved)}" for start, end, moved in ends]
+        cells = [f"{start:.3f} {end:.3f} {signed(moved)}" for start, end, moved in ends]
         lines.append(f"{row['run']:<28}" + "".join(f"{words:>44}" for words in cells))
     for k, value in found["forward_minus_reverse"].items():
-        lines.append(f"forward minus reverse, change of pass@{k}: {cell(value)}")
+        lines.append(f"forward minus reverse, change of pass@{k}: {signed(value)}")
     for name, by_k in found["above_grpo"].items():
-        above = ", ".join(f"pass@{k} {cell(value)}" for k, value in by_k.items())
+        above = ", ".join(f"pass@{k} {signed(value)}" for k, value in by_k.items())
         lines.append(f"{name}, above forward GRPO's snapshots at equal pass@1: {above}")
     return "\n".join(lines)

@@ -207,14 +207,14 @@ def fork(results: Results, pairs: list[int]) -> Figure:
                 (right, "entropy", name, "black" if name == "test" else "gray", "o"),
             ]
             for axes, key, label, colour, marker in lines:
-                low, value, high = np.array([_fork_mean(results.fork(r, where), key) for r in records]).T
+                low, value, high = np.array([_fork_mean(results.array(r, where), key) for r in records]).T
                 style = {"color": colour, "linestyle": line}
                 if main:
                     axes.plot(at, value, label=label, marker=marker, **style)
                     axes.fill_between(at, low, high, color=colour, alpha=0.2, linewidth=0)
                 else:
                     axes.plot(at, value, linewidth=0.6, alpha=0.6, **style)
-    branches = results.fork(results.base(pairs[0]), "fork").shape[1]
+    branches = results.array(results.base(pairs[0]), "fork").shape[1]
     undecided = np.log(branches)
     right.axhline(undecided, color="black", linewidth=0.8)
     right.annotate(f"ln {branches}: undecided", (1, undecided), xytext=(0, 3), textcoords="offset points")

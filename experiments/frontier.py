@@ -25,6 +25,7 @@ from experiments.figures import whiskers
 from experiments.gap import gap, gap_draws
 from experiments.results import Results, load
 from experiments.spread import spread, spread_line, stratified
+from experiments.summary import signed
 from minifork import config as configs
 from minifork import measure, passk, policy, runs
 from minifork.config import Config
@@ -289,10 +290,8 @@ def table(rows: list[dict]) -> str:
         text = f"{row['method']:<36}{row['fork_rate']:>5g}{row['mode']:>6}"
         text += "".join(f"{row['pass_at'][str(k)]:>9.3f}" for k in (1, *KS))
         for k in KS:
-            low, high = row[f"above_{k}"]["ci95"]
-            cell = f"{row[f'above_{k}']['mean']:+.3f} [{low:+.3f}, {high:+.3f}]"
             recovered = row[f"recovered_{k}"]
-            text += f"{cell:>28}" + ("          -" if recovered is None else f"{recovered:>11.2f}")
+            text += f"{signed(row[f'above_{k}']):>28}" + ("          -" if recovered is None else f"{recovered:>11.2f}")
         lines.append(text + f"{row['seconds']:>9.0f}{row['tokens']:>8.2f}" + verdict(row))
     return "\n".join(lines)
 
@@ -333,8 +332,6 @@ def markdown(rows: list[dict], rate: float) -> str:
     mine = [row for row in rows if row["fork_rate"] == rate and row["mode"] == "free"]
     for row in sorted(mine, key=lambda row: -row["pass_at"]["16"]):
         cells = [f"{row['pass_at'][str(k)]:.3f}" for k in (1, *KS)]
-        for k in KS:
-            low, high = row[f"above_{k}"]["ci95"]
-            cells.append(f"{row[f'above_{k}']['mean']:+.3f} [{low:+.3f}, {high:+.3f}]")
+        cells += [signed(row[f"above_{k}"]) for k in KS]
         lines.append(f"| {row['method']} | {' | '.join(cells)} |")
     return "\n".join(lines)

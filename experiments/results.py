@@ -32,10 +32,6 @@ class Results:
             raise ValueError(f"the evaluation holds no {key}: it was made with settings that do not give it")
         return self.arrays[key]
 
-    def fork(self, record: dict, where: str) -> np.ndarray:
-        """Branch probabilities at the fork, float64[n, d], on test ("fork") or training problems ("fork_train")."""
-        return self.array(record, where)
-
     def pairs(self) -> list[int]:
         """Seeds s for which base-seed<s> was fine-tuned with SFT seed s, data-level."""
         tuned = {r["seed"] for r in self.records if r["variant"] == "data"}

@@ -82,7 +82,7 @@ def _row(results: Results, last: list[dict], name: str) -> dict:
     for k in KS:
         solved = np.stack([results.solved(record, k) for record in last])
         row["pass_at"][str(k)] = interval(solved)
-    accuracy = np.stack([results.fork(record, "fork").argmax(axis=1) == 0 for record in last])
+    accuracy = np.stack([results.array(record, "fork").argmax(axis=1) == 0 for record in last])
     return row | {"fork_accuracy": interval(accuracy.astype(float))}
 
 
@@ -90,6 +90,12 @@ def interval(values: np.ndarray) -> dict:
     """The mean of values [pairs, n] and its 95 % interval, pairs and problems resampled."""
     low, high = passk.interval(passk.hierarchical(values, DRAWS))
     return {"mean": float(values.mean()), "ci95": [float(low), float(high)]}
+
+
+def signed(value: dict) -> str:
+    """A mean and its interval, as differences are printed."""
+    low, high = value["ci95"]
+    return f"{value['mean']:+.3f} [{low:+.3f}, {high:+.3f}]"
 
 
 def table(found: dict) -> str:

@@ -80,8 +80,8 @@ def expand(entry: dict, pair: int, folder: str) -> list[Job]:
     values = [value if isinstance(value, list) else [value] for value in entry.values()]
     jobs = []
     for chosen in itertools.product(*values):
-        words = {"pair": pair, "runs": folder} | dict(zip(entry, chosen, strict=True))
-        overrides = (f"{key}={_word(words[key], words | {'runs': folder})}" for key in entry)
+        own = dict(zip(entry, chosen, strict=True))
+        overrides = (f"{key}={_word(value, own | {'pair': pair, 'runs': folder})}" for key, value in own.items())
         jobs.append(Job(stage, (f"seed={pair}", f"base_seed={pair}", *overrides)))
     return jobs
 

@@ -79,7 +79,7 @@ def test_slider_and_picker(page, trained):
             page.js(f"document.getElementById('slider').value = {snapshot}")
             page.js("document.getElementById('slider').dispatchEvent(new Event('input'))")
             right = page.js("document.querySelector('#graph .branch').textContent")
-            share = f"{100 * results.fork(record, 'fork')[problem, 0]:.1f} %"
+            share = f"{100 * results.array(record, 'fork')[problem, 0]:.1f} %"
             assert right == f"right {share}"
             said = page.js("document.getElementById('summary').textContent")
             assert f"probability {results.p(record)[problem]:.3f};" in said and f"the right branch has {share}." in said
