@@ -321,6 +321,7 @@ def draw(rows: list[dict], curves: dict[int, np.ndarray], rate: float, mode: str
             axes.errorbar(x, y, yerr=error, color=colours(j % 20), marker="osD^vP*X"[j % 8], linestyle="",
                           label=row["method"])  # fmt: skip
         axes.set(xlabel="pass@1", ylabel=f"pass@{k}", title=f"FORK_RATE {rate:g}, {mode or 'free'}, k = {k}")
+        axes.set_ylim(top=1.02)  # intervals are of the gap, and may reach above what a pass@k can be
     figure.legend(*axes.get_legend_handles_labels(), loc="outside right upper", fontsize=7)
     return figure
 

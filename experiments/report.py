@@ -20,6 +20,7 @@ from minifork import runs
 from minifork.config import Config, fingerprint, to_tree
 
 TEMPLATE = Path(__file__).parent / "report.html"
+NO_CLAIMS = "<p>No verdicts yet: <code>make claims</code>, then <code>make report</code> again.</p>"
 CAPTIONS = {
     "crossing": "pass@k against k. Where lines cross, more samples from the lower model on the left win on the right.",
     "epochs": "pass@k over epochs. The plain horizontal lines are the base model.",
@@ -37,7 +38,7 @@ def report(config: Config) -> None:
     parts = {
         "task": config.task,
         "pairs": f"{len(pairs)} pair{'s' * (len(pairs) > 1)} of seeds",
-        "claims": "".join(claims_table(*found) for found in found_claims(config)),
+        "claims": "".join(claims_table(*found) for found in found_claims(config)) or NO_CLAIMS,
         "figures": "".join(figure_block(name, figure) for name, figure in figures.drawn(results, pairs).items()),
         "made": f"{runs.machine()}, config {fingerprint(to_tree(config))}",
         "data": json.dumps(explorer(config, results, pairs[0]), separators=(",", ":")).replace("<", "\\u003c"),

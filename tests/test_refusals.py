@@ -1,0 +1,257 @@
+"""Everything that must be refused: one line that names it, exit code 1, nothing lost."""
+
+import shutil
+import subprocess
+import sys
+from pathlib import Path
+
+import numpy as np
+import pytest
+import torch
+
+from minifork import runs
+from minifork.cli import main
+from tests.pipeline import ctrl_c, snapshot
+
+
+def test_an_unfinished_run_needs_resume(copy, capsys):
+    pipeline = copy()
+    with ctrl_c("before", 5):
+        pipeline("pretrain")
+    before = snapshot(pipeline.root)
+    error = pipeline.refused(capsys, "pretrain")
+    assert "base-seed0" in error and "--resume" in error
+    error = pipeline.refused(capsys, "sft")
+    assert "base-seed0" in error and "minifork pretrain" in error
+    assert snapshot(pipeline.root) == before
+
+
+def test_what_a_kill_left_behind_is_removed(copy):
+    pipeline = copy("base-seed0")
+    folder = pipeline.folder / "sft-fork1-seed0"
+    for litter in (folder / ".config.yaml.x1y2_abc", folder / "epochs" / ".e1.pt.0123abcd"):
+        litter.parent.mkdir(parents=True, exist_ok=True)
+        litter.write_bytes(b"half")
+        assert pipeline("sft", "--resume", "sft.epochs=1") == 0 and not litter.exists()
+        (folder / "meta.json").unlink()
+
+
+def test_two_processes_in_one_folder(copy, capsys):
+    """The second is refused and changes nothing; the lock ends with its holder, even one that was killed."""
+    pipeline = copy("base-seed0")
+    folder = pipeline.folder / "sft-fork1-seed0"
+    holder = "import sys, time; from pathlib import Path; from minifork import runs\n"
+    holder += "with runs.locked(Path(sys.argv[1])): print('held', flush=True); time.sleep(60)"
+    with subprocess.Popen([sys.executable, "-c", holder, str(folder)], stdout=subprocess.PIPE) as process:
+        assert process.stdout.readline() == b"held\n"
+        assert "another process is training there" in pipeline.refused(capsys, "sft")
+        assert not list(folder.iterdir())
+        process.kill()
+    assert pipeline("sft") == 0
+
+
+def test_sft_without_a_base(copy, capsys):
+    pipeline = copy()
+    error = pipeline.refused(capsys, "sft", "base_seed=3")
+    assert "base-seed3" in error and "minifork pretrain" in error and "base_seed=3" in error
+    assert not pipeline.root.exists()
+
+
+def test_sft_on_a_base_of_another_shape(trained, capsys):
+    before = snapshot(trained.root)
+    for override, named in (("model.width=16", "model.width: 32 -> 16"), ("data.nodes=9", "data.nodes: 8 -> 9")):
+        assert named in trained.refused(capsys, "sft", override, "name=other")
+    assert snapshot(trained.root) == before
+
+
+def test_a_folder_of_another_config(trained, capsys):
+    before = snapshot(trained.root)
+    error = trained.refused(capsys, "sft", "sft.lr=0.125")
+    assert "sft-fork1-seed0" in error and f"sft.lr: {trained.config().sft.lr} -> 0.125" in error and "name=" in error
+    error = trained.refused(capsys, "pretrain", "pretrain.batch=8")
+    assert "base-seed0" in error and "pretrain.batch: 16 -> 8" in error
+    assert snapshot(trained.root) == before
+
+
+@pytest.mark.parametrize("command", [["sft", "name=base-seed0"], ["pretrain", "name=sft-fork1-seed0"]])
+def test_a_folder_of_another_stage(trained, capsys, command):
+    """The configs are equal, the runs are not: saying "nothing to do" would be wrong."""
+    before = snapshot(trained.root)
+    assert command[1].removeprefix("name=") in trained.refused(capsys, *command)
+    assert snapshot(trained.root) == before
+
+
+def test_a_leaking_set_is_refused(copy, capsys):
+    pipeline = copy("base-seed0")
+    error = pipeline.refused(capsys, "sft", "sft.cue_rate=1")
+    assert "first edge order" in error and "sft.allow_leak=true" in error
+    assert not (pipeline.folder / "sft-fork1-seed0").exists()
+    assert "first edge order" in pipeline.refused(capsys, "sft", "sft.cue_rate=1")  # from the cached audit
+    assert pipeline("sft", "sft.cue_rate=1", "sft.allow_leak=true") == 0
+
+
+def test_audit_command(copy, capsys):
+    pipeline = copy()
+    assert pipeline("audit") == 0
+    assert "nothing on the surface" in capsys.readouterr().out
+    assert pipeline("audit", "sft.cue_rate=1") == 1
+    assert "LEAK" in capsys.readouterr().out
+    assert not pipeline.root.exists()
+
+
+@pytest.mark.parametrize(
+    ("overrides", "named"),
+    [
+        (["sft.frok_rate=0.5"], "did you mean sft.fork_rate?"),
+        (["FORK_RATE=1.5"], "FORK_RATE"),
+        (["sft.fork_rate=1.5"], "sft.fork_rate is 1.5"),
+        (["sft.fork_rate=half"], "sft.fork_rate must be a number"),
+        (["sft.epochs=1.5"], "sft.epochs must be a whole number"),
+        (["just-words"], "key=value"),
+    ],
+)
+def test_bad_overrides(copy, capsys, overrides, named):
+    pipeline = copy()
+    assert named in pipeline.refused(capsys, "sft", *overrides)
+    assert not pipeline.root.exists()
+
+
+def test_a_bad_value_leaves_no_folder_behind(copy, capsys):
+    """Else the corrected command would be refused as another config."""
+    pipeline = copy()
+    assert "walks.stop" in pipeline.refused(capsys, "pretrain", "walks.stop=1.5")
+    assert "walks.seq_len" in pipeline.refused(capsys, "pretrain", "walks.seq_len=12")
+    assert "device" in pipeline.refused(capsys, "pretrain", "device=tpu")
+    assert not (pipeline.folder / "base-seed0").exists()
+
+
+def test_bad_config_files(tmp_path, capsys):
+    for text in (None, "task: [", "words"):
+        path = tmp_path / "my.yaml"
+        if text is not None:
+            path.write_text(text)
+        assert main(["pretrain", "--config", str(path)]) == 1
+        error = capsys.readouterr().err
+        assert "my.yaml" in error and error.count("\n") == 1
+
+
+def spoil(path: Path, how: str) -> None:
+    if how == "truncated":
+        path.write_bytes(path.read_bytes()[: path.stat().st_size // 2])
+    elif how == "empty":
+        path.write_bytes(b"")
+    elif how == "one bit":
+        content = bytearray(path.read_bytes())
+        content[len(content) // 2] ^= 16
+        path.write_bytes(content)
+    elif how == "foreign":
+        torch.save({"w": torch.zeros(3)}, path)
+    elif how == "other shape":
+        payload = runs.load_weights(path)
+        payload["model"]["head.weight"] = torch.zeros(3, 3)
+        runs.save_weights(path, payload)
+    else:
+        payload = runs.load_weights(path)
+        payload["model"].popitem()
+        runs.save_weights(path, payload)
+
+
+@pytest.mark.parametrize("how", ["truncated", "empty", "foreign", "one bit", "other shape", "a weight short"])
+def test_spoiled_checkpoints(copy, capsys, how):
+    pipeline = copy("base-seed0", "sft-fork1-seed0")
+    spoil(pipeline.folder / "base-seed0" / "ckpt.pt", how)
+    assert "base-seed0/ckpt.pt" in pipeline.refused(capsys, "sft", "seed=7")
+    snapshot_file = pipeline.folder / "sft-fork1-seed0" / "epochs" / "e2.pt"
+    shutil.rmtree(pipeline.folder / "base-seed0")
+    spoil(snapshot_file, how)
+    capsys.readouterr()
+    assert pipeline("eval") == 1
+    lines = capsys.readouterr().err.strip().splitlines()
+    assert lines[-1].startswith("minifork: ") and "epochs/e2.pt" in lines[-1]
+    assert not (pipeline.folder / "eval.json").exists()
+
+
+@pytest.mark.parametrize("how", ["truncated", "foreign", "one bit", "a weight short"])
+def test_resuming_from_a_spoiled_checkpoint(copy, capsys, how):
+    pipeline = copy()
+    with ctrl_c("before", 5):
+        pipeline("pretrain")
+    spoil(pipeline.folder / "base-seed0" / "ckpt.pt", how)
+    assert "base-seed0/ckpt.pt" in pipeline.refused(capsys, "pretrain", "--resume")
+
+
+def test_resuming_from_a_checkpoint_without_optimizer(copy, capsys):
+    pipeline = copy()
+    with ctrl_c("before", 5):
+        pipeline("pretrain")
+    path = pipeline.folder / "base-seed0" / "ckpt.pt"
+    whole = runs.load_weights(path)
+    for change in ({"optimizers": []}, {"optimizers": [{}, {}]}, {"rng": None}):
+        runs.save_weights(path, {**whole, **change})
+        assert "base-seed0/ckpt.pt" in pipeline.refused(capsys, "pretrain", "--resume")
+
+
+def test_stages_out_of_order(copy, capsys):
+    pipeline = copy()
+    assert "minifork pretrain" in pipeline.refused(capsys, "eval")
+    for command in ("figures", "claims"):
+        assert "eval.json" in pipeline.refused(capsys, command)
+
+
+def test_a_config_that_is_not_the_runs_own(copy, capsys):
+    """A flipped digit in config.yaml is noticed: the run is named and left out."""
+    pipeline = copy("base-seed0", "sft-fork1-seed0")
+    path = pipeline.folder / "sft-fork1-seed0" / "config.yaml"
+    path.write_text(path.read_text().replace("lr: 0.001", "lr: 0.009"))
+    assert pipeline("eval") == 0
+    assert "sft-fork1-seed0: left out, its config.yaml and meta.json" in capsys.readouterr().out
+
+
+def test_results_of_another_version_are_refused(copy, capsys):
+    pipeline = copy("eval.json", "eval.npz")
+    path = pipeline.folder / "eval.json"
+    path.write_text(path.read_text().replace('"schema": 3', '"schema": 1'))
+    for command in ("figures", "claims"):
+        assert "not an evaluation of this version" in pipeline.refused(capsys, command)
+
+
+@pytest.mark.parametrize("how", ["truncated", "empty", "missing", "foreign", "one bit"])
+@pytest.mark.parametrize("file", ["eval.npz", "eval.json"])
+def test_spoiled_evaluations(copy, capsys, file, how):
+    pipeline = copy("eval.json", "eval.npz")
+    path = pipeline.folder / file
+    if how == "missing":
+        path.unlink()
+    elif how == "foreign":
+        path.write_text("{}") if file == "eval.json" else np.savez(path, a=np.zeros(3))
+    else:
+        spoil(path, how)
+    for command in ("figures", "claims"):
+        assert file in pipeline.refused(capsys, command)
+
+
+@pytest.mark.parametrize(
+    ("names", "overrides"),
+    [
+        (["base-seed0"], []),  # nothing tuned
+        (["base-seed0", "fresh-seed0"], []),  # no data-level run
+        (["sft-fork1-seed0"], []),  # no base
+    ],
+)
+def test_results_that_some_figures_need_and_lack(copy, capsys, names, overrides):
+    """Each command does what it can or says in one line what is missing."""
+    pipeline = copy(*names)
+    assert pipeline("eval", *overrides) == 0
+    for command in ("figures", "claims"):
+        capsys.readouterr()
+        code, error = pipeline(command, *overrides), capsys.readouterr().err
+        assert code == 0 or (code == 1 and error.startswith("minifork: ") and error.count("\n") == 1)
+
+
+def test_figures_of_reverse_traces_alone(copy, capsys):
+    """At FORK_RATE 0 no training problem passed the fork."""
+    pipeline = copy("base-seed0")
+    assert pipeline("sft", "sft.fork_rate=0", "sft.epochs=1") == pipeline("eval") == 0
+    capsys.readouterr()
+    code, error = pipeline("figures"), capsys.readouterr().err
+    assert code == 0 or (code == 1 and error.startswith("minifork: ") and error.count("\n") == 1)
