@@ -39,16 +39,23 @@ class Block(nn.Module):
         self.up = nn.Linear(width, 4 * width, bias=False)
         self.down = nn.Linear(4 * width, width, bias=False)
 
-    def forward(self, x: Tensor, layer: int, attend: Attend) -> Tensor:
-        """float[..., width] to the same; ``attend`` maps the layer's q, k, v [..., H, D] to [..., H, D]."""
+    def forward(self, x: Tensor, layer: int, attend: Attend, first: int = 0) -> Tensor:
+        """float[..., width] to the same, or [B, T, width] to its positions from ``first`` on, [B, T - first, width].
+
+        ``attend`` maps the layer's q, k, v [..., H, D] to [..., H, D].
+        """
         qkv = self.qkv(self.norm_attention(x))
         q, k, v = rearrange(qkv, "... (three h d) -> three ... h d", three=3, h=self.heads)
-        x = x + self.out(rearrange(attend(layer, q, k, v), "... h d -> ... (h d)"))
+        mixed = rearrange(attend(layer, q, k, v), "... h d -> ... (h d)")
+        if first:
+            x, mixed = x[:, first:], mixed[:, first:]
+        x = x + self.out(mixed)
         return x + self.down(F.gelu(self.up(self.norm_mlp(x)), approximate="tanh"))
 
 
 class GPT(nn.Module):
-    """tokens int64[B, T] to logits float[B, T, V], T <= context."""
+    """tokens int64[B, T] to logits float[B, T, V], T <= context; only those of the positions from ``first`` on where
+    nothing before is learned from: the last block then hardly looks at the prompt, a third of fine-tuning's time."""
 
     def __init__(self, shape: Shape, vocab_size: int, context: int) -> None:
         super().__init__()
@@ -69,13 +76,14 @@ class GPT(nn.Module):
             for matrix in (block.out, block.down):
                 nn.init.normal_(matrix.weight, std=0.02 / math.sqrt(2 * shape.layers))
 
-    def forward(self, tokens: Tensor) -> Tensor:
-        return self._run(tokens, torch.arange(tokens.shape[1], device=tokens.device), _causal)
+    def forward(self, tokens: Tensor, first: int = 0) -> Tensor:
+        return self._run(tokens, torch.arange(tokens.shape[1], device=tokens.device), _causal, first)
 
-    def _run(self, tokens: Tensor, positions: Tensor, attend: Attend) -> Tensor:
+    def _run(self, tokens: Tensor, positions: Tensor, attend: Attend, first: int = 0) -> Tensor:
         x = self.token(tokens) + self.position(positions)
+        last = len(self.blocks) - 1
         for layer, block in enumerate(self.blocks):
-            x = block(x, layer, attend)
+            x = block(x, layer, attend, first if layer == last else 0)
         return self.head(self.norm(x))
 
     def prefill(self, tokens: Tensor) -> "Prompts":

@@ -16,6 +16,7 @@ import torch
 from torch import Tensor, nn
 from tqdm import tqdm
 
+from data_gen.walks import IGNORE
 from minifork.config import Optim
 from minifork.losses import Loss
 from minifork.model import GPT
@@ -47,9 +48,11 @@ def supervised(batch_at: BatchAt, loss: Loss, device: str) -> Objective:
     """A loss of the logits on batches: batch_at(step) gives inputs and targets int64[B, T]."""
 
     def objective(model: nn.Module, step: int) -> tuple[Tensor, int]:
-        inputs, targets = (torch.from_numpy(a).to(device) for a in batch_at(step))
+        batch = batch_at(step)
+        first = int((batch[1] != IGNORE).any(axis=0).argmax())  # nothing is learned before it
+        inputs, targets = (torch.from_numpy(a).to(device) for a in batch)
         with torch.autocast("cuda", dtype=torch.bfloat16, enabled=device == "cuda"):
-            return loss(model(inputs), targets), inputs.numel()
+            return loss(model(inputs, first), targets[:, first:]), inputs.numel()
 
     return objective
 
@@ -99,7 +102,7 @@ def make_optimizers(model: GPT, optim: Optim, device: str) -> list[torch.optim.O
     """
     inner = [p for p in model.blocks.parameters() if p.dim() == 2] if optim.optimizer == "muon" else []
     rest = [p for p in model.parameters() if not any(p is q for q in inner)]
-    settings = {"weight_decay": optim.weight_decay, "betas": (0.9, 0.95), "fused": device == "cuda"}
+    settings = {"weight_decay": optim.weight_decay, "betas": (0.9, 0.95), "fused": True}
     optimizers: list[torch.optim.Optimizer] = [torch.optim.AdamW(rest, lr=optim.lr, **settings)]
     if inner:
         optimizers.append(torch.optim.Muon(inner, lr=optim.muon_lr, weight_decay=optim.weight_decay))

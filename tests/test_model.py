@@ -92,6 +92,18 @@ def test_causality(make_model, shape):
         assert (moved[at:] > 1e-4).all()
 
 
+@pytest.mark.parametrize("shape", SHAPES, ids=str)
+def test_later_positions_alone(make_model, shape):
+    """The same logits and the same gradients, to rounding, without the logits of what is given."""
+    model, tokens = make_model(6, shape, VOCAB, CONTEXT), torch.arange(2 * PROMPT).reshape(2, PROMPT) % VOCAB
+    for first in (1, PROMPT - 1):
+        gradients = []
+        for logits in (model(tokens)[:, first:], model(tokens, first)):
+            gradients.append(torch.autograd.grad(logits.square().sum(), list(model.parameters())))
+        assert torch.allclose(model(tokens, first), model(tokens)[:, first:], atol=1e-5)
+        assert all(torch.allclose(a, b, rtol=1e-4, atol=1e-4) for a, b in zip(*gradients, strict=True))
+
+
 @torch.no_grad()
 def test_positions_and_batch(make_model):
     """The same token at another position gives other logits; a row does not depend on its neighbours."""

@@ -70,10 +70,10 @@ def test_sequences_score_as_the_rollouts_were_drawn(start):
         traces = rollout(some, 5, 1, traces=True).traces
         inputs, targets = sequences(problems.prompts, traces.tokens, settings.data.eos, some.forced_len)
         with torch.no_grad():
-            logp = token_logp(model(inputs), targets)
-        steps = traces.logp.flatten(0, 1)
-        np.testing.assert_allclose(logp[:, -steps.shape[1] :], steps, atol=1e-4)
-        assert (targets[:, : problems.prompts.shape[1] - 1 + some.forced_len] == IGNORE).all()
+            logp = token_logp(model(inputs, problems.prompts.shape[1] - 1), targets)
+        np.testing.assert_allclose(logp, traces.logp.flatten(0, 1), atol=1e-4)
+        assert (targets[:, : some.forced_len] == IGNORE).all()
+        assert torch.equal(targets[:, some.forced_len :], traces.tokens.flatten(0, 1)[:, some.forced_len :])
 
 
 @pytest.mark.parametrize("mode", ["free", "FWD", "REV"])
