@@ -141,9 +141,11 @@ def read(path: Path) -> tuple[int, list[Claim]]:
 def _claim(entry: dict) -> Claim:
     entry = dict(_checked(entry, Claim))
     for name in ("value", "minus", "over"):
-        if isinstance(entry.get(name), dict):
+        if entry.get(name) is not None and not (name == "over" and type(entry[name]) in (int, float)):
             entry[name] = Term(**_checked(entry[name], Term))
-    entry["rising"] = tuple(Term(**_checked(term, Term)) for term in entry.get("rising") or ())
+    if not isinstance(entry.get("rising", []), list):
+        raise ValueError("rising must be a list of terms")
+    entry["rising"] = tuple(Term(**_checked(term, Term)) for term in entry.get("rising", ()))
     return Claim(**entry)
 
 
@@ -162,6 +164,9 @@ def _checked(entry: dict, kind: type) -> dict:
     for name in ("at_least", "at_most", "fork_rate", "epoch"):
         if isinstance(entry.get(name), (str, bool, list, dict)):
             raise ValueError(f"{name} must be a number, not {entry[name]!r}")
+    for name in ("test_set", "mode"):
+        if not isinstance(entry.get(name, ""), (str, type(None))):
+            raise ValueError(f"{name} must be a word, not {entry[name]!r}")
     return entry
 
 

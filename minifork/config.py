@@ -347,7 +347,7 @@ def from_tree(tree: dict, source: Path | str) -> Config:
     """The Config of a nested mapping; ``source`` is named in errors."""
     if not isinstance(tree, dict):
         raise ValueError(f"{source}: a config is a mapping of keys to values")
-    if tree.get("task") not in TASKS:
+    if tree.get("task") not in [*TASKS]:  # a list, as what was written need not be hashable
         raise ValueError(f"{source}: task is {tree.get('task')!r}: the tasks are: {', '.join(TASKS)}")
     return _build(Config, tree, "", source, tree["task"])
 
@@ -419,7 +419,7 @@ def _typed(value: Any, kind: type, key: str, source: Path | str) -> Any:
     if kind is float and isinstance(value, (int, str)) and not isinstance(value, bool):
         try:
             return float(value)  # YAML reads 3e-3 as a string
-        except ValueError:
+        except (ValueError, OverflowError):
             pass
     if kind == int | None:
         if value is None or type(value) is int:
