@@ -16,6 +16,7 @@ from hypothesis import strategies as st
 
 from minifork import config as configs
 from minifork import runs
+from tests.pipeline import SFT, snapshot
 
 
 def everything(folder: Path) -> set[str]:
@@ -35,7 +36,10 @@ def changed(config, **values):
 # Atomic writes
 
 
-@pytest.mark.parametrize("error", [OSError(28, "No space left on device"), RuntimeError("write failed\nmore")])
+@pytest.mark.parametrize(
+    "error",
+    [OSError(28, "No space left on device"), OSError(30, "Read-only file system"), RuntimeError("write failed\nmore")],
+)
 def test_a_failed_write_keeps_the_old_file(tmp_path, error):
     path = tmp_path / "deep" / "file.bin"
     runs.write_atomically(path, lambda file: file.write(b"old"))
@@ -46,7 +50,7 @@ def test_a_failed_write_keeps_the_old_file(tmp_path, error):
         raise error
 
     with pytest.raises(
-        OSError, match=r"file\.bin: cannot be saved \((No space left on device|write failed)\)"
+        OSError, match=r"file\.bin: cannot be saved \((No space left on device|Read-only file system|write failed)\)"
     ) as raised:
         runs.write_atomically(path, half)
     assert "\n" not in str(raised.value)
@@ -130,6 +134,30 @@ def test_a_full_disk_is_one_line(config_file, small, tmp_path):
     assert len(lines) == 1 and lines[0].startswith("minifork: ") and "Traceback" not in process.stderr
     assert "ckpt.pt" in lines[0] and "cannot be saved" in lines[0] and "runs=" in lines[0]
     assert everything(tmp_path) <= {"star/base-seed0/config.yaml", "star/base-seed0/metrics.jsonl"}
+
+
+@pytest.mark.skipif(not hasattr(resource, "RLIMIT_FSIZE"), reason="no limit on file sizes here")
+@pytest.mark.parametrize(
+    ("stage", "limit"), [("sft", 40_000), ("wise", 40_000), ("eval", 2_000), ("figures", 2_000), ("report", 20_000)]
+)
+def test_a_full_disk_loses_nothing(copy, stage, limit):
+    """The stage fails in one line, what was there stays as it was, and with room again the command succeeds."""
+    pipeline = copy("base-seed0", *([] if stage == "sft" else [*SFT, "eval.json", "eval.npz"]))
+    overrides = ["eval.problems=48"] if stage == "eval" else []  # else it keeps what it knows, and writes nothing
+    before = snapshot(pipeline.folder)
+    process = subprocess.run(
+        [sys.executable, "-c", FILL, str(limit), *pipeline.arguments(stage, *overrides)],
+        capture_output=True,
+        text=True,
+        cwd=Path(__file__).parent.parent,
+        env={**os.environ, "OMP_NUM_THREADS": "1"},
+    )
+    assert process.returncode == 1, process.stderr
+    assert process.stderr.startswith("minifork: ") and process.stderr.count("\n") == 1, process.stderr
+    after = snapshot(pipeline.folder)
+    assert {name: after[name] for name in before} == before
+    resume = ["--resume"] if stage == "sft" else []
+    assert pipeline(stage, *overrides, *resume) == 0
 
 
 # Checkpoints
