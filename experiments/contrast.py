@@ -86,7 +86,8 @@ def compare(config: Config) -> None:
         mean, draws = gap(solved.mean(axis=2), curves.mean(axis=3)).mean(axis=0), gap_draws(solved, curves)
         ends = passk.interval(draws)
         above[run.name] = {str(k): {"mean": float(mean[i]), "ci95": ends[:, i].tolist()} for i, k in enumerate(KS)}
-    found = {"pairs": len(pairs), "runs": rows, "forward_minus_reverse": differ, "above_grpo": above}
+    found = runs.made_by(config) | {"pairs": len(pairs), "runs": rows}
+    found |= {"forward_minus_reverse": differ, "above_grpo": above}
     print(text(found))
     runs.write_json(runs.task_folder(config) / "contrast.json", found)
 

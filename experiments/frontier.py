@@ -193,7 +193,8 @@ def compare(config: Config, chosen: dict[str, str]) -> None:
     print(table(rows))
     for row in spreads:
         print(spread_line(row))
-    runs.write_json(runs.task_folder(config) / "frontier.json", {"methods": rows, "stratified": spreads})
+    found = runs.made_by(config) | {"methods": rows, "stratified": spreads}
+    runs.write_json(runs.task_folder(config) / "frontier.json", found)
 
 
 def solve(results: Results, record: dict, mode: str | None) -> np.ndarray:

@@ -36,7 +36,7 @@ def sensitivity(config: Config) -> None:
         sweep.run(source, "eval", *overrides)
         panels.append(panel(one, load(one)))
     folder = runs.task_folder(config)
-    runs.write_json(folder / "sensitivity.json", {"k": K, "panels": panels})
+    runs.write_json(folder / "sensitivity.json", runs.made_by(config) | {"k": K, "panels": panels})
     figure = draw(panels)
     path = folder / "figures" / "sensitivity.png"
     runs.write_atomically(path, lambda file: figure.savefig(file, format="png", dpi=150))

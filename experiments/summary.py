@@ -9,7 +9,7 @@ import numpy as np
 from experiments.gap import DRAWS
 from experiments.results import Results, load
 from minifork import passk, runs
-from minifork.config import Config, fingerprint, to_tree
+from minifork.config import Config
 
 KS = (1, 16, 64)
 NAMES = {
@@ -36,8 +36,7 @@ def summary(config: Config) -> dict:
         "task": config.task,
         "sweep": config.reproduce.sweep,
         "runs": config.runs,
-        "config_hash": fingerprint(to_tree(config)),
-        "machine": runs.machine(),
+        **runs.made_by(config),
         "train_minutes": round(sum(meta["seconds"] for meta in metas if "weight" not in meta) / 60, 1),
         "pairs": len(pairs),
         "rows": rows(results, pairs),

@@ -15,6 +15,7 @@ import json
 import os
 import platform
 import re
+import sys
 import tempfile
 import zipfile
 from collections.abc import Callable, Iterator
@@ -136,6 +137,12 @@ def machine() -> str:
     except OSError:
         names = []
     return names[0].strip() if names else platform.processor() or platform.machine()
+
+
+def made_by(config: Config) -> dict[str, str]:
+    """What a result file says of how it was made: this process's command, the config's hash, the machine."""
+    command = " ".join(["minifork", *sys.argv[1:]])
+    return {"command": command, "config_hash": fingerprint(to_tree(config)), "machine": machine()}
 
 
 def task_folder(config: Config) -> Path:
