@@ -4,8 +4,9 @@
 TASK      ?= star
 BASE_SEED ?= 0
 SEED      ?= 0
-FORK_RATE ?= 1
-EPOCHS    ?= 64
+# empty: as the config has it
+FORK_RATE ?=
+EPOCHS    ?=
 NAME      ?=
 PAIRS     ?= 1
 PRESET    ?=
@@ -25,7 +26,7 @@ endif
 CONFIG   := --config experiments/configs/$(TASK).yaml $(if $(PRESET),preset=$(PRESET))
 MINIFORK := $(PYTHON) -m minifork
 BASE     := $(MINIFORK) pretrain --resume $(CONFIG) base_seed=$(BASE_SEED) $(ARGS)
-SFT      := sft.fork_rate=$(FORK_RATE) sft.epochs=$(EPOCHS)
+SFT      := $(if $(FORK_RATE),sft.fork_rate=$(FORK_RATE)) $(if $(EPOCHS),sft.epochs=$(EPOCHS))
 
 .DEFAULT_GOAL := help
 .PHONY: help pretrain sft rl wise eval figures claims report audit agreement bench gpu-check frontier contrast sensitivity reproduce reproduce-full stops test faults lint clean
@@ -63,7 +64,7 @@ report: $(ENV) ## write the last eval as one HTML file: claims, figures, an expl
 	@$(MINIFORK) report $(CONFIG) $(ARGS)
 
 audit: $(ENV) ## look for surface features that give the right branch away [TASK FORK_RATE SEED ARGS]
-	@$(MINIFORK) audit $(CONFIG) seed=$(SEED) sft.fork_rate=$(FORK_RATE) $(ARGS)
+	@$(MINIFORK) audit $(CONFIG) seed=$(SEED) $(SFT) $(ARGS)
 
 agreement: $(ENV) ## test exact, split and rollout against each other on four models [TASK BASE_SEED SEED ARGS]
 	@$(BASE)

@@ -52,9 +52,12 @@ class Mixed:
         found = []
         for size in self.sizes.split(","):
             branches, _, length = size.strip().partition("x")
-            if not (branches.isdigit() and length.isdigit()):
+            if not (branches.isdecimal() and length.isdecimal()):
                 raise ValueError(f"data.sizes is {self.sizes!r}: write sizes as 2x4,3x3 (branches x nodes of a branch)")
-            found.append(Star(self.nodes, int(branches), int(length), self.branch_order, self.modes))
+            try:
+                found.append(Star(self.nodes, int(branches), int(length), self.branch_order, self.modes))
+            except ValueError as error:
+                raise ValueError(f"data.sizes is {self.sizes!r}, of which {size.strip()} is no star: {error}") from None
         return tuple(found)
 
     def __getattr__(self, name: str):

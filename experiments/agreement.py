@@ -5,16 +5,16 @@ PIT), and both samples come from the same ones (conditional randomised PIT). Eve
 engines agree; with Bonferroni's correction over all of them, a false alarm has probability below LEVEL.
 """
 
+from dataclasses import replace
 from itertools import product
 
 import numpy as np
 from tqdm import tqdm
 
-from data_gen import streams
 from minifork import agree, measure, policy, runs
 from minifork.backends import sample
 from minifork.config import Config
-from minifork.evaluate import find_checkpoints
+from minifork.evaluate import find_checkpoints, problems_for
 from minifork.exact import exact
 from minifork.split import split
 from minifork.stages import load_run, pick_device
@@ -31,13 +31,14 @@ def agreement(config: Config) -> int:
 
     Raises ValueError naming the runs that are missing.
     """
-    device, count = pick_device(config), min(PROBLEMS, config.eval.problems)
+    count = min(PROBLEMS, config.eval.problems)
+    config, device = replace(config, eval=replace(config.eval, problems=count)), pick_device(config)
     wanted = [f"base-seed{config.base_seed}"] + [f"sft-fork{r:g}-seed{config.seed}" for r in FORK_RATES]
     final = {c.meta["name"]: c for c in find_checkpoints(config) if c.final}
     missing = [name for name in wanted if name not in final]
     if missing:
         raise ValueError(f"{runs.task_folder(config)}: no finished {', '.join(missing)}; run `make agreement`")
-    problems = measure.problem_set(config.data, streams.test_problems(config.data, count), device)
+    problems = problems_for(config, device)
     found = []
     for name, decoder in tqdm(list(product(wanted, POLICIES)), desc="agreement", disable=None):
         model = load_run(final[name].path, final[name].config).to(device)

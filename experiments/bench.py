@@ -41,18 +41,18 @@ def bench(config: Config) -> None:
     model = load_run(folder / "ckpt.pt", runs.read_config(folder)).to(device)
     problems = problems_for(config, device)
     tree = measure.tree_of(model, config.data, problems, Policy())
-    few, new = problems.prompts[:FEW_PROBLEMS], config.data.trace_len
+    some, few, new = tree[:PROBLEMS], problems.prompts[:FEW_PROBLEMS], config.data.trace_len
     p = exact(tree)
     jobs: dict[str, tuple[Callable[[], object], int]] = {
         "prefill": (lambda: model.prefill(problems.prompts), 0),
         "exact": (lambda: exact(tree), 0),
         "split": (lambda: split(tree, SPLITS, 0), len(tree) * SPLITS),
-        "rollout": (lambda: rollout(tree[:PROBLEMS], ROLLOUTS, 0), PROBLEMS * ROLLOUTS),
-        "recompute": (lambda: recompute(model, few, FEW_ROLLOUTS, new), FEW_PROBLEMS * FEW_ROLLOUTS),
+        "rollout": (lambda: rollout(some, ROLLOUTS, 0), len(some) * ROLLOUTS),
+        "recompute": (lambda: recompute(model, few, FEW_ROLLOUTS, new), len(few) * FEW_ROLLOUTS),
     }
     generate = hugging_face(model, new)
     if generate:
-        jobs["hf generate"] = (lambda: generate(few, FEW_ROLLOUTS), FEW_PROBLEMS * FEW_ROLLOUTS)
+        jobs["hf generate"] = (lambda: generate(few, FEW_ROLLOUTS), len(few) * FEW_ROLLOUTS)
     else:
         print("hf generate: not measured, transformers is not installed (extra: bench)")
 
@@ -64,10 +64,10 @@ def bench(config: Config) -> None:
             seconds[name] += [taken] if turn else []
         peak += [matmul_peak(device)] if turn else []
 
-    decoded = rollout(tree[:PROBLEMS], ROLLOUTS, 0).evaluated
+    decoded = rollout(some, ROLLOUTS, 0).evaluated
     flops = decoded * flops_a_token(model, tree.prompts.length + new)
     result = {
-        "machine": runs.machine(),
+        **runs.made_by(config),
         "device": torch.cuda.get_device_name() if device == "cuda" else "cpu",
         "cores": os.cpu_count(),
         "threads": torch.get_num_threads(),

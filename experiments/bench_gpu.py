@@ -27,8 +27,9 @@ PROBLEMS = 64  # that share a batch
 
 
 def batch_of(tree: Tree, rollouts: int) -> tuple[Tree, int]:
-    """The tree of PROBLEMS problems, and how many rollouts of each make up the batch."""
-    return tree[:PROBLEMS], rollouts // PROBLEMS
+    """The tree of (at most) PROBLEMS problems, and how many rollouts of each make up the batch."""
+    part = tree[:PROBLEMS]
+    return part, rollouts // len(part)
 
 
 def in_bf16(tree: Tree) -> Tree:

@@ -11,13 +11,12 @@ from functools import lru_cache
 from pathlib import Path
 
 import numpy as np
-import yaml
 
 from experiments import sweep
 from experiments.results import Results, load
 from minifork import config as configs
 from minifork import passk, records, runs
-from minifork.config import Config, fingerprint
+from minifork.config import Config, fingerprint, read_yaml
 from minifork.evaluate import settings_of
 
 FILE = Path(__file__).parent / "claims.yaml"
@@ -120,9 +119,9 @@ def claims(config: Config) -> None:
 def read(path: Path) -> tuple[int, list[Claim]]:
     """How many pairs of seeds a verdict needs, and the claims; raises ValueError naming the file and the claim."""
     try:
-        tree = yaml.safe_load(path.read_text())
-    except (OSError, UnicodeDecodeError, yaml.YAMLError) as error:
-        raise ValueError(f"{path}: cannot be read: {' '.join(str(error).split())}") from None
+        tree = read_yaml(path)
+    except OSError as error:
+        raise ValueError(f"{path}: cannot be read: {error.strerror}") from None
     kinds = {"pairs": int, "claims": list}
     if not isinstance(tree, dict) or {name: type(value) for name, value in tree.items()} != kinds:
         raise ValueError(f"{path}: give pairs, a number, and claims, a list")
@@ -197,6 +196,8 @@ def judge(claim: Claim, results: Results, pairs: list[int]) -> dict:
         number = np.diff(np.stack(list(draws.values())), axis=0).min(axis=0)
     else:
         number = draws["value"] - draws.get("minus", 0.0)
+    if not np.isfinite(number).all():
+        return row | {"verdict": "not run", "effect": None, "ci95": None, "why": "too few problems for an interval"}
     low, high = passk.interval(number[1:])
     inside = (claim.at_least is None or low > claim.at_least) and (claim.at_most is None or high < claim.at_most)
     found = {"verdict": "holds" if inside else "fails", "effect": float(number[0]), "ci95": [float(low), float(high)]}

@@ -23,26 +23,27 @@ KS = (16, 64)
 
 @dataclass(frozen=True)
 class Run:
-    """One RL run of a pair: where it starts, the mode of its traces ("free": any), its advantage and that one's k."""
+    """One RL run of a pair: where it starts, the mode of its traces ("free": any), its advantage and that one's k, if
+    it has one."""
 
     name: str
     rate: float
     mode: str
     advantage: str
-    k: int
+    k: int | None = None
 
     @property
     def overrides(self) -> list[str]:
-        kind = [f"rl.mode={self.mode}", f"rl.advantage={self.advantage}", f"rl.k={self.k}"]
+        kind = [f"rl.mode={self.mode}", f"rl.advantage={self.advantage}", *([f"rl.k={self.k}"] if self.k else [])]
         return [f"sft.fork_rate={self.rate:g}", *kind]
 
 
-FORWARD = Run("forward, GRPO", 1.0, "FWD", "grpo", 4)
-REVERSE = Run("reverse, GRPO", 0.0, "REV", "grpo", 4)
+FORWARD = Run("forward, GRPO", 1.0, "FWD", "grpo")
+REVERSE = Run("reverse, GRPO", 0.0, "REV", "grpo")
 RUNS = (
     FORWARD,
     REVERSE,
-    Run("free, GRPO", 0.5, "free", "grpo", 4),
+    Run("free, GRPO", 0.5, "free", "grpo"),
     Run("forward, pass@2 advantage", 1.0, "FWD", "passk", 2),
     Run("forward, exact pass@1", 1.0, "FWD", "exact", 1),
     Run("forward, exact pass@4", 1.0, "FWD", "exact", 4),
@@ -96,6 +97,7 @@ def records_of(config: Config, results: Results, pair: int, run: Run) -> list[di
     """Where the RL run of a pair started, and all its snapshots; raises ValueError when there are none."""
     planned = configs.changed(config, [f"seed={pair}", f"base_seed={pair}", *run.overrides])
     start = [r for r in results.tuned(pair, fork_rate=run.rate) if r["epoch"] == config.rl.epoch]
+    start = start if config.rl.epoch else [results.base(pair)]
     found = results.tuned(pair, runs.variant(planned, "rl"), fork_rate=run.rate)
     if not start or not found:
         raise ValueError(f"{runs.eval_file(config)}: no {run.name} of pair {pair}; run `make contrast`")

@@ -17,11 +17,10 @@ from pathlib import Path
 import numpy as np
 import torch
 
-from data_gen import streams
 from experiments import agreement, bench_gpu
 from minifork import agree, backends, kernel, measure, passk, runs, stages
 from minifork.config import Config
-from minifork.evaluate import problems_for
+from minifork.evaluate import drawn_problems, problems_for
 from minifork.exact import exact
 from minifork.policy import Policy
 from minifork.tree import Tree
@@ -119,7 +118,7 @@ def samples(config: Config) -> dict:
     if "SEARCH" in config.data.mode_names:
         raise ValueError("scored p need every accepted trace: SEARCH has several for a problem")
     found: dict = {"failed": 0}
-    problems = streams.test_problems(config.data, config.eval.problems)
+    problems = drawn_problems(config)
     for name, tree in trees(config).items():
         gpu = backends.machine(tree.dfa.device)
         known = exact(tree).p_lo

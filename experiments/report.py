@@ -30,7 +30,12 @@ CAPTIONS = {
 
 
 def report(config: Config) -> None:
-    """Write runs/<task>/report.html from the last evaluation; raises ValueError when something it needs is missing."""
+    """Write runs/<task>/report.html from the last evaluation.
+
+    Raises ValueError when something it needs is missing, and for a named evaluation, which has no report.
+    """
+    if config.name:
+        raise ValueError(f"name is {config.name!r}: the report is about the evaluation without a name, leave it out")
     results = load(config)
     pairs = results.pairs()
     if not pairs:
@@ -61,10 +66,9 @@ def found_claims(config: Config) -> list[tuple[Path, dict, bool]]:
     found = []
     for path in dict.fromkeys([own, *sorted(Path(config.runs).glob("**/claims.json"))]):
         if path.exists():
-            claims = runs.read_json(path)
-            if not {"sweep", "pairs", "wanted", "claims", "of"} <= set(claims):
-                raise ValueError(f"{path}: of another version; run `minifork claims` there again, or remove it")
-            now = runs.read_json(path.with_name("eval.json")).get("checksum")
+            claims = runs.read_json(path, "sweep", "pairs", "wanted", "claims", "of")
+            now = path.with_name("eval.json")
+            now = runs.read_json(now).get("checksum") if now.exists() else None
             found.append((path.parent, claims, claims["of"] == now))
     return found
 

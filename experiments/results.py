@@ -64,11 +64,6 @@ class Results:
         p, n = self.p(record, mode), record["n"] if mode is None else record["forced"][mode]["n"]
         return passk.solve_rate(p, k) if n is None else passk.unbiased(np.rint(p * n).astype(np.int64), n, k)
 
-    def interval(self, values: np.ndarray) -> tuple[float, float]:
-        """The 95 % bootstrap interval of the mean of per-problem values [n]."""
-        low, high = passk.interval(self.weights @ values)
-        return float(low), float(high)
-
 
 def load(config: Config) -> Results:
     """The results of the last evaluation; raises ValueError naming the file when there is none."""

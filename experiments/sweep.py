@@ -23,13 +23,12 @@ from concurrent.futures import ThreadPoolExecutor, as_completed
 from dataclasses import dataclass
 from pathlib import Path
 
-import yaml
 from tqdm import tqdm
 
 from minifork import config as configs
-from minifork import runs
+from minifork import losses, policy, runs
 from minifork.cli import COMMANDS
-from minifork.config import Config, fingerprint, to_tree
+from minifork.config import Config, fingerprint, read_yaml, to_tree
 
 FOLDER = Path(__file__).parent / "sweeps"
 STAGES = ("sft", "wise", "rl")  # in this order: each may start from those before
@@ -54,12 +53,10 @@ def read(config: Config, pairs: Iterable[int]) -> list[Job]:
     name = config.reproduce.sweep
     path = Path(name) if name.endswith(".yaml") else FOLDER / f"{name}.yaml"
     try:
-        entries = yaml.safe_load(path.read_text())
+        entries = read_yaml(path)
     except FileNotFoundError:
         known = ", ".join(sorted(p.stem for p in FOLDER.glob("*.yaml")))
         raise ValueError(f"{path}: no such sweep; reproduce.sweep is a YAML file or one of {known}") from None
-    except (OSError, yaml.YAMLError, UnicodeDecodeError) as error:
-        raise ValueError(f"{path}: not a YAML file: {' '.join(str(error).split())}") from None
     if not isinstance(entries, list) or not all(isinstance(entry, dict) for entry in entries):
         raise ValueError(f"{path}: a sweep is a list of mappings, such as - {{sft.fork_rate: [0, 1]}}")
     try:
@@ -102,23 +99,29 @@ def _word(value: object, words: dict[str, object]) -> str:
 def start(config: Config) -> Path:
     """Write the config for further stages to read, under a name of its own; returns its path.
 
-    Raises ValueError when the config names a run: a sweep makes many.
+    Raises ValueError when the config names a run, as a sweep makes many, and for what its evaluation would refuse.
     """
     if config.name:
         raise ValueError(f"name is {config.name!r}: a sweep makes many runs, leave the name out")
+    policy.parse(config.eval.policy)
     source = runs.task_folder(config) / "configs" / f"{fingerprint(to_tree(config))}.yaml"
-    text = yaml.safe_dump(to_tree(config), sort_keys=False)
-    runs.write_atomically(source, lambda file: file.write(text.encode()))
+    runs.write_config(source, config)
     return source
 
 
 def sweep(config: Config, source: Path, jobs: list[Job]) -> None:
     """Make the bases that the jobs need, then the jobs, stage after stage.
 
-    Raises ValueError naming the runs that failed, after all others of their stage are done.
+    Raises ValueError for jobs that share a folder, and naming the runs that failed, after all others of their stage
+    are done.
     """
-    needed = {}
+    needed, planned = {}, {}
     for job in jobs:
+        run = configs.changed(config, job.overrides)
+        losses.parse(run.sft.loss)
+        other = planned.setdefault((job.stage, runs.run_folder(run, job.stage)), run)
+        if job.stage != "wise" and runs.identity(other, job.stage) != runs.identity(run, job.stage):
+            raise ValueError(f"two runs of a sweep share the folder {runs.run_folder(run, job.stage)}; give them names")
         alone = tuple(override for override in job.overrides if not override.startswith("name="))
         needed.setdefault(runs.base_folder(configs.changed(config, alone)), Job("base", alone))
     for base in needed.values():

@@ -63,8 +63,16 @@ def main(arguments: list[str] | None = None) -> int:
             raise
         print(f"minifork: {error}", file=sys.stderr)
         return 1
+    except (MemoryError, OverflowError, RuntimeError) as error:
+        too_large = not isinstance(error, RuntimeError) or "memory" in str(error)  # torch's are RuntimeErrors
+        if options.debug or not too_large:
+            raise
+        reason = " ".join(str(error).split()) or "out of memory"
+        print(f"minifork: too large for this machine ({reason}); give smaller numbers", file=sys.stderr)
+        return 1
     except KeyboardInterrupt:
-        print("minifork: interrupted; the same command goes on from the last checkpoint (--resume)", file=sys.stderr)
+        way_on = "; the same command goes on from the last checkpoint (--resume)" if hasattr(options, "resume") else ""
+        print(f"minifork: interrupted{way_on}", file=sys.stderr)
         return 130
 
 

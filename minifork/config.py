@@ -66,7 +66,7 @@ class Shape:
 
 @dataclass(frozen=True)
 class Optim:
-    """How to optimise: AdamW everywhere, or Muon for the matrices inside blocks; lr in steps, cosine to 0."""
+    """How to optimise: AdamW everywhere, or Muon for the matrices inside blocks; lr at its peak, cosine to 0."""
 
     optimizer: str
     muon_lr: float
@@ -277,16 +277,15 @@ class Config:
         labels = self.data.label_count
         _require(self.sft.prefix <= labels, "sft.prefix", self.sft.prefix,
                  f"labels serve as its integers, and {self.data.label_key} is {labels}")  # fmt: skip
-        query = self.data.prompt_len + self.data.trace_len
-        room = self.context - query
-        _require(not self.sft.prefix or room, "sft.prefix", self.sft.prefix,
+        query, length = self.data.prompt_len + self.data.trace_len, self.walks.seq_len
+        _require(length >= query, "walks.seq_len", length, f"one query needs {query} tokens")
+        _require(not self.sft.prefix or length > query, "sft.prefix", self.sft.prefix,
                  f"the model sees {query} tokens, as many as a trace needs; raise walks.seq_len")  # fmt: skip
-        _require(self.walks.seq_len >= query, "walks.seq_len", self.walks.seq_len, f"one query needs {query} tokens")
 
     @property
     def context(self) -> int:
-        """Positions the model can see: a pretraining sequence or a full trace, whichever is longer."""
-        return max(self.walks.seq_len, self.data.prompt_len + self.data.trace_len)
+        """Positions the model can see: a pretraining sequence, which has room for a full trace."""
+        return self.walks.seq_len
 
 
 def load(path: Path | str, overrides: list[str]) -> Config:
@@ -296,19 +295,27 @@ def load(path: Path | str, overrides: list[str]) -> Config:
     """
     path = Path(path)
     try:
-        tree = yaml.safe_load(path.read_text())
+        tree = read_yaml(path)
     except FileNotFoundError:
         raise ValueError(f"{path}: no such config file; the shipped one is experiments/configs/star.yaml") from None
-    except (yaml.YAMLError, UnicodeDecodeError) as error:
-        raise ValueError(f"{path}: not a YAML file: {' '.join(str(error).split())}") from None
     if not isinstance(tree, dict):
         raise ValueError(f"{path}: a config is a mapping of keys to values")
     presets = tree.pop("presets", None) or {}
+    if not isinstance(presets, dict) or not all(isinstance(preset, dict) for preset in presets.values()):
+        raise ValueError(f"{path}: presets is a section of sections, name: {{keys}}")
     for name in [override.removeprefix("preset=") for override in overrides if override.startswith("preset=")]:
-        if not isinstance(presets, dict) or name not in presets:
-            raise ValueError(f"{path}: no preset {name!r}; it has {', '.join(presets) or 'none'}")
+        if name not in presets:
+            raise ValueError(f"{path}: no preset {name!r}; it has {', '.join(map(str, presets)) or 'none'}")
         tree = _merged(tree, presets[name])
     return _overridden(tree, [override for override in overrides if not override.startswith("preset=")], path)
+
+
+def read_yaml(path: Path) -> Any:
+    """What a YAML file holds; raises ValueError naming it when it is none, OSError when it cannot be read."""
+    try:
+        return yaml.safe_load(path.read_text())
+    except (yaml.YAMLError, ValueError, RecursionError) as error:  # 2026-99-99 is a ValueError
+        raise ValueError(f"{path}: not a YAML file: {' '.join(str(error).split())}") from None
 
 
 def changed(config: Config, overrides: Iterable[str]) -> Config:
@@ -319,7 +326,7 @@ def changed(config: Config, overrides: Iterable[str]) -> Config:
 def _overridden(tree: dict, overrides: list[str], source: Path | str) -> Config:
     """The Config of a nested mapping, which is changed, after overrides."""
     chosen = [override.partition("=")[2] for override in overrides if override.startswith("task=")]
-    known = keys(Config, task=chosen[-1] if chosen else tree.get("task"))
+    known = keys(Config, task=str(chosen[-1] if chosen else tree.get("task")))
     for override in overrides:
         key, equals, text = override.partition("=")
         if not equals:
@@ -437,7 +444,7 @@ def _scalar(text: str, kind: type) -> Any:
         return text
     try:
         return yaml.safe_load(text)
-    except yaml.YAMLError:
+    except (yaml.YAMLError, ValueError, RecursionError):
         return text
 
 

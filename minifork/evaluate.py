@@ -75,6 +75,7 @@ def evaluate(config: Config) -> int:
     np.savez_compressed(buffer, **{name: array for one in found for name, array in one.arrays.items()})
     result = summary(config, found) | {"npz_hash": runs.digest(buffer.getvalue())}
     result["checksum"] = fingerprint(result)
+    runs.as_json(path, result)  # refuses what cannot be kept before anything is replaced
     runs.write_atomically(path.with_suffix(".npz"), lambda file: file.write(buffer.getvalue()))
     runs.write_json(path, result)
     tell(config, result)
@@ -124,7 +125,6 @@ def summary(config: Config, found: list[Found]) -> dict:
     for check in checks:
         check["agrees"] = check["p_value"] * len(checks) >= CHECK_LEVEL
     spread = "" if settings.stratify == "none" else f" {settings.stratify}={settings.strata}"
-    problems = streams.test_problems(task, settings.problems, stream=settings.split)
     return {
         "schema": records.SCHEMA,
         "task": config.task,
@@ -134,7 +134,7 @@ def summary(config: Config, found: list[Found]) -> dict:
         "guessing_floor": task.guessing_floor if settings.grading == "answer" else None,
         "split": settings.split,
         "n_problems": settings.problems,
-        "data_hash": streams.data_hash(task.prompts(problems)),
+        "data_hash": _data_hash(config),
         "settings": settings_of(config),
         "records": [one.record for one in found],
         "checks": checks,
@@ -192,10 +192,25 @@ def read_evaluation(path: Path) -> tuple[dict, dict[str, np.ndarray]]:
 
 
 def settings_of(config: Config) -> str:
-    """What decides the result of measuring given weights, as a hash: settings, test problems, device."""
-    problems = streams.test_problems(config.data, config.eval.problems, stream=config.eval.split)
-    data = runs.comparable(asdict(config.data)), streams.data_hash(config.data.prompts(problems))
-    return fingerprint([asdict(config.eval), data, pick_device(config)])
+    """What decides the result of measuring given weights, as a hash: settings, test problems, device, and the code."""
+    data = runs.comparable(asdict(config.data)), _data_hash(config)
+    return fingerprint([asdict(config.eval), data, pick_device(config), _code(config)])
+
+
+def _data_hash(config: Config) -> str:
+    """The hash of the plain test problems' prompts."""
+    return streams.data_hash(config.data.prompts(drawn_problems(config)))
+
+
+def _code(config: Config) -> str:
+    """The hash of all code that measures, tasks and decode steps of other people's files included."""
+    own = Path(__file__).parent
+    files = {*own.glob("*.py"), *Path(streams.__file__).parent.glob("*.py")}
+    for thing in (type(config.data), *policy.STEPS.values()):
+        for part in thing if isinstance(thing, tuple) else (thing,):
+            if callable(part) and (source := sys.modules[part.__module__].__dict__.get("__file__")):
+                files.add(Path(source).resolve())
+    return runs.digest(b"".join(path.read_bytes() for path in sorted(files)))
 
 
 def _key(record: dict) -> tuple:
@@ -207,11 +222,14 @@ def problems_for(
 ) -> measure.ProblemSet:
     """The problems that the config evaluates on, their branches printed in an order, a share of them cued, each with
     all the prefixes that its model knows."""
+    drawn = drawn_problems(config, order, cue_rate)
+    return measure.problem_set(config.data, drawn, device, config.eval.grading, prefix)
+
+
+def drawn_problems(config: Config, order: str = "shuffled", cue_rate: float = 0.0) -> Problems:
+    """The problems of `problems_for`, before they become tensors."""
     settings, printed = config.eval, replace(config.data, branch_order=order)
-    problems = streams.test_problems(
-        printed, settings.problems, cue_rate, forked=settings.forked, stream=settings.split
-    )
-    return measure.problem_set(config.data, problems, device, settings.grading, prefix)
+    return streams.test_problems(printed, settings.problems, cue_rate, forked=settings.forked, stream=settings.split)
 
 
 def find_checkpoints(config: Config) -> list[Checkpoint]:
@@ -221,9 +239,11 @@ def find_checkpoints(config: Config) -> list[Checkpoint]:
     """
     found: list[Checkpoint] = []
     folder = runs.task_folder(config)
+    sampled = config.eval.engine in ("split", "rollout") or config.eval.stratify != "none"
     for path in sorted(folder.glob("*/meta.json")):
-        run, meta = path.parent, runs.read_json(path)
+        run = path.parent
         try:
+            meta = runs.read_json(path, "stage", "name", "variant", "seed", "base_seed", "config_hash", "seconds")
             run_config = runs.read_config(run)
         except ValueError as error:
             print(f"left out: {error}")
@@ -234,13 +254,14 @@ def find_checkpoints(config: Config) -> list[Checkpoint]:
             print(f"{run}: left out, its config.yaml and meta.json do not belong together; remove it and run it again")
         elif runs.comparable(asdict(run_config.data)) != runs.comparable(asdict(config.data)):
             print(f"{run}: left out, its data section differs from this config's")
+        elif run_config.sft.prefix and meta["stage"] != "base" and sampled:
+            print(f"{run}: left out, its p is an average over prefixes and must be computed: eval.engine=exact")
         elif meta["stage"] == "base":
             found.append(Checkpoint(run / "ckpt.pt", meta, run_config, None, True))
         else:
-            epochs = sorted(int(p.stem[1:]) for p in run.glob("epochs/e*.pt") if p.stem[1:].isdigit())
-            for epoch in epochs:
-                path = run / "epochs" / f"e{epoch}.pt"
-                found.append(Checkpoint(path, meta, run_config, epoch, epoch == epochs[-1]))
+            kept = runs.snapshots_in(run)
+            for epoch, path in kept.items():
+                found.append(Checkpoint(path, meta, run_config, epoch, epoch == max(kept)))
     if not found:
         raise ValueError(f"{folder}: no finished run to evaluate; make one with `minifork pretrain` and `minifork sft`")
     return sorted(found, key=lambda c: (c.meta["stage"] != "base", c.path.parts[: len(folder.parts) + 1], c.epoch or 0))

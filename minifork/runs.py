@@ -2,7 +2,7 @@
 
     config.yaml     the resolved config            meta.json      what it is, readable
     metrics.jsonl   one line a logged step         ckpt.pt        weights, optimizer, step, RNG
-    epochs/e<n>.pt  weights after epoch n (SFT)
+    epochs/e<n>.pt  weights after epoch n (SFT) or update n (RL)
 
 Files are written to a temporary name and moved into place, so a reader sees the old or the new file and
 never half of one.
@@ -15,6 +15,7 @@ import json
 import os
 import platform
 import re
+import shlex
 import sys
 import tempfile
 import zipfile
@@ -24,7 +25,7 @@ from typing import IO, Any
 
 import yaml
 
-from minifork.config import Config, differences, fingerprint, from_tree, to_tree
+from minifork.config import Config, differences, fingerprint, from_tree, read_yaml, to_tree
 
 FORMAT = "minifork-1"
 META_SCHEMA = 1
@@ -69,21 +70,29 @@ def _unsaved(path: Path, error: Exception) -> OSError:
 
 
 def write_json(path: Path, value: Any) -> None:
-    """Write a JSON file atomically; not-a-number values are refused with ValueError."""
-    text = json.dumps(value, indent=1, allow_nan=False) + "\n"
+    """Write a JSON file atomically; raises ValueError naming it for not-a-number values."""
+    text = as_json(path, value)
     write_atomically(path, lambda file: file.write(text.encode()))
 
 
-def read_json(path: Path) -> dict:
-    """Read a JSON file that holds a mapping; raises ValueError naming it when it is missing or broken."""
+def as_json(path: Path, value: Any) -> str:
+    """What `write_json` would write to ``path``; raises ValueError naming it for not-a-number values."""
+    try:
+        return json.dumps(value, indent=1, allow_nan=False) + "\n"
+    except ValueError:
+        raise ValueError(f"{path}: a result is not a number and cannot be kept; are there enough problems?") from None
+
+
+def read_json(path: Path, *needs: str) -> dict:
+    """Read a JSON file that holds a mapping with these keys; raises ValueError naming it when it does not."""
     try:
         value = json.loads(path.read_text())
-        if not isinstance(value, dict):
+        if not isinstance(value, dict) or not set(needs) <= set(value):
             raise ValueError
         return value
     except FileNotFoundError:
         raise ValueError(f"{path}: no such file") from None
-    except ValueError:
+    except (ValueError, RecursionError):
         raise ValueError(f"{path}: not a JSON file; remove it and run its stage again") from None
 
 
@@ -108,6 +117,8 @@ def load_weights(path: Path, device: str = "cpu") -> dict:
         payload = torch.load(path, map_location=device, weights_only=True)
     except FileNotFoundError:
         raise ValueError(f"{path}: no such checkpoint") from None
+    except (OSError, MemoryError):  # says nothing of the file
+        raise
     except Exception:  # a damaged file can make the unpickler fail in any way
         raise ValueError(
             f"{path}: truncated, damaged or not a checkpoint; remove its folder and run it again"
@@ -141,7 +152,7 @@ def machine() -> str:
 
 def made_by(config: Config) -> dict[str, str]:
     """What a result file says of how it was made: this process's command, the config's hash, the machine."""
-    command = " ".join(["minifork", *sys.argv[1:]])
+    command = shlex.join(["minifork", *sys.argv[1:]])
     return {"command": command, "config_hash": fingerprint(to_tree(config)), "machine": machine()}
 
 
@@ -156,7 +167,7 @@ def base_folder(config: Config) -> Path:
 
 
 def run_folder(config: Config, stage: str) -> Path:
-    """The folder of a base or sft run: its name if it has one, else what makes it what it is."""
+    """The folder of a base, sft or rl run: its name if it has one, else what makes it what it is."""
     if config.name:
         return task_folder(config) / config.name
     if stage == "base":
@@ -174,8 +185,8 @@ def eval_file(config: Config) -> Path:
 def variant(config: Config, stage: str) -> str:
     """What kind of run this is, whatever its seeds and FORK_RATE.
 
-    "base"; "data" (data-level) or "problem" (problem-level), with what its mixture adds ("data-fresh"); or
-    the name it was given, without "-seed<s>".
+    "base"; "data" (data-level) or "problem" (problem-level), with what its mixture adds ("data-fresh"); "rl-" with
+    advantage, mode and start; or the name it was given, without "-seed<s>".
     """
     if config.name:
         return re.sub(r"-seed\d+$", "", config.name)
@@ -226,10 +237,9 @@ def read_config(folder: Path) -> Config:
     """The config of an existing run; raises ValueError naming the file when it is missing or foreign."""
     path = folder / "config.yaml"
     try:
-        tree = yaml.safe_load(path.read_text())
-    except (OSError, UnicodeDecodeError, yaml.YAMLError):
-        raise ValueError(f"{path}: missing or unreadable; remove the folder and run it again") from None
-    return from_tree(tree, path)
+        return from_tree(read_yaml(path), path)
+    except FileNotFoundError:
+        raise ValueError(f"{path}: no such file; remove the folder and run it again") from None
 
 
 def is_complete(folder: Path) -> bool:
@@ -248,6 +258,8 @@ def state_of(folder: Path, config: Config, stage: str, resume: bool) -> str:
     meta = folder / "meta.json"
     if meta.exists() and read_json(meta).get("stage") != stage:
         raise ValueError(f"{folder} holds a run of another stage; give this one its own folder with name=...")
+    if not meta.exists() and not (folder / "ckpt.pt").exists() and (folder / "config.yaml").exists():
+        return "new"  # it failed or was killed before its first checkpoint: there is nothing to lose
     changed = differences(identity(read_config(folder), stage), identity(config, stage))
     if changed:
         raise ValueError(
@@ -256,8 +268,6 @@ def state_of(folder: Path, config: Config, stage: str, resume: bool) -> str:
         )
     if is_complete(folder):
         return "complete"
-    if not (folder / "ckpt.pt").exists():
-        return "new"
     if not resume:
         raise ValueError(f"{folder} holds an unfinished run; continue it with --resume, or remove it")
     return "resume"
@@ -288,10 +298,16 @@ def locked(folder: Path) -> Iterator[None]:
         os.close(held)
 
 
-def write_config(folder: Path, config: Config) -> None:
-    """Write the resolved config of a run."""
+def write_config(path: Path, config: Config) -> None:
+    """Write a resolved config as a YAML file."""
     text = yaml.safe_dump(to_tree(config), sort_keys=False)
-    write_atomically(folder / "config.yaml", lambda file: file.write(text.encode()))
+    write_atomically(path, lambda file: file.write(text.encode()))
+
+
+def snapshots_in(folder: Path) -> dict[int, Path]:
+    """The snapshots that a run kept, by their epoch (or update), in order."""
+    found = {int(path.stem[1:]): path for path in folder.glob("epochs/e*.pt") if path.stem[1:].isdigit()}
+    return dict(sorted(found.items()))
 
 
 def keep_metrics_until(folder: Path, step: int) -> None:

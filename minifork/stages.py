@@ -1,4 +1,4 @@
-"""The stages that train: pretraining on random walks, fine-tuning on traces. Both hand a Job to `train.fit`."""
+"""The stages that train: pretraining on random walks, fine-tuning on traces, RL. All hand a Job to `train.fit`."""
 
 from dataclasses import replace
 from functools import lru_cache
@@ -41,8 +41,7 @@ def load_run(path: Path, config: Config) -> GPT:
 def pretrain(config: Config, resume: bool) -> None:
     """Train the base model on random walks into its run folder."""
     folder = runs.run_folder(config, "base")
-    state = runs.state_of(folder, config, "base", resume)
-    if state == "complete":
+    if runs.state_of(folder, config, "base", resume) == "complete":
         print(f"{folder} is complete: nothing to do")
         return
     task, plan = replace(config.data, branch_order="shuffled"), config.pretrain
@@ -59,7 +58,7 @@ def pretrain(config: Config, resume: bool) -> None:
     )
     learn = supervised(batch_at, losses.parse("cross_entropy"), pick_device(config))
     job = Job(folder, learn, plan.steps, plan, config.save_every, meta=_meta(config, "base", folder.name))
-    _fit(model, job, config, state)
+    _fit(model, job, config, resume)
 
 
 def sft(config: Config, resume: bool) -> None:
@@ -72,8 +71,7 @@ def sft(config: Config, resume: bool) -> None:
         )
     require_alike(base, config, "base")
     plan, loss = config.sft, losses.parse(config.sft.loss)
-    state = runs.state_of(folder, config, "sft", resume)
-    if state == "complete":
+    if runs.state_of(folder, config, "sft", resume) == "complete":
         print(f"{folder} is complete: nothing to do")
         return
     data = sft_data(config, 0)
@@ -95,7 +93,7 @@ def sft(config: Config, resume: bool) -> None:
         "epochs": plan.epochs,
     }
     learn = supervised(_sft_batches(config), loss, pick_device(config))
-    _fit(model, Job(folder, learn, steps, plan, config.save_every, snapshots(config), meta), config, state)
+    _fit(model, Job(folder, learn, steps, plan, config.save_every, snapshots(config), meta), config, resume)
 
 
 def rl(config: Config, resume: bool) -> None:
@@ -103,8 +101,7 @@ def rl(config: Config, resume: bool) -> None:
     plan, folder = config.rl, runs.run_folder(config, "rl")
     if config.sft.prefix:
         raise ValueError(f"sft.prefix is {config.sft.prefix}: rl samples traces without a prefix; give 0")
-    state = runs.state_of(folder, config, "rl", resume)
-    if state == "complete":
+    if runs.state_of(folder, config, "rl", resume) == "complete":
         print(f"{folder} is complete: nothing to do")
         return
     start = start_of(config)
@@ -117,7 +114,7 @@ def rl(config: Config, resume: bool) -> None:
     kept = {update: f"epochs/e{update}.pt" for update in doublings(plan.updates)}
     meta = _meta(config, "rl", folder.name) | {"fork_rate": config.sft.fork_rate}
     meta |= {"start": str(start.relative_to(runs.task_folder(config)))}
-    _fit(model, Job(folder, learn, plan.updates, plan, config.save_every, kept, meta), config, state)
+    _fit(model, Job(folder, learn, plan.updates, plan, config.save_every, kept, meta), config, resume)
 
 
 def start_of(config: Config) -> Path:
@@ -127,8 +124,10 @@ def start_of(config: Config) -> Path:
     Raises ValueError naming the file when it is missing or was made with another config.
     """
     plan = config.rl
-    if plan.epoch:
-        folder, path = runs.run_folder(replace(config, name=plan.start), "sft"), f"epochs/e{plan.epoch}.pt"
+    if plan.epoch and plan.start:
+        folder, path = runs.task_folder(config) / plan.start, f"epochs/e{plan.epoch}.pt"
+    elif plan.epoch:
+        folder, path = runs.run_folder(replace(config, name=""), "sft"), f"epochs/e{plan.epoch}.pt"
     else:
         folder, path = runs.base_folder(config), "ckpt.pt"
     if not (folder / path).exists() or not runs.is_complete(folder):
@@ -137,6 +136,11 @@ def start_of(config: Config) -> Path:
         )
     alike = "sft" if plan.epoch and not plan.start else "base"  # a run that is named may be tuned otherwise
     require_alike(folder, config, alike)
+    tuned = runs.read_config(folder).sft
+    if plan.epoch and tuned.prefix:
+        raise ValueError(f"{folder} was tuned with sft.prefix={tuned.prefix}: rl samples traces without a prefix")
+    if plan.epoch and tuned.fork_rate != config.sft.fork_rate:  # the run's name and records say it
+        raise ValueError(f"{folder} has FORK_RATE {tuned.fork_rate:g}: give sft.fork_rate={tuned.fork_rate:g}")
     return folder / path
 
 
@@ -183,7 +187,7 @@ def check_leaks(config: Config, data: streams.Examples) -> None:
         checks = audit.audit(config.data, data, config.sft.fork_rate, mode=config.sft.mixture.mode_names[0])
         leaks = [check.name for check in checks if check.flagged]
         runs.write_json(path, {"leaks": leaks, "table": audit.table(checks).splitlines()})
-    leaks = runs.read_json(path)["leaks"]
+    leaks = runs.read_json(path, "leaks")["leaks"]
     if leaks and not config.sft.allow_leak:
         raise ValueError(f"{_verdict(leaks)} (see {path}); a control meant to leak needs sft.allow_leak=true")
     print(_verdict(leaks) + ("; training all the same (sft.allow_leak=true)" if leaks else ""))
@@ -223,9 +227,12 @@ def _sft_batches(config: Config) -> BatchAt:
     return batch_at
 
 
-def _fit(model: GPT, job: Job, config: Config, state: str) -> None:
+def _fit(model: GPT, job: Job, config: Config, resume: bool) -> None:
     with runs.locked(job.folder):
-        runs.write_config(job.folder, config)
+        state = runs.state_of(job.folder, config, job.meta["stage"], resume)  # may have changed before the lock
+        if state == "complete":
+            return
+        runs.write_config(job.folder / "config.yaml", config)
         fit(model, job, pick_device(config), state == "resume", config.compile)
 
 

@@ -64,7 +64,7 @@ def fit(model: GPT, job: Job, device: str, resume: bool, compiled: bool = False)
     often training is interrupted. Raises ValueError when the loss is not finite.
     """
     model.to(device)
-    optimizers = make_optimizers(model, job.optim, device)
+    optimizers = make_optimizers(model, job.optim)
     first, spent = _restore(model, optimizers, job, device) if resume else (0, 0.0)
     keep_metrics_until(job.folder, first)
     started = time.monotonic()
@@ -74,7 +74,7 @@ def fit(model: GPT, job: Job, device: str, resume: bool, compiled: bool = False)
         seconds = spent + time.monotonic() - started
         state = {"model": model.state_dict(), "optimizers": [o.state_dict() for o in optimizers]}
         progress = {"step": step, "seconds": seconds}
-        save_weights(job.folder / "ckpt.pt", {**state, **progress, "rng": torch.get_rng_state()})
+        save_weights(job.folder / "ckpt.pt", {**state, **progress})
         progress |= {"steps": job.steps, "complete": step == job.steps, "seconds": round(seconds, 1)}
         write_json(job.folder / "meta.json", {**job.meta, **progress})
 
@@ -95,7 +95,7 @@ def fit(model: GPT, job: Job, device: str, resume: bool, compiled: bool = False)
     print(f"{job.folder.name}: {job.steps} steps in {spent + time.monotonic() - started:.0f} s", flush=True)
 
 
-def make_optimizers(model: GPT, optim: Optim, device: str) -> list[torch.optim.Optimizer]:
+def make_optimizers(model: GPT, optim: Optim) -> list[torch.optim.Optimizer]:
     """AdamW for every parameter, or Muon for the matrices inside blocks and AdamW for the rest.
 
     Each group keeps its peak learning rate as "peak"; `_step` sets the scheduled one.
@@ -143,7 +143,6 @@ def _restore(model: GPT, optimizers: list[torch.optim.Optimizer], job: Job, devi
     try:
         for optimizer, state in zip(optimizers, saved["optimizers"], strict=True):
             optimizer.load_state_dict(state)
-        torch.set_rng_state(saved["rng"].cpu())
         return int(saved["step"]), float(saved["seconds"])
     except (KeyError, ValueError, TypeError, AttributeError, RuntimeError):
         raise ValueError(f"{path}: its optimizer state does not fit this config; remove the folder") from None

@@ -10,6 +10,7 @@ from torch import Tensor
 
 from minifork import runs
 from minifork.config import Config
+from minifork.stages import require_alike
 
 
 def wise(config: Config) -> None:
@@ -21,14 +22,16 @@ def wise(config: Config) -> None:
     for folder in (base, tuned):
         if not runs.is_complete(folder):
             raise ValueError(f"{folder}: no finished run to interpolate; make it with `minifork pretrain` and `sft`")
-    meta, early = runs.read_json(tuned / "meta.json"), config.wise.early
+    if not config.name:
+        require_alike(tuned, config, "sft")
+    meta, early = runs.read_json(tuned / "meta.json", "variant", "base"), config.wise.early
     if meta.get("base") != base.name:
         raise ValueError(f"{tuned} was not fine-tuned from {base.name} but from {meta.get('base')}")
     before = tuned / "epochs" / f"e{early}.pt" if early else base / "ckpt.pt"
     if not before.exists():
         raise ValueError(f"{before}: wise.early is {early}, but the run kept no such snapshot")
     start = runs.load_weights(before)["model"]
-    snapshots = [path for path in sorted(tuned.glob("epochs/e*.pt")) if int(path.stem[1:]) > early]
+    snapshots = [path for epoch, path in runs.snapshots_in(tuned).items() if epoch > early]
     if not snapshots:
         raise ValueError(f"{before} is the last snapshot: wise.early must leave one after it")
     for weight in config.wise.shares:
@@ -37,13 +40,15 @@ def wise(config: Config) -> None:
         mixture = {"name": folder.name, "variant": meta["variant"] + kind, "weight": weight, "early": early}
         mixture["config_hash"] = runs.config_hash(runs.read_config(tuned), meta | mixture)
         with runs.locked(folder):
+            if (folder / "meta.json").exists() and "weight" not in runs.read_json(folder / "meta.json"):
+                raise ValueError(f"{folder} holds a run that was trained; remove it or rename it")
             for path in folder.rglob("*.*"):  # of an earlier run of this name, which may have had other snapshots
                 path.unlink()
             for path in snapshots:
                 saved = runs.load_weights(path)
                 mixed = interpolate(start, saved["model"], weight, str(path))
                 runs.save_weights(folder / "epochs" / path.name, {"model": mixed, "step": saved["step"]})
-            runs.write_config(folder, runs.read_config(tuned))
+            runs.write_config(folder / "config.yaml", runs.read_config(tuned))
             runs.write_json(folder / "meta.json", meta | mixture)
         print(f"{folder}: {len(snapshots)} snapshots, {weight:g} of {tuned.name} and {1 - weight:g} of {before}")
 
