@@ -189,7 +189,7 @@ class Arith:
 
     def hang_off(self, problems: Problems, forked: np.ndarray) -> Problems:
         """As `Star.hang_off`."""
-        return problems.on(self.graph.hang_off(problems.graph, forked))
+        return problems.on(self.graph.hang_off(problems.graph, forked, self.label_key))
 
     def identity(self, problems: Problems) -> np.ndarray:
         """As `Star.identity`: equal for equal graphs, whatever their numbers."""

@@ -191,14 +191,15 @@ class Star:
         swapped = np.where(branch == first, 0, np.where(branch == 0, first, branch)) * steps + step
         return Problems(problems.labels, np.where(cued[:, None], swapped, problems.order), problems.forked)
 
-    def hang_off(self, problems: Problems, forked: np.ndarray) -> Problems:
+    def hang_off(self, problems: Problems, forked: np.ndarray, key: str = "data.nodes") -> Problems:
         """Where bool[n] ``forked`` is False, hang the decoys off a second root: start has one child.
 
-        Raises ValueError when no label is left for the second root.
+        Raises ValueError naming the key of the labels when none is left for the second root.
         """
         if not forked.all() and self.nodes < self.graph_nodes + 1:
             raise ValueError(
-                f"data.nodes is {self.nodes}: sft.fork_in_graph needs a second root, at least {self.graph_nodes + 1}"
+                f"{key} is {self.nodes}: graphs without a fork need a second root, at least "
+                f"{self.graph_nodes + 1} labels"
             )
         return Problems(problems.labels, problems.order, forked)
 

@@ -40,7 +40,18 @@ def require_modes(text: str, known: tuple[str, ...]) -> None:
 
 
 class Task(Protocol):
-    """Every method is a pure function; arrays are int64. mode: the index of a trace's mode in ``mode_names``."""
+    """Every method is a pure function; arrays are int64. mode: the index of a trace's mode in ``mode_names``.
+
+    A task is a frozen dataclass of its config's data section. One whose traces end in an answer also has
+    ``answer_dfa(problems)``, the automata that judge the answer alone, and ``guessing_floor``, a guess's chance.
+    """
+
+    branch_order: str  # "shuffled", or "published": the right branch printed first
+    modes: str  # the names of its modes, with commas between
+
+    @property
+    def graph(self) -> Any:
+        """The star that a problem's graph is: its ``branches``, ``length``, ``edges`` and ``nodes``."""
 
     @property
     def label_key(self) -> str:
@@ -51,17 +62,20 @@ class Task(Protocol):
         """How many labels there are; their tokens are 0, 1, 2, ..."""
 
     @property
-    def mode_names(self) -> tuple[str, ...]: ...
+    def mode_names(self) -> tuple[str, ...]:
+        """The names of its modes."""
 
     @property
     def sinks(self) -> tuple[str, ...]:
         """The names of the DFA's sinks: accept, the ways to fail, too_long the last."""
 
     @property
-    def vocab_size(self) -> int: ...
+    def vocab_size(self) -> int:
+        """How many tokens there are, from 0 on."""
 
     @property
-    def prompt_len(self) -> int: ...
+    def prompt_len(self) -> int:
+        """Tokens of a prompt, the same for all problems."""
 
     @property
     def graph_len(self) -> int:
@@ -71,13 +85,31 @@ class Task(Protocol):
     def trace_len(self) -> int:
         """Tokens of the longest trace, mode and EOS included."""
 
-    def mode_token(self, mode: str) -> int: ...
+    @property
+    def shortest_query(self) -> int:
+        """Tokens of the shortest query with its walk."""
+
+    @property
+    def eos(self) -> int:
+        """The token that ends a trace."""
+
+    def mode_token(self, mode: str) -> int:
+        """The token that a trace in this mode begins with."""
 
     def shapes(self, problems: Problems) -> list[tuple[str, "Task", np.ndarray]]:
         """The problems by the shape of their graph: a name for the shape, a task of that shape, the rows bool[n]."""
 
     def sample(self, rng: np.random.Generator, n: int) -> Problems:
         """n problems."""
+
+    def give_cue(self, problems: Problems, cued: np.ndarray) -> Problems:
+        """The problems, the branch given away by the printed order where bool[n] ``cued``."""
+
+    def hang_off(self, problems: Problems, forked: np.ndarray) -> Problems:
+        """The problems, their decoys on another root where bool[n] ``forked`` is False: no fork there.
+
+        Raises ValueError when no label is left for that root.
+        """
 
     def identity(self, problems: Problems) -> np.ndarray:
         """uint64[n]: equal for problems on equal graphs, however printed."""

@@ -1,6 +1,6 @@
 """Add a decoder: locally typical sampling (Meister et al. 2023, arXiv 2202.00666). Its pass@k is exact at once.
 
-make pretrain sft && python examples/new_decoder.py
+make pretrain sft && .venv/bin/python examples/new_decoder.py
 """
 
 import math

@@ -1,6 +1,6 @@
 """Add a loss: the focal loss (Lin et al. 2017, arXiv 1708.02002), which cares less for tokens that are already likely.
 
-make pretrain && python examples/new_loss.py sft.fork_rate=1 && make eval
+make pretrain && .venv/bin/python examples/new_loss.py sft.fork_rate=1 && make eval
 """
 
 import sys

@@ -2,7 +2,7 @@
 
 The leak audit notices, training says so, and nothing is lost:
 
-    python examples/new_task.py
+    .venv/bin/python examples/new_task.py
 """
 
 import sys

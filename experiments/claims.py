@@ -13,6 +13,7 @@ from pathlib import Path
 import numpy as np
 
 from experiments import sweep
+from experiments.gap import DRAWS, LOST
 from experiments.results import Results, load
 from minifork import config as configs
 from minifork import passk, records, runs
@@ -20,8 +21,6 @@ from minifork.config import Config, fingerprint, read_yaml
 from minifork.evaluate import settings_of
 
 FILE = Path(__file__).parent / "claims.yaml"
-DRAWS = 1000
-LOST = 0.05  # less than this was not lost, so there is nothing to recover
 FORK = ("accuracy", "entropy", "confidence right", "confidence wrong")
 
 

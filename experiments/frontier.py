@@ -22,7 +22,7 @@ from matplotlib.figure import Figure
 
 from experiments import sweep
 from experiments.figures import whiskers
-from experiments.gap import gap, gap_draws
+from experiments.gap import LOST, gap, gap_draws
 from experiments.results import Results, load
 from experiments.spread import spread, spread_line, stratified
 from experiments.summary import signed
@@ -36,7 +36,6 @@ from minifork.stages import load_run, pick_device, snapshots
 RATES = (0.5, 1.0)
 KS = (16, 64)
 CHOSEN_ON = (0, 1.0)  # pair and FORK_RATE
-LOST = 0.05  # less than this was not lost, so there is nothing to recover
 
 
 @dataclass(frozen=True)

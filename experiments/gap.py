@@ -7,7 +7,8 @@ import numpy as np
 
 from minifork import passk
 
-DRAWS = 1000
+DRAWS = 1000  # bootstrap resamples behind every interval over pairs
+LOST = 0.05  # less than this was not lost, so there is nothing to recover
 
 
 def gap(method: np.ndarray, stopped: np.ndarray) -> np.ndarray:

@@ -4,6 +4,7 @@ import numpy as np
 import torch
 
 from data_gen.task import PAD
+from experiments.gap import DRAWS
 from minifork import passk, strata
 from minifork.measure import ProblemSet
 from minifork.tree import Tree
@@ -17,7 +18,7 @@ def spread(tree: Tree, problems: ProblemSet, p: np.ndarray) -> dict[str, tuple]:
         return {}
     at_fork = torch.full((len(tree),), fork.shape[1], device=fork.device)
     trace, place = strata.highest_entropy(tree)
-    hits = (place == fork.shape[1]) & (trace[:, : fork.shape[1]] == fork).all(dim=1)
+    hits = strata.right_after(fork, trace, place)
     ways = {
         "the branches at the fork": (fork, at_fork, problems.branches, 1.0),
         "the model's top tokens at the fork": (fork, at_fork, d, 1.0),
@@ -40,7 +41,7 @@ def stratified(rate: float, spreads: list[dict[str, tuple]]) -> list[dict]:
     rows = []
     for name in [name for name in spreads[0] if name != "iid"]:
         found = np.stack([one[name][0] for one in spreads])
-        draws = [passk.hierarchical(values, 1000) for values in (found, iid)]  # of the same pairs and problems
+        draws = [passk.hierarchical(values, DRAWS) for values in (found, iid)]  # of the same pairs and problems
         low, high = passk.interval((draws[0] - draws[1]) / (1 - draws[1]))
         by_pair = (found - iid).mean(axis=1) / (1 - iid.mean(axis=1))
         rows.append(

@@ -117,11 +117,12 @@ def sweep(config: Config, source: Path, jobs: list[Job]) -> None:
     """
     needed, planned = {}, {}
     for job in jobs:
-        run = configs.changed(config, job.overrides)
-        losses.parse(run.sft.loss)
-        other = planned.setdefault((job.stage, runs.run_folder(run, job.stage)), run)
-        if job.stage != "wise" and runs.identity(other, job.stage) != runs.identity(run, job.stage):
-            raise ValueError(f"two runs of a sweep share the folder {runs.run_folder(run, job.stage)}; give them names")
+        own = configs.changed(config, job.overrides)
+        losses.parse(own.sft.loss)
+        folder = runs.run_folder(own, job.stage)
+        other = planned.setdefault((job.stage, folder), own)
+        if job.stage != "wise" and runs.identity(other, job.stage) != runs.identity(own, job.stage):
+            raise ValueError(f"two runs of a sweep share the folder {folder}; give them names")
         alone = tuple(override for override in job.overrides if not override.startswith("name="))
         needed.setdefault(runs.base_folder(configs.changed(config, alone)), Job("base", alone))
     for base in needed.values():

@@ -162,8 +162,7 @@ def stratified(config: Config, tree: Tree, problems: ProblemSet, weights: np.nda
     length = torch.full((len(tree),), fork.shape[1] if settings.stratify == "fork" else 0, device=fork.device)
     if settings.stratify == "entropy":
         prefix, length = strata.highest_entropy(tree)
-        at_fork = (length == fork.shape[1]) & (prefix[:, : fork.shape[1]] == fork).all(dim=1)
-        hit_rate = float(at_fork.float().mean())
+        hit_rate = float(strata.right_after(fork, prefix, length).float().mean())
     result = strata.stratify(tree, prefix, length, settings.strata)
     record = records.stratified(result, powers_of_two(settings.max_k), weights)
     record |= {"forced": None, "errors": None, "hit_rate": hit_rate}

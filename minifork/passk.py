@@ -165,8 +165,9 @@ def pair_resamples(pairs: int, count: int, seed: int = 0) -> np.ndarray:
 
     Plain resamples of n values give intervals that are too short: their variance is short by (n - 1) / n, and few
     values have the tails of Student's t. So deviations from equal weights are stretched by
-    sqrt(n / (n - 1)) t_{n-1} / 1.96, which makes the interval that of the t-test where values are normal (for one
-    pair there is nothing to resample: its interval is about problems only). Stretched weights can be negative.
+    sqrt(n / (n - 1)) t_{n-1} / 1.96, which makes the interval that of the t-test where values are normal (for two
+    pairs .72 of it, as they have three resamples only; for one there is nothing to resample: its interval is about
+    problems only). Stretched weights can be negative.
     """
     weights = resamples(pairs, count, seed)
     if pairs == 1:

@@ -71,7 +71,7 @@ def objective(config: Config, reference: nn.Module, device: str) -> Objective:
 
 @lru_cache(maxsize=2)
 def _pool(task: Task, seed: int, count: int) -> Problems:
-    """The problems to learn from, of the training stream but not those of fine-tuning."""
+    """The problems to learn from, of the training stream, drawn apart from those of fine-tuning."""
     return streams.problems(task, seed, "train", count, POOL_STEP)
 
 

@@ -117,7 +117,7 @@ def load_weights(path: Path, device: str = "cpu") -> dict:
         payload = torch.load(path, map_location=device, weights_only=True)
     except FileNotFoundError:
         raise ValueError(f"{path}: no such checkpoint") from None
-    except (OSError, MemoryError):  # says nothing of the file
+    except (PermissionError, MemoryError):  # says nothing of the file
         raise
     except Exception:  # a damaged file can make the unpickler fail in any way
         raise ValueError(
@@ -258,9 +258,10 @@ def state_of(folder: Path, config: Config, stage: str, resume: bool) -> str:
     meta = folder / "meta.json"
     if meta.exists() and read_json(meta).get("stage") != stage:
         raise ValueError(f"{folder} holds a run of another stage; give this one its own folder with name=...")
-    if not meta.exists() and not (folder / "ckpt.pt").exists() and (folder / "config.yaml").exists():
+    kept = read_config(folder)
+    if not meta.exists() and not (folder / "ckpt.pt").exists():
         return "new"  # it failed or was killed before its first checkpoint: there is nothing to lose
-    changed = differences(identity(read_config(folder), stage), identity(config, stage))
+    changed = differences(identity(kept, stage), identity(config, stage))
     if changed:
         raise ValueError(
             f"{folder} holds a run of another config ({'; '.join(changed[:3])}); "

@@ -96,6 +96,11 @@ def highest_entropy(tree: Tree) -> tuple[Tensor, Tensor]:
     return torch.stack(trace, dim=1), position
 
 
+def right_after(prefix: Tensor, trace: Tensor, position: Tensor) -> Tensor:
+    """bool[B]: whether a position int64[B] on a trace int64[B, T] is the one right after a prefix int64[B, F]."""
+    return (position == prefix.shape[1]) & (trace[:, : prefix.shape[1]] == prefix).all(dim=1)
+
+
 @torch.no_grad()
 def _top(tree: Tree, m: int) -> Tensor:
     """int64[B, m]: the most probable next tokens after the forced ones, equal ones by id."""

@@ -79,5 +79,7 @@ def test_what_it_does_not_go_with(copy, capsys):
     assert "sft.prefix" in pipeline.refused(capsys, "sft", "sft.prefix=-1")
     assert "sft.prefix" in pipeline.refused(capsys, "rl", f"sft.prefix={PREFIX}")
     assert pipeline("sft", f"sft.prefix={PREFIX}") == 0
-    assert "sft.prefix" in pipeline.refused(capsys, "eval", "eval.engine=split")
-    assert "sft.prefix" in pipeline.refused(capsys, "eval", "eval.stratify=fork")
+    assert "sft.prefix" in pipeline.refused(capsys, "rl", "rl.start=sft-fork1-prefix3-seed0", "rl.epoch=4")
+    for override in ("eval.engine=split", "eval.stratify=fork"):
+        assert pipeline("eval", override) == 0
+        assert "sft-fork1-prefix3-seed0: left out, its p is an average" in capsys.readouterr().out

@@ -186,7 +186,7 @@ def test_resuming_from_a_checkpoint_without_optimizer(copy, capsys):
         pipeline("pretrain")
     path = pipeline.folder / "base-seed0" / "ckpt.pt"
     whole = runs.load_weights(path)
-    for change in ({"optimizers": []}, {"optimizers": [{}, {}]}, {"rng": None}):
+    for change in ({"optimizers": []}, {"optimizers": [{}, {}]}, {"seconds": None}):
         runs.save_weights(path, {**whole, **change})
         assert "base-seed0/ckpt.pt" in pipeline.refused(capsys, "pretrain", "--resume")
 

@@ -169,7 +169,8 @@ def test_bad_starts_are_refused(copy, capsys):
     assert "another config" in pipeline.refused(
         capsys, "rl", "rl.start=sft-fork1-seed0", "model.width=64", "rl.epoch=4"
     )
-    assert pipeline("rl", *RL, "rl.start=sft-fork1-seed0", "sft.fork_rate=0", "name=named", "rl.updates=1") == 0
+    assert "sft.fork_rate=1" in pipeline.refused(capsys, "rl", *RL, "rl.start=sft-fork1-seed0", "sft.fork_rate=0")
+    assert pipeline("rl", *RL, "rl.start=sft-fork1-seed0", "sft.epochs=2", "name=named", "rl.updates=1") == 0
     assert pipeline("rl", *RL, "rl.epoch=0", "name=from-base", "rl.updates=1") == 0
 
 

@@ -283,7 +283,7 @@ def test_folders(config):
 def begin(config, complete: bool) -> Path:
     folder = runs.run_folder(config, "sft")
     assert runs.state_of(folder, config, "sft", False) == "new"
-    runs.write_config(folder, config)
+    runs.write_config(folder / "config.yaml", config)
     runs.save_weights(folder / "ckpt.pt", {"step": 3})
     runs.write_json(folder / "meta.json", {"stage": "sft", "complete": complete})
     return folder
@@ -359,7 +359,7 @@ def test_a_run_of_another_stage_is_refused(config):
     """A base may be asked for in the folder of a fine-tuning and the reverse: their configs can be equal."""
     folder = Path(config.runs) / "star" / "mine"
     named = changed(config, name="mine")
-    runs.write_config(folder, named)
+    runs.write_config(folder / "config.yaml", named)
     runs.save_weights(folder / "ckpt.pt", {"step": 3})
     runs.write_json(folder / "meta.json", {"stage": "base", "complete": True})
     with pytest.raises(ValueError, match="mine"):

@@ -59,7 +59,9 @@ def test_missing_and_foreign_runs(copy, capsys):
     assert "wise.weights" in pipeline.refused(capsys, "wise", "wise.weights=1.5")
     assert "wise.weights" in pipeline.refused(capsys, "wise", "wise.weights=half")
     assert pipeline("pretrain", "base_seed=1") == 0
-    assert "but from base-seed0" in pipeline.refused(capsys, "wise", "base_seed=1")
+    assert "base_seed: 0 -> 1" in pipeline.refused(capsys, "wise", "base_seed=1")
+    assert "but from base-seed0" in pipeline.refused(capsys, "wise", "base_seed=1", "name=sft-fork1-seed0")
+    assert "sft.lr: 0.001 -> 0.5" in pipeline.refused(capsys, "wise", "sft.lr=0.5")
 
 
 def test_other_shapes_are_refused():
