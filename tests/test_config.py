@@ -219,6 +219,30 @@ def test_files_that_are_no_config(tmp_path, content):
     assert str(path) in refused(path)
 
 
+@pytest.mark.parametrize(
+    ("text", "named"),
+    [
+        ("presets: 5", "presets is a section"),
+        ("presets: {odd: 3}", "presets is a section"),
+        ("task: [star]", "task is"),
+    ],
+)
+def test_sections_of_another_shape(tmp_path, config_file, text, named):
+    path = tmp_path / "odd.yaml"
+    tree = yaml.safe_load(Path(config_file).read_text()) | yaml.safe_load(text)
+    path.write_text(yaml.safe_dump(tree))
+    assert named in refused(path)
+    assert "odd.yaml" in refused(path, "preset=odd")
+
+
+@pytest.mark.parametrize("value", ["2026-99-99", "0b_", "9" * 5000, "[" * 2000])
+def test_what_yaml_chokes_on(tmp_path, config_file, value):
+    assert "seed must be a whole number" in refused(config_file, f"seed={value}")[:200]
+    path = tmp_path / "odd.yaml"
+    path.write_text(Path(config_file).read_text().replace("\nseed: 0", f"\nseed: {value}"))
+    assert "odd.yaml: not a YAML file" in refused(path)[:1000]
+
+
 def test_a_missing_file(tmp_path):
     message = refused(tmp_path / "none.yaml")
     assert "none.yaml" in message and "experiments/configs/star.yaml" in message

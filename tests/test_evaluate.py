@@ -9,7 +9,7 @@ import shutil
 import numpy as np
 import pytest
 
-from minifork import evaluate, passk, records, runs, strata
+from minifork import evaluate, passk, policy, records, runs, strata
 from minifork import measure as measuring
 from minifork.exact import exact
 from minifork.rollout import rollout
@@ -223,6 +223,11 @@ def test_what_is_known_is_kept(copy, trained, capsys, monkeypatch):
     measured.clear()
     assert pipeline("eval", "eval.bootstrap=51") == 0 and len(measured) == 4  # other settings
     measured.clear()
+    assert pipeline("eval") == 0 and len(measured) == 4
+    measured.clear()
+    monkeypatch.setitem(policy.STEPS, "mine", policy.STEPS["top_k"])  # its file is known: the same code
+    assert pipeline("eval") == 0 and not measured
+    monkeypatch.setattr(evaluate, "_code", lambda config: "other code")
     assert pipeline("eval") == 0 and len(measured) == 4
     assert json.loads((pipeline.folder / "eval.json").read_text())["records"] == before["records"]
 

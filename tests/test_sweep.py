@@ -51,6 +51,22 @@ def test_malformed_sweeps_are_named(config_file, tmp_path, text, named):
     assert named in str(error.value)
 
 
+def test_runs_that_share_a_folder_are_refused(config_file, tmp_path):
+    config = configs.load(config_file, [f"runs={tmp_path}"])
+    jobs = [sweep.Job("sft", (*SEEDS, f"sft.lr={lr}")) for lr in (0.001, 0.002)]
+    with pytest.raises(ValueError, match="two runs of a sweep share the folder .*sft-fork1-seed3"):
+        sweep.sweep(config, sweep.start(config), jobs)
+
+
+def test_what_a_later_stage_would_refuse_is_refused_first(config_file, tmp_path):
+    config = configs.load(config_file, [f"runs={tmp_path}", "eval.policy=nonsense"])
+    with pytest.raises(ValueError, match="nonsense"):
+        sweep.start(config)
+    config = configs.load(config_file, [f"runs={tmp_path}"])
+    with pytest.raises(ValueError, match="hinge"):
+        sweep.sweep(config, sweep.start(config), [sweep.Job("sft", (*SEEDS, "sft.loss=hinge"))])
+
+
 def test_an_unknown_sweep_lists_the_known(config_file):
     with pytest.raises(ValueError, match="arith, mixed, search, sensitivity, star"):
         sweep.read(configs.load(config_file, ["reproduce.sweep=stars"]), [0])
