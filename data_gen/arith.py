@@ -31,6 +31,7 @@ WALKED = ("FWD", "REV")  # random walks know no target, so they have no rational
 SINKS = (
     "accept", "malformed", "wrong_query", "look_up", "wrong_branch", "arithmetic", "early_stop", "too_long",
 )  # fmt: skip
+LARGEST_MODULUS = 10**6
 LARGEST = 20  # constant, and premise without a modulus: the paper's range is 1 .. 20
 
 
@@ -82,6 +83,8 @@ class Arith:
                 f"data.labels is {self.labels}: {self.branches} chains of {self.length} need {needed} labels "
                 f"(with {self.labels} the longest chain is {max(0, (self.labels - 1) // self.branches)})"
             )
+        if self.modulus is not None and self.modulus > LARGEST_MODULUS:
+            raise ValueError(f"data.modulus is {self.modulus}: each number is a token, give a prime up to 999983")
         if self.modulus is not None and not _is_prime(self.modulus):
             near = next(p for p in range(max(2, self.modulus), 2 * max(2, self.modulus) + 1) if _is_prime(p))
             raise ValueError(f"data.modulus is {self.modulus}: give a prime such as {near}, or null for integers")

@@ -54,12 +54,12 @@ class Mixture:
             if not 0 <= value <= 1:
                 raise ValueError(f"sft.{name} is {value}: it is a share, give a number in [0, 1]")
         if len(names) == 1 and self.fork_rate < 1 and not self.fork_in_graph:
-            raise ValueError(f"sft.fork_rate is {self.fork_rate}: sft.modes={self.modes} leaves no other mode")
+            raise ValueError(f"sft.fork_rate is {self.fork_rate}: sft.modes={self.modes!r} leaves no other mode")
         if self.allocation not in ("data", "problem"):
             raise ValueError(f"sft.allocation is {self.allocation!r}: choose data or problem")
         if self.allocation == "problem" and (abs(self.fork_rate * len(names) - 1) > 0.01 or self.fork_in_graph):
             raise ValueError(
-                f"sft.allocation=problem gives every problem all modes: with sft.modes={self.modes} it needs "
+                f"sft.allocation=problem gives every problem all modes: with sft.modes={self.modes!r} it needs "
                 f"sft.fork_rate={1 / len(names):.3g} and sft.fork_in_graph=false"
             )
         if self.cue_rate > 0 and self.fork_rate < 1:

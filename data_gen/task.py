@@ -51,7 +51,7 @@ class Task(Protocol):
 
     @property
     def graph(self) -> Any:
-        """The star that a problem's graph is: its ``branches``, ``length``, ``edges`` and ``nodes``."""
+        """The star that all graphs are, where they have one shape."""
 
     @property
     def label_key(self) -> str:

@@ -32,7 +32,8 @@ def agreement(config: Config) -> int:
     Raises ValueError naming the runs that are missing.
     """
     count = min(PROBLEMS, config.eval.problems)
-    config, device = replace(config, eval=replace(config.eval, problems=count)), pick_device(config)
+    some = replace(config.eval, problems=count, check_problems=min(count, config.eval.check_problems))
+    config, device = replace(config, eval=some), pick_device(config)
     wanted = [f"base-seed{config.base_seed}"] + [f"sft-fork{r:g}-seed{config.seed}" for r in FORK_RATES]
     final = {c.meta["name"]: c for c in find_checkpoints(config) if c.final}
     missing = [name for name in wanted if name not in final]

@@ -100,7 +100,7 @@ def claims(config: Config) -> None:
     if not pairs:
         raise ValueError(f"{runs.eval_file(config)}: no pair of base and fine-tuned run; see `make reproduce`")
     if results.settings != settings_of(config):
-        raise ValueError(f"{runs.eval_file(config)}: made with other settings than these; run `minifork eval` again")
+        raise ValueError(f"{runs.eval_file(config)}: made with other settings or code; run `minifork eval` again")
     require_planned(config, results, pairs)
     judged = [judge(claim, results, pairs) for claim in listed]
     for row in judged:

@@ -20,7 +20,7 @@ from minifork import runs
 from minifork.config import Config, fingerprint, to_tree
 
 TEMPLATE = Path(__file__).parent / "report.html"
-NO_CLAIMS = "<p>No verdicts yet: <code>make claims</code>, then <code>make report</code> again.</p>"
+NO_CLAIMS = "<p>No verdicts: none are made about this sweep, or <code>make claims</code> was not run yet.</p>"
 CAPTIONS = {
     "crossing": "pass@k against k. Where lines cross, more samples from the lower model on the left win on the right.",
     "epochs": "pass@k over epochs. The plain horizontal lines are the base model.",

@@ -88,7 +88,7 @@ def _word(value: object, words: dict[str, object]) -> str:
 
     def fill(found: re.Match) -> str:
         if found[1] not in words:
-            raise ValueError(f"{value!r}: {{{found[1]}}} is neither pair, runs nor a key of its entry")
+            raise ValueError(f"{value!r}: {found[0]!r} is neither pair, runs nor a key of its entry")
         return _word(words[found[1]], {})
 
     if isinstance(value, str):
@@ -120,8 +120,8 @@ def sweep(config: Config, source: Path, jobs: list[Job]) -> None:
         own = configs.changed(config, job.overrides)
         losses.parse(own.sft.loss)
         folder = runs.run_folder(own, job.stage)
-        other = planned.setdefault((job.stage, folder), own)
-        if job.stage != "wise" and runs.identity(other, job.stage) != runs.identity(own, job.stage):
+        other = planned.setdefault(folder if job.stage != "wise" else job, (job.stage, own))
+        if other[0] != job.stage or runs.identity(other[1], job.stage) != runs.identity(own, job.stage):
             raise ValueError(f"two runs of a sweep share the folder {folder}; give them names")
         alone = tuple(override for override in job.overrides if not override.startswith("name="))
         needed.setdefault(runs.base_folder(configs.changed(config, alone)), Job("base", alone))
@@ -129,7 +129,7 @@ def sweep(config: Config, source: Path, jobs: list[Job]) -> None:
         if not finished(config, base):
             run(source, "pretrain", *base.overrides)
     for stage in STAGES:
-        todo = [job for job in jobs if job.stage == stage and not finished(config, job)]
+        todo = [job for job in dict.fromkeys(jobs) if job.stage == stage and not finished(config, job)]
         if todo:
             side_by_side(config, source, todo)
 

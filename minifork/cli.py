@@ -6,6 +6,7 @@ Each command is a function in the module that does the work, imported only when 
 
 import argparse
 import importlib
+import re
 import sys
 
 from minifork import config as configs
@@ -64,7 +65,8 @@ def main(arguments: list[str] | None = None) -> int:
         print(f"minifork: {error}", file=sys.stderr)
         return 1
     except (MemoryError, OverflowError, RuntimeError) as error:
-        too_large = not isinstance(error, RuntimeError) or "memory" in str(error)  # torch's are RuntimeErrors
+        of_memory = re.search("out of memory|not enough memory|can't allocate memory", str(error))  # as torch says it
+        too_large = not isinstance(error, RuntimeError) or of_memory
         if options.debug or not too_large:
             raise
         reason = " ".join(str(error).split()) or "out of memory"

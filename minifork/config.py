@@ -312,10 +312,12 @@ def load(path: Path | str, overrides: list[str]) -> Config:
 
 def read_yaml(path: Path) -> Any:
     """What a YAML file holds; raises ValueError naming it when it is none, OSError when it cannot be read."""
+    content = path.read_bytes()
     try:
-        return yaml.safe_load(path.read_text())
-    except (yaml.YAMLError, ValueError, RecursionError) as error:  # 2026-99-99 is a ValueError
-        raise ValueError(f"{path}: not a YAML file: {' '.join(str(error).split())}") from None
+        return yaml.safe_load(content.decode())
+    except Exception as error:  # PyYAML lets Python's own errors through, say for 2026-99-99 or !!int
+        reason = " ".join(str(error).split()) or type(error).__name__
+        raise ValueError(f"{path}: not a YAML file: {reason}") from None
 
 
 def changed(config: Config, overrides: Iterable[str]) -> Config:
@@ -444,7 +446,7 @@ def _scalar(text: str, kind: type) -> Any:
         return text
     try:
         return yaml.safe_load(text)
-    except (yaml.YAMLError, ValueError, RecursionError):
+    except Exception:  # as in `read_yaml`
         return text
 
 

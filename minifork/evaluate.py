@@ -21,6 +21,7 @@ from minifork.config import Config, fingerprint
 from minifork.stages import load_run, pick_device, sft_data
 
 VISIBLE = 1e-5  # width of pass@k below which the model's own arithmetic hides it
+_KEY = ("run", "epoch", "test_set")  # of a record
 SECONDS_BETWEEN_LINES = 10
 CHECK_LEVEL = 1e-3  # chance that a correct evaluation reports any disagreement
 
@@ -178,7 +179,10 @@ def read_evaluation(path: Path) -> tuple[dict, dict[str, np.ndarray]]:
     Raises ValueError naming the file otherwise.
     """
     evaluation, stored = runs.read_json(path), path.with_suffix(".npz")
-    if evaluation.get("schema") != records.SCHEMA or not isinstance(evaluation.get("records"), list):
+    count, found = evaluation.get("n_problems"), evaluation.get("records")
+    whole = type(count) is int and 0 < count < 10**7 and isinstance(found, list)
+    whole = whole and all(isinstance(record, dict) and {"rho", "forced", *_KEY} <= record.keys() for record in found)
+    if evaluation.get("schema") != records.SCHEMA or not whole:
         raise ValueError(f"{path}: not an evaluation of this version; run `minifork eval` again")
     if evaluation.get("checksum") != fingerprint({k: v for k, v in evaluation.items() if k != "checksum"}):
         raise ValueError(f"{path}: damaged or edited; run `minifork eval` again")
@@ -187,7 +191,7 @@ def read_evaluation(path: Path) -> tuple[dict, dict[str, np.ndarray]]:
             raise ValueError
         with np.load(stored) as arrays:
             return evaluation, {name: arrays[name] for name in arrays.files}
-    except (OSError, ValueError):
+    except (OSError, ValueError, KeyError):
         raise ValueError(f"{stored}: missing, damaged or not of this {path.name}; run `minifork eval` again") from None
 
 
@@ -205,7 +209,7 @@ def _data_hash(config: Config) -> str:
 def _code(config: Config) -> str:
     """The hash of all code that measures, tasks and decode steps of other people's files included."""
     own = Path(__file__).parent
-    files = {*own.glob("*.py"), *Path(streams.__file__).parent.glob("*.py")}
+    files = {*own.glob("*.py"), *own.glob("csrc/*.cu"), *Path(streams.__file__).parent.glob("*.py")}
     for thing in (type(config.data), *policy.STEPS.values()):
         for part in thing if isinstance(thing, tuple) else (thing,):
             if callable(part) and (source := sys.modules[part.__module__].__dict__.get("__file__")):
@@ -214,7 +218,7 @@ def _code(config: Config) -> str:
 
 
 def _key(record: dict) -> tuple:
-    return record["run"], record["epoch"], record["test_set"]
+    return tuple(record[name] for name in _KEY)
 
 
 def problems_for(
@@ -245,7 +249,7 @@ def find_checkpoints(config: Config) -> list[Checkpoint]:
         try:
             meta = runs.read_json(path, "stage", "name", "variant", "seed", "base_seed", "config_hash", "seconds")
             run_config = runs.read_config(run)
-        except ValueError as error:
+        except (ValueError, OSError) as error:
             print(f"left out: {error}")
             continue
         if not meta.get("complete"):
@@ -255,7 +259,7 @@ def find_checkpoints(config: Config) -> list[Checkpoint]:
         elif runs.comparable(asdict(run_config.data)) != runs.comparable(asdict(config.data)):
             print(f"{run}: left out, its data section differs from this config's")
         elif run_config.sft.prefix and meta["stage"] != "base" and sampled:
-            print(f"{run}: left out, its p is an average over prefixes and must be computed: eval.engine=exact")
+            print(f"{run}: left out, its p is an average over prefixes: only an exact, unstratified evaluation has it")
         elif meta["stage"] == "base":
             found.append(Checkpoint(run / "ckpt.pt", meta, run_config, None, True))
         else:

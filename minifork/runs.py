@@ -1,7 +1,7 @@
 """Run folders: what a run writes, how it is kept whole, and how it is found again.
 
     config.yaml     the resolved config            meta.json      what it is, readable
-    metrics.jsonl   one line a logged step         ckpt.pt        weights, optimizer, step, RNG
+    metrics.jsonl   one line a logged step         ckpt.pt        weights, optimizer, step
     epochs/e<n>.pt  weights after epoch n (SFT) or update n (RL)
 
 Files are written to a temporary name and moved into place, so a reader sees the old or the new file and
@@ -87,13 +87,16 @@ def read_json(path: Path, *needs: str) -> dict:
     """Read a JSON file that holds a mapping with these keys; raises ValueError naming it when it does not."""
     try:
         value = json.loads(path.read_text())
-        if not isinstance(value, dict) or not set(needs) <= set(value):
+        if not isinstance(value, dict):
             raise ValueError
-        return value
     except FileNotFoundError:
         raise ValueError(f"{path}: no such file") from None
     except (ValueError, RecursionError):
         raise ValueError(f"{path}: not a JSON file; remove it and run its stage again") from None
+    missing = [key for key in needs if key not in value]
+    if missing:
+        raise ValueError(f"{path}: has no {missing[0]!r}, so this version did not write it; run its stage again")
+    return value
 
 
 def save_weights(path: Path, payload: dict) -> None:

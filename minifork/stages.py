@@ -232,6 +232,9 @@ def _fit(model: GPT, job: Job, config: Config, resume: bool) -> None:
         state = runs.state_of(job.folder, config, job.meta["stage"], resume)  # may have changed before the lock
         if state == "complete":
             return
+        if state == "new":  # a run that failed before its first checkpoint may have left snapshots
+            for path in runs.snapshots_in(job.folder).values():
+                path.unlink()
         runs.write_config(job.folder / "config.yaml", config)
         fit(model, job, pick_device(config), state == "resume", config.compile)
 

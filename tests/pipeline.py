@@ -62,7 +62,7 @@ def logged_steps(folder: Path) -> list[int]:
 
 
 def assert_same_training(folder: Path, reference: Path) -> None:
-    """Weights, optimizer state and random state equal bit for bit, every step logged once, same snapshots."""
+    """Weights and optimizer state equal bit for bit, every step logged once, same snapshots."""
     files = {str(p.relative_to(reference)) for p in reference.rglob("*.pt")}
     assert {str(p.relative_to(folder)) for p in folder.rglob("*.pt")} == files
     for file in files:

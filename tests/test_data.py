@@ -255,7 +255,7 @@ def test_hang_off_needs_a_spare_label():
     task = Star(7, 2, 4)
     problems = task.sample(np.random.default_rng(0), 2)
     assert len(task.hang_off(problems, np.array([True, True]))) == 2
-    with pytest.raises(ValueError, match="data.nodes.*sft.fork_in_graph"):
+    with pytest.raises(ValueError, match="data.nodes.*second root"):
         task.hang_off(problems, np.array([True, False]))
 
 

@@ -287,6 +287,27 @@ def test_exact_does_not_depend_on_batch_order_or_threads(make_model, threads):
     np.testing.assert_allclose(two_threads, together, atol=1e-6)
 
 
+@pytest.mark.parametrize("n", [1, 7, 64])
+def test_rollouts_do_not_depend_on_threads(make_model, threads, n):
+    """Their tokens; log-probabilities to rounding, as matrix products are cut up otherwise."""
+    model = make_model(0, Shape(2, 64, 2), 12, 14)
+    generator = torch.Generator().manual_seed(0)
+    prompts = torch.randint(12, (5, 8), generator=generator)
+    dfa = torch.randint(6, (5, 6, 12), generator=generator)
+    dfa[:, 4:] = torch.arange(4, 6)[:, None]
+    found = []
+    for count in (1, 2, 3):
+        threads(count)
+        with torch.no_grad():
+            found.append(
+                rollout(
+                    Tree(model, model.prefill(prompts), dfa, 2, 6, parse("temperature=1")), n, 1, traces=True
+                ).traces
+            )
+    for one in found[1:]:
+        assert torch.equal(one.tokens, found[0].tokens) and torch.allclose(one.logp, found[0].logp, atol=1e-5)
+
+
 def test_exact_length_limit(make_model):
     """What still lives at the limit goes to the last sink, and only that."""
     model, _, _, prompts, dfa = star_case(make_model)

@@ -1,5 +1,5 @@
 """Anything may be written in a config, an override, a sweep, a claim or a result file: it is taken or refused in one
-line, and never ends in another exception. Examples are drawn anew in every run unless HYPOTHESIS_PROFILE=fixed."""
+line, and never ends in another exception."""
 
 import contextlib
 import copy
@@ -7,23 +7,20 @@ import io
 import json
 from pathlib import Path
 
-import pytest
-import torch
 import yaml
-from hypothesis import given
+from hypothesis import given, settings
 from hypothesis import strategies as st
 
 from experiments import claims, sweep
 from experiments.results import load
 from minifork import config as configs
+from minifork import records, runs
 from minifork.cli import main
-from minifork.config import Shape, from_tree, to_tree
-from minifork.policy import Policy
-from minifork.rollout import rollout
-from minifork.tree import Tree
+from minifork.config import from_tree, to_tree
 
 CONFIGS = Path(__file__).parent.parent / "experiments" / "configs"
 TREES = [to_tree(configs.load(str(path), [])) for path in sorted(CONFIGS.glob("*.yaml"))]
+fuzz = settings(max_examples=100, deadline=None, derandomize=True, database=None)
 scalars = st.one_of(
     st.none(), st.booleans(), st.integers(), st.floats(), st.text(max_size=12),
     st.sampled_from(["0", "-1", "1e999", "nan", "inf", "2x7,3x5", "FWD,FWD", "FWD", "../x", "a=1", "\n", "{"]),
@@ -48,6 +45,7 @@ def taken_or_refused(function, *arguments) -> object:
         return None
 
 
+@fuzz
 @given(st.sampled_from(range(len(TREES))), st.data())
 def test_any_value_anywhere_in_a_config(index, data):
     tree = copy.deepcopy(TREES[index])
@@ -63,6 +61,7 @@ def test_any_value_anywhere_in_a_config(index, data):
         assert to_tree(from_tree(to_tree(config), "again")) == to_tree(config)
 
 
+@fuzz
 @given(st.text(max_size=60))
 def test_any_text_as_a_config(tmp_path_factory, text):
     path = tmp_path_factory.getbasetemp() / "fuzzed.yaml"
@@ -70,18 +69,20 @@ def test_any_text_as_a_config(tmp_path_factory, text):
     taken_or_refused(configs.load, str(path), [])
 
 
-@given(st.sampled_from(keys(TREES[0])), st.one_of(st.text(max_size=12), scalars.map(str)), st.text(max_size=8))
+@fuzz
+@given(st.sampled_from(keys(TREES[-1])), st.one_of(st.text(max_size=12), scalars.map(str)), st.text(max_size=8))
 def test_any_override(key, value, name):
     for override in (f"{key}={value}", f"{key}.{name}={value}", f"{name}={value}", name):
         taken_or_refused(configs.load, str(CONFIGS / "star.yaml"), [override])
 
 
 entries = st.lists(
-    st.dictionaries(st.sampled_from([*keys(TREES[0]), "stage", "x"]), st.one_of(values, st.just("a{pair}{x}"))),
+    st.dictionaries(st.sampled_from([*keys(TREES[-1]), "stage", "x"]), st.one_of(values, st.just("a{pair}{x}"))),
     max_size=2,
 )
 
 
+@fuzz
 @given(st.one_of(entries, values))
 def test_any_sweep(tmp_path_factory, content):
     path = tmp_path_factory.getbasetemp() / "sweep.yaml"
@@ -93,6 +94,7 @@ def test_any_sweep(tmp_path_factory, content):
         taken_or_refused(sweep.finished, config, job)
 
 
+@fuzz
 @given(st.data())
 def test_any_value_anywhere_in_the_claims(tmp_path_factory, data):
     tree = yaml.safe_load(claims.FILE.read_text())
@@ -104,16 +106,25 @@ def test_any_value_anywhere_in_the_claims(tmp_path_factory, data):
     taken_or_refused(claims.read, path)
 
 
-@given(content=st.one_of(values, st.fixed_dictionaries({"schema": st.just(3), "records": values, "checksum": scalars})))
+parts = {"schema": st.just(records.SCHEMA), "records": values, "settings": scalars, "n_problems": scalars}
+
+
+@fuzz
+@given(content=st.one_of(values, st.fixed_dictionaries(parts, optional={"npz_hash": scalars, "checks": values})))
 def test_any_json_as_results(trained, tmp_path_factory, content):
+    """Also with the right checksum, as someone might write it who edits a result."""
     config = trained.config(f"runs={tmp_path_factory.getbasetemp() / 'fuzzed'}")
     folder = Path(config.runs) / "star"
     folder.mkdir(parents=True, exist_ok=True)
+    if isinstance(content, dict) and "schema" in content:
+        content["npz_hash"] = runs.digest((trained.folder / "eval.npz").read_bytes())
+        content["checksum"] = configs.fingerprint(content)
     (folder / "eval.json").write_text(json.dumps(content))
     (folder / "eval.npz").write_bytes((trained.folder / "eval.npz").read_bytes())
     taken_or_refused(load, config)
 
 
+@fuzz
 @given(st.lists(st.one_of(st.sampled_from(["pretrain", "sft", "eval", "--config", "--resume", "--debug", "x=1"]),
                           st.text(max_size=8)), max_size=4))  # fmt: skip
 def test_any_command_line(words):
@@ -126,22 +137,5 @@ def test_any_command_line(words):
             code = main(words)
         except SystemExit as stopped:
             code = stopped.code
-    assert code in (1, 2) or "usage" in out.getvalue()
-    assert "Traceback" not in err.getvalue()
-
-
-@pytest.mark.parametrize("n", [1, 7, 64])
-def test_rollouts_do_not_depend_on_threads(make_model, threads, n):
-    """Their tokens; log-probabilities to rounding, as matrix products are cut up otherwise."""
-    model = make_model(0, Shape(2, 64, 2), 12, 14)
-    generator = torch.Generator().manual_seed(0)
-    prompts = torch.randint(12, (5, 8), generator=generator)
-    dfa = torch.randint(6, (5, 6, 12), generator=generator)
-    dfa[:, 4:] = torch.arange(4, 6)[:, None]
-    found = []
-    for count in (1, 2, 3):
-        threads(count)
-        with torch.no_grad():
-            found.append(rollout(Tree(model, model.prefill(prompts), dfa, 2, 6, Policy()), n, 1, traces=True).traces)
-    for one in found[1:]:
-        assert torch.equal(one.tokens, found[0].tokens) and torch.allclose(one.logp, found[0].logp, atol=1e-5)
+    said = err.getvalue()
+    assert code == 2 or (code == 1 and said.startswith("minifork: ") and said.count("\n") == 1) or not said

@@ -38,7 +38,7 @@ def test_expands_in_full():
     [
         ("sft.fork_rate: 1", "a sweep is a list of mappings"),
         ("- sft.fork_rate", "a sweep is a list of mappings"),
-        ("- {name: 'x{sed}'}", "{sed} is neither pair, runs nor a key of its entry"),
+        ("- {name: 'x{sed}'}", "'{sed}' is neither pair, runs nor a key of its entry"),
         ("- {stage: pretrain}", "stage is 'pretrain': choose sft, wise, rl"),
         ("- {a: [}", "not a YAML file"),
     ],
