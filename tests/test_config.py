@@ -235,7 +235,7 @@ def test_sections_of_another_shape(tmp_path, config_file, text, named):
     assert "odd.yaml" in refused(path, "preset=odd")
 
 
-@pytest.mark.parametrize("value", ["2026-99-99", "0b_", "9" * 5000, "[" * 2000])
+@pytest.mark.parametrize("value", ["2026-99-99", "0b_", "9" * 5000, "[" * 2000, "!!int", "!!bool x"])
 def test_what_yaml_chokes_on(tmp_path, config_file, value):
     assert "seed must be a whole number" in refused(config_file, f"seed={value}")[:200]
     path = tmp_path / "odd.yaml"

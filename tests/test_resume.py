@@ -102,3 +102,15 @@ def test_a_failed_save_at_the_end_is_resumed(trained, copy, monkeypatch, capsys)
     assert "--resume" in pipeline.refused(capsys, "pretrain")
     assert pipeline("pretrain", "--resume") == 0
     assert_same_training(pipeline.folder / "base-seed0", trained.folder / "base-seed0")
+
+
+def test_a_run_that_failed_early_may_be_corrected(copy, capsys):
+    """Killed before its first checkpoint it has only snapshots; another config then starts anew, without them."""
+    pipeline = copy("base-seed0")
+    folder = pipeline.folder / "sft-fork1-seed0"
+    assert pipeline("sft") == 0
+    for name in ("ckpt.pt", "meta.json"):
+        (folder / name).unlink()
+    assert pipeline("sft", "sft.epochs=2", "sft.lr=0.002") == 0
+    assert sorted(path.name for path in folder.glob("epochs/*")) == ["e1.pt", "e2.pt"]
+    assert "another config" in pipeline.refused(capsys, "sft")
