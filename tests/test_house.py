@@ -69,6 +69,17 @@ def test_modules_only_define(path):
         assert "__name__" in guard or guard == "TYPE_CHECKING", ast.unparse(node)
 
 
+@pytest.mark.parametrize("path", MODULES, ids=name_of)
+def test_nothing_reads_the_clock_on_the_wall(path):
+    """Which may jump: seconds are differences of monotonic clocks, and no file is older or newer than another."""
+    of_time = {"monotonic", "perf_counter", "sleep"}
+    for node in ast.walk(ast.parse(path.read_text())):
+        if isinstance(node, ast.Attribute):
+            assert ast.unparse(node.value) != "time" or node.attr in of_time, ast.unparse(node)
+            assert node.attr not in ("st_mtime", "st_mtime_ns", "getmtime"), ast.unparse(node)
+    assert "datetime" not in imported(path)
+
+
 @pytest.mark.parametrize(
     ("module", "unwanted"),
     [("minifork.cli", ["torch", "matplotlib", "experiments"]), ("data_gen.audit", ["torch", "minifork", "yaml"])],

@@ -1,6 +1,6 @@
-"""The fused kernel's source, run by its host twin, against torch; its compilation for GPUs; its cache.
+"""The fused kernel's source, run by its host twin, against torch.
 
-Nothing here needs a GPU. Tests of the twin need g++, tests of the compilation NVRTC (extra: kernel-dev).
+Nothing here needs a GPU. Tests of the twin need g++.
 Statistical tests have fixed seeds and a level of 1e-4 each.
 """
 
@@ -8,7 +8,6 @@ import ctypes
 import math
 import re
 import shutil
-import threading
 from dataclasses import replace
 from itertools import product
 
@@ -17,10 +16,10 @@ import pytest
 import torch
 from einops import rearrange
 
-from minifork import agree, backends, cuda, kernel
+from minifork import agree, backends, kernel
 from minifork.cli import main
 from minifork.config import Shape
-from minifork.cuda import Compiler, UnavailableError
+from minifork.cuda import UnavailableError
 from minifork.graphed import graphed
 from minifork.kernel import SOURCE, Build
 from minifork.philox import uniform
@@ -31,6 +30,7 @@ from tests.host_twin import Twin
 
 twin_only = pytest.mark.skipif(not shutil.which("g++"), reason="the host twin needs g++")
 SINKS, LIVE = 3, 6
+BUILD = Build(128, 2, 2, 20, 15, 6, 64, 1)
 # shape, vocabulary, prompt, longest trace, rows a block
 CASES = {
     "reference": (Shape(2, 128, 2), 20, 15, 6, 32),
@@ -352,117 +352,6 @@ def test_graphed_logits_that_are_not_finite(make_model):
         graphed(tree, 4, 0)
 
 
-# compiling for GPUs
-
-BUILDS = [
-    Build(128, 2, 2, 20, 15, 6, 64, 1),
-    Build(128, 2, 2, 20, 15, 6, 64, 0),
-    Build(128, 4, 3, 26, 22, 16, 16, 1),
-    Build(256, 4, 4, 64, 64, 16, 64, 1),
-    Build(256, 8, 8, 256, 200, 56, 64, 0),
-]
-
-
-@pytest.fixture(scope="module")
-def nvrtc() -> Compiler:
-    try:
-        found = cuda.find_compiler()
-    except UnavailableError:
-        pytest.skip("no NVRTC: install the extra kernel-dev")
-    assert found.name.startswith("nvrtc")
-    return found
-
-
-@pytest.mark.parametrize("arch", ["sm_80", "sm_90"])
-def test_compiles_without_spills(nvrtc, arch):
-    for build in BUILDS:
-        cubin, log = nvrtc.compile(SOURCE.read_text(), cuda.options(build, arch))
-        assert cubin.startswith(b"\x7fELF") and b"tile_bytes" in cubin
-        assert "bytes spill stores" in log and cuda.spilled_bytes(log) == 0, build
-        assert "warning" not in log
-
-
-def test_spills_are_seen(nvrtc):
-    options = [*cuda.options(BUILDS[0], "sm_90"), "--maxrregcount=40"]
-    options = [option for option in options if "BLOCKS_PER_SM" not in option] + ["-DBLOCKS_PER_SM=4"]
-    assert cuda.spilled_bytes(nvrtc.compile(SOURCE.read_text(), options)[1]) > 0
-
-
-def test_a_source_that_does_not_compile(nvrtc):
-    with pytest.raises(UnavailableError, match="error"):
-        nvrtc.compile("not C++", cuda.options(BUILDS[0], "sm_90"))
-    with pytest.raises(UnavailableError, match="NVRTC"):
-        nvrtc.compile(SOURCE.read_text(), cuda.options(BUILDS[0], "sm_1"))
-
-
-@pytest.mark.skipif(not shutil.which("nvcc"), reason="nvcc is not installed")
-def test_nvcc_compiles_the_same_file():
-    cubin, log = cuda._nvcc(shutil.which("nvcc")).compile(SOURCE.read_text(), cuda.options(BUILDS[0], "sm_90"))
-    assert cubin.startswith(b"\x7fELF") and cuda.spilled_bytes(log) == 0
-
-
-class Counting:
-    """A compiler that answers at once, or slowly, and counts how often it was asked."""
-
-    def __init__(self, wait: float = 0.0) -> None:
-        self.calls, self.wait = 0, threading.Event() if wait else None
-        self.seconds, self.compiler = wait, Compiler("counting 1", self.compile)
-
-    def compile(self, source: str, options: list[str]) -> tuple[bytes, str]:
-        self.calls += 1
-        if self.wait:
-            self.wait.wait(self.seconds)
-        return f"cubin {options[-1]}".encode(), ""
-
-
-def test_cache(tmp_path):
-    """Compiled once; another build, architecture or compiler is another entry; a damaged entry is built anew."""
-    compiler = Counting()
-
-    def get(build=BUILDS[0], arch="sm_90", compiler=compiler.compiler):
-        return cuda.compiled(build, arch, tmp_path / "cache", compiler)
-
-    first = get()
-    assert get() == first and compiler.calls == 1 and not first.tested.exists()
-    first.tested.touch()
-    path = first.tested.with_suffix(".cubin")
-    for damaged in (b"", b"short", path.read_bytes()[:-1], b"\0" + path.read_bytes()[1:]):
-        calls = compiler.calls
-        path.write_bytes(damaged)
-        assert get().cubin == first.cubin and compiler.calls == calls + 1
-        assert not first.tested.exists()  # a new entry is tested anew
-        first.tested.touch()
-    calls = compiler.calls
-    get(build=BUILDS[1]), get(arch="sm_80"), get(compiler=Compiler("counting 2", compiler.compile))
-    assert compiler.calls == calls + 3
-
-
-def test_two_at_once_compile_once(tmp_path):
-    compiler = Counting(wait=0.3)
-    entries = []
-    jobs = [
-        threading.Thread(target=lambda: entries.append(cuda.compiled(BUILDS[0], "sm_90", tmp_path, compiler.compiler)))
-        for _ in range(3)
-    ]
-    for job in jobs:
-        job.start()
-    for job in jobs:
-        job.join()
-    assert compiler.calls == 1 and len(entries) == 3 and len({entry.cubin for entry in entries}) == 1
-
-
-def test_a_cache_that_cannot_be_written(tmp_path):
-    (tmp_path / "file").write_text("")
-    compiler = Counting()
-    entry = cuda.compiled(BUILDS[0], "sm_90", tmp_path / "file", compiler.compiler)
-    assert entry.cubin and entry.tested is None
-
-
-def test_the_cache_folder(monkeypatch):
-    monkeypatch.setenv("XDG_CACHE_HOME", "/elsewhere")
-    assert str(cuda.cache_folder()) == "/elsewhere/minifork"
-
-
 @twin_only
 def test_exponential(folder):
     """Within 2 ulp of e^x down to -87, 0 below, NaN for NaN."""
@@ -470,7 +359,7 @@ def test_exponential(folder):
     extern "C" void exponentials(const float* x, float* out, int n) {
         for (int i = 0; i < n; ++i) out[i] = exponential(x[i]);
     }"""
-    library = ctypes.CDLL(str(Twin(folder, source=SOURCE.read_text() + probe).compiled(BUILDS[0])))
+    library = ctypes.CDLL(str(Twin(folder, source=SOURCE.read_text() + probe).compiled(BUILD)))
     x = np.concatenate([np.linspace(-87, 0, 300_001), np.linspace(0, 88, 10_001), -np.logspace(-30, 1, 1001)])
     x = np.concatenate([x, [-87.5, -1e30, -np.inf, np.nan]]).astype(np.float32)
     out = np.empty_like(x)
@@ -492,7 +381,7 @@ def test_args_are_laid_out_as_the_source_has_them(folder, tmp_path):
         out[3] = offsetof(Args, seed_hi);
     }"""
     )
-    library = ctypes.CDLL(str(Twin(folder, source=probe).compiled(BUILDS[0])))
+    library = ctypes.CDLL(str(Twin(folder, source=probe).compiled(BUILD)))
     out = (ctypes.c_long * 4)()
     library.layout(out)
     fields = kernel.Args

@@ -1,0 +1,90 @@
+"""What the tests of star share: tasks, a reader of prompts and a grader of answers in plain Python."""
+
+import math
+
+import numpy as np
+from hypothesis import settings
+from hypothesis import strategies as st
+
+from data_gen import star, verifier
+from data_gen.star import Problems, Star
+
+TINY = Star(nodes=8, branches=2, length=3)
+REFERENCE = Star(nodes=16, branches=2, length=4)
+Z = 4.5
+
+hypothesis_settings = settings(max_examples=100, deadline=None, derandomize=True, database=None)
+
+
+@st.composite
+def tasks(draw, min_branches: int = 1) -> Star:
+    """Small star tasks with at least one spare label, for the second root."""
+    branches, length = draw(st.integers(min_branches, 3)), draw(st.integers(2, 5))
+    order = draw(st.sampled_from(["shuffled", "published"]))
+    return Star(branches * (length - 1) + 2 + draw(st.integers(0, 4)), branches, length, order)
+
+
+@st.composite
+def tasks_with_problems(draw, n: int = 6) -> tuple[Star, Problems]:
+    """A task and n of its problems, some with decoys on a second root."""
+    task = draw(tasks())
+    rng = np.random.default_rng(draw(st.integers(0, 2**32)))
+    return task, task.hang_off(task.sample(rng, n), rng.random(n) < 0.7)
+
+
+class Graph:
+    """What a reader sees in a prompt: children and parent of each node, the start and the goal."""
+
+    def __init__(self, task: Star, prompt: np.ndarray):
+        tokens = [int(t) for t in prompt]
+        assert len(tokens) == task.prompt_len and tokens[-1] == task.sep
+        self.start, self.goal = tokens[-3:-1]
+        self.edges = list(zip(tokens[:-3:2], tokens[1:-3:2], strict=True))
+        self.parent = {v: u for u, v in self.edges}
+        self.children = {u: [v for w, v in self.edges if w == u] for u, _ in self.edges}
+
+    def chain(self) -> list[int]:
+        """The nodes from the start to the goal, found by climbing from the goal."""
+        nodes = [self.goal]
+        while nodes[-1] in self.parent:
+            nodes.append(self.parent[nodes[-1]])
+        return nodes[::-1]
+
+
+def grade(task: Star, graph: Graph, answer) -> str:
+    """An independent grader: follows the answer edge by edge; "live" when the answer is not finished."""
+    if len(answer) == 0:
+        return "live"
+    if answer[0] not in (task.fwd, task.rev):
+        return "malformed"
+    forward, here = answer[0] == task.fwd, None
+    first, last = (graph.start, graph.goal) if forward else (graph.goal, graph.start)
+    for token in answer[1:]:
+        if token == task.eos:
+            return "accept" if here == last else "early_stop"
+        if token >= task.nodes:
+            return "malformed"
+        if here is None:
+            if token != first:
+                return "malformed" if forward else "wrong_goal"
+        elif here == last:
+            return "too_long"
+        elif forward:
+            if token not in graph.children.get(here, []):
+                return "invalid_edge"
+            if token not in graph.chain():
+                return "wrong_branch"
+        elif graph.parent.get(here) != token:
+            return "invalid_edge"
+        here = token
+    return "live"
+
+
+def verdict(dfa: verifier.DFA, problem: int, answer) -> str:
+    state = dfa.run(problem, answer) - dfa.first_sink
+    return star.SINKS[state] if state >= 0 else "live"
+
+
+def z_score(hits: int, trials: int, rate: float) -> float:
+    assert trials > 0
+    return (hits - trials * rate) / math.sqrt(trials * rate * (1 - rate))
