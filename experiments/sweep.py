@@ -6,9 +6,8 @@ A sweep is a list of mappings, each of which says what a run changes in the conf
     - {stage: rl, rl.mode: FWD, name: "mine-seed{pair}"}        # one RL run
 
 Every run is made for every pair of seeds; words may hold {pair}, {runs} (the config's) and any key of the mapping, as
-in {model.width}. Bases
-use all cores one after the other, the rest run side by side with one core each: what a run gives does not depend on
-how many run at once.
+in {model.width}. Bases use all cores one after the other, the rest run side by side with one core each: what a run
+gives does not depend on how many run at once.
 """
 
 import itertools
@@ -26,9 +25,10 @@ from pathlib import Path
 from tqdm import tqdm
 
 from minifork import config as configs
-from minifork import losses, policy, runs
+from minifork import losses, runs
 from minifork.cli import COMMANDS
 from minifork.config import Config, fingerprint, read_yaml, to_tree
+from minifork.evaluate import require_policy
 
 FOLDER = Path(__file__).parent / "sweeps"
 STAGES = ("sft", "wise", "rl")  # in this order: each may start from those before
@@ -59,10 +59,17 @@ def read(config: Config, pairs: Iterable[int]) -> list[Job]:
         raise ValueError(f"{path}: no such sweep; reproduce.sweep is a YAML file or one of {known}") from None
     if not isinstance(entries, list) or not all(isinstance(entry, dict) for entry in entries):
         raise ValueError(f"{path}: a sweep is a list of mappings, such as - {{sft.fork_rate: [0, 1]}}")
-    try:
-        return [job for pair in pairs for entry in entries for job in expand(entry, pair, config.runs)]
-    except ValueError as error:
-        raise ValueError(f"{path}: {error}") from None
+    jobs = []
+    for pair in pairs:
+        for entry in entries:
+            try:
+                found = expand(entry, pair, config.runs)
+                for job in found:
+                    losses.parse(configs.changed(config, job.overrides, f"entry {entry}").sft.loss)
+            except ValueError as error:
+                raise ValueError(f"{path}: {error}") from None
+            jobs += found
+    return jobs
 
 
 def expand(entry: dict, pair: int, folder: str) -> list[Job]:
@@ -103,7 +110,7 @@ def start(config: Config) -> Path:
     """
     if config.name:
         raise ValueError(f"name is {config.name!r}: a sweep makes many runs, leave the name out")
-    policy.parse(config.eval.policy)
+    require_policy(config)
     source = runs.task_folder(config) / "configs" / f"{fingerprint(to_tree(config))}.yaml"
     runs.write_config(source, config)
     return source

@@ -35,16 +35,25 @@ COMMANDS = {
     "reproduce": ("experiments.reproduce:reproduce", False, "run every stage; finished ones are skipped"),
 }
 
+RAW = argparse.RawDescriptionHelpFormatter
+EPILOG = """\
+options come first, overrides last:
+  minifork sft --config experiments/configs/star.yaml --resume sft.fork_rate=0.5 seed=1
+preset=name applies changes that the config file keeps under that name. Results go to <runs>/<task>/, where every run
+has a folder with its config.yaml, and eval.json, figures/, claims.json and report.html are about all of them."""
+
 
 def parser() -> argparse.ArgumentParser:
     """The parser of the whole command line."""
-    top = argparse.ArgumentParser(prog="minifork", description="Why do fine-tuned reasoning models lose coverage?")
+    what = "Why do fine-tuned reasoning models lose coverage?"
+    top = argparse.ArgumentParser(prog="minifork", description=what, epilog=EPILOG, formatter_class=RAW)
     top.add_argument("--debug", action="store_true", help="show tracebacks")
     commands = top.add_subparsers(dest="command", required=True, metavar="COMMAND")
     for name, (_, resumable, what) in COMMANDS.items():
-        command = commands.add_parser(name, help=what, description=what)
+        command = commands.add_parser(name, help=what, description=what, epilog=EPILOG, formatter_class=RAW)
+        command.add_argument("--debug", action="store_true", default=argparse.SUPPRESS, help="show tracebacks")
         command.add_argument("--config", required=True, help="YAML file, such as experiments/configs/star.yaml")
-        command.add_argument("overrides", nargs="*", metavar="key=value", help="any key of the config file")
+        command.add_argument("overrides", nargs="*", metavar="key=value", help="a key of the config file; preset=name")
         if resumable:
             command.add_argument("--resume", action="store_true", help="continue an unfinished run")
     return top
@@ -62,13 +71,19 @@ def main(arguments: list[str] | None = None) -> int:
     except (ValueError, OSError) as error:
         if options.debug:
             raise
-        print(f"minifork: {error}", file=sys.stderr)
+        named = isinstance(error, OSError) and error.filename and error.strerror
+        print(f"minifork: {error.filename}: {error.strerror}" if named else f"minifork: {error}", file=sys.stderr)
         return 1
     except (MemoryError, OverflowError, RuntimeError) as error:
         of_memory = re.search("out of memory|not enough memory|can't allocate memory", str(error))  # as torch says it
         too_large = not isinstance(error, RuntimeError) or of_memory
-        if options.debug or not too_large:
+        not_compiled = type(error).__module__.startswith(("torch._inductor", "torch._dynamo"))
+        if options.debug or not (too_large or not_compiled):
             raise
+        if not_compiled:
+            reason = str(error).strip().splitlines()[0]
+            print(f"minifork: compile=true: torch could not compile the training step ({reason})", file=sys.stderr)
+            return 1
         reason = " ".join(str(error).split()) or "out of memory"
         print(f"minifork: too large for this machine ({reason}); give smaller numbers", file=sys.stderr)
         return 1

@@ -131,6 +131,7 @@ class SFT(Optim):
 
     @property
     def mixture(self) -> Mixture:
+        """What the traces are drawn from."""
         return Mixture(self.modes, self.fork_rate, self.cue_rate, self.fork_in_graph, self.allocation, self.fresh)
 
 
@@ -159,6 +160,7 @@ class RL(Optim):
             "prompts": (1 <= self.prompts <= self.problems, f"give 1 to rl.problems={self.problems}"),
             "group": (self.group >= 2, "a group needs at least 2 rollouts"),
             "updates": (self.updates >= 1, "it must be at least 1"),
+            "start": ("/" not in self.start and self.start not in (".", ".."), "give the name of a run's folder"),
         }
         for name, (holds, need) in rules.items():
             _require(holds, f"rl.{name}", getattr(self, name), need)
@@ -184,6 +186,7 @@ class Wise:
 
     @property
     def shares(self) -> list[float]:
+        """The shares as numbers; raises ValueError where one is none."""
         return [float(word) for word in self.weights.split(",")]
 
 
@@ -220,6 +223,7 @@ class Eval:
         _require(self.max_k >= 64, "eval.max_k", self.max_k, "figures and claims read pass@64")
         _require(self.rollouts >= self.max_k, "eval.rollouts", self.rollouts,
                  f"pass@k up to eval.max_k={self.max_k} needs as many")  # fmt: skip
+        _require(self.rollouts <= 10**9, "eval.rollouts", self.rollouts, "counts are exact up to 10^9 only")
         _require(self.check_problems <= self.problems, "eval.check_problems", self.check_problems,
                  f"there are only eval.problems={self.problems}")  # fmt: skip
 
@@ -265,15 +269,24 @@ class Config:
         _require(not unknown, "sft.modes", self.sft.modes, f"data.modes has {self.data.modes} only")
         modes = ("free", *self.data.mode_names)
         _require(self.rl.mode in modes, "rl.mode", self.rl.mode, f"choose {', '.join(modes)}")
+        one_trace = self.rl.advantage != "exact" or "SEARCH" not in self.data.mode_names
+        _require(one_trace, "rl.advantage", self.rl.advantage,
+                 "it needs every accepted trace, and SEARCH has several for a problem")  # fmt: skip
+        vocab = self.data.vocab_size
+        _require(self.eval.strata <= vocab or self.eval.stratify == "none", "eval.strata", self.eval.strata,
+                 f"there are only {vocab} tokens")  # fmt: skip
         answers = hasattr(self.data, "answer_dfa")
         _require(self.eval.grading == "steps" or answers, "eval.grading", self.eval.grading,
                  f"traces of {self.task} end in no answer, choose steps")  # fmt: skip
-        _require(self.seed >= 0, "seed", self.seed, "it must not be negative")
-        _require(self.base_seed >= 0, "base_seed", self.base_seed, "it must not be negative")
+        for name in ("seed", "base_seed"):
+            _require(0 <= getattr(self, name) < 2**63, name, getattr(self, name), "it must be in [0, 2^63)")
         _require(self.device in ("auto", "cpu", "cuda"), "device", self.device, "choose auto, cpu or cuda")
         _require(self.save_every >= 1, "save_every", self.save_every, "it must be at least 1")
         taken = (".", "..", "audits", "configs", "figures", "logs")
-        _require("/" not in self.name and self.name not in taken, "name", self.name, "choose another folder name")
+        own = self.name.endswith((".json", ".npz", ".html"))  # as the files beside the runs
+        fine = "/" not in self.name and self.name not in taken and not own
+        _require(fine, "name", self.name, "choose another folder name")
+        _require(bool(self.runs), "runs", self.runs, "name a folder")
         labels = self.data.label_count
         _require(self.sft.prefix <= labels, "sft.prefix", self.sft.prefix,
                  f"labels serve as its integers, and {self.data.label_key} is {labels}")  # fmt: skip
@@ -307,40 +320,51 @@ def load(path: Path | str, overrides: list[str]) -> Config:
         if name not in presets:
             raise ValueError(f"{path}: no preset {name!r}; it has {', '.join(map(str, presets)) or 'none'}")
         tree = _merged(tree, presets[name])
-    return _overridden(tree, [override for override in overrides if not override.startswith("preset=")], path)
+    config = from_tree(tree, path)
+    return changed(config, [override for override in overrides if not override.startswith("preset=")])
+
+
+class _Loader(yaml.SafeLoader):
+    """YAML in which no key is written twice."""
+
+    def construct_mapping(self, node: yaml.MappingNode, deep: bool = False) -> dict:
+        written = [key.value for key, _ in node.value]
+        twice = [name for name in written if written.count(name) > 1]
+        if twice:
+            raise ValueError(f"{twice[0]} is written twice{node.start_mark}")
+        return super().construct_mapping(node, deep)
 
 
 def read_yaml(path: Path) -> Any:
     """What a YAML file holds; raises ValueError naming it when it is none, OSError when it cannot be read."""
     content = path.read_bytes()
     try:
-        return yaml.safe_load(content.decode())
+        return yaml.load(content.decode(), Loader=_Loader)
     except Exception as error:  # PyYAML lets Python's own errors through, say for 2026-99-99 or !!int
         reason = " ".join(str(error).split()) or type(error).__name__
         raise ValueError(f"{path}: not a YAML file: {reason}") from None
 
 
-def changed(config: Config, overrides: Iterable[str]) -> Config:
-    """A Config with overrides; raises ValueError as `load` does."""
-    return _overridden(to_tree(config), list(overrides), "the command line")
+def changed(config: Config, overrides: Iterable[str], source: str = "the command line") -> Config:
+    """A Config with overrides, which stand in ``source``; raises ValueError as `load` does."""
+    return _overridden(to_tree(config), list(overrides), source)
 
 
-def _overridden(tree: dict, overrides: list[str], source: Path | str) -> Config:
+def _overridden(tree: dict, overrides: list[str], source: str) -> Config:
     """The Config of a nested mapping, which is changed, after overrides."""
-    chosen = [override.partition("=")[2] for override in overrides if override.startswith("task=")]
-    known = keys(Config, task=str(chosen[-1] if chosen else tree.get("task")))
+    known = keys(Config, task=tree["task"])
     for override in overrides:
         key, equals, text = override.partition("=")
         if not equals:
             raise ValueError(f"{override!r}: write an override as key=value")
         if key not in known:
-            raise ValueError(_unknown(key, known, "the command line"))
+            raise ValueError(_unknown(key, known, source))
+        if key == "task" and text in TASKS and keys(Config, task=text) != known:
+            raise ValueError(f"{source}: task is {text!r}, but the config is of {tree['task']}: give another file")
         *sections, leaf = key.split(".")
         node = tree
         for section in sections:
-            node = node.setdefault(section, {})
-            if not isinstance(node, dict):
-                raise ValueError(f"{source}: {section} is a section, give its keys below it")
+            node = node[section]
         node[leaf] = _scalar(text, known[key])
     return from_tree(tree, source)
 
@@ -441,11 +465,13 @@ def _typed(value: Any, kind: type, key: str, source: Path | str) -> Any:
 
 
 def _scalar(text: str, kind: type) -> Any:
-    """What an override's text says in YAML; words stay words."""
-    if kind is str:
-        return text
+    """What an override's text says, decimal where it is a number; words stay words, for `_typed` to refuse."""
     try:
-        return yaml.safe_load(text)
+        if kind is bool:
+            return yaml.safe_load(text)
+        if kind == int | None and text == "null":
+            return None
+        return text if kind is str else float(text) if kind is float else int(text)
     except Exception:  # as in `read_yaml`
         return text
 

@@ -123,13 +123,13 @@ def test_the_last_override_wins(config_file):
 @pytest.mark.parametrize(
     ("override", "need"),
     [
-        ("seed=true", "seed must be a whole number, not True"),
+        ("seed=true", "seed must be a whole number, not 'true'"),
         ("seed=1.0", "seed must be a whole number"),
         ("seed=one", "seed must be a whole number, not 'one'"),
         ("seed=", "seed must be a whole number"),
         ("sft.fresh=1", "sft.fresh must be true or false, not 1"),
         ("sft.fresh=maybe", "sft.fresh must be true or false"),
-        ("sft.lr=true", "sft.lr must be a number, not True"),
+        ("sft.lr=true", "sft.lr must be a number, not 'true'"),
         ("sft.lr=fast", "sft.lr must be a number, not 'fast'"),
         ("sft.lr=[1]", "sft.lr must be a number"),
         ("model.width={a: 1}", "model.width must be a whole number"),
@@ -203,13 +203,13 @@ def test_an_override_into_a_section_that_is_none(tmp_path, config_file, value):
     assert "model" in refused(path, "model.width=64")
 
 
-def test_a_missing_section_can_come_from_overrides(tmp_path, config_file):
+def test_a_missing_section_is_missing_whatever_overrides_say(tmp_path, config_file):
     tree = yaml.safe_load(Path(config_file).read_text())
     del tree["model"]
     path = tmp_path / "short.yaml"
     path.write_text(yaml.safe_dump(tree))
     assert "missing key model" in refused(path)
-    assert configs.load(path, ["model.layers=1", "model.width=8", "model.heads=1"]).model.width == 8
+    assert "missing key model" in refused(path, "model.layers=1", "model.width=8", "model.heads=1")
 
 
 @pytest.mark.parametrize("content", [b"", b"- 1\n- 2\n", b"just words", b"a: [", b"a: b: c", b"\xff\xfe\x00", b"\t- x"])
@@ -272,14 +272,20 @@ def test_a_missing_file(tmp_path):
         ("eval.check_problems=1001", ["eval.check_problems is 1001", "1000"]),
         ("eval.max_k=0", ["eval.max_k is 0"]),
         ("task=maze", ["task is 'maze'", "star", "arith"]),
-        ("task=arith", ["data.nodes"]),
+        ("task=arith", ["the command line", "task is 'arith'", "the config is of star"]),
         ("eval.grading=answer", ["eval.grading", "steps"]),
         ("sft.modes=FWD,SEARCH", ["sft.modes", "FWD,REV"]),
         ("walks.informed=1.5", ["walks.informed is 1.5"]),
         ("seed=-1", ["seed is -1"]),
+        ("seed=1:30", ["seed must be a whole number"]),
+        (f"base_seed={2**64}", ["base_seed is", "2^63"]),
+        ("runs=", ["runs is ''"]),
+        ("rl.start=/tmp/x", ["rl.start is"]),
+        ("eval.rollouts=2000000000", ["eval.rollouts is 2000000000", "10^9"]),
         ("save_every=0", ["save_every is 0"]),
         ("name=a/b", ["name is 'a/b'"]),
         ("name=..", ["name is '..'"]),
+        ("name=eval.json", ["name is 'eval.json'"]),
         ("reproduce.pairs=0", ["reproduce.pairs is 0"]),
     ],
 )
@@ -314,7 +320,29 @@ def test_whatever_a_stage_would_refuse_is_refused_at_load(config_file, override)
     assert override.partition("=")[0] in refused(config_file, override)
 
 
+def test_numbers_are_decimal(config_file):
+    """In YAML 1.1, 010 is eight and 1:30 ninety."""
+    config = configs.load(config_file, ["seed=010", "sft.lr=1e-3"])
+    assert config.seed == 10 and config.sft.lr == 0.001
+
+
+def test_a_key_written_twice(tmp_path, config_file):
+    path = tmp_path / "twice.yaml"
+    path.write_text(Path(config_file).read_text().replace("\nseed: 0", "\nseed: 1\nseed: 0"))
+    assert "twice.yaml: not a YAML file: seed is written twice" in refused(path)
+
+
+def test_errors_name_where_the_value_stands(tmp_path, config_file):
+    path = tmp_path / "mine.yaml"
+    path.write_text(Path(config_file).read_text().replace("\nseed: 0", "\nseed: -2"))
+    assert refused(path).startswith(f"{path}: seed is -2")
+    assert refused(config_file, "seed=-2").startswith("the command line: seed is -2")
+
+
 def test_combinations_that_make_no_sense(config_file):
+    search = ["data.modes=FWD,REV,SEARCH", "rl.advantage=exact"]
+    assert "SEARCH has several" in refused(config_file, *search)
+    assert "eval.strata is 99" in refused(config_file, "eval.stratify=first", "eval.strata=99")
     assert "fork_rate=0.5" in refused(config_file, "sft.allocation=problem")
     assert "sft.fork_rate=1" in refused(config_file, "sft.cue_rate=0.5", "sft.fork_rate=0.5")
 

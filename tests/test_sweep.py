@@ -41,6 +41,8 @@ def test_expands_in_full():
         ("- {name: 'x{sed}'}", "'{sed}' is neither pair, runs nor a key of its entry"),
         ("- {stage: pretrain}", "stage is 'pretrain': choose sft, wise, rl"),
         ("- {a: [}", "not a YAML file"),
+        ("- {sft.frok_rate: 1}", "entry {'sft.frok_rate': 1}: unknown key 'sft.frok_rate'"),
+        ("- {sft.loss: gem=x}", "sft.loss"),
     ],
 )
 def test_malformed_sweeps_are_named(config_file, tmp_path, text, named):
