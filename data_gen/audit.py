@@ -94,11 +94,6 @@ def audit(task: Task, examples: Examples, fork_rate: float, seed: int = 0, mode:
     return [replace(check, flagged=check.p * len(checks) < FALSE_ALARM_RATE) for check in checks]
 
 
-def flagged(checks: list[Check]) -> bool:
-    """Whether any check found a leak."""
-    return any(check.flagged for check in checks)
-
-
 def table(checks: list[Check]) -> str:
     """The checks as an aligned table, one line each (see the module's docstring)."""
     lines = [f"{'check':<19}  {'measures':<34} {'value':>7} {'chance':>7} {'p':>7}"]
@@ -185,14 +180,14 @@ def probe_features(task: Task, branches: Branches) -> np.ndarray:
 
 
 def _chosen_sum(features: np.ndarray, right: np.ndarray) -> np.ndarray:
-    """The features [n, d, F] of the right branches summed over problems, float32[R, F], for right uint8[R, n]."""
+    """The features [n, d, F] of the right branches summed over problems, float32[R, F], for right uint[R, n]."""
     return sum((right == j).astype(np.float32) @ features[:, j] for j in range(features.shape[1]))
 
 
 def chi_square(one_hot: np.ndarray, right: np.ndarray) -> np.ndarray:
     """How far the classes of the right branches are from chance, for each of R assignments; float[R].
 
-    one_hot: float32[n, d, classes]; right: uint8[R, n]. The sum over classes of (observed - expected)^2 /
+    one_hot: float32[n, d, classes]; right: uint[R, n]. The sum over classes of (observed - expected)^2 /
     variance, with the moments of the null given the d candidates of each problem.
     """
     share = one_hot.mean(axis=1)
@@ -204,7 +199,7 @@ def chi_square(one_hot: np.ndarray, right: np.ndarray) -> np.ndarray:
 def held_out_accuracy(features: np.ndarray, right: np.ndarray) -> np.ndarray:
     """Two-fold cross-validated accuracy of the linear probe for each of R assignments; float[R].
 
-    features: float32[n, d, F] as from `probe_features`; right: uint8[R, n]. Ridge regression of "is right" on
+    features: float32[n, d, F] as from `probe_features`; right: uint[R, n]. Ridge regression of "is right" on
     the features of a branch; the branch with the highest score is the guess. The fit is linear in the
     targets, so all assignments share one hat matrix and none is fitted on its own.
     """
@@ -235,11 +230,11 @@ def branch_checks(task: Task, branches: Branches, seed: int, times: int = 1) -> 
     features = probe_features(task, branches)
     rng = np.random.default_rng(seed)
     total, exceed = np.zeros(len(labels)), np.zeros(len(labels))
-    draws = DRAWS * times
+    draws, index = DRAWS * times, np.min_scalar_type(task.graph.branches - 1)  # a small type is faster
     for _ in range(draws // BLOCK):
-        drawn = rng.integers(task.graph.branches, size=(BLOCK, n), dtype=np.uint8)
+        drawn = rng.integers(task.graph.branches, size=(BLOCK, n), dtype=index)
         # The observed assignment goes through the same arithmetic as the drawn ones, so that ties are ties.
-        right = np.concatenate([branches.right[None].astype(np.uint8), drawn])
+        right = np.concatenate([branches.right[None].astype(index), drawn])
         squares = [chi_square(one_hot, right) for one_hot in tests.values()]
         observed, *simulated = np.stack([*squares, held_out_accuracy(features, right)], axis=1)
         total += np.sum(simulated, axis=0)

@@ -8,6 +8,7 @@ sorts the problems by size, asks the stars and puts their answers together.
 from collections.abc import Callable, Iterator
 from dataclasses import dataclass
 from functools import cached_property
+from typing import Any
 
 import numpy as np
 
@@ -60,7 +61,7 @@ class Mixed:
                 raise ValueError(f"data.sizes is {self.sizes!r}, of which {size.strip()} is no star: {error}") from None
         return tuple(found)
 
-    def __getattr__(self, name: str):
+    def __getattr__(self, name: str) -> Any:
         """What does not depend on the size (tokens, prompt layout, modes, sinks) is the first star's."""
         if name in _SHARED:
             return getattr(self.stars[0], name)

@@ -57,7 +57,7 @@ class Mixture:
             raise ValueError(f"sft.fork_rate is {self.fork_rate}: sft.modes={self.modes!r} leaves no other mode")
         if self.allocation not in ("data", "problem"):
             raise ValueError(f"sft.allocation is {self.allocation!r}: choose data or problem")
-        if self.allocation == "problem" and (abs(self.fork_rate * len(names) - 1) > 0.01 or self.fork_in_graph):
+        if self.allocation == "problem" and (abs(self.fork_rate * len(names) - 1) > 0.02 or self.fork_in_graph):
             raise ValueError(
                 f"sft.allocation=problem gives every problem all modes: with sft.modes={self.modes!r} it needs "
                 f"sft.fork_rate={1 / len(names):.3g} and sft.fork_in_graph=false"
@@ -67,7 +67,13 @@ class Mixture:
 
     @property
     def mode_names(self) -> tuple[str, ...]:
+        """The forms of traces, the one that fork_rate is about first."""
         return tuple(self.modes.split(","))
+
+    @property
+    def first_share(self) -> float:
+        """The share of traces in the first mode: fork_rate, or one of the modes for every problem."""
+        return 1 / len(self.mode_names) if self.allocation == "problem" else self.fork_rate
 
 
 @dataclass(frozen=True)
@@ -123,7 +129,10 @@ def _share(rng: np.random.Generator, n: int, rate: float) -> np.ndarray:
 
 
 def sft_examples(task: Task, mixture: Mixture, seed: int, n: int, epoch: int = 0) -> Examples:
-    """The n SFT examples of an epoch; without ``mixture.fresh`` every epoch has those of epoch 0."""
+    """The n SFT examples of an epoch; without ``mixture.fresh`` every epoch has those of epoch 0.
+
+    Raises ValueError as `problems` does, and when no label is left for a graph without a fork.
+    """
     step = epoch if mixture.fresh else 0
     names = mixture.mode_names
     at_once = len(names) if mixture.allocation == "problem" else 1

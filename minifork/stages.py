@@ -39,7 +39,10 @@ def load_run(path: Path, config: Config) -> GPT:
 
 
 def pretrain(config: Config, resume: bool) -> None:
-    """Train the base model on random walks into its run folder."""
+    """Train the base model on random walks into its run folder.
+
+    Raises ValueError for a folder that holds another run, or an unfinished one without ``resume``.
+    """
     folder = runs.run_folder(config, "base")
     if runs.state_of(folder, config, "base", resume) == "complete":
         print(f"{folder} is complete: nothing to do")
@@ -62,7 +65,10 @@ def pretrain(config: Config, resume: bool) -> None:
 
 
 def sft(config: Config, resume: bool) -> None:
-    """Fine-tune the base model on traces into the run's folder, with snapshots at epochs 1, 2, 4, ..."""
+    """Fine-tune the base model on traces into the run's folder, with snapshots at epochs 1, 2, 4, ...
+
+    Raises ValueError where `pretrain` does, for a base that is missing or of another config, and for data that leaks.
+    """
     base = runs.base_folder(config)
     folder = runs.run_folder(config, "sft")
     if not runs.is_complete(base):
@@ -97,7 +103,10 @@ def sft(config: Config, resume: bool) -> None:
 
 
 def rl(config: Config, resume: bool) -> None:
-    """Go on from a fine-tuned run's snapshot, or from the base, by rewards; with snapshots at updates 1, 2, 4, ..."""
+    """Go on from a fine-tuned run's snapshot, or from the base, by rewards; with snapshots at updates 1, 2, 4, ...
+
+    Raises ValueError where `pretrain` does, for a start that is missing or of another config, and for sft.prefix.
+    """
     plan, folder = config.rl, runs.run_folder(config, "rl")
     if config.sft.prefix:
         raise ValueError(f"sft.prefix is {config.sft.prefix}: rl samples traces without a prefix; give 0")
@@ -162,6 +171,12 @@ def snapshots(config: Config) -> dict[int, str]:
     return {-(-epoch * plan.traces // plan.batch): f"epochs/e{epoch}.pt" for epoch in doublings(plan.epochs)}
 
 
+def planned_epochs(config: Config, meta: dict) -> set[int]:
+    """The epochs (RL: updates) after which a finished run of this config and meta.json has kept a snapshot."""
+    last = config.rl.updates if meta["stage"] == "rl" else config.sft.epochs
+    return {epoch for epoch in doublings(last) if epoch > (meta.get("early") or 0)}
+
+
 def doublings(last: int) -> list[int]:
     """1, 2, 4, ... below ``last``, and ``last``."""
     return sorted({2**i for i in range(last.bit_length())} | {last})
@@ -170,9 +185,8 @@ def doublings(last: int) -> list[int]:
 def audit_command(config: Config) -> int:
     """Print the leak audit of the config's SFT set; returns 1 when something gives the branch away."""
     data = sft_data(config, 0)
-    checks = audit.audit(config.data, data, config.sft.fork_rate, mode=config.sft.mixture.mode_names[0])
-    print(audit.table(checks))
-    leaks = [check.name for check in checks if check.flagged]
+    leaks, table = _audit(config, data)
+    print(table)
     print(_verdict(leaks), f"({len(data.tokens)} traces, false alarms <= {audit.FALSE_ALARM_RATE:g} an audit)")
     return 1 if leaks else 0
 
@@ -183,14 +197,21 @@ def check_leaks(config: Config, data: streams.Examples) -> None:
     Raises ValueError naming the checks that found the leak.
     """
     path = runs.task_folder(config) / "audits" / f"{streams.data_hash(data.tokens)}.json"
-    if not path.exists():
-        checks = audit.audit(config.data, data, config.sft.fork_rate, mode=config.sft.mixture.mode_names[0])
-        leaks = [check.name for check in checks if check.flagged]
-        runs.write_json(path, {"leaks": leaks, "table": audit.table(checks).splitlines()})
-    leaks = runs.read_json(path, "leaks")["leaks"]
+    try:
+        leaks = [str(name) for name in runs.read_json(path, "leaks")["leaks"]]
+    except (ValueError, TypeError):  # missing or damaged
+        leaks, table = _audit(config, data)
+        runs.write_json(path, {"leaks": leaks, "table": table.splitlines()})
     if leaks and not config.sft.allow_leak:
         raise ValueError(f"{_verdict(leaks)} (see {path}); a control meant to leak needs sft.allow_leak=true")
     print(_verdict(leaks) + ("; training all the same (sft.allow_leak=true)" if leaks else ""))
+
+
+def _audit(config: Config, data: streams.Examples) -> tuple[list[str], str]:
+    """The names of the checks that find a leak in an SFT set, and the table of all checks."""
+    mixture = config.sft.mixture
+    checks = audit.audit(config.data, data, mixture.first_share, mode=mixture.mode_names[0])
+    return [check.name for check in checks if check.flagged], audit.table(checks)
 
 
 def _verdict(leaks: list[str]) -> str:

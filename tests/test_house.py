@@ -29,7 +29,7 @@ def name_of(path: Path) -> str:
 
 
 def imported(path: Path) -> set[str]:
-    """Top-level packages a module imports, anywhere in it, by statement or by import_module of a literal."""
+    """Top-level packages a module imports, anywhere in it."""
     found = set()
     for node in ast.walk(ast.parse(path.read_text())):
         if isinstance(node, ast.Import):
@@ -132,4 +132,4 @@ def test_shipped_sets_do_not_leak(path):
     checks = audit.audit(
         config.data, streams.sft_examples(config.data, plan.mixture, config.seed, plan.traces), plan.fork_rate
     )
-    assert not audit.flagged(checks), audit.table(checks)
+    assert not any(c.flagged for c in checks), audit.table(checks)

@@ -70,12 +70,12 @@ def test_sizes_are_drawn_evenly_and_streams_stay_apart():
 def test_the_audit_looks_at_every_size():
     mixture = Mixture("FWD,REV", 0.5, 0.0, False, "data", False)
     checks = audit.audit(MIXED, streams.sft_examples(MIXED, mixture, 0, 600), 0.5)
-    assert not audit.flagged(checks) and sum(check.name.endswith("linear probe") for check in checks) == 3
+    assert not any(c.flagged for c in checks) and sum(check.name.endswith("linear probe") for check in checks) == 3
     leaking = Mixed(10, ",".join(SIZES), "published")
     found = audit.audit(leaking, streams.sft_examples(leaking, mixture, 0, 600), 0.5)
     assert {check.name for check in found if check.flagged} >= {f"{size} first edge position" for size in SIZES}
     cued = Mixture("FWD,REV", 1.0, 1.0, False, "data", False)
-    assert audit.flagged(audit.audit(MIXED, streams.sft_examples(MIXED, cued, 0, 600), 1.0))
+    assert any(c.flagged for c in audit.audit(MIXED, streams.sft_examples(MIXED, cued, 0, 600), 1.0))
 
 
 @pytest.mark.parametrize(
