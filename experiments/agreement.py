@@ -29,7 +29,7 @@ REACHED = 1e-3  # sinks with less mean probability hold too few traces to test
 def agreement(config: Config) -> int:
     """Test base-seed<b> and its data-level fine-tunings at r = 0, .5 and 1; returns 1 when engines disagree.
 
-    Raises ValueError naming the runs that are missing.
+    Raises ValueError naming the runs that are missing, and for an eval.budget within which p is not computed.
     """
     count = min(PROBLEMS, config.eval.problems)
     some = replace(config.eval, problems=count, check_problems=min(count, config.eval.check_problems))
@@ -46,7 +46,7 @@ def agreement(config: Config) -> int:
         tree = measure.tree_of(model, config.data, problems, policy.parse(decoder))
         found += [
             {"run": name, "policy": decoder, **test}
-            for test in compare(tree, problems.sinks, config.eval.check_rollouts)
+            for test in compare(tree, problems.sinks, config.eval.check_rollouts, config.eval.budget)
         ]
     level = LEVEL / len(found)
     for name, decoder in product(wanted, POLICIES):
@@ -65,11 +65,14 @@ def agreement(config: Config) -> int:
     return 1 if failed else 0
 
 
-def compare(tree: Tree, sinks: tuple[str, ...], n: int) -> list[dict]:
-    """p-values of the three comparisons for every sink that is reached; n rollouts a problem."""
-    p = exact(tree)
+def compare(tree: Tree, sinks: tuple[str, ...], n: int, budget: int) -> list[dict]:
+    """p-values of the three comparisons for every sink that is reached; n rollouts a problem.
+
+    Raises ValueError when the budget of prefixes does not suffice to compute p.
+    """
+    p = exact(tree, budget)
     if not p.exact:
-        raise ValueError("exact did not exhaust the live language: nothing to compare with")
+        raise ValueError(f"eval.budget is {budget}: too few prefixes to compute p, which is compared; raise it")
     samples = {"split": split(tree, SPLITS, 1), "rollout": sample(tree, n, 2)}
     counts = {name: np.rint(s.ends * s.n).astype(np.int64) for name, s in samples.items()}
     rng, found = np.random.default_rng(0), []

@@ -22,7 +22,10 @@ K_STYLES = {1: ("#0072B2", "o", "-"), 16: ("#E69F00", "s", "-."), 64: ("#CC79A7"
 
 
 def figures(config: Config) -> None:
-    """Draw every figure the results allow into runs/<task>/figures/ and say which."""
+    """Draw every figure the results allow into runs/<task>/figures/ and say which.
+
+    Raises ValueError when there is no evaluation, or none of a plain fine-tuning.
+    """
     results = load(config)
     pairs = results.pairs()
     if not pairs:

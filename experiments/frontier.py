@@ -62,7 +62,7 @@ PLAIN = Method("cross-entropy", "sft", "")
 METHODS = (
     Method("rationale", "sft", "sft.modes=RAT", rates=(1.0,), mode="RAT"),
     Method("SEARCH traces", "sft", "sft.modes=SEARCH", rates=(1.0,), mode="SEARCH"),
-    Method("both modes for every problem", "sft", "sft.allocation=problem", rates=(0.5,)),
+    Method("both modes for every problem", "sft", "sft.modes=FWD,REV sft.allocation=problem", rates=(0.5,)),
     Method("fresh traces every epoch", "sft", "sft.fresh=true"),
     Method(
         "four times the problems, a quarter of the epochs",
@@ -159,10 +159,16 @@ def last(run: Config, stage: str) -> Path:
 
 @torch.no_grad()
 def solve_rates(config: Config, run: Config, path: Path, decoder: policy.Policy) -> tuple[np.ndarray, float]:
-    """Solve rates float64[1 + len(KS), n] of a run's weights on a config's problems, and the tokens of a sample."""
+    """Solve rates float64[1 + len(KS), n] of a run's weights on a config's problems, and the tokens of a sample.
+
+    Raises ValueError when eval.budget does not suffice to compute them.
+    """
     device = pick_device(config)
     problems = problems_for(config, device, prefix=0 if path.name == "ckpt.pt" else run.sft.prefix)
-    result = exact(measure.tree_of(load_run(path, run).to(device), config.data, problems, decoder))
+    budget = config.eval.budget
+    result = exact(measure.tree_of(load_run(path, run).to(device), config.data, problems, decoder), budget)
+    if not result.exact:
+        raise ValueError(f"eval.budget is {budget}: too few prefixes to compute p of {path}; raise it")
     p = measure.over_prefixes(problems, result.p_lo)
     return passk.solve_rate(p[:, None], (1, *KS)).T, float(result.tokens.sum() / result.ends.sum())
 

@@ -43,7 +43,7 @@ def report(config: Config) -> None:
     parts = {
         "task": config.task,
         "pairs": f"{len(pairs)} pair{'s' * (len(pairs) > 1)} of seeds",
-        "claims": "".join(claims_table(*found) for found in found_claims(config)) or NO_CLAIMS,
+        "claims": "".join(claims_block(*found) for found in found_claims(config)) or NO_CLAIMS,
         "figures": "".join(figure_block(name, figure) for name, figure in figures.drawn(results, pairs).items()),
         "made": f"{runs.machine()}, config {fingerprint(to_tree(config))}",
         "data": json.dumps(explorer(config, results, pairs[0]), separators=(",", ":")).replace("<", "\\u003c"),
@@ -59,7 +59,7 @@ def report(config: Config) -> None:
 def found_claims(config: Config) -> list[tuple[Path, dict, bool]]:
     """The verdicts of every sweep that has some below the config's runs folder, this config's own first.
 
-    With the folder they lie in, and whether they are about the evaluation that lies there now. Raises ValueError naming
+    With the file they lie in, and whether they are about the evaluation that lies there now. Raises ValueError naming
     a file that holds none.
     """
     own = runs.task_folder(config) / "claims.json"
@@ -69,8 +69,16 @@ def found_claims(config: Config) -> list[tuple[Path, dict, bool]]:
             claims = runs.read_json(path, "sweep", "pairs", "wanted", "claims", "of")
             now = path.with_name("eval.json")
             now = runs.read_json(now).get("checksum") if now.exists() else None
-            found.append((path.parent, claims, claims["of"] == now))
+            found.append((path, claims, claims["of"] == now))
     return found
+
+
+def claims_block(path: Path, found: dict, current: bool) -> str:
+    """The verdicts of one sweep as an HTML table; raises ValueError naming a file that `claims` did not write so."""
+    try:
+        return claims_table(path.parent, found, current)
+    except (KeyError, TypeError, ValueError, AttributeError):
+        raise ValueError(f"{path}: damaged or edited; run `minifork claims` again") from None
 
 
 def claims_table(folder: Path, found: dict, current: bool) -> str:

@@ -3,7 +3,6 @@
 import time
 
 from experiments import sweep
-from experiments.results import load
 from experiments.summary import summary
 from minifork import runs
 from minifork.config import Config
@@ -20,6 +19,5 @@ def reproduce(config: Config) -> None:
     for stage in ("eval", "figures", "claims"):
         sweep.run(source, stage)
     minutes = (time.monotonic() - started) / 60
-    if load(config).pairs():
-        summary(config)
+    summary(config)
     print(f"reproduced in {minutes:.1f} minutes; figures in {runs.task_folder(config) / 'figures'}", flush=True)

@@ -31,7 +31,8 @@ def summary(config: Config) -> dict:
     """
     results = load(config)
     pairs = results.pairs()
-    metas = [runs.read_json(path) for path in runs.task_folder(config).glob("*/meta.json")]
+    names = sorted({record["run"] for record in results.records})
+    metas = [runs.read_json(runs.task_folder(config) / name / "meta.json", "seconds") for name in names]
     found = {
         "task": config.task,
         "sweep": config.reproduce.sweep,

@@ -18,7 +18,7 @@ from data_gen import streams
 from data_gen.task import Problems
 from minifork import measure, passk, policy, records, runs
 from minifork.config import Config, fingerprint
-from minifork.stages import load_run, pick_device, sft_data
+from minifork.stages import load_run, pick_device, planned_epochs, sft_data
 
 VISIBLE = 1e-5  # width of pass@k below which the model's own arithmetic hides it
 _KEY = ("run", "epoch", "test_set")  # of a record
@@ -49,8 +49,10 @@ class Found:
 def evaluate(config: Config) -> int:
     """Measure every finished run of the task; returns 1 when another engine disagrees with a result.
 
-    What the last evaluation found with the same settings of the same weights is kept.
+    What the last evaluation found with the same settings of the same weights is kept. Raises ValueError for a policy
+    that is none, and when there is nothing to measure.
     """
+    require_policy(config)
     checkpoints, known, found = find_checkpoints(config), last_found(config), []
     sets: dict[tuple[str, int], measure.ProblemSet] = {}
     kept, told = 0, time.monotonic()
@@ -81,6 +83,14 @@ def evaluate(config: Config) -> int:
     runs.write_json(path, result)
     tell(config, result)
     return 0 if all(check["agrees"] for check in result["checks"]) else 1
+
+
+def require_policy(config: Config) -> None:
+    """Raise ValueError naming the step of eval.policy that is wrong."""
+    try:
+        policy.parse(config.eval.policy)
+    except ValueError as error:
+        raise ValueError(f"eval.policy: {error}") from None
 
 
 def measure_one(
@@ -178,6 +188,8 @@ def read_evaluation(path: Path) -> tuple[dict, dict[str, np.ndarray]]:
 
     Raises ValueError naming the file otherwise.
     """
+    if not path.exists():
+        raise ValueError(f"{path}: no such file; run `minifork eval` first")
     evaluation, stored = runs.read_json(path), path.with_suffix(".npz")
     count, found = evaluation.get("n_problems"), evaluation.get("records")
     whole = type(count) is int and 0 < count < 10**7 and isinstance(found, list)
@@ -262,6 +274,8 @@ def find_checkpoints(config: Config) -> list[Checkpoint]:
             print(f"{run}: left out, its p is an average over prefixes: only an exact, unstratified evaluation has it")
         elif meta["stage"] == "base":
             found.append(Checkpoint(run / "ckpt.pt", meta, run_config, None, True))
+        elif missing := planned_epochs(run_config, meta) - runs.snapshots_in(run).keys():
+            print(f"{run}: left out, epochs/e{min(missing)}.pt is missing; remove the folder and run it again")
         else:
             kept = runs.snapshots_in(run)
             for epoch, path in kept.items():
@@ -285,11 +299,20 @@ def test_sets(checkpoint: Checkpoint) -> dict[str, tuple[str, float]]:
 
 
 def training_forks(checkpoint: Checkpoint, most: int) -> Problems | None:
-    """The (first) training problems whose trace passed the fork, None if there are none."""
-    if checkpoint.meta["stage"] == "base":
+    """The (first) problems of the run's fine-tuning whose trace passed the fork, None if there are none.
+
+    RL was fine-tuned where it starts: not at all from a base, and unknown where that run is gone.
+    """
+    config = checkpoint.config
+    if checkpoint.meta["stage"] == "base" or (checkpoint.meta["stage"] == "rl" and not config.rl.epoch):
         return None
-    data = sft_data(checkpoint.config, 0)
-    forward = data.mode == checkpoint.config.data.mode_names.index("FWD")
+    if checkpoint.meta["stage"] == "rl":
+        started = checkpoint.path.parents[2] / Path(checkpoint.meta["start"]).parts[0]
+        if not started.exists():
+            return None
+        config = runs.read_config(started)
+    data = sft_data(config, 0)
+    forward = data.mode == config.data.mode_names.index("FWD")
     crossed = (forward & data.problems.forked).nonzero()[0][:most]
     return data.problems[crossed] if len(crossed) else None
 

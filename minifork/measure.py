@@ -151,7 +151,7 @@ def iid(config: Config, tree: Tree, problems: ProblemSet, weights: np.ndarray, c
 
 
 def stratified(config: Config, tree: Tree, problems: ProblemSet, weights: np.ndarray, checked: bool) -> Measured:
-    """Samples spread over the top tokens at the position that eval.stratify names, always computed.
+    """Samples spread over the top tokens at the position that eval.stratify names, computed within eval.budget.
 
     hit_rate: the share of problems whose position of highest entropy is the fork; null where it is given.
     """
@@ -163,7 +163,7 @@ def stratified(config: Config, tree: Tree, problems: ProblemSet, weights: np.nda
     if settings.stratify == "entropy":
         prefix, length = strata.highest_entropy(tree)
         hit_rate = float(strata.right_after(fork, prefix, length).float().mean())
-    result = strata.stratify(tree, prefix, length, settings.strata)
+    result = strata.stratify(tree, prefix, length, settings.strata, lambda t: exact(t, settings.budget))
     record = records.stratified(result, powers_of_two(settings.max_k), weights)
     record |= {"forced": None, "errors": None, "hit_rate": hit_rate}
     verdict = None
@@ -173,8 +173,12 @@ def stratified(config: Config, tree: Tree, problems: ProblemSet, weights: np.nda
         other = strata.stratify(
             tree[some], prefix[some], length[some], settings.strata, lambda t: sample(t, n, CHECK_SEED)
         )
-        counts, p = np.rint(other.p_lo * n).astype(int).ravel(), result.p_lo[some].ravel()
-        p_value = agree.uniform_p(agree.randomised_pit(counts, n, p, np.random.default_rng(0)))
+        counts = np.rint(other.p_lo * n).astype(int).ravel()
+        low, high = result.p_lo[some].ravel(), result.p_hi[some].ravel()
+        if np.array_equal(low, high):
+            p_value = agree.uniform_p(agree.randomised_pit(counts, n, low, np.random.default_rng(0)))
+        else:
+            p_value = agree.outside_p(counts, n, low, high)
         verdict = _verdict("exact", "rollout", p_value, len(counts), n, started)
     return Measured(record, {"strata": result.p_lo}, verdict)
 

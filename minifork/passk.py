@@ -87,7 +87,10 @@ def estimator_variance(p: np.ndarray, n: int, k: int) -> np.ndarray:
 
 
 def sampling_error(p: np.ndarray, n: int, k: int) -> float:
-    """Standard error that n rollouts a problem leave in pass@k of these problems, p float64[m]."""
+    """Standard error that n rollouts a problem leave in pass@k of these problems, p float64[m].
+
+    With estimates c/n in place of p, problems of no or of n accepted rollouts seem to leave none.
+    """
     return math.sqrt(estimator_variance(p, n, k).sum()) / len(p)
 
 

@@ -150,17 +150,18 @@ def table(records: list[dict]) -> str:
     ks = [k for k in ("1", "4", "16", "64", "1024") if all(k in r["pass_at"] for r in records)]
     hits = any(record.get("hit_rate") is not None for record in records)
     head = "".join(f"{'pass@' + k:>10}" for k in ks)
-    lines = [f"{'run':<28}{'epoch':>6}{head}{'rho':>7}{'P(FWD)':>8}{'fork test':>11}{'train':>7}{'entropy':>9}"]
+    names = [_title(*which) for which in last]
+    longest = max(28, *map(len, names))
+    lines = [f"{'run':<{longest}}{'epoch':>6}{head}{'rho':>7}{'P(FWD)':>8}{'fork test':>11}{'train':>7}{'entropy':>9}"]
     lines[0] += f"{'strata at fork':>16}" if hits else ""
-    for (run, test_set), record in last.items():
-        name = run + (f" ({test_set})" if test_set != "plain" else "")
+    for name, record in zip(names, last.values(), strict=True):
         train = record["fork_train"]
         cells = [(record["pass_at"][k], 10) for k in ks]
         cells += [(record["rho"], 7), (record["mode"]["p_forward"], 8), (record["fork"]["accuracy"], 11)]
         cells += [(train["accuracy"] if train else None, 7), (record["fork"]["entropy"], 9)]
         cells += [(record["hit_rate"], 16)] if hits else []
         texts = "".join(f"{'-' if value is None else f'{value:.3f}':>{width}}" for value, width in cells)
-        lines.append(f"{name:<28}{record['epoch'] or '-':>6}{texts}")
+        lines.append(f"{name:<{longest}}{record['epoch'] or '-':>6}{texts}")
     return "\n".join(lines)
 
 
@@ -169,15 +170,21 @@ def mode_table(records: list[dict]) -> str:
     wasted ones, by which accepted traces are longer than the shortest."""
     last = _last(records)
     modes = next(iter(last.values()))["forced"]
-    lines = [f"{'forced mode':<34}" + "".join(f"{mode:>8} pass@1  tokens wasted" for mode in modes)]
-    for (run, test_set), record in last.items():
-        name = run + (f" ({test_set})" if test_set != "plain" else "")
+    names = [_title(*which) for which in last]
+    longest = max(34, *map(len, names))
+    lines = [f"{'forced mode':<{longest}}" + "".join(f"{mode:>8} pass@1  tokens wasted" for mode in modes)]
+    for name, record in zip(names, last.values(), strict=True):
         cells = []
         for forced in record["forced"].values():
             waste = "-" if forced["wasted"] is None else f"{forced['wasted']:.2f}"
             cells.append(f"{forced['pass_at']['1']:>15.3f}{forced['tokens']:>8.2f}{waste:>7}")
-        lines.append(f"{name:<34}" + "".join(cells))
+        lines.append(f"{name:<{longest}}" + "".join(cells))
     return "\n".join(lines)
+
+
+def _title(run: str, test_set: str) -> str:
+    """A run, and the test set unless it is the plain one."""
+    return run + (f" ({test_set})" if test_set != "plain" else "")
 
 
 def _last(records: list[dict]) -> dict[tuple[str, str], dict]:

@@ -119,7 +119,7 @@ def load_weights(path: Path, device: str = "cpu") -> dict:
                 raise zipfile.BadZipFile
         payload = torch.load(path, map_location=device, weights_only=True)
     except FileNotFoundError:
-        raise ValueError(f"{path}: no such checkpoint") from None
+        raise ValueError(f"{path}: no such checkpoint; remove its folder and run it again") from None
     except (PermissionError, MemoryError):  # says nothing of the file
         raise
     except Exception:  # a damaged file can make the unpickler fail in any way
@@ -189,7 +189,7 @@ def variant(config: Config, stage: str) -> str:
     """What kind of run this is, whatever its seeds and FORK_RATE.
 
     "base"; "data" (data-level) or "problem" (problem-level), with what its mixture adds ("data-fresh"); "rl-" with
-    advantage, mode and start; or the name it was given, without "-seed<s>".
+    advantage, mode, and FORK_RATE and epoch of its start; or the name it was given, without "-seed<s>".
     """
     if config.name:
         return re.sub(r"-seed\d+$", "", config.name)
@@ -233,7 +233,7 @@ def setup(config: Config, stage: str) -> dict:
 def config_hash(config: Config, meta: dict) -> str:
     """The config_hash that a run of this config has in its meta.json."""
     plain = fingerprint(identity(config, meta["stage"]))
-    return fingerprint([plain, meta["weight"], meta["early"]]) if "weight" in meta else plain
+    return fingerprint([plain, meta["weight"], meta.get("early")]) if "weight" in meta else plain
 
 
 def read_config(folder: Path) -> Config:
@@ -319,13 +319,13 @@ def keep_metrics_until(folder: Path, step: int) -> None:
     path = folder / "metrics.jsonl"
     if not path.exists():
         return
-    kept = [line for line in path.read_text().splitlines() if _step_of(line) <= step]
+    kept = [line for line in path.read_text(errors="replace").splitlines() if _step_of(line) <= step]
     write_atomically(path, lambda file: file.write("".join(f"{line}\n" for line in kept).encode()))
 
 
 def _step_of(line: str) -> float:
-    """The step of a metrics line; a line cut short by a crash counts as past every step."""
+    """The step of a metrics line; a damaged line, say one cut short by a crash, counts as past every step."""
     try:
-        return json.loads(line)["step"]
-    except (ValueError, KeyError, TypeError):
+        return float(json.loads(line)["step"])
+    except (ValueError, KeyError, TypeError, OverflowError, RecursionError):
         return float("inf")

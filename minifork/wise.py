@@ -24,7 +24,7 @@ def wise(config: Config) -> None:
             raise ValueError(f"{folder}: no finished run to interpolate; make it with `minifork pretrain` and `sft`")
     if not config.name:
         require_alike(tuned, config, "sft")
-    meta, early = runs.read_json(tuned / "meta.json", "variant"), config.wise.early
+    meta, early = runs.read_json(tuned / "meta.json", "stage", "variant"), config.wise.early
     if meta.get("base") != base.name:
         raise ValueError(f"{tuned} was not fine-tuned from {base.name} but from {meta.get('base')}")
     before = tuned / "epochs" / f"e{early}.pt" if early else base / "ckpt.pt"

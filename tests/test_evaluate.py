@@ -100,6 +100,23 @@ def test_stratified_decoders(two_runs, where):
     assert all(check["agrees"] for check in result["checks"])
 
 
+def test_stratified_decoders_keep_the_budget(two_runs):
+    """With too few prefixes p_ij is bounded, and the bounds hold the p_ij that are computed with enough."""
+    whole, _ = evaluated(two_runs, "eval.stratify=first", "eval.strata=3", name="whole")
+    result, _ = evaluated(two_runs, "eval.stratify=first", "eval.strata=3", "eval.budget=70", name="few")
+    for record, known in zip(result["records"], whole["records"], strict=True):
+        low, high = (record[f"pass_at_{end}"]["16"] for end in ("lo", "hi"))
+        assert low < high and low <= known["pass_at"]["16"] <= high
+    assert all(check["agrees"] for check in result["checks"])
+
+
+def test_a_run_that_lost_a_snapshot_is_left_out(two_runs, capsys):
+    (two_runs.folder / "sft-fork1-seed0" / "epochs" / "e4.pt").unlink()
+    assert two_runs("eval") == 0
+    out = capsys.readouterr().out
+    assert "sft-fork1-seed0: left out, epochs/e4.pt is missing" in out and "sft-fork1-seed0  " not in out
+
+
 def test_named_evaluations_stay_apart(two_runs, capsys):
     evaluated(two_runs)
     before = (two_runs.folder / "eval.json").read_bytes()
@@ -119,7 +136,7 @@ def test_named_evaluations_stay_apart(two_runs, capsys):
         ("eval.budget=0", "eval.budget"),
         ("eval.rollouts=0", "eval.rollouts"),
         ("eval.rollouts=63", "eval.max_k=64"),
-        ("eval.policy=top_p=1.5", "top_p is 1.5"),
+        ("eval.policy=top_p=1.5", "eval.policy: policy top_p is 1.5"),
         ("eval.policy=top_p=0", "top_p is 0"),
         ("eval.policy=temperature=-1", "temperature is -1"),
         ("eval.policy=top_k=0", "top_k is 0"),
@@ -132,10 +149,6 @@ def test_named_evaluations_stay_apart(two_runs, capsys):
 def test_bad_values(two_runs, capsys, override, named):
     assert named in two_runs.refused(capsys, "eval", override)
     assert not (two_runs.folder / "eval.json").exists()
-
-
-def test_too_many_strata(two_runs, capsys):
-    assert "m is 99" in two_runs.refused(capsys, "eval", "eval.stratify=first", "eval.strata=99")
 
 
 def test_stratified_decoders_are_not_sampled(two_runs, capsys):

@@ -10,6 +10,7 @@ from experiments import frontier
 from experiments.figures import whiskers
 from experiments.gap import DRAWS, gap, gap_draws
 from experiments.results import load
+from minifork import config as configs
 from minifork import runs
 
 
@@ -115,6 +116,16 @@ def test_values_are_chosen_on_validation_problems(copy, capsys):
     assert scores["hot"]["1"] == pytest.approx(0, abs=1e-6)  # the curve's own end
     assert all(scores[name][value] == max(scores[name].values()) for name, value in chosen.items() if name in scores)
     assert chosen["fresh"] == "" and "pass@16 above early stopping" in capsys.readouterr().out
+
+
+def test_every_method_can_be_planned_for_every_config_with_its_mode():
+    """Before anything is trained; mixed is no task of the frontier, but has FWD and REV all the same."""
+    folder = Path(__file__).parent.parent / "experiments" / "configs"
+    for name, preset in (("star", []), ("star", ["preset=search"]), ("arith", []), ("mixed", [])):
+        config = configs.load(folder / f"{name}.yaml", preset)
+        for method in frontier.METHODS:
+            for rate in method.rates if method.stage != "decode" and method.mode in config.data.mode_names else ():
+                configs.changed(config, method.overrides(config, method.values[0], rate, 0))
 
 
 def test_the_document_shows_what_was_committed():

@@ -90,6 +90,16 @@ def test_a_leaking_set_is_refused(copy, capsys):
     assert pipeline("sft", "sft.cue_rate=1", "sft.allow_leak=true") == 0
 
 
+@pytest.mark.parametrize("content", ["", "{}", '{"leaks": 3}'])
+def test_a_damaged_audit_is_made_anew(copy, content):
+    pipeline = copy("base-seed0")
+    assert pipeline("sft", "sft.epochs=1") == 0
+    (kept,) = (pipeline.folder / "audits").iterdir()
+    whole = kept.read_text()
+    kept.write_text(content)
+    assert pipeline("sft", "sft.epochs=2", "name=again") == 0 and kept.read_text() == whole
+
+
 def test_audit_command(copy, capsys):
     pipeline = copy()
     assert pipeline("audit") == 0
@@ -133,6 +143,18 @@ def test_bad_config_files(tmp_path, capsys):
         assert main(["pretrain", "--config", str(path)]) == 1
         error = capsys.readouterr().err
         assert "my.yaml" in error and error.count("\n") == 1
+
+
+def test_files_of_another_kind(tmp_path, capsys):
+    assert main(["pretrain", "--config", str(tmp_path)]) == 1
+    assert capsys.readouterr().err == f"minifork: {tmp_path}: Is a directory\n"
+
+
+def test_debug_shows_tracebacks_wherever_it_stands(tmp_path):
+    missing = str(tmp_path / "none.yaml")
+    for words in (["--debug", "eval", "--config", missing], ["eval", "--debug", "--config", missing]):
+        with pytest.raises(ValueError, match="none.yaml"):
+            main(words)
 
 
 def spoil(path: Path, how: str) -> None:
@@ -194,8 +216,8 @@ def test_resuming_from_a_checkpoint_without_optimizer(copy, capsys):
 def test_stages_out_of_order(copy, capsys):
     pipeline = copy()
     assert "minifork pretrain" in pipeline.refused(capsys, "eval")
-    for command in ("figures", "claims"):
-        assert "eval.json" in pipeline.refused(capsys, command)
+    for command in ("figures", "claims", "report"):
+        assert "run `minifork eval` first" in pipeline.refused(capsys, command)
 
 
 def test_a_config_that_is_not_the_runs_own(copy, capsys):

@@ -11,7 +11,7 @@ import torch
 from data_gen import streams
 from experiments.explorer import LIVE, unfold
 from experiments.results import load
-from minifork import measure, stages
+from minifork import measure, runs, stages
 from minifork.exact import exact
 from minifork.policy import Policy
 from tests.browser import CHROMIUM, Page
@@ -63,6 +63,14 @@ def test_trees_of_the_explorer_are_the_models(trained):
             own = sum(float(logp[start + j, t]) for j, t in enumerate([*path, token]))
             assert share / 1000 == pytest.approx(np.exp(own), abs=0.001)
         assert {nodes[p][3] for p, *_ in nodes if p != -1} <= {LIVE}
+
+
+@pytest.mark.parametrize("change", [{"claims": [{}]}, {"pairs": "1"}, {"claims": 3}])
+def test_damaged_verdicts_are_named(copy, capsys, change):
+    pipeline = copy("base-seed0", "sft-fork1-seed0", "eval.json", "eval.npz", "claims.json")
+    path = pipeline.folder / "claims.json"
+    runs.write_json(path, runs.read_json(path) | change)
+    assert "claims.json: damaged or edited" in pipeline.refused(capsys, "report")
 
 
 @browser

@@ -10,7 +10,7 @@ import torch
 
 import minifork.rl as learning
 from data_gen.walks import IGNORE
-from minifork import backends, config, measure, stages
+from minifork import backends, config, evaluate, measure, stages
 from minifork.exact import exact
 from minifork.losses import token_logp
 from minifork.policy import Policy
@@ -172,6 +172,15 @@ def test_bad_starts_are_refused(copy, capsys):
     assert "sft.fork_rate=1" in pipeline.refused(capsys, "rl", *RL, "rl.start=sft-fork1-seed0", "sft.fork_rate=0")
     assert pipeline("rl", *RL, "rl.start=sft-fork1-seed0", "sft.epochs=2", "name=named", "rl.updates=1") == 0
     assert pipeline("rl", *RL, "rl.epoch=0", "name=from-base", "rl.updates=1") == 0
+
+
+def test_training_forks_are_those_of_the_run_it_started_from(copy):
+    pipeline = copy("base-seed0", "sft-fork1-seed0")
+    assert pipeline("rl", *RL, "rl.start=sft-fork1-seed0", "seed=5", "name=named", "rl.updates=1") == 0
+    assert pipeline("rl", *RL, "rl.epoch=0", "name=from-base", "rl.updates=1") == 0
+    found = {c.meta["name"]: evaluate.training_forks(c, 64) for c in evaluate.find_checkpoints(pipeline.config())}
+    assert found["from-base"] is None
+    assert np.array_equal(found["named"].labels, found["sft-fork1-seed0"].labels)
 
 
 @pytest.mark.parametrize(

@@ -412,6 +412,7 @@ def test_keep_metrics_until(tmp_path):
 
 def test_keep_metrics_drops_what_is_no_metric(tmp_path):
     path = tmp_path / "metrics.jsonl"
-    path.write_text('{"step": 10}\n[]\n3\n\n{"loss": 1}\n{"step": 20}\n')
+    path.write_text('{"step": 10}\n[]\n3\n\n{"loss": 1}\n{"step": "a"}\n{"step": null}\n{"step": 20}\n')
+    path.write_bytes(path.read_bytes() + b"\xff\xfe\n")
     runs.keep_metrics_until(tmp_path, 100)
     assert path.read_text() == '{"step": 10}\n{"step": 20}\n'

@@ -7,6 +7,7 @@ import pytest
 
 from experiments.results import load
 from experiments.summary import summary, table
+from minifork import runs
 
 ROOT = Path(__file__).parent.parent
 COMMITTED = [
@@ -18,12 +19,12 @@ def test_rows_are_means_of_the_last_checkpoints(trained):
     found = summary(trained.config())
     assert json.loads((trained.folder / "summary.json").read_text()) == found and found["pairs"] == 1
     rows = {row["name"]: row for row in found["rows"]}
-    runs = {row["runs"][0] for row in found["rows"]}
+    names = {row["runs"][0] for row in found["rows"]}
     assert set(rows) == {
         "base", "FORK_RATE 0.5", "FORK_RATE 1", "both modes for every problem", "FORK_RATE 1, branch cued",
         "FORK_RATE 1, fresh traces every epoch",
     }  # fmt: skip
-    assert runs == {path.name for path in trained.folder.iterdir() if "seed0" in path.name}
+    assert names == {path.name for path in trained.folder.iterdir() if "seed0" in path.name}
     results = load(trained.config())
     last = {
         "FORK_RATE 1": results.tuned(0, "data", 1.0),
@@ -35,6 +36,12 @@ def test_rows_are_means_of_the_last_checkpoints(trained):
             assert value["mean"] == pytest.approx(records[-1]["pass_at"][str(k)])
             assert value["ci95"][0] <= value["mean"] <= value["ci95"][1]
         assert rows[name]["fork_accuracy"]["mean"] == pytest.approx(records[-1]["fork"]["accuracy"])
+
+
+def test_folders_that_are_no_runs_do_not_matter(copy):
+    pipeline = copy("base-seed0", "sft-fork1-seed0")
+    runs.write_json(pipeline.folder / "junk" / "meta.json", {})
+    assert pipeline("eval") == 0 and summary(pipeline.config())["pairs"] == 1
 
 
 def test_table():

@@ -62,6 +62,9 @@ def test_missing_and_foreign_runs(copy, capsys):
     assert "base_seed: 0 -> 1" in pipeline.refused(capsys, "wise", "base_seed=1")
     assert "but from base-seed0" in pipeline.refused(capsys, "wise", "base_seed=1", "name=sft-fork1-seed0")
     assert "sft.lr: 0.001 -> 0.5" in pipeline.refused(capsys, "wise", "sft.lr=0.5")
+    meta = pipeline.folder / "sft-fork1-seed0" / "meta.json"
+    runs.write_json(meta, {key: value for key, value in runs.read_json(meta).items() if key != "stage"})
+    assert "meta.json: has no 'stage'" in pipeline.refused(capsys, "wise", "name=sft-fork1-seed0")
 
 
 def test_other_shapes_are_refused():
