@@ -34,62 +34,62 @@ SFT      := $(if $(FORK_RATE),sft.fork_rate=$(FORK_RATE)) $(if $(EPOCHS),sft.epo
 help: ## this list
 	@grep -hE '^[a-z-]+:.*## ' $(MAKEFILE_LIST) | sed -E 's/:.*## /\t/' | expand -t 12
 
-pretrain: $(ENV) ## train the base model on random graph walks [TASK BASE_SEED NAME ARGS]
+pretrain: $(ENV) ## train the base model on random graph walks [TASK PRESET BASE_SEED NAME ARGS]
 	@$(BASE) name=$(NAME)
 
-sft: $(ENV) ## fine-tune it on traces, FORK_RATE of them through the fork [TASK FORK_RATE SEED BASE_SEED EPOCHS NAME ARGS]
+sft: $(ENV) ## fine-tune it on traces, FORK_RATE of them through the fork [TASK PRESET FORK_RATE SEED BASE_SEED EPOCHS NAME ARGS]
 	@$(BASE) $(SFT)
 	@$(MINIFORK) sft --resume $(CONFIG) base_seed=$(BASE_SEED) seed=$(SEED) $(SFT) name=$(NAME) $(ARGS)
 
-rl: $(ENV) ## go on by rewards from the fine-tuned run [TASK FORK_RATE SEED BASE_SEED EPOCHS NAME ARGS]
+rl: $(ENV) ## go on by rewards from the fine-tuned run [TASK PRESET FORK_RATE SEED BASE_SEED EPOCHS NAME ARGS]
 	@$(BASE) $(SFT)
 	@$(MINIFORK) sft --resume $(CONFIG) base_seed=$(BASE_SEED) seed=$(SEED) $(SFT) $(ARGS)
 	@$(MINIFORK) rl --resume $(CONFIG) base_seed=$(BASE_SEED) seed=$(SEED) $(SFT) name=$(NAME) $(ARGS)
 
-wise: $(ENV) ## interpolate the fine-tuned weights with the base's [TASK FORK_RATE SEED BASE_SEED EPOCHS NAME ARGS]
+wise: $(ENV) ## interpolate the fine-tuned weights with the base's [TASK PRESET FORK_RATE SEED BASE_SEED EPOCHS NAME ARGS]
 	@$(BASE) $(SFT)
 	@$(MINIFORK) sft --resume $(CONFIG) base_seed=$(BASE_SEED) seed=$(SEED) $(SFT) name=$(NAME) $(ARGS)
 	@$(MINIFORK) wise $(CONFIG) base_seed=$(BASE_SEED) seed=$(SEED) $(SFT) name=$(NAME) $(ARGS)
 
-eval: $(ENV) ## exact pass@k of every run, checked by another engine [TASK ENGINE ROLLOUTS NAME ARGS]
+eval: $(ENV) ## exact pass@k of every run, checked by another engine [TASK PRESET ENGINE ROLLOUTS NAME ARGS]
 	@$(MINIFORK) eval $(CONFIG) eval.engine=$(ENGINE) eval.rollouts=$(ROLLOUTS) name=$(NAME) $(ARGS)
 
-figures: $(ENV) ## draw the figures of the last eval [TASK ARGS]
+figures: $(ENV) ## draw the figures of the last eval [TASK PRESET ARGS]
 	@$(MINIFORK) figures $(CONFIG) $(ARGS)
 
-claims: $(ENV) ## say which claims the last eval supports [TASK ARGS]
+claims: $(ENV) ## say which claims the last eval supports [TASK PRESET ARGS]
 	@$(MINIFORK) claims $(CONFIG) $(ARGS)
 
 report: $(ENV) ## write the last eval as one HTML file: claims, figures, an explorer [TASK PRESET ARGS]
 	@$(MINIFORK) report $(CONFIG) $(ARGS)
 
-audit: $(ENV) ## look for surface features that give the right branch away [TASK FORK_RATE SEED ARGS]
+audit: $(ENV) ## look for surface features that give the right branch away [TASK PRESET FORK_RATE SEED ARGS]
 	@$(MINIFORK) audit $(CONFIG) seed=$(SEED) $(SFT) $(ARGS)
 
-agreement: $(ENV) ## test exact, split and rollout against each other on four models [TASK BASE_SEED SEED ARGS]
+agreement: $(ENV) ## test exact, split and rollout against each other on four models [TASK PRESET BASE_SEED SEED ARGS]
 	@$(BASE)
 	@for rate in 0 0.5 1; do \
 		$(MINIFORK) sft --resume $(CONFIG) base_seed=$(BASE_SEED) seed=$(SEED) sft.fork_rate=$$rate $(ARGS) || exit 1; \
 	done
 	@$(MINIFORK) agreement $(CONFIG) base_seed=$(BASE_SEED) seed=$(SEED) $(ARGS)
 
-bench: $(ENV) $(BENCH) ## time the engines beside common ways to sample [TASK BASE_SEED ARGS]
+bench: $(ENV) $(BENCH) ## time the engines beside common ways to sample [TASK PRESET BASE_SEED ARGS]
 	@$(BASE)
 	@$(MINIFORK) bench $(CONFIG) base_seed=$(BASE_SEED) $(ARGS)
 
 gpu-check: $(ENV) ## check and time everything that needs a GPU [PYTHON=python3 ARGS]
 	@$(MINIFORK) gpu-check $(CONFIG) $(ARGS)
 
-frontier: $(ENV) ## run every mitigation and compare them with early stopping [TASK PAIRS ARGS]
+frontier: $(ENV) ## run every mitigation and compare them with early stopping [TASK PRESET PAIRS ARGS]
 	@$(MINIFORK) frontier $(CONFIG) reproduce.pairs=$(PAIRS) $(ARGS)
 
-contrast: $(ENV) ## run RL on forward and on reverse traces and compare them [TASK PAIRS ARGS]
+contrast: $(ENV) ## run RL on forward and on reverse traces and compare them [TASK PRESET PAIRS ARGS]
 	@$(MINIFORK) contrast $(CONFIG) reproduce.pairs=$(PAIRS) $(ARGS)
 
-sensitivity: $(ENV) ## map the loss over epochs, traces, learning rate, width and branches [PAIRS ARGS]
+sensitivity: $(ENV) ## map the loss over epochs, traces, learning rate, width and branches [TASK PRESET PAIRS ARGS]
 	@$(MINIFORK) sensitivity $(CONFIG) reproduce.pairs=$(PAIRS) $(ARGS)
 
-reproduce: $(ENV) ## everything: base, all fine-tunings, eval, figures, claims [TASK PAIRS ARGS]
+reproduce: $(ENV) ## everything: base, all fine-tunings, eval, figures, claims [TASK PRESET PAIRS ARGS]
 	@$(MINIFORK) reproduce $(CONFIG) reproduce.pairs=$(PAIRS) $(ARGS)
 
 reproduce-full: $(ENV) ## star and arith on 5 pairs of seeds, RL, claims, the report; resumes where it stopped
@@ -99,7 +99,7 @@ reproduce-full: $(ENV) ## star and arith on 5 pairs of seeds, RL, claims, the re
 	@$(MINIFORK) claims --config experiments/configs/star.yaml $(ARGS)
 	@$(MINIFORK) report --config experiments/configs/star.yaml $(ARGS)
 
-stops: $(ENV) ## bases with other stop probabilities, which set the base's pass@1 [TASK BASE_SEED ARGS]
+stops: $(ENV) ## bases with other stop probabilities, which set the base's pass@1 [TASK PRESET BASE_SEED ARGS]
 	@$(MINIFORK) pretrain --resume $(CONFIG) base_seed=$(BASE_SEED) walks.stop=0 name=base-stop0-seed$(BASE_SEED) $(ARGS)
 	@$(MINIFORK) pretrain --resume $(CONFIG) base_seed=$(BASE_SEED) walks.stop=0.15 name=base-stop0.15-seed$(BASE_SEED) $(ARGS)
 	@$(MINIFORK) eval $(CONFIG) $(ARGS)
