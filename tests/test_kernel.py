@@ -15,6 +15,8 @@ import numpy as np
 import pytest
 import torch
 from einops import rearrange
+from hypothesis import given, settings
+from hypothesis import strategies as st
 
 from minifork import agree, backends, kernel
 from minifork.cli import main
@@ -40,9 +42,9 @@ CASES = {
 }
 
 
-def make_case(make_model, case: str, problems: int, policy: str = "temperature=1") -> tuple[Tree, torch.Tensor]:
+def make_case(make_model, case: tuple, problems: int, policy: str = "temperature=1") -> tuple[Tree, torch.Tensor]:
     """A random model, prompts and automata (half of the moves lead to a sink), as a tree; and the prompts' tokens."""
-    shape, vocab, prompt, steps, _ = CASES[case]
+    shape, vocab, prompt, steps, _ = case
     rng = np.random.default_rng(0)
     live, dead = rng.integers(LIVE, size=(problems, LIVE, vocab)), rng.integers(SINKS, size=(problems, LIVE, vocab))
     table = np.where(rng.random((problems, LIVE, vocab)) < 0.6, live, LIVE + dead)
@@ -55,7 +57,7 @@ def make_case(make_model, case: str, problems: int, policy: str = "temperature=1
 
 
 def make_tree(make_model, case: str, problems: int, policy: str = "temperature=1") -> Tree:
-    return make_case(make_model, case, problems, policy)[0]
+    return make_case(make_model, CASES[case], problems, policy)[0]
 
 
 @pytest.fixture(scope="session")
@@ -82,12 +84,15 @@ def run(twin, tree, n, case, bf16=False, seed=3):
     "policy", ["temperature=1", "temperature=0.7,top_p=0.9", "top_k=3", "min_p=0.2,temperature=1.5", "greedy"]
 )
 def test_fp32_follows_the_fp64_model(make_model, twin, case, policy):
+    tree, prompts = make_case(make_model, CASES[case], 6, policy)
+    assert_follows(make_model, tree, prompts, run(twin, tree, 5, case).traces)
+
+
+def assert_follows(make_model, tree, prompts, traces):
     """On the kernel's own traces, step by step: log-probabilities are within 5e-4 of fp64, each draw is the token in
     whose stretch of the cumulative distribution u lies, or within 1e-4 of it."""
-    tree, prompts = make_case(make_model, case, 6, policy)
-    traces = run(twin, tree, 5, case).traces
     model = make_model(0, tree.model.shape, tree.model.vocab_size, tree.model.context, scale=0.15).double()
-    for problem, ids in product(range(6), range(5)):
+    for problem, ids in product(*map(range, traces.tokens.shape[:2])):
         trace = traces.tokens[problem, ids]
         trace = trace[trace >= 0]
         with torch.no_grad():
@@ -101,6 +106,25 @@ def test_fp32_follows_the_fp64_model(make_model, twin, case, policy):
         )
         above = p.cumsum(dim=1).gather(1, trace[:, None])[:, 0]
         assert (above - chosen - 1e-4 <= u).all() and (u <= above + 1e-4).all()
+
+
+@st.composite
+def shapes(draw):
+    """Anything that the kernel takes, as CASES has it (but for what only makes the test slow)."""
+    width = draw(st.sampled_from(kernel.WIDTHS))
+    heads = width // draw(st.sampled_from(kernel.HEAD_SIZES))
+    shape = Shape(draw(st.integers(1, 3)), width, heads)
+    vocab, prompt, steps = draw(st.integers(2, 256)), draw(st.integers(1, 40)), draw(st.integers(1, 12))
+    return shape, vocab, prompt, steps, draw(st.sampled_from(kernel.TILES))
+
+
+@twin_only
+@settings(max_examples=8, deadline=None, derandomize=True, database=None)
+@given(shapes(), st.integers(1, 4), st.integers(1, 9))
+def test_fp32_follows_the_fp64_model_at_any_shape(make_model, folder, case, problems, n):
+    tree, prompts = make_case(make_model, case, problems)
+    assert kernel.unsupported(tree) is None
+    assert_follows(make_model, tree, prompts, kernel.run(tree, n, 3, Twin(folder), case[-1], False, traces=True).traces)
 
 
 @twin_only
