@@ -12,7 +12,7 @@ import numpy as np
 
 from data_gen.star import Problems, Star
 from minifork.cli import main
-from minifork.config import TASKS
+from minifork.schema import TASKS
 
 
 @dataclass(frozen=True)

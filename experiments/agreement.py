@@ -13,9 +13,9 @@ from tqdm import tqdm
 
 from minifork import agree, measure, policy, runs
 from minifork.backends import sample
-from minifork.config import Config
 from minifork.evaluate import find_checkpoints, problems_for
 from minifork.exact import exact
+from minifork.schema import Config
 from minifork.split import split
 from minifork.stages import load_run, pick_device
 from minifork.tree import Tree

@@ -17,12 +17,12 @@ from torch import Tensor
 
 from experiments.bench_gpu import bench_gpu
 from minifork import measure, passk, runs
-from minifork.config import Config
 from minifork.evaluate import problems_for
 from minifork.exact import exact
 from minifork.model import GPT
 from minifork.policy import Policy
 from minifork.rollout import rollout
+from minifork.schema import Config
 from minifork.split import split
 from minifork.stages import load_run, pick_device
 

@@ -17,8 +17,9 @@ from experiments.gap import DRAWS, LOST
 from experiments.results import Results, load
 from minifork import config as configs
 from minifork import passk, records, runs
-from minifork.config import Config, fingerprint, read_yaml
+from minifork.config import fingerprint, read_yaml
 from minifork.evaluate import settings_of
+from minifork.schema import Config
 
 FILE = Path(__file__).parent / "claims.yaml"
 FORK = ("accuracy", "entropy", "confidence right", "confidence wrong")

@@ -16,7 +16,7 @@ from experiments.results import Results, load
 from experiments.summary import interval, signed
 from minifork import config as configs
 from minifork import passk, runs
-from minifork.config import Config
+from minifork.schema import Config
 
 KS = (16, 64)
 

@@ -9,9 +9,9 @@ from data_gen import streams
 from data_gen.task import PAD, Problems, Task
 from experiments.results import Results
 from minifork import measure, runs
-from minifork.config import Config
 from minifork.exact import exact
 from minifork.policy import Policy
+from minifork.schema import Config
 from minifork.stages import load_run
 from minifork.tree import Tree
 

@@ -11,8 +11,8 @@ from matplotlib.figure import Figure
 
 from experiments.results import Results, load
 from minifork import passk, runs
-from minifork.config import Config
 from minifork.records import fork_quantities
+from minifork.schema import Config
 
 BASE = {"color": "black", "linestyle": "--", "marker": ""}
 EPOCH_COLOURS = matplotlib.colormaps["viridis"]

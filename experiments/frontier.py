@@ -28,9 +28,9 @@ from experiments.spread import spread, spread_line, stratified
 from experiments.summary import signed
 from minifork import config as configs
 from minifork import measure, passk, policy, runs
-from minifork.config import Config
 from minifork.evaluate import problems_for
 from minifork.exact import exact
+from minifork.schema import Config
 from minifork.stages import load_run, pick_device, snapshots
 
 RATES = (0.5, 1.0)

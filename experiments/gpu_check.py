@@ -19,10 +19,10 @@ import torch
 
 from experiments import agreement, bench_gpu
 from minifork import agree, backends, kernel, measure, passk, runs, stages
-from minifork.config import Config
 from minifork.evaluate import drawn_problems, problems_for
 from minifork.exact import exact
 from minifork.policy import Policy
+from minifork.schema import Config
 from minifork.tree import Tree
 
 RESULTS = Path(__file__).parent / "results"

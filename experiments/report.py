@@ -17,7 +17,8 @@ from experiments.claims import interval
 from experiments.explorer import explorer
 from experiments.results import load
 from minifork import runs
-from minifork.config import Config, fingerprint, to_tree
+from minifork.config import fingerprint, to_tree
+from minifork.schema import Config
 
 TEMPLATE = Path(__file__).parent / "report.html"
 NO_CLAIMS = "<p>No verdicts: none are made about this sweep, or <code>make claims</code> was not run yet.</p>"

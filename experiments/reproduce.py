@@ -5,7 +5,7 @@ import time
 from experiments import sweep
 from experiments.summary import summary
 from minifork import runs
-from minifork.config import Config
+from minifork.schema import Config
 
 
 def reproduce(config: Config) -> None:

@@ -5,9 +5,9 @@ from dataclasses import dataclass
 import numpy as np
 
 from minifork import passk, runs
-from minifork.config import Config
 from minifork.evaluate import read_evaluation
 from minifork.records import array_key
+from minifork.schema import Config
 
 
 @dataclass(frozen=True)

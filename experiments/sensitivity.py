@@ -16,7 +16,7 @@ from experiments import sweep
 from experiments.results import Results, load
 from minifork import config as configs
 from minifork import runs
-from minifork.config import Config
+from minifork.schema import Config
 
 K = 16
 

@@ -9,7 +9,7 @@ import numpy as np
 from experiments.gap import DRAWS
 from experiments.results import Results, load
 from minifork import passk, runs
-from minifork.config import Config
+from minifork.schema import Config
 
 KS = (1, 16, 64)
 NAMES = {

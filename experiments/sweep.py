@@ -27,8 +27,9 @@ from tqdm import tqdm
 from minifork import config as configs
 from minifork import losses, runs
 from minifork.cli import COMMANDS
-from minifork.config import Config, fingerprint, read_yaml, to_tree
+from minifork.config import fingerprint, read_yaml, to_tree
 from minifork.evaluate import require_policy
+from minifork.schema import Config
 
 FOLDER = Path(__file__).parent / "sweeps"
 STAGES = ("sft", "wise", "rl")  # in this order: each may start from those before

@@ -1,8 +1,8 @@
 """One way to ask any engine for pass@k."""
 
 from minifork.backends import sample
-from minifork.config import ENGINES
 from minifork.exact import exact
+from minifork.schema import ENGINES
 from minifork.split import split
 from minifork.tree import EXACT, Result, Tree
 

@@ -17,7 +17,8 @@ from tqdm import tqdm
 from data_gen import streams
 from data_gen.task import Problems
 from minifork import measure, passk, policy, records, runs
-from minifork.config import Config, fingerprint
+from minifork.config import fingerprint
+from minifork.schema import Config
 from minifork.stages import load_run, pick_device, planned_epochs, sft_data
 
 VISIBLE = 1e-5  # width of pass@k below which the model's own arithmetic hides it

@@ -12,11 +12,11 @@ from data_gen.task import PAD, Problems, Task
 from data_gen.verifier import DFA
 from minifork import agree, passk, records, strata
 from minifork.backends import sample
-from minifork.config import Config, Eval
 from minifork.engines import solve
 from minifork.exact import exact
 from minifork.model import GPT
 from minifork.policy import Policy
+from minifork.schema import Config, Eval
 from minifork.split import split
 from minifork.tree import Result, Tree
 

@@ -23,9 +23,9 @@ from data_gen.task import PAD, Problems, Task
 from data_gen.walks import IGNORE
 from minifork import measure
 from minifork.backends import sample
-from minifork.config import Config
 from minifork.losses import sequence_logp, token_logp
 from minifork.policy import Policy
+from minifork.schema import Config
 from minifork.train import Objective
 
 FREE = "free"

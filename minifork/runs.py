@@ -25,7 +25,8 @@ from typing import IO, Any
 
 import yaml
 
-from minifork.config import Config, differences, fingerprint, from_tree, read_yaml, to_tree
+from minifork.config import differences, fingerprint, from_tree, read_yaml, to_tree
+from minifork.schema import Config
 
 FORMAT = "minifork-1"
 META_SCHEMA = 1

@@ -11,8 +11,9 @@ from data_gen import audit, streams, walks
 from data_gen.task import PAD
 from minifork import losses, runs
 from minifork import rl as rl_objectives
-from minifork.config import Config, differences, to_tree
+from minifork.config import differences, to_tree
 from minifork.model import GPT
+from minifork.schema import Config
 from minifork.train import BatchAt, Job, fit, load_model, supervised
 
 

@@ -17,10 +17,10 @@ from torch import Tensor, nn
 from tqdm import tqdm
 
 from data_gen.walks import IGNORE
-from minifork.config import Optim
 from minifork.losses import Loss
 from minifork.model import GPT
 from minifork.runs import append_line, keep_metrics_until, load_weights, save_weights, write_json
+from minifork.schema import Optim
 
 BatchAt = Callable[[int], tuple[np.ndarray, np.ndarray]]
 Objective = Callable[[nn.Module, int], tuple[Tensor, int]]

@@ -9,7 +9,7 @@ import torch
 from torch import Tensor
 
 from minifork import runs
-from minifork.config import Config
+from minifork.schema import Config
 from minifork.stages import require_alike
 
 

@@ -9,8 +9,8 @@ from pathlib import Path
 import pytest
 import torch
 
-from minifork.config import Shape
 from minifork.model import GPT
+from minifork.schema import Shape
 from tests.pipeline import SFT, Pipeline
 
 CONFIG = Path(__file__).parent.parent / "experiments" / "configs" / "star.yaml"

@@ -3,7 +3,7 @@
 import numpy as np
 import torch
 
-from minifork.config import Shape
+from minifork.schema import Shape
 from minifork.tree import Tree
 
 PROMPT, SINKS = 4, 3  # accept, wrong, too long

@@ -13,6 +13,7 @@ from torch.optim.optimizer import register_optimizer_step_post_hook
 from minifork import config as configs
 from minifork import losses, runs
 from minifork.cli import main
+from minifork.schema import Config
 
 SFT = {
     "sft-fork0.5-seed0": ["sft.fork_rate=0.5"],
@@ -38,7 +39,7 @@ class Pipeline:
     def __call__(self, command: str, *overrides: str) -> int:
         return main(self.arguments(command, *overrides))
 
-    def config(self, *overrides: str) -> configs.Config:
+    def config(self, *overrides: str) -> Config:
         return configs.load(self.config_file, [*self.small, *overrides])
 
     def refused(self, capsys, command: str, *overrides: str) -> str:

@@ -8,7 +8,7 @@ import pytest
 import yaml
 
 from minifork import config as configs
-from minifork.config import Config
+from minifork.schema import Config
 
 FOLDER = Path(__file__).parent.parent / "experiments" / "configs"
 SHIPPED = sorted(FOLDER.glob("*.yaml"))

@@ -9,9 +9,9 @@ import torch
 
 from data_gen import star
 from data_gen.star import Star
-from minifork.config import Shape
 from minifork.policy import parse
 from minifork.rollout import rollout
+from minifork.schema import Shape
 from minifork.tree import Tree
 from tests.engines import SINKS, TASK, ends, forced, sample, star_case
 

@@ -20,13 +20,13 @@ from hypothesis import strategies as st
 
 from minifork import agree, backends, kernel
 from minifork.cli import main
-from minifork.config import Shape
 from minifork.cuda import UnavailableError
 from minifork.graphed import graphed
 from minifork.kernel import SOURCE, Build
 from minifork.philox import uniform
 from minifork.policy import parse
 from minifork.rollout import SAMPLE, rollout
+from minifork.schema import Shape
 from minifork.tree import Tree
 from tests.host_twin import Twin
 

@@ -4,8 +4,8 @@ import numpy as np
 import pytest
 import torch
 
-from minifork.config import Shape
 from minifork.model import Rows
+from minifork.schema import Shape
 
 SHAPES = [Shape(1, 16, 1), Shape(2, 24, 3), Shape(3, 32, 2)]
 VOCAB, PROMPT, CONTEXT = 11, 7, 12

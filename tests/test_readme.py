@@ -10,6 +10,7 @@ import pytest
 
 from minifork import config as configs
 from minifork.cli import COMMANDS, parser
+from minifork.schema import Config
 
 ROOT = Path(__file__).parent.parent
 PAGES = [ROOT / "README.md", ROOT / "CONTRIBUTING.md", *sorted((ROOT / "docs").glob("*.md"))]
@@ -57,7 +58,7 @@ def test_files_that_are_named_exist(page):
 @pytest.mark.parametrize("page", PAGES, ids=lambda page: page.name)
 def test_keys_that_are_named_exist(page):
     """`sft.loss=...` and the like are keys of the config."""
-    known = configs.keys(configs.Config) | configs.keys(configs.Config, task="arith")
+    known = configs.keys(Config) | configs.keys(Config, task="arith")
     for key in re.findall(r"\b((?:data|walks|model|pretrain|sft|rl|wise|eval|reproduce)\.\w+)=", page.read_text()):
         assert key in known, key
 

@@ -14,12 +14,12 @@ import torch
 import minifork.rollout as rollouts
 from data_gen import star
 from minifork import agree
-from minifork.config import Shape
 from minifork.exact import exact
 from minifork.model import Rows
 from minifork.philox import uniform
 from minifork.policy import parse
 from minifork.rollout import rollout
+from minifork.schema import Shape
 from minifork.split import split
 from minifork.tree import Tree
 from tests.engines import KS_LEVEL, SINKS, TASK, Z, ends, normal_of_chi_square, sample, star_case
