@@ -314,13 +314,15 @@ def draw(rows: list[dict], curves: dict[int, np.ndarray], rate: float, mode: str
     """pass@k against pass@1: the curves of all pairs, and every method."""
     figure = Figure(figsize=(9.6, 4.8), layout="constrained")
     mine = [row for row in rows if row["fork_rate"] == rate and row["mode"] == (mode or "free")]
+    kinds = list(dict.fromkeys(_kind(row) for row in rows))  # a method looks the same at every FORK_RATE
     colours = matplotlib.colormaps["tab20"]
     for i, (axes, k) in enumerate(zip(figure.subplots(1, 2), KS, strict=True)):
         for pair, line in curves.items():
             ones, many = line[:, 0].mean(axis=1), line[:, 1 + i].mean(axis=1)
             axes.plot(ones, many, color="black", linewidth=1.4 if pair == 0 else 0.6, marker=".", zorder=1,
                       label="early stopping" if pair == 0 else None)  # fmt: skip
-        for j, row in enumerate(mine):
+        for row in mine:
+            j = kinds.index(_kind(row))
             low, high = row[f"above_{k}"]["ci95"]
             x, y, mean = row["pass_at"]["1"], row["pass_at"][str(k)], row[f"above_{k}"]["mean"]
             error = whiskers(np.array([mean]), np.array([low]), np.array([high]))
@@ -330,6 +332,11 @@ def draw(rows: list[dict], curves: dict[int, np.ndarray], rate: float, mode: str
         axes.set_ylim(top=1.02)  # intervals are of the gap, and may reach above what a pass@k can be
     figure.legend(*axes.get_legend_handles_labels(), loc="outside right upper", fontsize=7)
     return figure
+
+
+def _kind(row: dict) -> str:
+    """A method's name without the FORK_RATE that some carry."""
+    return row["method"].partition("-fork")[0]
 
 
 def markdown(rows: list[dict], rate: float) -> str:
