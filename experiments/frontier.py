@@ -28,7 +28,7 @@ from experiments.spread import spread, spread_line, stratified
 from experiments.summary import signed
 from minifork import config as configs
 from minifork import measure, passk, policy, runs
-from minifork.evaluate import problems_for
+from minifork.evaluate import Checkpoint, evaluate, problems_for
 from minifork.exact import exact
 from minifork.schema import Config
 from minifork.stages import load_run, pick_device, snapshots
@@ -110,9 +110,15 @@ def frontier(config: Config) -> None:
     chosen = choose(config, methods)
     tried = [(PLAIN, "", rate, pair) for pair in pairs for rate in RATES]
     _train(config, source, tried + [(m, chosen[m.name], r, p) for p in pairs for m in methods for r in m.rates])
-    sweep.run(source, "eval")
+    if evaluate(config, wanted=compared):
+        raise ValueError(f"{runs.eval_file(config)}: the engines disagree (see above)")
     compare(config, chosen)
     print(f"frontier: {(time.monotonic() - started) / 60:.1f} minutes", flush=True)
+
+
+def compared(checkpoint: Checkpoint) -> bool:
+    """Whether a checkpoint's pass@k is looked at: the end of every run, and all snapshots of the plain one."""
+    return checkpoint.final or checkpoint.meta["variant"] == "data"
 
 
 def _train(config: Config, source: Path, tried: list[tuple[Method, str, float, int]]) -> None:

@@ -8,6 +8,7 @@ use the same resamples, so differences between runs are paired.
 import io
 import sys
 import time
+from collections.abc import Callable
 from dataclasses import asdict, dataclass, replace
 from pathlib import Path
 
@@ -47,19 +48,18 @@ class Found:
     check: dict | None
 
 
-def evaluate(config: Config) -> int:
+def evaluate(config: Config, wanted: Callable[[Checkpoint], bool] = lambda _: True) -> int:
     """Measure every finished run of the task; returns 1 when another engine disagrees with a result.
 
-    What the last evaluation found with the same settings of the same weights is kept. Raises ValueError for a policy
-    that is none, and when there is nothing to measure.
+    What the last evaluation found with the same settings of the same weights is kept; beyond that, only the wanted
+    checkpoints are measured. Raises ValueError for a policy that is none, and when there is nothing to measure.
     """
     require_policy(config)
     checkpoints, known, found = find_checkpoints(config), last_found(config), []
     sets: dict[tuple[str, int], measure.ProblemSet] = {}
     kept, told = 0, time.monotonic()
-    print(
-        f"evaluating {len(checkpoints)} checkpoints on {config.eval.problems} {config.eval.split} problems", flush=True
-    )
+    of = f"of {len(checkpoints)} " if (count := sum(map(wanted, checkpoints))) < len(checkpoints) else ""
+    print(f"evaluating {count} {of}checkpoints on {config.eval.problems} {config.eval.split} problems", flush=True)
     for done, checkpoint in enumerate(tqdm(checkpoints, desc="eval", unit="checkpoint", disable=None)):
         if time.monotonic() - told > SECONDS_BETWEEN_LINES and not sys.stderr.isatty():
             told = time.monotonic()
@@ -71,7 +71,7 @@ def evaluate(config: Config) -> int:
             if before and identity.items() <= before.record.items() and (before.check or not checked):
                 found.append(before if checked else replace(before, check=None))
                 kept += 1
-            else:
+            elif wanted(checkpoint):
                 found.append(measure_one(config, checkpoint, identity, sets, checked))
     if kept:
         print(f"{kept} of {len(found)} results are the last evaluation's, of the same weights and settings")

@@ -245,6 +245,22 @@ def test_what_is_known_is_kept(copy, trained, capsys, monkeypatch):
     assert json.loads((pipeline.folder / "eval.json").read_text())["records"] == before["records"]
 
 
+def test_only_what_is_wanted_is_measured(two_runs, capsys):
+    """What was found before stays, wanted or not, and what is measured is what a whole evaluation measures."""
+
+    def epochs(wanted) -> list[int | None]:
+        assert evaluate.evaluate(two_runs.config(), wanted) == 0
+        return [record["epoch"] for record in json.loads((two_runs.folder / "eval.json").read_text())["records"]]
+
+    assert epochs(lambda checkpoint: checkpoint.final) == [None, 4]
+    assert "evaluating 2 of 4 checkpoints" in capsys.readouterr().out
+    assert epochs(lambda checkpoint: checkpoint.epoch == 1) == [None, 1, 4]
+    partial, _ = evaluated(two_runs)
+    assert [record["epoch"] for record in partial["records"]] == [None, 1, 2, 4]
+    (two_runs.folder / "eval.json").unlink()
+    assert evaluated(two_runs)[0]["records"] == partial["records"]
+
+
 @pytest.mark.parametrize("file", ["eval.json", "eval.npz"])
 def test_a_damaged_evaluation_is_made_anew(copy, file):
     pipeline = copy("base-seed0")

@@ -12,6 +12,7 @@ from experiments.gap import DRAWS, gap, gap_draws
 from experiments.results import load
 from minifork import config as configs
 from minifork import runs
+from minifork.evaluate import evaluate
 
 
 def line(*points) -> np.ndarray:
@@ -58,7 +59,7 @@ def test_compares_finished_runs(copy, capsys):
     pipeline = copy("base-seed0", "sft-fork1-seed0")
     for overrides in (["sft.loss=gem=0.7"], ["sft.fresh=true"]):
         assert pipeline("sft", "sft.fork_rate=1", *overrides) == 0
-    assert pipeline("wise", "wise.weights=0.5") == pipeline("eval") == 0
+    assert pipeline("wise", "wise.weights=0.5") == evaluate(pipeline.config(), frontier.compared) == 0
     frontier.compare(pipeline.config(), {"temperature": "2", "GEM": "0.5"})
     found = json.loads((pipeline.folder / "frontier.json").read_text())
     rows, spreads = found["methods"], found["stratified"]
