@@ -100,6 +100,7 @@ reproduce-full: $(ENV) ## star and arith on 5 pairs of seeds, RL, claims, the re
 	@$(MINIFORK) report --config experiments/configs/star.yaml $(ARGS)
 
 stops: $(ENV) ## bases with other stop probabilities, which set the base's pass@1 [TASK PRESET BASE_SEED ARGS]
+	@$(BASE)
 	@$(MINIFORK) pretrain --resume $(CONFIG) base_seed=$(BASE_SEED) walks.stop=0 name=base-stop0-seed$(BASE_SEED) $(ARGS)
 	@$(MINIFORK) pretrain --resume $(CONFIG) base_seed=$(BASE_SEED) walks.stop=0.15 name=base-stop0.15-seed$(BASE_SEED) $(ARGS)
 	@$(MINIFORK) eval $(CONFIG) $(ARGS)

@@ -6,15 +6,16 @@ range that was fixed beforehand, and fails otherwise. A share that is recovered 
 share of what was lost, which is linear, and only where at least LOST was lost.
 """
 
+import math
 from dataclasses import dataclass, fields
 from functools import lru_cache
 from pathlib import Path
 
 import numpy as np
 
-from experiments import sweep
+from experiments import contrast, sweep
 from experiments.gap import DRAWS, LOST
-from experiments.results import Results, load
+from experiments.results import Results, complete_pairs, load
 from minifork import config as configs
 from minifork import passk, records, runs
 from minifork.config import fingerprint, read_yaml
@@ -42,6 +43,8 @@ class Term:
         known += ["train fork accuracy", "mode entropy", "rest"]
         if self.what not in known and not (name in ("pass", "index") and k.isdigit() and int(k) >= 1):
             raise ValueError(f"what is {self.what!r}: choose pass@K, index@K, {', '.join(known)}")
+        if self.mode is not None and name not in ("pass", "index"):
+            raise ValueError(f"mode is {self.mode!r}: only pass@K and index@K are known for a forced mode")
 
     def __str__(self) -> str:
         rate = "" if self.fork_rate is None else f" at FORK_RATE {self.fork_rate:g}"
@@ -67,8 +70,15 @@ class Claim:
     def __post_init__(self) -> None:
         if (self.value is None) == (not self.rising) or len(self.rising) == 1:
             raise ValueError("give value, or rising with at least two terms")
+        if self.rising and self.minus is not None:
+            raise ValueError("minus has no meaning beside rising, whose number is the smallest step")
         if self.at_least is None and self.at_most is None:
             raise ValueError("give at_least or at_most: what would refute it?")
+        ends = [end for end in (self.at_least, self.at_most) if end is not None]
+        if not all(map(math.isfinite, ends)) or ends != sorted(set(ends)):
+            raise ValueError(f"no number is {self.rule}")
+        if not (sweep.FOLDER / f"{self.of}.yaml").exists() and not self.of.endswith(".yaml"):
+            raise ValueError(f"of is {self.of!r}: there is no such sweep in {sweep.FOLDER}")
         if self.over is not None and (self.minus is None or self.at_least is None or self.at_most is not None):
             raise ValueError("over needs minus and at_least only: (value - minus) / (over - minus) >= at_least")
         if self.by not in ("paper", "us"):
@@ -97,13 +107,18 @@ def claims(config: Config) -> None:
         print(f"no claims are made about the sweep {config.reproduce.sweep}")
         return
     results = load(config)
-    pairs = results.pairs()
+    pairs = complete_pairs(config, results)
     if not pairs:
         raise ValueError(f"{runs.eval_file(config)}: no pair of base and fine-tuned run; see `make reproduce`")
     if results.settings != settings_of(config):
         raise ValueError(f"{runs.eval_file(config)}: made with other settings or code; run `minifork eval` again")
     require_planned(config, results, pairs)
-    judged = [judge(claim, results, pairs) for claim in listed]
+    judged = []
+    for claim in listed:
+        try:
+            judged.append(judge(claim, results, pairs))
+        except ValueError as error:
+            raise ValueError(f"{FILE}: claim {claim.id!r}: {error}") from None
     for row in judged:
         print(line(row))
     held, tested = (sum(row["verdict"] in of for row in judged) for of in (("holds",), ("holds", "fails")))
@@ -123,8 +138,8 @@ def read(path: Path) -> tuple[int, list[Claim]]:
     except OSError as error:
         raise ValueError(f"{path}: cannot be read: {error.strerror}") from None
     kinds = {"pairs": int, "claims": list}
-    if not isinstance(tree, dict) or {name: type(value) for name, value in tree.items()} != kinds:
-        raise ValueError(f"{path}: give pairs, a number, and claims, a list")
+    if not isinstance(tree, dict) or {k: type(v) for k, v in tree.items()} != kinds or tree["pairs"] < 1:
+        raise ValueError(f"{path}: give pairs, a number of 1 or more, and claims, a list")
     found: list[Claim] = []
     for entry in tree["claims"]:
         name = entry.get("id") if isinstance(entry, dict) else entry
@@ -161,8 +176,9 @@ def _checked(entry: dict, kind: type) -> dict:
         if not isinstance(entry.get(name), str):
             raise ValueError(f"missing key {name!r}" if name not in entry else f"{name} must be words")
     for name in ("at_least", "at_most", "fork_rate", "epoch"):
-        if isinstance(entry.get(name), (str, bool, list, dict)):
-            raise ValueError(f"{name} must be a number, not {entry[name]!r}")
+        whole = name == "epoch"
+        if entry.get(name) is not None and type(entry[name]) not in ((int,) if whole else (int, float)):
+            raise ValueError(f"{name} must be a {'whole ' * whole}number, not {entry[name]!r}")
     for name in ("test_set", "mode"):
         if not isinstance(entry.get(name, ""), (str, type(None))):
             raise ValueError(f"{name} must be a word, not {entry[name]!r}")
@@ -170,11 +186,15 @@ def _checked(entry: dict, kind: type) -> dict:
 
 
 def require_planned(config: Config, results: Results, pairs: list[int]) -> None:
-    """Raise ValueError naming a run that is not what the config's sweep plans under its name, seeds apart."""
+    """Raise ValueError naming a run that is not what the sweep, or `contrast`, plans under its name, seeds apart."""
     planned = {("base", None): fingerprint(runs.setup(config, "base"))}
     for job in sweep.read(config, [0]):
         run = configs.changed(config, job.overrides)
         planned[runs.variant(run, job.stage), run.sft.fork_rate] = fingerprint(runs.setup(run, job.stage))
+    for learned in contrast.RUNS:
+        if learned.mode in ("free", *config.data.mode_names):
+            run = configs.changed(config, learned.overrides)
+            planned[runs.variant(run, "rl"), run.sft.fork_rate] = fingerprint(runs.setup(run, "rl"))
     seen = dict(planned)
     for record in [record for record in results.records if record["base_seed"] in pairs]:
         kind = record["variant"], record["fork_rate"]
@@ -190,14 +210,14 @@ def judge(claim: Claim, results: Results, pairs: list[int]) -> dict:
         draws = {name: of_pairs(results, pairs, term) for name, term in _terms(claim)}
     except NotRunError as missing:
         return row | {"verdict": "not run", "effect": None, "ci95": None, "why": f"{missing} is missing"}
+    if not all(np.isfinite(values).all() for values in draws.values()):
+        return row | {"verdict": "not run", "effect": None, "ci95": None, "why": "too few problems for an interval"}
     if claim.over is not None:
         return row | _recovered(claim, draws["value"] - draws["minus"], draws.get("over", claim.over) - draws["minus"])
     if claim.rising:
         number = np.diff(np.stack(list(draws.values())), axis=0).min(axis=0)
     else:
         number = draws["value"] - draws.get("minus", 0.0)
-    if not np.isfinite(number).all():
-        return row | {"verdict": "not run", "effect": None, "ci95": None, "why": "too few problems for an interval"}
     low, high = passk.interval(number[1:])
     inside = (claim.at_least is None or low > claim.at_least) and (claim.at_most is None or high < claim.at_most)
     found = {"verdict": "holds" if inside else "fails", "effect": float(number[0]), "ci95": [float(low), float(high)]}
@@ -227,7 +247,7 @@ def _recovered(claim: Claim, won: np.ndarray, lost: np.ndarray) -> dict:
 def of_pairs(results: Results, pairs: list[int], term: Term) -> np.ndarray:
     """A term's mean over pairs float64[1 + DRAWS]: the estimate, then bootstrap draws.
 
-    Raises NotRunError when a pair lacks the run.
+    Raises NotRunError when a pair lacks the run, ValueError when it has several that the term could mean.
     """
     values = np.stack([_of_pair(results, pair, term) for pair in pairs])
     weights = np.concatenate([np.full((1, len(pairs)), 1 / len(pairs)), passk.pair_resamples(len(pairs), DRAWS, 1)])
@@ -243,6 +263,8 @@ def _of_pair(results: Results, pair: int, term: Term) -> np.ndarray:
         found = [record for record in found if term.epoch in (None, record["epoch"])]
     if not found:
         raise NotRunError(f"{term} of pair {pair}")
+    if len(rates := sorted({record["fork_rate"] or 0 for record in found})) > 1:
+        raise ValueError(f"{term} was run at FORK_RATEs {', '.join(f'{rate:g}' for rate in rates)}: name one")
     return statistic(results, found[-1], term)
 
 

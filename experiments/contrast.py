@@ -128,5 +128,5 @@ def text(found: dict) -> str:
         lines.append(f"forward minus reverse, change of pass@{k}: {signed(value)}")
     for name, by_k in found["above_grpo"].items():
         above = ", ".join(f"pass@{k} {signed(value)}" for k, value in by_k.items())
-        lines.append(f"{name}, above forward GRPO's snapshots at equal pass@1: {above}")
+        lines.append(f"{name}, above forward GRPO's snapshots at no less pass@1: {above}")
     return "\n".join(lines)

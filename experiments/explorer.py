@@ -1,16 +1,13 @@
 """What the report's explorer shows: for some problems and every snapshot, what the model would generate."""
 
-from pathlib import Path
-
 import numpy as np
 import torch
 
-from data_gen import streams
 from data_gen.task import PAD, Problems, Task
 from experiments.results import Results
-from minifork import measure, runs
+from minifork import measure, policy, runs
+from minifork.evaluate import drawn_problems
 from minifork.exact import exact
-from minifork.policy import Policy
 from minifork.schema import Config
 from minifork.stages import load_run
 from minifork.tree import Tree
@@ -25,15 +22,15 @@ LIVE = -1
 def explorer(config: Config, results: Results, pair: int) -> dict:
     """Problems, and for every run its snapshots: branch and mode probabilities, p and the tree of each problem."""
     task, found = config.data, []
-    problems = streams.test_problems(task, PROBLEMS)
-    tensors = measure.problem_set(task, problems, "cpu")
+    problems = drawn_problems(config)[:PROBLEMS]
+    tensors = measure.problem_set(task, problems, "cpu", config.eval.grading)
     for variant in SHOWN:
         for rate in sorted({r["fork_rate"] for r in results.tuned(pair, variant)} - {0.0}, reverse=True)[:RATES]:
             records = [results.base(pair), *results.tuned(pair, variant, rate)]
             snapshots = [_snapshot(config, task, tensors, record) for record in records]
             name = {"data": "one mode a problem", "problem": "all modes for every problem"}.get(variant, variant)
             found.append({"name": f"{name}, FORK_RATE {rate:g}", "snapshots": snapshots})
-    return {"problems": [_problem(task, problems[i : i + 1]) for i in range(PROBLEMS)], "runs": found,
+    return {"problems": [_problem(task, problems[i : i + 1]) for i in range(len(tensors.prompts))], "runs": found,
             "words": [task.decode(np.array([token])) for token in range(task.vocab_size)],
             "sinks": list(task.sinks)}  # fmt: skip
 
@@ -59,14 +56,19 @@ def _problem(task: Task, problem: Problems) -> dict:
 
 @torch.no_grad()
 def _snapshot(config: Config, task: Task, problems: measure.ProblemSet, record: dict) -> dict:
-    """One set of weights on all problems, sampled as they are; probabilities in thousandths."""
+    """One set of weights on all problems under the config's decode policy; p, and all else in thousandths.
+
+    Raises ValueError for weights that are not those of the record.
+    """
     folder = runs.task_folder(config) / record["run"]
     file = "ckpt.pt" if record["epoch"] is None else f"epochs/e{record['epoch']}.pt"
-    model = load_run(Path(folder / file), runs.read_config(folder))
-    tree = measure.tree_of(model, task, problems, Policy())
+    if runs.weights_hash(folder / file) != record["weights_hash"]:
+        raise ValueError(f"{folder / file}: changed since it was evaluated; run `minifork eval` again")
+    model = load_run(folder / file, runs.read_config(folder))
+    tree = measure.tree_of(model, task, problems, policy.parse(config.eval.policy))
     return {
         "epoch": record["epoch"] or 0,
-        "p": _thousandths(exact(tree).p_lo),
+        "p": [float(f"{p:.6g}") for p in exact(tree).p_lo.tolist()],  # pass@16 is made of it
         "fork": _thousandths(measure.branch_probabilities(tree, problems)),
         "mode": _thousandths(measure.mode_probabilities(tree, task, problems)),
         "trees": unfold(tree),

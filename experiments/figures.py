@@ -9,7 +9,7 @@ import numpy as np
 from matplotlib.axes import Axes
 from matplotlib.figure import Figure
 
-from experiments.results import Results, load
+from experiments.results import Results, complete_pairs, load
 from minifork import passk, runs
 from minifork.records import fork_quantities
 from minifork.schema import Config
@@ -27,7 +27,7 @@ def figures(config: Config) -> None:
     Raises ValueError when there is no evaluation, or none of a plain fine-tuning.
     """
     results = load(config)
-    pairs = results.pairs()
+    pairs = complete_pairs(config, results)
     if not pairs:
         raise ValueError(
             f"{runs.eval_file(config)}: no data-level fine-tuning to draw; "

@@ -132,13 +132,13 @@ def choose(config: Config, methods: list[Method]) -> dict[str, str]:
     pair, rate = CHOSEN_ON
     valid = replace(config, eval=replace(config.eval, split="valid"))
     plain = configs.changed(config, PLAIN.overrides(config, "", rate, pair))
-    folder = runs.run_folder(plain, "sft")
+    folder, own = runs.run_folder(plain, "sft"), policy.parse(config.eval.policy)
     kept = [runs.base_folder(plain) / "ckpt.pt", *(folder / path for path in snapshots(plain).values())]
-    curve = np.stack([solve_rates(valid, plain, path, policy.Policy())[0] for path in kept]).mean(axis=2)
+    curve = np.stack([solve_rates(valid, plain, path, own)[0] for path in kept]).mean(axis=2)
     scores: dict[str, dict[str, float]] = {}
     for method in methods:
         for value in method.values if len(method.values) > 1 else ():
-            path, run, decoder = folder / f"epochs/e{plain.sft.epochs}.pt", plain, policy.Policy()
+            path, run, decoder = folder / f"epochs/e{plain.sft.epochs}.pt", plain, own
             if method.stage == "decode":
                 decoder = policy.parse(method.words.format(value=value))
             else:
@@ -268,7 +268,7 @@ def decode(
                 text = method.words.format(value=chosen[method.name])
                 solved, tokens = solve_rates(config, run, path, policy.parse(text))
                 found.setdefault(text, []).append(Point(pair, solved, _seconds(config, record["run"]), tokens))
-        tree = measure.tree_of(load_run(path, run).to(device), config.data, problems, policy.Policy())
+        tree = measure.tree_of(load_run(path, run).to(device), config.data, problems, policy.parse(config.eval.policy))
         spreads.append(spread(tree, problems, results.p(record)))
     return found, stratified(rate, spreads)
 

@@ -15,9 +15,10 @@ from matplotlib.figure import Figure
 from experiments import figures
 from experiments.claims import interval
 from experiments.explorer import explorer
-from experiments.results import load
-from minifork import runs
+from experiments.results import complete_pairs, load
+from minifork import policy, runs
 from minifork.config import fingerprint, to_tree
+from minifork.evaluate import settings_of
 from minifork.schema import Config
 
 TEMPLATE = Path(__file__).parent / "report.html"
@@ -33,20 +34,24 @@ CAPTIONS = {
 def report(config: Config) -> None:
     """Write runs/<task>/report.html from the last evaluation.
 
-    Raises ValueError when something it needs is missing, and for a named evaluation, which has no report.
+    Raises ValueError when something it needs is missing or was evaluated otherwise, and for a named evaluation, which
+    has no report.
     """
     if config.name:
         raise ValueError(f"name is {config.name!r}: the report is about the evaluation without a name, leave it out")
     results = load(config)
-    pairs = results.pairs()
+    pairs = complete_pairs(config, results)
     if not pairs:
         raise ValueError(f"{runs.eval_file(config)}: no pair of base and fine-tuned run; see `make reproduce`")
+    if results.settings != settings_of(config):
+        raise ValueError(f"{runs.eval_file(config)}: made with other settings or code; run `minifork eval` again")
     parts = {
         "task": config.task,
         "pairs": f"{len(pairs)} pair{'s' * (len(pairs) > 1)} of seeds",
         "claims": "".join(claims_block(*found) for found in found_claims(config)) or NO_CLAIMS,
         "figures": "".join(figure_block(name, figure) for name, figure in figures.drawn(results, pairs).items()),
         "made": f"{runs.machine()}, config {fingerprint(to_tree(config))}",
+        "decoder": f"{policy.parse(config.eval.policy)}",
         "data": json.dumps(explorer(config, results, pairs[0]), separators=(",", ":")).replace("<", "\\u003c"),
     }
     page = TEMPLATE.read_text()
@@ -78,7 +83,7 @@ def claims_block(path: Path, found: dict, current: bool) -> str:
     """The verdicts of one sweep as an HTML table; raises ValueError naming a file that `claims` did not write so."""
     try:
         return claims_table(path.parent, found, current)
-    except (KeyError, TypeError, ValueError, AttributeError):
+    except (KeyError, IndexError, TypeError, ValueError, AttributeError):
         raise ValueError(f"{path}: damaged or edited; run `minifork claims` again") from None
 
 

@@ -4,6 +4,8 @@ from dataclasses import dataclass
 
 import numpy as np
 
+from experiments import sweep
+from minifork import config as configs
 from minifork import passk, runs
 from minifork.evaluate import read_evaluation
 from minifork.records import array_key
@@ -63,6 +65,22 @@ class Results:
         """1 - (1 - p_i)^k of every problem, float64[n]; its unbiased estimate where p_i was sampled."""
         p, n = self.p(record, mode), record["n"] if mode is None else record["forced"][mode]["n"]
         return passk.solve_rate(p, k) if n is None else passk.unbiased(np.rint(p * n).astype(np.int64), n, k)
+
+
+def complete_pairs(config: Config, results: Results) -> list[int]:
+    """The pairs that have every run of the config's sweep; where none has, all with a base and a plain fine-tuning.
+
+    So pairs of which another command made a few runs do not leave everything else without them.
+    """
+    found, pairs = {record["run"] for record in results.records}, results.pairs()
+    whole = [pair for pair in pairs if _sweep_of(config, pair) <= found]
+    return whole or pairs
+
+
+def _sweep_of(config: Config, pair: int) -> set[str]:
+    """The folders of the runs that the config's sweep plans for a pair."""
+    jobs = [job for job in sweep.read(config, [pair]) if job.stage != "wise"]
+    return {runs.run_folder(configs.changed(config, job.overrides), job.stage).name for job in jobs}
 
 
 def load(config: Config) -> Results:

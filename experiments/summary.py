@@ -7,7 +7,7 @@ made them. Where a copy is kept in experiments/results/, a test holds the README
 import numpy as np
 
 from experiments.gap import DRAWS
-from experiments.results import Results, load
+from experiments.results import Results, complete_pairs, load
 from minifork import passk, runs
 from minifork.schema import Config
 
@@ -30,7 +30,7 @@ def summary(config: Config) -> dict:
     train_minutes adds up the training of all runs, on one core each but for the bases.
     """
     results = load(config)
-    pairs = results.pairs()
+    pairs = complete_pairs(config, results)
     names = sorted({record["run"] for record in results.records})
     metas = [runs.read_json(runs.task_folder(config) / name / "meta.json", "seconds") for name in names]
     found = {

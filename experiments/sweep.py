@@ -58,7 +58,7 @@ def read(config: Config, pairs: Iterable[int]) -> list[Job]:
     except FileNotFoundError:
         known = ", ".join(sorted(p.stem for p in FOLDER.glob("*.yaml")))
         raise ValueError(f"{path}: no such sweep; reproduce.sweep is a YAML file or one of {known}") from None
-    if not isinstance(entries, list) or not all(isinstance(entry, dict) for entry in entries):
+    if not isinstance(entries, list) or not entries or not all(isinstance(entry, dict) for entry in entries):
         raise ValueError(f"{path}: a sweep is a list of mappings, such as - {{sft.fork_rate: [0, 1]}}")
     jobs = []
     for pair in pairs:
@@ -76,13 +76,15 @@ def read(config: Config, pairs: Iterable[int]) -> list[Job]:
 def expand(entry: dict, pair: int, folder: str) -> list[Job]:
     """The jobs of one entry, the product of its values, for a pair of seeds and a runs folder.
 
-    Raises ValueError naming what cannot be filled in, and for a stage that is none.
+    Raises ValueError naming what cannot be filled in, for a stage that is none and for an empty list.
     """
     entry = {"stage": "sft", **entry}
     stage = entry.pop("stage")
     if stage not in STAGES:
         raise ValueError(f"stage is {stage!r}: choose {', '.join(STAGES)}")
     values = [value if isinstance(value, list) else [value] for value in entry.values()]
+    if [] in values:
+        raise ValueError(f"entry {entry}: an empty list makes no run")
     jobs = []
     for chosen in itertools.product(*values):
         own = dict(zip(entry, chosen, strict=True))
@@ -120,8 +122,8 @@ def start(config: Config) -> Path:
 def sweep(config: Config, source: Path, jobs: list[Job]) -> None:
     """Make the bases that the jobs need, then the jobs, stage after stage.
 
-    Raises ValueError for jobs that share a folder, and naming the runs that failed, after all others of their stage
-    are done.
+    Raises ValueError for jobs that share a folder or need different bases in one, and naming the runs that failed,
+    after all others of their stage are done.
     """
     needed, planned = {}, {}
     for job in jobs:
@@ -132,7 +134,12 @@ def sweep(config: Config, source: Path, jobs: list[Job]) -> None:
         if other[0] != job.stage or runs.identity(other[1], job.stage) != runs.identity(own, job.stage):
             raise ValueError(f"two runs of a sweep share the folder {folder}; give them names")
         alone = tuple(override for override in job.overrides if not override.startswith("name="))
-        needed.setdefault(runs.base_folder(configs.changed(config, alone)), Job("base", alone))
+        base = configs.changed(config, alone)
+        first = needed.setdefault(runs.base_folder(base), Job("base", alone))
+        if runs.identity(configs.changed(config, first.overrides), "base") != runs.identity(base, "base"):
+            raise ValueError(
+                f"two runs of a sweep need different bases in {runs.base_folder(base)}; give them runs=..."
+            )
     for base in needed.values():
         if not finished(config, base):
             run(source, "pretrain", *base.overrides)

@@ -2,6 +2,7 @@
 
 import json
 from dataclasses import replace
+from datetime import date
 
 import numpy as np
 import pytest
@@ -9,8 +10,9 @@ import yaml
 
 from experiments import claims, sweep
 from experiments.claims import Claim, Term
-from experiments.results import Results, load
-from minifork import passk, records
+from experiments.results import Results, complete_pairs, load
+from minifork import config as configs
+from minifork import passk, records, runs
 from minifork.config import fingerprint
 from minifork.runs import digest
 
@@ -142,6 +144,25 @@ def test_a_missing_run_is_not_run(two_pairs):
     assert row["verdict"] == "not run" and "epoch 2" in row["why"]
 
 
+def test_a_term_that_could_mean_several_runs_is_refused(two_pairs):
+    more = [record | {"fork_rate": 0.5} for record in two_pairs.records if record["variant"] == "data"]
+    several = replace(two_pairs, records=[*two_pairs.records, *more])
+    with pytest.raises(ValueError, match=r"was run at FORK_RATEs 0\.5, 1: name one"):
+        claims.judge(claim(value=replace(DATA, fork_rate=None), at_least=0.0), several, [0, 1])
+
+
+def test_pairs_that_lack_runs_of_the_sweep_do_not_count(config_file):
+    """A pair of which another command made a few runs leaves the others' verdicts alone; without a whole one all
+    count."""
+    config = configs.load(config_file, [])
+    planned = [(configs.changed(config, job.overrides), job.stage) for job in sweep.read(config, [0])]
+    names = [runs.run_folder(*one).name for one in planned]
+    results = results_of({(kind, pair): np.full(N, 0.5) for kind in ("base", "data") for pair in (0, 1)})
+    assert complete_pairs(config, results) == [0, 1]
+    whole = [{"run": name, "variant": "", "base_seed": 0, "seed": 0, "stage": "sft"} for name in names]
+    assert complete_pairs(config, replace(results, records=[*results.records, *whole])) == [0]
+
+
 GOOD = {"id": "a", "says": "b", "of": "star", "by": "us", "value": {"run": "base", "what": "pass@1"}, "at_least": 0}
 
 
@@ -161,6 +182,13 @@ GOOD = {"id": "a", "says": "b", "of": "star", "by": "us", "value": {"run": "base
         ({"at_least": "high"}, "at_least must be a number"),
         ({"rising": None, "value": {"run": 7, "what": "pass@1"}}, "run must be words"),
         ({"by": "them"}, "by is 'them'"),
+        ({"of": "starr"}, "of is 'starr'"),
+        ({"at_least": float("nan")}, "no number is > nan"),
+        ({"at_least": 0.5, "at_most": 0.1}, "no number is in (0.5, 0.1)"),
+        ({"at_least": date(2026, 1, 1)}, "at_least must be a number"),
+        ({"value": GOOD["value"] | {"epoch": 1.5}}, "epoch must be a whole number"),
+        ({"value": {"run": "data", "what": "fork accuracy", "mode": "FWD"}}, "only pass@K and index@K"),
+        ({"value": None, "rising": [GOOD["value"]] * 2, "minus": GOOD["value"]}, "minus has no meaning beside rising"),
     ],
 )
 def test_malformed_claims_are_named(tmp_path, changes, named):
@@ -172,7 +200,16 @@ def test_malformed_claims_are_named(tmp_path, changes, named):
 
 
 @pytest.mark.parametrize(
-    "text", ["", "claims: []", "{a: [}", "pairs: null\nclaims: []", "pairs: 5\nclaims: 3", "pairs: 5\nclaims: [7]"]
+    "text",
+    [
+        "",
+        "claims: []",
+        "{a: [}",
+        "pairs: null\nclaims: []",
+        "pairs: 0\nclaims: []",
+        "pairs: 5\nclaims: 3",
+        "pairs: 5\nclaims: [7]",
+    ],
 )
 def test_malformed_files_are_named(tmp_path, text):
     path = tmp_path / "claims.yaml"
@@ -195,6 +232,10 @@ def test_results_of_other_configs_are_refused(copy, trained, capsys):
     assert "base-seed0 was made with a config that" in pipeline.refused(capsys, "claims", "pretrain.steps=41")
     assert "was made with a config that is not the sweep's" in pipeline.refused(capsys, "claims", "sft.epochs=5")
     assert "made with other settings" in pipeline.refused(capsys, "claims", "eval.policy=temperature=2")
+    learned = next(r for r in load(pipeline.config()).records if r["run"] == "sft-fork1-seed0")
+    learned |= {"stage": "rl", "variant": "rl-grpo-FWD-fork1-epoch1", "setup_hash": "fewer updates"}
+    with pytest.raises(ValueError, match="not the sweep's"):
+        claims.require_planned(pipeline.config(), Results([learned], {}, np.ones(1)), [0])
     evaluation = json.loads((pipeline.folder / "eval.json").read_text())
     for record in [dict(r) for r in evaluation["records"] if r["variant"] in ("base", "data")]:
         again = record | {"base_seed": 1, "run": record["run"].replace("seed0", "seed1")}

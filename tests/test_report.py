@@ -16,6 +16,7 @@ from minifork.exact import exact
 from minifork.policy import Policy
 from tests.browser import CHROMIUM, Page
 
+CUT = {"verdict": "fails", "says": "", "by": "us", "effect": 1.0, "ci95": [], "rule": ""}
 browser = pytest.mark.skipif(CHROMIUM is None, reason="needs Chromium")
 
 
@@ -65,7 +66,7 @@ def test_trees_of_the_explorer_are_the_models(trained):
         assert {nodes[p][3] for p, *_ in nodes if p != -1} <= {LIVE}
 
 
-@pytest.mark.parametrize("change", [{"claims": [{}]}, {"pairs": "1"}, {"claims": 3}])
+@pytest.mark.parametrize("change", [{"claims": [{}]}, {"pairs": "1"}, {"claims": 3}, {"claims": [CUT]}])
 def test_damaged_verdicts_are_named(copy, capsys, change):
     pipeline = copy("base-seed0", "sft-fork1-seed0", "eval.json", "eval.npz", "claims.json")
     path = pipeline.folder / "claims.json"
@@ -90,7 +91,9 @@ def test_slider_and_picker(page, trained):
             share = f"{100 * results.array(record, 'fork')[problem, 0]:.1f} %"
             assert right == f"right {share}"
             said = page.js("document.getElementById('summary').textContent")
-            assert f"probability {results.p(record)[problem]:.3f};" in said and f"the right branch has {share}." in said
+            p = results.p(record)[problem]
+            assert f"probability {p:.3f}; at least one of 16 with {1 - (1 - p) ** 16:.3f}" in said
+            assert f"the right branch has {share}." in said
             assert page.js("document.querySelectorAll('#tree text').length") >= 1
     assert page.js("document.getElementById('epoch').textContent") == "epoch 4"
     assert not page.errors and all(url.startswith("file://") for url in page.requests)
@@ -132,6 +135,18 @@ def test_needs_results(copy, capsys):
     assert "eval.json" in pipeline.refused(capsys, "report")
     assert pipeline("eval") == 0
     assert "no pair of base and fine-tuned run" in pipeline.refused(capsys, "report")
+
+
+def test_refuses_what_was_not_evaluated(copy, capsys):
+    """Other settings, or weights that changed since."""
+    pipeline = copy("base-seed0", "sft-fork1-seed0")
+    assert pipeline("eval") == 0
+    assert "made with other settings" in pipeline.refused(capsys, "report", "eval.policy=top_p=0.9")
+    weights = pipeline.folder / "sft-fork1-seed0" / "epochs" / "e2.pt"
+    saved = runs.load_weights(weights)
+    saved["model"]["head.weight"] *= 1.5
+    runs.save_weights(weights, saved)
+    assert "e2.pt: changed since it was evaluated" in pipeline.refused(capsys, "report")
 
 
 def test_words_of_claims_are_escaped(trained, made):

@@ -43,6 +43,8 @@ def test_expands_in_full():
         ("- {a: [}", "not a YAML file"),
         ("- {sft.frok_rate: 1}", "entry {'sft.frok_rate': 1}: unknown key 'sft.frok_rate'"),
         ("- {sft.loss: gem=x}", "sft.loss"),
+        ("- {sft.fork_rate: []}", "an empty list makes no run"),
+        ("[]", "a sweep is a list of mappings"),
     ],
 )
 def test_malformed_sweeps_are_named(config_file, tmp_path, text, named):
@@ -57,6 +59,13 @@ def test_runs_that_share_a_folder_are_refused(config_file, tmp_path):
     config = configs.load(config_file, [f"runs={tmp_path}"])
     jobs = [sweep.Job("sft", (*SEEDS, f"sft.lr={lr}")) for lr in (0.001, 0.002)]
     with pytest.raises(ValueError, match="two runs of a sweep share the folder .*sft-fork1-seed3"):
+        sweep.sweep(config, sweep.start(config), jobs)
+
+
+def test_runs_that_need_different_bases_in_one_folder_are_refused(config_file, tmp_path):
+    config = configs.load(config_file, [f"runs={tmp_path}"])
+    jobs = [sweep.Job("sft", (*SEEDS, f"pretrain.steps={steps}", f"name=p{steps}-seed3")) for steps in (40, 50)]
+    with pytest.raises(ValueError, match="need different bases in .*base-seed3"):
         sweep.sweep(config, sweep.start(config), jobs)
 
 
