@@ -3,6 +3,7 @@
 The runs are those of experiments/sweeps/sensitivity.yaml; every width and number of branches has a base of its own.
 """
 
+import re
 import time
 from dataclasses import replace
 from pathlib import Path
@@ -62,13 +63,18 @@ def panel(config: Config, results: Results) -> dict:
     """S_K and the index under forced FWD of every run of one folder after every snapshot, means over pairs of seeds."""
     pairs = range(config.reproduce.pairs)
     rows = []
-    for variant in dict.fromkeys(r["variant"] for r in results.records if r["stage"] == "sft"):
+    for variant in sorted({r["variant"] for r in results.records if r["stage"] == "sft"}, key=_numbers):
         of_pairs = [results.tuned(pair, variant) for pair in pairs]
         lost = [[at(results.base(p)) - at(r) for r in of] for p, of in zip(pairs, of_pairs, strict=True)]
         index = [[r["forced"]["FWD"]["index"][str(K)] for r in of] for of in of_pairs]
         rows.append({"run": variant, "S": np.mean(lost, axis=0).tolist(), "index": np.mean(index, axis=0).tolist()})
     epochs = [r["epoch"] for r in results.tuned(pairs[0], rows[0]["run"])]
     return {"width": config.model.width, "branches": config.data.branches, "epochs": epochs, "rows": rows}
+
+
+def _numbers(name: str) -> list[float]:
+    """The numbers in a run's name: traces500 comes before traces1000."""
+    return [float(number) for number in re.findall(r"\d+(?:\.\d+)?", name)]
 
 
 def at(record: dict) -> float:
@@ -82,7 +88,7 @@ def draw(panels: list[dict]) -> Figure:
     for axes, one in zip(figure.subplots(len(panels), 2, squeeze=False), panels, strict=True):
         name = f"width {one['width']}, d = {one['branches']}"
         _map(axes[0], one, "S", f"{name}: shrinkage S$_{{{K}}}$", "PuOr_r", -1)
-        _map(axes[1], one, "index", f"{name}: polarisation index at {K}, forced FWD", "Greys", 0)
+        _map(axes[1], one, "index", f"{name}: polarisation at {K} (forced FWD)", "Greys", 0)
     return figure
 
 

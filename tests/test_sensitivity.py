@@ -1,7 +1,9 @@
 """The map of settings: folders of their own, S and index as eval.json has them, the figure."""
 
 import json
+from pathlib import Path
 
+import numpy as np
 import pytest
 
 from experiments import sensitivity, sweep
@@ -41,3 +43,13 @@ def test_a_whole_map_small(copy, tmp_path, monkeypatch, capsys):
     assert row["index"][-1] == pytest.approx(tuned["forced"]["FWD"]["index"]["16"])
     assert (tmp_path / "runs" / "star" / "figures" / "sensitivity.png").stat().st_size > 10_000
     assert "over 4 settings" in capsys.readouterr().out
+
+
+def test_the_readme_says_what_was_committed():
+    root = Path(__file__).parent.parent
+    found = json.loads((root / "experiments" / "results" / "sensitivity.json").read_text())
+    lost = np.array([row["S"] for one in found["panels"] for row in one["rows"]])  # [settings, epochs 1, 2, 4, ..., 64]
+    low, high, early = (f"+{value:.3f}".replace("0.", ".") for value in (lost[:, -1].min(), *lost.max(axis=0)[[-1, 1]]))
+    page = " ".join((root / "README.md").read_text().split())
+    assert f"in all {len(lost)} settings" in page and f"S_16 lies between {low} and {high} after 64 epochs" in page
+    assert f"After two epochs it is {early} at most" in page and (np.diff(lost[:, 2:], axis=1) > 0).all()
