@@ -1,24 +1,25 @@
 # minifork: every target makes what it needs first (environment, base model) and does nothing twice.
-# PYTHON=python3 uses that interpreter as it is and installs nothing.
+# PYTHON=python3 uses that interpreter as it is and installs nothing. Variables are read from the command line only: the
+# environment may have a NAME for reasons of its own.
 
-TASK      ?= star
-BASE_SEED ?= 0
-SEED      ?= 0
+TASK      := star
+BASE_SEED := 0
+SEED      := 0
 # empty: as the config has it
-FORK_RATE ?=
-EPOCHS    ?=
-NAME      ?=
-PAIRS     ?= 1
-PRESET    ?=
-ENGINE    ?= auto
-ROLLOUTS  ?= 1024
-ARGS      ?=
+FORK_RATE :=
+EPOCHS    :=
+NAME      :=
+PAIRS     := 1
+PRESET    :=
+ENGINE    := auto
+ROLLOUTS  := 1024
+ARGS      :=
 
-ifdef PYTHON
+ifneq ($(strip $(PYTHON)),)
 ENV :=
 BENCH :=
 else
-PYTHON := .venv/bin/python
+override PYTHON := .venv/bin/python
 ENV := .venv/ready
 BENCH := .venv/bench
 endif
@@ -35,30 +36,30 @@ help: ## this list
 	@grep -hE '^[a-z-]+:.*## ' $(MAKEFILE_LIST) | sed -E 's/:.*## /\t/' | expand -t 12
 
 pretrain: $(ENV) ## train the base model on random graph walks [TASK PRESET BASE_SEED NAME ARGS]
-	@$(BASE) name=$(NAME)
+	@$(BASE) name="$(NAME)"
 
 sft: $(ENV) ## fine-tune it on traces, FORK_RATE of them through the fork [TASK PRESET FORK_RATE SEED BASE_SEED EPOCHS NAME ARGS]
 	@$(BASE) $(SFT)
-	@$(MINIFORK) sft --resume $(CONFIG) base_seed=$(BASE_SEED) seed=$(SEED) $(SFT) name=$(NAME) $(ARGS)
+	@$(MINIFORK) sft --resume $(CONFIG) base_seed=$(BASE_SEED) seed=$(SEED) $(SFT) name="$(NAME)" $(ARGS)
 
 rl: $(ENV) ## go on by rewards from the fine-tuned run [TASK PRESET FORK_RATE SEED BASE_SEED EPOCHS NAME ARGS]
 	@$(BASE) $(SFT)
 	@$(MINIFORK) sft --resume $(CONFIG) base_seed=$(BASE_SEED) seed=$(SEED) $(SFT) $(ARGS)
-	@$(MINIFORK) rl --resume $(CONFIG) base_seed=$(BASE_SEED) seed=$(SEED) $(SFT) name=$(NAME) $(ARGS)
+	@$(MINIFORK) rl --resume $(CONFIG) base_seed=$(BASE_SEED) seed=$(SEED) $(SFT) name="$(NAME)" $(ARGS)
 
 wise: $(ENV) ## interpolate the fine-tuned weights with the base's [TASK PRESET FORK_RATE SEED BASE_SEED EPOCHS NAME ARGS]
 	@$(BASE) $(SFT)
-	@$(MINIFORK) sft --resume $(CONFIG) base_seed=$(BASE_SEED) seed=$(SEED) $(SFT) name=$(NAME) $(ARGS)
-	@$(MINIFORK) wise $(CONFIG) base_seed=$(BASE_SEED) seed=$(SEED) $(SFT) name=$(NAME) $(ARGS)
+	@$(MINIFORK) sft --resume $(CONFIG) base_seed=$(BASE_SEED) seed=$(SEED) $(SFT) name="$(NAME)" $(ARGS)
+	@$(MINIFORK) wise $(CONFIG) base_seed=$(BASE_SEED) seed=$(SEED) $(SFT) name="$(NAME)" $(ARGS)
 
 eval: $(ENV) ## exact pass@k of every run, checked by another engine [TASK PRESET ENGINE ROLLOUTS NAME ARGS]
-	@$(MINIFORK) eval $(CONFIG) eval.engine=$(ENGINE) eval.rollouts=$(ROLLOUTS) name=$(NAME) $(ARGS)
+	@$(MINIFORK) eval $(CONFIG) eval.engine=$(ENGINE) eval.rollouts=$(ROLLOUTS) name="$(NAME)" $(ARGS)
 
-figures: $(ENV) ## draw the figures of the last eval [TASK PRESET ARGS]
-	@$(MINIFORK) figures $(CONFIG) $(ARGS)
+figures: $(ENV) ## draw the figures of the last eval [TASK PRESET NAME ARGS]
+	@$(MINIFORK) figures $(CONFIG) name="$(NAME)" $(ARGS)
 
-claims: $(ENV) ## say which claims the last eval supports [TASK PRESET ARGS]
-	@$(MINIFORK) claims $(CONFIG) $(ARGS)
+claims: $(ENV) ## say which claims the last eval supports [TASK PRESET NAME ARGS]
+	@$(MINIFORK) claims $(CONFIG) name="$(NAME)" $(ARGS)
 
 report: $(ENV) ## write the last eval as one HTML file: claims, figures, an explorer [TASK PRESET ARGS]
 	@$(MINIFORK) report $(CONFIG) $(ARGS)

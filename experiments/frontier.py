@@ -159,7 +159,7 @@ def last(run: Config, stage: str) -> Path:
     """The last snapshot that a config's run keeps, below the task's folder."""
     name = runs.run_folder(run, "sft").name
     if stage == "wise":
-        name += f"-wise{run.wise.shares[0]:g}" + (f"-early{run.wise.early}" if run.wise.early else "")
+        name += runs.mixed(run.wise.shares[0], run.wise.early)
     return Path(name) / "epochs" / f"e{run.sft.epochs}.pt"
 
 

@@ -75,7 +75,9 @@ def main(arguments: list[str] | None = None) -> int:
         print(f"minifork: {error.filename}: {error.strerror}" if named else f"minifork: {error}", file=sys.stderr)
         return 1
     except (MemoryError, OverflowError, RuntimeError) as error:
-        of_memory = re.search("out of memory|not enough memory|can't allocate memory", str(error))  # as torch says it
+        of_memory = re.search(
+            "out of memory|not enough memory|can't allocate memory|overflow", str(error)
+        )  # as torch says it
         too_large = not isinstance(error, RuntimeError) or of_memory
         not_compiled = type(error).__module__.startswith(("torch._inductor", "torch._dynamo"))
         if options.debug or not (too_large or not_compiled):

@@ -17,6 +17,8 @@ import yaml
 from data_gen.star import Star
 from minifork.schema import TASKS, Config
 
+LARGEST = 2**31  # of all whole numbers but seeds
+
 
 def load(path: Path | str, overrides: list[str]) -> Config:
     """Read a YAML file, apply ``preset=name`` and then ``section.key=value`` overrides, check everything.
@@ -42,7 +44,12 @@ def load(path: Path | str, overrides: list[str]) -> Config:
 
 
 class _Loader(yaml.SafeLoader):
-    """YAML in which no key is written twice."""
+    """YAML in which no key is written twice, and no alias makes much of little."""
+
+    def compose_node(self, parent: yaml.Node | None, index: Any) -> yaml.Node | None:
+        if self.check_event(yaml.AliasEvent):
+            raise ValueError(f"aliases are not read; write it out{self.peek_event().start_mark}")
+        return super().compose_node(parent, index)
 
     def construct_mapping(self, node: yaml.MappingNode, deep: bool = False) -> dict:
         written = [key.value for key, _ in node.value]
@@ -175,6 +182,8 @@ def _typed(value: Any, kind: type, key: str, source: Path | str) -> Any:
         if value is None or type(value) is int:
             return value
         raise ValueError(f"{source}: {key} must be a whole number or null, not {value!r}")
+    if kind is int and type(value) is int and abs(value) >= LARGEST and not key.endswith("seed"):
+        raise ValueError(f"{source}: {key} is {value}: give less than {LARGEST}")
     if type(value) is not kind:
         words = {int: "a whole number", float: "a number", bool: "true or false", str: "a word"}
         raise ValueError(f"{source}: {key} must be {words[kind]}, not {value!r}")

@@ -6,6 +6,7 @@ use the same resamples, so differences between runs are paired.
 """
 
 import io
+import os
 import sys
 import time
 from collections.abc import Callable
@@ -24,6 +25,7 @@ from minifork.stages import load_run, pick_device, planned_epochs, sft_data
 
 VISIBLE = 1e-5  # width of pass@k below which the model's own arithmetic hides it
 _KEY = ("run", "epoch", "test_set")  # of a record
+COMING = ".next.npz"  # an eval.npz until its eval.json is written
 SECONDS_BETWEEN_LINES = 10
 CHECK_LEVEL = 1e-3  # chance that a correct evaluation reports any disagreement
 
@@ -75,15 +77,28 @@ def evaluate(config: Config, wanted: Callable[[Checkpoint], bool] = lambda _: Tr
                 found.append(measure_one(config, checkpoint, identity, sets, checked))
     if kept:
         print(f"{kept} of {len(found)} results are the last evaluation's, of the same weights and settings")
-    path, buffer = runs.eval_file(config), io.BytesIO()
-    np.savez_compressed(buffer, **{name: array for one in found for name, array in one.arrays.items()})
-    result = summary(config, found) | {"npz_hash": runs.digest(buffer.getvalue())}
-    result["checksum"] = fingerprint(result)
-    runs.as_json(path, result)  # refuses what cannot be kept before anything is replaced
-    runs.write_atomically(path.with_suffix(".npz"), lambda file: file.write(buffer.getvalue()))
-    runs.write_json(path, result)
+    result = summary(config, found)
+    save(runs.eval_file(config), result, {name: array for one in found for name, array in one.arrays.items()})
     tell(config, result)
     return 0 if all(check["agrees"] for check in result["checks"]) else 1
+
+
+def save(path: Path, result: dict, arrays: dict[str, np.ndarray]) -> None:
+    """Write an eval.json and its eval.npz, which belong together: whenever this ends, a pair can be read.
+
+    Raises OSError or ValueError naming the file when it cannot be written, or holds what is no number.
+    """
+    stored, buffer = path.with_suffix(".npz"), io.BytesIO()
+    np.savez_compressed(buffer, **arrays)
+    result = result | {"npz_hash": runs.digest(buffer.getvalue())}
+    result["checksum"] = fingerprint(result)
+    runs.as_json(path, result)  # refuses what cannot be kept before anything is replaced
+    coming = path.with_suffix(COMING)
+    if coming.exists() and path.exists() and runs.read_json(path).get("npz_hash") == runs.digest(coming.read_bytes()):
+        os.replace(coming, stored)  # it is the last evaluation's, which was killed before its own last line
+    runs.write_atomically(coming, lambda file: file.write(buffer.getvalue()))
+    runs.write_json(path, result)
+    os.replace(coming, stored)
 
 
 def require_policy(config: Config) -> None:
@@ -191,7 +206,7 @@ def read_evaluation(path: Path) -> tuple[dict, dict[str, np.ndarray]]:
     """
     if not path.exists():
         raise ValueError(f"{path}: no such file; run `minifork eval` first")
-    evaluation, stored = runs.read_json(path), path.with_suffix(".npz")
+    evaluation = runs.read_json(path, "settings", "checks")
     count, found = evaluation.get("n_problems"), evaluation.get("records")
     whole = type(count) is int and 0 < count < 10**7 and isinstance(found, list)
     whole = whole and all(isinstance(record, dict) and {"rho", "forced", *_KEY} <= record.keys() for record in found)
@@ -199,13 +214,16 @@ def read_evaluation(path: Path) -> tuple[dict, dict[str, np.ndarray]]:
         raise ValueError(f"{path}: not an evaluation of this version; run `minifork eval` again")
     if evaluation.get("checksum") != fingerprint({k: v for k, v in evaluation.items() if k != "checksum"}):
         raise ValueError(f"{path}: damaged or edited; run `minifork eval` again")
-    try:
-        if runs.digest(stored.read_bytes()) != evaluation["npz_hash"]:
-            raise ValueError
-        with np.load(stored) as arrays:
-            return evaluation, {name: arrays[name] for name in arrays.files}
-    except (OSError, ValueError, KeyError):
-        raise ValueError(f"{stored}: missing, damaged or not of this {path.name}; run `minifork eval` again") from None
+    for stored in (path.with_suffix(".npz"), path.with_suffix(COMING)):
+        try:
+            content = stored.read_bytes()
+            if runs.digest(content) == evaluation["npz_hash"]:
+                with np.load(io.BytesIO(content)) as arrays:
+                    return evaluation, {name: arrays[name] for name in arrays.files}
+        except (OSError, ValueError, KeyError):
+            continue
+    stored = path.with_suffix(".npz")
+    raise ValueError(f"{stored}: missing, damaged or not of this {path.name}; run `minifork eval` again")
 
 
 def settings_of(config: Config) -> str:
@@ -256,34 +274,59 @@ def find_checkpoints(config: Config) -> list[Checkpoint]:
     """
     found: list[Checkpoint] = []
     folder = runs.task_folder(config)
-    sampled = config.eval.engine in ("split", "rollout") or config.eval.stratify != "none"
-    for path in sorted(folder.glob("*/meta.json")):
-        run = path.parent
+    for run in sorted(folder.iterdir()) if folder.exists() else ():
         try:
-            meta = runs.read_json(path, "stage", "name", "variant", "seed", "base_seed", "config_hash", "seconds")
-            run_config = runs.read_config(run)
+            found += checkpoints_of(run, config) if (run / "meta.json").exists() else []
         except (ValueError, OSError) as error:
-            print(f"left out: {error}")
-            continue
-        if not meta.get("complete"):
-            print(f"{run}: left out, unfinished")
-        elif meta.get("schema") != runs.META_SCHEMA or runs.config_hash(run_config, meta) != meta.get("config_hash"):
-            print(f"{run}: left out, its config.yaml and meta.json do not belong together; remove it and run it again")
-        elif runs.comparable(asdict(run_config.data)) != runs.comparable(asdict(config.data)):
-            print(f"{run}: left out, its data section differs from this config's")
-        elif run_config.sft.prefix and meta["stage"] != "base" and sampled:
-            print(f"{run}: left out, its p is an average over prefixes: only an exact, unstratified evaluation has it")
-        elif meta["stage"] == "base":
-            found.append(Checkpoint(run / "ckpt.pt", meta, run_config, None, True))
-        elif missing := planned_epochs(run_config, meta) - runs.snapshots_in(run).keys():
-            print(f"{run}: left out, epochs/e{min(missing)}.pt is missing; remove the folder and run it again")
-        else:
-            kept = runs.snapshots_in(run)
-            for epoch, path in kept.items():
-                found.append(Checkpoint(path, meta, run_config, epoch, epoch == max(kept)))
+            print(f"{run}: left out, {error}")
     if not found:
         raise ValueError(f"{folder}: no finished run to evaluate; make one with `minifork pretrain` and `minifork sft`")
     return sorted(found, key=lambda c: (c.meta["stage"] != "base", c.path.parts[: len(folder.parts) + 1], c.epoch or 0))
+
+
+def checkpoints_of(run: Path, config: Config) -> list[Checkpoint]:
+    """The checkpoints of one run's folder; raises ValueError or OSError saying why they cannot be measured."""
+    meta, own = runs.read_json(run / "meta.json", "stage", "config_hash", "seconds"), runs.read_config(run)
+    sampled = config.eval.engine in ("split", "rollout") or config.eval.stratify != "none"
+    if not meta.get("complete"):
+        raise ValueError("unfinished")
+    alike = meta.get("schema") == runs.META_SCHEMA and all(
+        meta.get(key) == value for key, value in expected(run, own, meta)
+    )
+    if not alike:
+        raise ValueError("its name, config.yaml and meta.json do not belong together; remove it and run it again")
+    if runs.comparable(asdict(own.data)) != runs.comparable(asdict(config.data)):
+        raise ValueError("its data section differs from this config's")
+    if meta["stage"] == "base":
+        return [Checkpoint(run / "ckpt.pt", meta, own, None, True)]
+    if own.sft.prefix and sampled:
+        raise ValueError("its p is an average over prefixes: only an exact, unstratified evaluation has it")
+    kept = runs.snapshots_in(run)
+    if wrong := planned_epochs(own, meta) ^ kept.keys():
+        is_so = "is no snapshot of this run" if min(wrong) in kept else "is missing"
+        raise ValueError(f"epochs/e{min(wrong)}.pt {is_so}; remove the folder and run it again")
+    return [Checkpoint(path, meta, own, epoch, epoch == max(kept)) for epoch, path in kept.items()]
+
+
+def expected(run: Path, own: Config, meta: dict) -> list[tuple[str, object]]:
+    """What the meta.json of a finished run must say, given its folder and config, beside what it says of training.
+
+    Raises ValueError for one that can be of no run.
+    """
+    stage, weight, early = meta["stage"], meta.get("weight"), meta.get("early", 0)
+    if stage not in ("base", "sft", "rl") or type(weight) not in (type(None), float) or type(early) is not int:
+        raise ValueError("its meta.json is damaged; remove it and run it again")
+    if stage == "rl" and not isinstance(meta.get("start"), str):
+        raise ValueError("its meta.json has no start; remove it and run it again")
+    mixed = "" if weight is None else runs.mixed(weight, early)
+    return [
+        ("name", run.name),
+        ("variant", runs.variant(own, stage) + mixed),
+        ("seed", None if stage == "base" else own.seed),
+        ("base_seed", own.base_seed),
+        ("fork_rate", None if stage == "base" else own.sft.fork_rate),
+        ("config_hash", runs.config_hash(own, meta)),
+    ]
 
 
 def test_sets(checkpoint: Checkpoint) -> dict[str, tuple[str, float]]:

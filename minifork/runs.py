@@ -30,6 +30,7 @@ from minifork.schema import Config
 
 FORMAT = "minifork-1"
 META_SCHEMA = 1
+SNAPSHOT = re.compile(r"e([1-9][0-9]*)\.pt")
 
 
 def write_atomically(path: Path, write: Callable[[IO[bytes]], Any]) -> None:
@@ -110,7 +111,7 @@ def save_weights(path: Path, payload: dict) -> None:
 def load_weights(path: Path, device: str = "cpu") -> dict:
     """Read a file written by `save_weights`, executing nothing (weights_only), once its checksums hold.
 
-    Raises ValueError naming the file when it is missing, damaged or not one of ours.
+    Raises ValueError naming the file when it is missing, damaged or not one of ours, or its weights are not finite.
     """
     import torch
 
@@ -127,9 +128,25 @@ def load_weights(path: Path, device: str = "cpu") -> dict:
         raise ValueError(
             f"{path}: truncated, damaged or not a checkpoint; remove its folder and run it again"
         ) from None
-    if not isinstance(payload, dict) or payload.get("format") != FORMAT:
+    if not isinstance(payload, dict) or payload.get("format") != FORMAT or not _are_weights(payload.get("model")):
         raise ValueError(f"{path}: not a {FORMAT} checkpoint; remove its folder and run it again")
+    if not all(bool(tensor.isfinite().all()) for tensor in payload["model"].values()):
+        raise ValueError(
+            f"{path}: its weights are not all finite; remove its folder and run it with a lower learning rate"
+        )
     return payload
+
+
+def _are_weights(model: Any) -> bool:
+    """Whether this is a mapping of names to plain fp32 tensors."""
+    import torch
+
+    return isinstance(model, dict) and all(
+        isinstance(name, str)
+        and isinstance(tensor, torch.Tensor)
+        and (tensor.dtype, tensor.layout, tensor.is_meta) == (torch.float32, torch.strided, False)
+        for name, tensor in model.items()
+    )
 
 
 def digest(content: bytes) -> str:
@@ -206,6 +223,11 @@ def variant(config: Config, stage: str) -> str:
     prefix = f"-prefix{config.sft.prefix}" if config.sft.prefix else ""
     loss = "" if config.sft.loss == "cross_entropy" else f"-{config.sft.loss.replace('=', '')}"
     return config.sft.allocation + modes + graph + cue + order + fresh + prefix + loss
+
+
+def mixed(weight: float, early: int) -> str:
+    """What the interpolation of a run's weights adds to its name and variant."""
+    return f"-wise{weight:g}" + (f"-early{early}" if early else "")
 
 
 def comparable(data: dict) -> dict:
@@ -310,9 +332,10 @@ def write_config(path: Path, config: Config) -> None:
 
 
 def snapshots_in(folder: Path) -> dict[int, Path]:
-    """The snapshots that a run kept, by their epoch (or update), in order."""
-    found = {int(path.stem[1:]): path for path in folder.glob("epochs/e*.pt") if path.stem[1:].isdigit()}
-    return dict(sorted(found.items()))
+    """The snapshots that a run kept, by their epoch (or update), in order; raises OSError when it may not look."""
+    kept = folder / "epochs"
+    names = [found[1] for name in (os.listdir(kept) if kept.exists() else ()) if (found := SNAPSHOT.fullmatch(name))]
+    return {epoch: kept / f"e{epoch}.pt" for epoch in sorted(map(int, names))}
 
 
 def keep_metrics_until(folder: Path, step: int) -> None:

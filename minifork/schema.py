@@ -5,6 +5,7 @@ Each refuses values that make no sense with ValueError, naming the key; `minifor
 
 import dataclasses
 import math
+import re
 from dataclasses import dataclass
 from typing import Any
 
@@ -169,10 +170,11 @@ class Wise:
 
     def __post_init__(self) -> None:
         try:
-            fine = all(0 <= share <= 1 for share in self.shares)
+            names = {f"{share:g}" for share in self.shares}  # of their folders
+            fine = all(0 <= share <= 1 for share in self.shares) and len(names) == len(self.shares)
         except ValueError:
             fine = False
-        _require(fine, "wise.weights", self.weights, "list shares in [0, 1], such as 0.25,0.5,0.75")
+        _require(fine, "wise.weights", self.weights, "list different shares in [0, 1], such as 0.25,0.5,0.75")
         _require(self.early >= 0, "wise.early", self.early, "give an epoch, or 0 for the base")
 
     @property
@@ -275,9 +277,15 @@ class Config:
         _require(self.save_every >= 1, "save_every", self.save_every, "it must be at least 1")
         taken = (".", "..", "audits", "configs", "figures", "logs")
         own = self.name.endswith((".json", ".npz", ".html"))  # as the files beside the runs
-        fine = "/" not in self.name and self.name not in taken and not own
+        fine = "/" not in self.name and self.name.isprintable() and self.name not in taken and not own
         _require(fine, "name", self.name, "choose another folder name")
-        _require(bool(self.runs), "runs", self.runs, "name a folder")
+        kind = re.sub(r"-seed\d+$", "", self.name)  # would pass for what runs without a name are called
+        derived = (
+            re.fullmatch(r"base|(data|problem)(-.*)?|rl-(grpo|passk|exact).*", kind)
+            and self.name != f"base-seed{self.base_seed}"
+        )
+        _require(not derived, "name", self.name, f"results would take it for the run that is called {kind} by itself")
+        _require(bool(self.runs) and self.runs.isprintable(), "runs", self.runs, "name a folder")
         labels = self.data.label_count
         _require(self.sft.prefix <= labels, "sft.prefix", self.sft.prefix,
                  f"labels serve as its integers, and {self.data.label_key} is {labels}")  # fmt: skip

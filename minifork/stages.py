@@ -199,8 +199,10 @@ def check_leaks(config: Config, data: streams.Examples) -> None:
     """
     path = runs.task_folder(config) / "audits" / f"{streams.data_hash(data.tokens)}.json"
     try:
-        leaks = [str(name) for name in runs.read_json(path, "leaks")["leaks"]]
-    except (ValueError, TypeError):  # missing or damaged
+        leaks = runs.read_json(path, "leaks")["leaks"]
+        if not isinstance(leaks, list) or not all(isinstance(name, str) for name in leaks):
+            raise ValueError
+    except ValueError:  # missing or damaged
         leaks, table = _audit(config, data)
         runs.write_json(path, {"leaks": leaks, "table": table.splitlines()})
     if leaks and not config.sft.allow_leak:

@@ -116,14 +116,16 @@ class Tree:
     def sampled_from(self, logits: Tensor, problem: Tensor) -> Tensor:
         """The logits [R, V] of problems int64[R] under the policy, fp32[R, V].
 
-        Raises ValueError naming the problem where the model's are not finite or the policy leaves no token.
+        Raises ValueError naming the problem where the model's are not finite or the policy leaves no token, or none
+        that is finite.
         """
         self.require_finite(logits, problem)
         logits = self.policy(logits)
-        left = (logits > -torch.inf).any(dim=1)
-        if not left.all():
-            where = int(self.ids[problem[~left][0]])
-            raise ValueError(f"problem {where}: the policy {self.policy} removes every token")
+        largest = logits.amax(dim=1)  # nan if there is any
+        if not largest.isfinite().all():
+            row = int((~largest.isfinite()).nonzero()[0])
+            what = "removes every token" if largest[row] == -torch.inf else "gives logits that are not finite"
+            raise ValueError(f"problem {int(self.ids[problem[row]])}: the policy {self.policy} {what}")
         return logits
 
 

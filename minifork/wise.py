@@ -35,15 +35,15 @@ def wise(config: Config) -> None:
     if not snapshots:
         raise ValueError(f"{before} is the last snapshot: wise.early must leave one after it")
     for weight in config.wise.shares:
-        kind = f"-wise{weight:g}" + (f"-early{early}" if early else "")
-        folder = tuned.parent / (tuned.name + kind)
-        mixture = {"name": folder.name, "variant": meta["variant"] + kind, "weight": weight, "early": early}
+        added = runs.mixed(weight, early)
+        folder = tuned.parent / (tuned.name + added)
+        mixture = {"name": folder.name, "variant": meta["variant"] + added, "weight": weight, "early": early}
         mixture["config_hash"] = runs.config_hash(runs.read_config(tuned), meta | mixture)
         with runs.locked(folder):
             if (folder / "meta.json").exists() and "weight" not in runs.read_json(folder / "meta.json"):
                 raise ValueError(f"{folder} holds a run that was trained; remove it or rename it")
-            for path in folder.rglob("*.*"):  # of an earlier run of this name, which may have had other snapshots
-                path.unlink()
+            for path in [*runs.snapshots_in(folder).values(), folder / "meta.json"]:  # of an earlier run of this name
+                path.unlink(missing_ok=True)
             for path in snapshots:
                 saved = runs.load_weights(path)
                 mixed = interpolate(start, saved["model"], weight, str(path))

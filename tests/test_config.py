@@ -287,6 +287,9 @@ def test_a_missing_file(tmp_path):
         ("name=..", ["name is '..'"]),
         ("name=eval.json", ["name is 'eval.json'"]),
         ("reproduce.pairs=0", ["reproduce.pairs is 0"]),
+        ("runs=a\nb", ["runs is 'a\\nb'"]),
+        (f"model.width={10**18}", ["model.width is 1000000000000000000", "less than 2147483648"]),
+        ("wise.weights=0.1234567,0.1234568", ["wise.weights is", "different shares"]),
     ],
 )
 def test_values_outside_their_range(config_file, override, needs):
@@ -330,6 +333,13 @@ def test_a_key_written_twice(tmp_path, config_file):
     path = tmp_path / "twice.yaml"
     path.write_text(Path(config_file).read_text().replace("\nseed: 0", "\nseed: 1\nseed: 0"))
     assert "twice.yaml: not a YAML file: seed is written twice" in refused(path)
+
+
+def test_aliases_are_not_read(tmp_path, config_file):
+    """A few hundred bytes of them can be gigabytes, or a mapping that holds itself."""
+    path = tmp_path / "alias.yaml"
+    path.write_text(Path(config_file).read_text() + "\n  loop: &loop {sft: *loop}\n")
+    assert "alias.yaml: not a YAML file: aliases are not read" in refused(path, "preset=loop")
 
 
 def test_errors_name_where_the_value_stands(tmp_path, config_file):

@@ -4,6 +4,7 @@ Cross-checks have false-alarm rates of 1e-3 an evaluation, with fixed seeds.
 """
 
 import json
+import os
 import shutil
 
 import numpy as np
@@ -259,6 +260,35 @@ def test_only_what_is_wanted_is_measured(two_runs, capsys):
     assert [record["epoch"] for record in partial["records"]] == [None, 1, 2, 4]
     (two_runs.folder / "eval.json").unlink()
     assert evaluated(two_runs)[0]["records"] == partial["records"]
+
+
+def test_a_policy_that_loses_all_probability_is_refused(two_runs, capsys):
+    assert "not finite" in two_runs.refused(capsys, "eval", "eval.policy=temperature=1e-20,temperature=1e-20")
+
+
+@pytest.mark.parametrize("stopped", [0, 1, 2])
+def test_a_pair_can_be_read_wherever_saving_stops(two_runs, monkeypatch, stopped):
+    """Killed before the arrays are there, before eval.json is, or before the arrays have their last name: the old pair
+    or the new one can be read, and the next evaluation goes on."""
+    evaluated(two_runs)
+    old = evaluate.read_evaluation(two_runs.folder / "eval.json")[0]
+    moved, real = [], os.replace
+
+    def replace_or_stop(*paths):
+        moved.append(paths)
+        if len(moved) > stopped:
+            raise KeyboardInterrupt
+        real(*paths)
+
+    monkeypatch.setattr(os, "replace", replace_or_stop)
+    assert two_runs("eval", "eval.bootstrap=51") == 130
+    monkeypatch.setattr(os, "replace", real)
+    found, arrays = evaluate.read_evaluation(two_runs.folder / "eval.json")
+    assert (found == old) == (stopped < 2) and arrays
+    for bootstrap in ("eval.bootstrap=51", "eval.bootstrap=52"):
+        evaluated(two_runs, bootstrap)
+        assert not (two_runs.folder / f"eval{evaluate.COMING}").exists()
+        evaluate.read_evaluation(two_runs.folder / "eval.json")
 
 
 @pytest.mark.parametrize("file", ["eval.json", "eval.npz"])

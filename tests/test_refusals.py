@@ -1,5 +1,6 @@
 """Everything that must be refused: one line that names it, exit code 1, nothing lost."""
 
+import re
 import shutil
 import subprocess
 import sys
@@ -172,13 +173,25 @@ def spoil(path: Path, how: str) -> None:
         payload = runs.load_weights(path)
         payload["model"]["head.weight"] = torch.zeros(3, 3)
         runs.save_weights(path, payload)
+    elif how in MARKED:
+        runs.save_weights(path, {"step": 3, **MARKED[how]})
     else:
         payload = runs.load_weights(path)
         payload["model"].popitem()
         runs.save_weights(path, payload)
 
 
-@pytest.mark.parametrize("how", ["truncated", "empty", "foreign", "one bit", "other shape", "a weight short"])
+MARKED = {
+    "no model": {},
+    "a number": {"model": 3},
+    "numbers": {"model": {"head.weight": 1}},
+    "half precision": {"model": {"head.weight": torch.zeros(3, 3, dtype=torch.bfloat16)}},
+    "nowhere": {"model": {"head.weight": torch.zeros(3, 3, device="meta")}},
+    "infinite": {"model": {"head.weight": torch.full((3, 3), torch.inf)}},
+}
+
+
+@pytest.mark.parametrize("how", ["truncated", "empty", "foreign", "one bit", "other shape", "a weight short", *MARKED])
 def test_spoiled_checkpoints(copy, capsys, how):
     pipeline = copy("base-seed0", "sft-fork1-seed0")
     spoil(pipeline.folder / "base-seed0" / "ckpt.pt", how)
@@ -213,6 +226,70 @@ def test_resuming_from_a_checkpoint_without_optimizer(copy, capsys):
         assert "base-seed0/ckpt.pt" in pipeline.refused(capsys, "pretrain", "--resume")
 
 
+def first_state(saved: dict, which: int = 0) -> dict:
+    return saved["optimizers"][which]["state"][0]
+
+
+@pytest.mark.parametrize(
+    "spoilt",
+    [
+        lambda saved: first_state(saved).update(exp_avg=torch.zeros(2)),
+        lambda saved: first_state(saved, 1).update(momentum_buffer=torch.zeros(2)),
+        lambda saved: first_state(saved).pop("exp_avg"),
+        lambda saved: saved["optimizers"][0]["state"].clear(),
+        lambda saved: saved["optimizers"][0]["param_groups"][0].pop("peak"),
+        lambda saved: saved["optimizers"][0]["param_groups"][0].update(peak="x"),
+        lambda saved: saved.update(step=9999),
+        lambda saved: saved.update(step=-5),
+        lambda saved: saved.update(step=float("inf")),
+        lambda saved: saved.update(seconds=float("nan")),
+    ],
+)
+def test_an_optimizer_that_would_not_fit_is_refused(copy, capsys, spoilt):
+    """torch's fused steps take what they are given: of a wrong shape they read past its end."""
+    pipeline = copy()
+    with ctrl_c("before", 5):
+        pipeline("pretrain", "pretrain.optimizer=muon")
+    path = pipeline.folder / "base-seed0" / "ckpt.pt"
+    saved = runs.load_weights(path)
+    spoilt(saved)
+    runs.save_weights(path, saved)
+    assert "base-seed0/ckpt.pt" in pipeline.refused(capsys, "pretrain", "--resume", "pretrain.optimizer=muon")
+
+
+def test_weights_that_are_not_finite_are_not_kept(copy, capsys):
+    """The loss of the last step is finite, what it leaves is not."""
+    pipeline = copy()
+    error = pipeline.refused(capsys, "pretrain", "pretrain.lr=1e38", "pretrain.steps=1", "pretrain.warmup=0")
+    assert "base-seed0: the weights are not finite after step 1" in error
+    assert not (pipeline.folder / "base-seed0" / "ckpt.pt").exists()
+
+
+def test_runs_that_are_not_what_their_folder_says_are_left_out(copy, capsys):
+    """A run that was moved, a meta.json of another one, a snapshot that it never made."""
+    pipeline = copy("base-seed0", "sft-fork1-seed0", "sft-fork0.5-seed0", "sft-problem-seed0", "fresh-seed0")
+    (pipeline.folder / "sft-fork1-seed0").rename(pipeline.folder / "old")
+    meta = pipeline.folder / "sft-fork0.5-seed0" / "meta.json"
+    runs.write_json(meta, runs.read_json(meta) | {"fork_rate": 1.0})
+    meta = pipeline.folder / "sft-problem-seed0" / "meta.json"
+    runs.write_json(meta, runs.read_json(meta) | {"stage": [3]})
+    epochs = pipeline.folder / "fresh-seed0" / "epochs"
+    shutil.copy(epochs / "e4.pt", epochs / "e9.pt")
+    assert pipeline("eval") == 0
+    said = capsys.readouterr().out
+    for name, why in (("old", "do not belong together"), ("sft-fork0.5-seed0", "do not belong together"),
+                      ("sft-problem-seed0", "damaged"), ("fresh-seed0", "e9.pt is no snapshot")):  # fmt: skip
+        assert re.search(rf"/{name}: left out, .*{why}", said), name
+    assert len(runs.read_json(pipeline.folder / "eval.json")["records"]) == 1
+
+
+@pytest.mark.parametrize(
+    "name", ["base", "data-seed3", "problem-fresh", "rl-grpo-FWD-fork1-epoch1-seed0", "a\nb", "\udcff"]
+)
+def test_names_that_results_would_confuse(copy, capsys, name):
+    assert "name" in copy().refused(capsys, "sft", f"name={name}")
+
+
 def test_stages_out_of_order(copy, capsys):
     pipeline = copy()
     assert "minifork pretrain" in pipeline.refused(capsys, "eval")
@@ -226,7 +303,7 @@ def test_a_config_that_is_not_the_runs_own(copy, capsys):
     path = pipeline.folder / "sft-fork1-seed0" / "config.yaml"
     path.write_text(path.read_text().replace("lr: 0.001", "lr: 0.009"))
     assert pipeline("eval") == 0
-    assert "sft-fork1-seed0: left out, its config.yaml and meta.json" in capsys.readouterr().out
+    assert "sft-fork1-seed0: left out, its name, config.yaml and meta.json" in capsys.readouterr().out
 
 
 def test_results_of_another_version_are_refused(copy, capsys):

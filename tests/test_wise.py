@@ -53,6 +53,14 @@ def test_between_early_and_late(copy, capsys):
     assert "wise.early" in pipeline.refused(capsys, "wise", "wise.early=-1")
 
 
+def test_files_that_are_not_its_own_stay(copy):
+    pipeline = copy("base-seed0", "sft-fork1-seed0")
+    mine = pipeline.folder / "sft-fork1-seed0-wise0.5" / "thesis.txt"
+    mine.parent.mkdir()
+    mine.write_text("mine")
+    assert pipeline("wise", "wise.weights=0.5") == 0 and mine.read_text() == "mine"
+
+
 def test_missing_and_foreign_runs(copy, capsys):
     pipeline = copy("base-seed0", "sft-fork1-seed0")
     assert "no finished run" in pipeline.refused(capsys, "wise", "sft.fork_rate=0.5")
