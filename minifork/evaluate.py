@@ -299,6 +299,7 @@ def checkpoints_of(run: Path, config: Config) -> list[Checkpoint]:
         raise ValueError("its data section differs from this config's")
     if meta["stage"] == "base":
         return [Checkpoint(run / "ckpt.pt", meta, own, None, True)]
+    runs.require_start(run, run.parent / (meta["start"] if meta["stage"] == "rl" else f"{meta.get('base')}/ckpt.pt"))
     if own.sft.prefix and sampled:
         raise ValueError("its p is an average over prefixes: only an exact, unstratified evaluation has it")
     kept = runs.snapshots_in(run)

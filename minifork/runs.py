@@ -160,6 +160,14 @@ def weights_hash(path: Path) -> str:
     return digest(b"".join(name.encode() + model[name].contiguous().numpy().tobytes() for name in sorted(model)))
 
 
+def require_start(folder: Path, start: Path) -> None:
+    """Raise ValueError naming a run that was trained from other weights than ``start`` holds now, if that exists."""
+    meta = folder / "meta.json"
+    kept = read_json(meta).get("start_hash") if meta.exists() and start.exists() else None
+    if kept is not None and kept != weights_hash(start):
+        raise ValueError(f"{folder} was trained from other weights than {start} holds now; remove it and run it again")
+
+
 def machine() -> str:
     """The processor's name."""
     try:

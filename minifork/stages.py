@@ -77,6 +77,7 @@ def sft(config: Config, resume: bool) -> None:
             f"{base}: no finished base model; make it with `minifork pretrain base_seed={config.base_seed}`"
         )
     require_alike(base, config, "base")
+    runs.require_start(folder, base / "ckpt.pt")
     plan, loss = config.sft, losses.parse(config.sft.loss)
     if runs.state_of(folder, config, "sft", resume) == "complete":
         print(f"{folder} is complete: nothing to do")
@@ -95,6 +96,7 @@ def sft(config: Config, resume: bool) -> None:
     meta = _meta(config, "sft", folder.name)
     meta |= {
         "base": base.name,
+        "start_hash": runs.weights_hash(base / "ckpt.pt"),
         "fork_rate": plan.fork_rate,
         "data_hash": streams.data_hash(data.tokens),
         "epochs": plan.epochs,
@@ -115,6 +117,7 @@ def rl(config: Config, resume: bool) -> None:
         print(f"{folder} is complete: nothing to do")
         return
     start = start_of(config)
+    runs.require_start(folder, start)
     model, reference = load_run(start, config), load_run(start, config).to(pick_device(config))
     print(
         f"{folder.name}: from {start}, {plan.advantage} on {plan.problems} problems, {plan.updates} updates of "
@@ -123,7 +126,7 @@ def rl(config: Config, resume: bool) -> None:
     learn = rl_objectives.objective(config, reference, pick_device(config))
     kept = {update: f"epochs/e{update}.pt" for update in doublings(plan.updates)}
     meta = _meta(config, "rl", folder.name) | {"fork_rate": config.sft.fork_rate}
-    meta |= {"start": str(start.relative_to(runs.task_folder(config)))}
+    meta |= {"start": str(start.relative_to(runs.task_folder(config))), "start_hash": runs.weights_hash(start)}
     _fit(model, Job(folder, learn, plan.updates, plan, config.save_every, kept, meta), config, resume)
 
 

@@ -283,6 +283,18 @@ def test_runs_that_are_not_what_their_folder_says_are_left_out(copy, capsys):
     assert len(runs.read_json(pipeline.folder / "eval.json")["records"]) == 1
 
 
+def test_a_run_whose_base_was_made_anew_is_named(copy, capsys):
+    """Same config, other bits: another machine, say."""
+    pipeline = copy("base-seed0", "sft-fork1-seed0")
+    base = pipeline.folder / "base-seed0" / "ckpt.pt"
+    saved = runs.load_weights(base)
+    saved["model"]["head.weight"] *= 1.001
+    runs.save_weights(base, saved)
+    assert "sft-fork1-seed0 was trained from other weights than" in pipeline.refused(capsys, "sft", "--resume")
+    assert pipeline("eval") == 0
+    assert "sft-fork1-seed0: left out, " in capsys.readouterr().out
+
+
 @pytest.mark.parametrize(
     "name", ["base", "data-seed3", "problem-fresh", "rl-grpo-FWD-fork1-epoch1-seed0", "a\nb", "\udcff"]
 )
