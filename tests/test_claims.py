@@ -163,6 +163,17 @@ def test_pairs_that_lack_runs_of_the_sweep_do_not_count(config_file):
     assert complete_pairs(config, replace(results, records=[*results.records, *whole])) == [0]
 
 
+class Plain(yaml.SafeDumper):
+    """YAML as people write it, without aliases."""
+
+    def ignore_aliases(self, data: object) -> bool:
+        return True
+
+
+def dumped(listed: list[dict]) -> str:
+    return yaml.dump({"pairs": 5, "claims": listed}, Dumper=Plain)
+
+
 GOOD = {"id": "a", "says": "b", "of": "star", "by": "us", "value": {"run": "base", "what": "pass@1"}, "at_least": 0}
 
 
@@ -193,7 +204,7 @@ GOOD = {"id": "a", "says": "b", "of": "star", "by": "us", "value": {"run": "base
 )
 def test_malformed_claims_are_named(tmp_path, changes, named):
     path = tmp_path / "claims.yaml"
-    path.write_text(yaml.safe_dump({"pairs": 5, "claims": [GOOD | changes]}))
+    path.write_text(dumped([GOOD | changes]))
     with pytest.raises(ValueError, match="claims.yaml: claim 'a'") as error:
         claims.read(path)
     assert named in str(error.value)
@@ -220,7 +231,7 @@ def test_malformed_files_are_named(tmp_path, text):
 
 def test_two_claims_of_one_id(tmp_path):
     path = tmp_path / "claims.yaml"
-    path.write_text(yaml.safe_dump({"pairs": 5, "claims": [GOOD, GOOD]}))
+    path.write_text(dumped([GOOD, GOOD]))
     with pytest.raises(ValueError, match="there are two of this id"):
         claims.read(path)
 
