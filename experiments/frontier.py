@@ -159,7 +159,7 @@ def last(run: Config, stage: str) -> Path:
     """The last snapshot that a config's run keeps, below the task's folder."""
     name = runs.run_folder(run, "sft").name
     if stage == "wise":
-        name += runs.mixed(run.wise.shares[0], run.wise.early)
+        name += runs.mixture_suffix(run.wise.shares[0], run.wise.early)
     return Path(name) / "epochs" / f"e{run.sft.epochs}.pt"
 
 

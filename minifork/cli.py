@@ -76,7 +76,7 @@ def main(arguments: list[str] | None = None) -> int:
         return 1
     except (MemoryError, OverflowError, RuntimeError) as error:
         of_memory = re.search(
-            "out of memory|not enough memory|can't allocate memory|overflow", str(error)
+            "out of memory|not enough memory|can't allocate memory|size calculation overflow", str(error)
         )  # as torch says it
         too_large = not isinstance(error, RuntimeError) or of_memory
         not_compiled = type(error).__module__.startswith(("torch._inductor", "torch._dynamo"))

@@ -5,6 +5,7 @@ problem) there, and prints a table. All runs are measured on the same test probl
 use the same resamples, so differences between runs are paired.
 """
 
+import contextlib
 import io
 import os
 import sys
@@ -94,8 +95,9 @@ def save(path: Path, result: dict, arrays: dict[str, np.ndarray]) -> None:
     result["checksum"] = fingerprint(result)
     runs.as_json(path, result)  # refuses what cannot be kept before anything is replaced
     coming = path.with_suffix(COMING)
-    if coming.exists() and path.exists() and runs.read_json(path).get("npz_hash") == runs.digest(coming.read_bytes()):
-        os.replace(coming, stored)  # it is the last evaluation's, which was killed before its own last line
+    with contextlib.suppress(ValueError, OSError):  # what cannot be read is not worth keeping
+        if runs.read_json(path).get("npz_hash") == runs.digest(coming.read_bytes()):
+            os.replace(coming, stored)  # it is the last evaluation's, which was killed before its own last line
     runs.write_atomically(coming, lambda file: file.write(buffer.getvalue()))
     runs.write_json(path, result)
     os.replace(coming, stored)
@@ -290,10 +292,7 @@ def checkpoints_of(run: Path, config: Config) -> list[Checkpoint]:
     sampled = config.eval.engine in ("split", "rollout") or config.eval.stratify != "none"
     if not meta.get("complete"):
         raise ValueError("unfinished")
-    alike = meta.get("schema") == runs.META_SCHEMA and all(
-        meta.get(key) == value for key, value in expected(run, own, meta)
-    )
-    if not alike:
+    if not expected(run, own, meta).items() <= meta.items():
         raise ValueError("its name, config.yaml and meta.json do not belong together; remove it and run it again")
     if runs.comparable(asdict(own.data)) != runs.comparable(asdict(config.data)):
         raise ValueError("its data section differs from this config's")
@@ -309,7 +308,7 @@ def checkpoints_of(run: Path, config: Config) -> list[Checkpoint]:
     return [Checkpoint(path, meta, own, epoch, epoch == max(kept)) for epoch, path in kept.items()]
 
 
-def expected(run: Path, own: Config, meta: dict) -> list[tuple[str, object]]:
+def expected(run: Path, own: Config, meta: dict) -> dict[str, object]:
     """What the meta.json of a finished run must say, given its folder and config, beside what it says of training.
 
     Raises ValueError for one that can be of no run.
@@ -319,15 +318,16 @@ def expected(run: Path, own: Config, meta: dict) -> list[tuple[str, object]]:
         raise ValueError("its meta.json is damaged; remove it and run it again")
     if stage == "rl" and not isinstance(meta.get("start"), str):
         raise ValueError("its meta.json has no start; remove it and run it again")
-    mixed = "" if weight is None else runs.mixed(weight, early)
-    return [
-        ("name", run.name),
-        ("variant", runs.variant(own, stage) + mixed),
-        ("seed", None if stage == "base" else own.seed),
-        ("base_seed", own.base_seed),
-        ("fork_rate", None if stage == "base" else own.sft.fork_rate),
-        ("config_hash", runs.config_hash(own, meta)),
-    ]
+    mixed = "" if weight is None else runs.mixture_suffix(weight, early)
+    found = {
+        "schema": runs.META_SCHEMA,
+        "name": run.name,
+        "variant": runs.variant(own, stage) + mixed,
+        "seed": None if stage == "base" else own.seed,
+        "base_seed": own.base_seed,
+        "config_hash": runs.config_hash(own, meta),
+    }
+    return found if stage == "base" else found | {"fork_rate": own.sft.fork_rate}
 
 
 def test_sets(checkpoint: Checkpoint) -> dict[str, tuple[str, float]]:

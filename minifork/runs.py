@@ -102,9 +102,14 @@ def read_json(path: Path, *needs: str) -> dict:
 
 
 def save_weights(path: Path, payload: dict) -> None:
-    """torch.save a payload (tensors and plain values) atomically, marked with the format."""
+    """torch.save a payload (tensors and plain values) atomically, marked with the format.
+
+    Raises ValueError naming the file, and leaves an older one, when its model's weights are not finite.
+    """
     import torch
 
+    if not _finite(payload.get("model", {})):
+        raise ValueError(f"{path}: the weights are not finite and are not kept; lower the learning rate")
     write_atomically(path, lambda file: torch.save({"format": FORMAT, **payload}, file))
 
 
@@ -130,11 +135,13 @@ def load_weights(path: Path, device: str = "cpu") -> dict:
         ) from None
     if not isinstance(payload, dict) or payload.get("format") != FORMAT or not _are_weights(payload.get("model")):
         raise ValueError(f"{path}: not a {FORMAT} checkpoint; remove its folder and run it again")
-    if not all(bool(tensor.isfinite().all()) for tensor in payload["model"].values()):
-        raise ValueError(
-            f"{path}: its weights are not all finite; remove its folder and run it with a lower learning rate"
-        )
+    if not _finite(payload["model"]):
+        raise ValueError(f"{path}: its weights are not finite; remove its folder and run it with a lower learning rate")
     return payload
+
+
+def _finite(model: dict) -> bool:
+    return all(bool(tensor.isfinite().all()) for tensor in model.values())
 
 
 def _are_weights(model: Any) -> bool:
@@ -233,7 +240,7 @@ def variant(config: Config, stage: str) -> str:
     return config.sft.allocation + modes + graph + cue + order + fresh + prefix + loss
 
 
-def mixed(weight: float, early: int) -> str:
+def mixture_suffix(weight: float, early: int) -> str:
     """What the interpolation of a run's weights adds to its name and variant."""
     return f"-wise{weight:g}" + (f"-early{early}" if early else "")
 

@@ -280,7 +280,9 @@ class Config:
         fine = "/" not in self.name and self.name.isprintable() and self.name not in taken and not own
         _require(fine, "name", self.name, "choose another folder name")
         kind = re.sub(r"-seed\d+$", "", self.name)  # would pass for what runs without a name are called
-        derived = re.fullmatch(r"base|rl-(grpo|passk|exact).*", kind) and self.name != f"base-seed{self.base_seed}"
+        derived = (
+            re.fullmatch(f"base|rl-({'|'.join(ADVANTAGES)}).*", kind) and self.name != f"base-seed{self.base_seed}"
+        )
         _require(not derived, "name", self.name, f"results would take it for the run that is called {kind} by itself")
         _require(bool(self.runs) and self.runs.isprintable(), "runs", self.runs, "name a folder")
         labels = self.data.label_count

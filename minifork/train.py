@@ -71,7 +71,6 @@ def fit(model: GPT, job: Job, device: str, resume: bool, compiled: bool = False)
     forward = torch.compile(model) if compiled else model
 
     def save(step: int) -> None:
-        require_finite(model, job.folder, step)
         seconds = spent + time.monotonic() - started
         state = {"model": model.state_dict(), "optimizers": [o.state_dict() for o in optimizers]}
         progress = {"step": step, "seconds": seconds}
@@ -86,7 +85,6 @@ def fit(model: GPT, job: Job, device: str, resume: bool, compiled: bool = False)
             step += 1
             show(step, loss, tokens, job.folder / "metrics.jsonl")
             if step in job.snapshots:
-                require_finite(model, job.folder, step)
                 save_weights(job.folder / job.snapshots[step], {"model": model.state_dict(), "step": step})
             if interrupted():
                 save(step)
@@ -95,12 +93,6 @@ def fit(model: GPT, job: Job, device: str, resume: bool, compiled: bool = False)
                 save(step)
     save(job.steps)
     print(f"{job.folder.name}: {job.steps} steps in {spent + time.monotonic() - started:.0f} s", flush=True)
-
-
-def require_finite(model: GPT, folder: Path, step: int) -> None:
-    """Raise ValueError naming the folder when a step left weights that are not finite, which nothing may keep."""
-    if not all(bool(parameter.isfinite().all()) for parameter in model.parameters()):
-        raise ValueError(f"{folder}: the weights are not finite after step {step}; lower the learning rate")
 
 
 def make_optimizers(model: GPT, optim: Optim) -> list[torch.optim.Optimizer]:
@@ -150,12 +142,10 @@ def _restore(model: GPT, optimizers: list[torch.optim.Optimizer], job: Job, devi
     load_model(model, saved, path)
     try:
         for optimizer, state in zip(optimizers, saved["optimizers"], strict=True):
-            fresh = [{name: type(value) for name, value in group.items()} for group in optimizer.param_groups]
+            fresh = _kinds(optimizer)
             optimizer.load_state_dict(state)
-            groups = [{name: type(value) for name, value in group.items()} for group in optimizer.param_groups]
-            if groups != fresh or not all(
-                _fits(optimizer, p) for group in optimizer.param_groups for p in group["params"]
-            ):
+            parameters = [p for group in optimizer.param_groups for p in group["params"]]
+            if _kinds(optimizer) != fresh or not all(_fits(optimizer, p) for p in parameters):
                 raise ValueError
         step, seconds = saved["step"], saved["seconds"]
         if type(step) is not int or not 0 < step <= job.steps or not 0 <= seconds < math.inf:
@@ -163,6 +153,11 @@ def _restore(model: GPT, optimizers: list[torch.optim.Optimizer], job: Job, devi
         return step, float(seconds)
     except (KeyError, ValueError, TypeError, AttributeError, RuntimeError):
         raise ValueError(f"{path}: its optimizer state does not fit this config; remove the folder") from None
+
+
+def _kinds(optimizer: torch.optim.Optimizer) -> list[dict[str, type]]:
+    """What an optimizer's groups hold, by name."""
+    return [{name: type(value) for name, value in group.items()} for group in optimizer.param_groups]
 
 
 def _fits(optimizer: torch.optim.Optimizer, parameter: Tensor) -> bool:

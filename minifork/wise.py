@@ -27,6 +27,7 @@ def wise(config: Config) -> None:
     meta, early = runs.read_json(tuned / "meta.json", "stage", "variant"), config.wise.early
     if meta.get("base") != base.name:
         raise ValueError(f"{tuned} was not fine-tuned from {base.name} but from {meta.get('base')}")
+    runs.require_start(tuned, base / "ckpt.pt")
     before = tuned / "epochs" / f"e{early}.pt" if early else base / "ckpt.pt"
     if not before.exists():
         raise ValueError(f"{before}: wise.early is {early}, but the run kept no such snapshot")
@@ -35,14 +36,14 @@ def wise(config: Config) -> None:
     if not snapshots:
         raise ValueError(f"{before} is the last snapshot: wise.early must leave one after it")
     for weight in config.wise.shares:
-        added = runs.mixed(weight, early)
+        added = runs.mixture_suffix(weight, early)
         folder = tuned.parent / (tuned.name + added)
         mixture = {"name": folder.name, "variant": meta["variant"] + added, "weight": weight, "early": early}
         mixture["config_hash"] = runs.config_hash(runs.read_config(tuned), meta | mixture)
         with runs.locked(folder):
             if (folder / "meta.json").exists() and "weight" not in runs.read_json(folder / "meta.json"):
                 raise ValueError(f"{folder} holds a run that was trained; remove it or rename it")
-            for path in [*runs.snapshots_in(folder).values(), folder / "meta.json"]:  # of an earlier run of this name
+            for path in [folder / "meta.json", *runs.snapshots_in(folder).values()]:  # of an earlier run of this name
                 path.unlink(missing_ok=True)
             for path in snapshots:
                 saved = runs.load_weights(path)

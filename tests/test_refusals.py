@@ -174,7 +174,7 @@ def spoil(path: Path, how: str) -> None:
         payload["model"]["head.weight"] = torch.zeros(3, 3)
         runs.save_weights(path, payload)
     elif how in MARKED:
-        runs.save_weights(path, {"step": 3, **MARKED[how]})
+        torch.save({"format": runs.FORMAT, "step": 3, **MARKED[how]}, path)
     else:
         payload = runs.load_weights(path)
         payload["model"].popitem()
@@ -261,7 +261,7 @@ def test_weights_that_are_not_finite_are_not_kept(copy, capsys):
     """The loss of the last step is finite, what it leaves is not."""
     pipeline = copy()
     error = pipeline.refused(capsys, "pretrain", "pretrain.lr=1e38", "pretrain.steps=1", "pretrain.warmup=0")
-    assert "base-seed0: the weights are not finite after step 1" in error
+    assert "base-seed0/ckpt.pt: the weights are not finite" in error
     assert not (pipeline.folder / "base-seed0" / "ckpt.pt").exists()
 
 
