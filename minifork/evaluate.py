@@ -211,7 +211,10 @@ def read_evaluation(path: Path) -> tuple[dict, dict[str, np.ndarray]]:
     evaluation = runs.read_json(path, "settings", "checks")
     count, found = evaluation.get("n_problems"), evaluation.get("records")
     whole = type(count) is int and 0 < count < 10**7 and isinstance(found, list)
-    whole = whole and all(isinstance(record, dict) and {"rho", "forced", *_KEY} <= record.keys() for record in found)
+    whole = whole and isinstance(evaluation["settings"], str) and isinstance(evaluation["checks"], list)
+    whole = whole and all(
+        isinstance(check, dict) and isinstance(check.get("run"), str) for check in evaluation["checks"]
+    )
     if evaluation.get("schema") != records.SCHEMA or not whole:
         raise ValueError(f"{path}: not an evaluation of this version; run `minifork eval` again")
     if evaluation.get("checksum") != fingerprint({k: v for k, v in evaluation.items() if k != "checksum"}):

@@ -8,8 +8,22 @@ from minifork import passk, strata
 from minifork.strata import Strata
 from minifork.tree import Result
 
+KINDS = {
+    **dict.fromkeys(("run", "stage", "variant", "test_set", "setup_hash", "weights_hash"), (str,)),
+    **dict.fromkeys(("epoch", "seed", "n"), (int, type(None))),
+    "base_seed": (int,),
+    "fork_rate": (float, int, type(None)),
+    "pass_at": (dict,),
+    "rho": (float, int, type(None)),
+    "forced": (dict, type(None)),
+}  # what others read of a record
 SCHEMA = 3  # of eval.json; raised when records change, so that old ones are refused by name
 TAUS = (0.01, 0.05, 0.25, 0.5, 0.75, 0.95)
+
+
+def is_record(record: object) -> bool:
+    """Whether something has the keys of a record, with values of their kinds."""
+    return isinstance(record, dict) and all(isinstance(record.get(key, ...), kinds) for key, kinds in KINDS.items())
 
 
 def coverage(result: Result, ks: Sequence[int], weights: np.ndarray) -> dict:

@@ -10,8 +10,9 @@ import numpy as np
 import pytest
 import torch
 
-from minifork import runs
+from minifork import records, runs
 from minifork.cli import main
+from minifork.config import fingerprint
 from tests.pipeline import ctrl_c, snapshot
 
 
@@ -322,6 +323,23 @@ def test_results_of_another_version_are_refused(copy, capsys):
     path.write_text(path.read_text().replace('"schema": 3', '"schema": 1'))
     for command in ("figures", "claims"):
         assert "not an evaluation of this version" in pipeline.refused(capsys, command)
+
+
+@pytest.mark.parametrize("key", [*records.KINDS, "settings", "checks"])
+@pytest.mark.parametrize("value", [None, [3]])
+def test_evaluations_of_another_shape_are_refused(copy, capsys, key, value):
+    """Even with a checksum that holds: what other code wrote is no evaluation of this one."""
+    pipeline = copy("eval.json", "eval.npz")
+    path = pipeline.folder / "eval.json"
+    evaluation = runs.read_json(path)
+    where = evaluation if key in evaluation else evaluation["records"][0]
+    where |= {key: value}
+    if value is None:
+        del where[key]
+    del evaluation["checksum"]
+    runs.write_json(path, evaluation | {"checksum": fingerprint(evaluation)})
+    for command in ("figures", "claims", "report"):
+        assert "eval.json: " in pipeline.refused(capsys, command)
 
 
 @pytest.mark.parametrize("how", ["truncated", "empty", "missing", "foreign", "one bit"])
