@@ -211,6 +211,7 @@ def read_evaluation(path: Path) -> tuple[dict, dict[str, np.ndarray]]:
     evaluation = runs.read_json(path, "settings", "checks")
     count, found = evaluation.get("n_problems"), evaluation.get("records")
     whole = type(count) is int and 0 < count < 10**7 and isinstance(found, list)
+    whole = whole and all(map(records.is_record, found))
     whole = whole and isinstance(evaluation["settings"], str) and isinstance(evaluation["checks"], list)
     whole = whole and all(
         isinstance(check, dict) and isinstance(check.get("run"), str) for check in evaluation["checks"]
