@@ -144,16 +144,21 @@ def sweep(config: Config, source: Path, jobs: list[Job]) -> None:
         if not finished(config, base):
             run(source, "pretrain", *base.overrides)
     for stage in STAGES:
-        todo = [job for job in dict.fromkeys(jobs) if job.stage == stage and not finished(config, job)]
+        todo = {_log(config, job): job for job in jobs if job.stage == stage and not finished(config, job)}
         if todo:
-            side_by_side(config, source, todo)
+            side_by_side(config, source, list(todo.values()))
 
 
 def finished(config: Config, job: Job) -> bool:
-    """Whether a job's run is complete; raises ValueError when its folder holds a run of another config."""
+    """Whether a job's run is complete; raises ValueError when its folder holds a run of another config, or one that
+    started from other weights than lie there now."""
     planned = configs.changed(config, job.overrides)
     folder = runs.run_folder(planned, job.stage)
-    return job.stage != "wise" and runs.state_of(folder, planned, job.stage, resume=True) == "complete"
+    if job.stage == "wise" or runs.state_of(folder, planned, job.stage, resume=True) != "complete":
+        return False
+    if job.stage != "base":
+        runs.require_start(folder, folder.parent / runs.start_file(runs.read_json(folder / "meta.json", "stage")))
+    return True
 
 
 def side_by_side(config: Config, source: Path, jobs: list[Job]) -> None:

@@ -75,7 +75,12 @@ def evaluate(config: Config, wanted: Callable[[Checkpoint], bool] = lambda _: Tr
                 found.append(before if checked else replace(before, check=None))
                 kept += 1
             elif wanted(checkpoint):
-                found.append(measure_one(config, checkpoint, identity, sets, checked))
+                try:
+                    found.append(measure_one(config, checkpoint, identity, sets, checked))
+                except measure.NotComputedError as error:
+                    print(f"{checkpoint.path}: left out, {error}", flush=True)
+    if not found:
+        raise ValueError(f"{runs.task_folder(config)}: nothing could be measured (see above)")
     if kept:
         print(f"{kept} of {len(found)} results are the last evaluation's, of the same weights and settings")
     result = summary(config, found)
@@ -95,12 +100,13 @@ def save(path: Path, result: dict, arrays: dict[str, np.ndarray]) -> None:
     result["checksum"] = fingerprint(result)
     runs.as_json(path, result)  # refuses what cannot be kept before anything is replaced
     coming = path.with_suffix(COMING)
-    with contextlib.suppress(ValueError, OSError):  # what cannot be read is not worth keeping
-        if runs.read_json(path).get("npz_hash") == runs.digest(coming.read_bytes()):
-            os.replace(coming, stored)  # it is the last evaluation's, which was killed before its own last line
-    runs.write_atomically(coming, lambda file: file.write(buffer.getvalue()))
-    runs.write_json(path, result)
-    os.replace(coming, stored)
+    with runs.alone(path.parent):  # or two evaluations that end at once would leave one's json and the other's arrays
+        with contextlib.suppress(ValueError, OSError):  # what cannot be read is not worth keeping
+            if runs.read_json(path).get("npz_hash") == runs.digest(coming.read_bytes()):
+                os.replace(coming, stored)  # it is the last evaluation's, which was killed before its own last line
+        runs.write_atomically(coming, lambda file: file.write(buffer.getvalue()))
+        runs.write_json(path, result)
+        os.replace(coming, stored)
 
 
 def require_policy(config: Config) -> None:
@@ -302,7 +308,9 @@ def checkpoints_of(run: Path, config: Config) -> list[Checkpoint]:
         raise ValueError("its data section differs from this config's")
     if meta["stage"] == "base":
         return [Checkpoint(run / "ckpt.pt", meta, own, None, True)]
-    runs.require_start(run, run.parent / (meta["start"] if meta["stage"] == "rl" else f"{meta.get('base')}/ckpt.pt"))
+    runs.require_start(run, run.parent / runs.start_file(meta))
+    if "weight" in meta:
+        runs.require_tuned(run, meta)
     if own.sft.prefix and sampled:
         raise ValueError("its p is an average over prefixes: only an exact, unstratified evaluation has it")
     kept = runs.snapshots_in(run)
@@ -380,6 +388,7 @@ def identify(checkpoint: Checkpoint, test_set: str) -> dict:
         "test_set": test_set,
         "config_hash": meta["config_hash"],
         "setup_hash": fingerprint(runs.setup(checkpoint.config, meta["stage"])),
+        "recipe_hash": fingerprint(runs.recipe(checkpoint.config, meta["stage"])),
         "weights_hash": runs.weights_hash(checkpoint.path),
     }
 

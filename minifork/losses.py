@@ -53,7 +53,7 @@ def coverage(logits: Tensor, targets: Tensor, value: float) -> Tensor:
     with p well above 1 / N hardly pull. N = 1 is cross-entropy summed over a sequence.
     """
     logp = sequence_logp(logits, targets).double()
-    rare = logp < -30  # there N p, to which 1 - (1 - p)^N tends, is exact, and p itself could underflow
+    rare = logp < -30  # there 1 - (1 - p)^N is N p but for a share of N p / 2 < 5e-5, and p itself could underflow
     miss = value * torch.log1p(-logp.where(~rare, -1.0).exp().clamp(max=1 - 1e-12))
     covered = torch.where(rare, logp + math.log(value), torch.log(-torch.expm1(miss)))
     return -covered.mean().float()
@@ -99,7 +99,7 @@ LOSSES: dict[str, tuple[Callable[[Tensor, Tensor, float], Tensor], Callable[[flo
     "label_smoothing": (label_smoothing, lambda v: 0 <= v < 1, "give a share in [0, 1)"),
     "entropy_bonus": (entropy_bonus, lambda v: 0 <= v < math.inf, "give a finite weight, 0 or more"),
     "gem": (gem, lambda v: 0 < v < math.inf, "give a temperature above 0"),
-    "coverage": (coverage, lambda v: 1 <= v < math.inf, "give a number of samples N, at least 1"),
+    "coverage": (coverage, lambda v: 1 <= v <= 1e9, "give a number of samples N, at least 1 and at most 1e9"),
     "drop_tail": (drop_tail, lambda v: 0 <= v < 1, "give a share in [0, 1)"),
 }
 

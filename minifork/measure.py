@@ -1,5 +1,6 @@
 """Measuring one model on one set of problems: the trees, the engines' answers, and a check of those answers."""
 
+import itertools
 import time
 from dataclasses import dataclass, replace
 from functools import cached_property
@@ -70,12 +71,16 @@ def over_prefixes(problems: ProblemSet, values: np.ndarray) -> np.ndarray:
     return values.reshape(-1, problems.prefixes, *values.shape[1:]).mean(axis=1)
 
 
+class NotComputedError(ValueError):
+    """p is needed itself, but the budget was too small to compute it."""
+
+
 def _drawn_prefix(problems: ProblemSet, result: Result) -> Result:
-    """What is known of the problems when every sample draws its prefix; raises ValueError where p was sampled."""
+    """What is known of the problems when every sample draws its prefix; raises NotComputedError where p was sampled."""
     if problems.prefixes == 1:
         return result
     if result.n is not None:
-        raise ValueError("sft.prefix: p is averaged over all prefixes, so it must be computed: use eval.engine=exact")
+        raise NotComputedError("its p is an average over prefixes, for which eval.budget is too small; raise it")
     ends, unknown, tokens = (over_prefixes(problems, a) for a in (result.ends, result.unknown, result.tokens))
     return replace(result, ends=ends, unknown=unknown, tokens=tokens)
 
@@ -169,9 +174,9 @@ def stratified(config: Config, tree: Tree, problems: ProblemSet, weights: np.nda
     verdict = None
     if checked:
         some, n = slice(0, settings.check_problems), settings.check_rollouts
-        started = time.monotonic()
+        started, seeds = time.monotonic(), itertools.count(CHECK_SEED)  # one each, or strata would share their draws
         other = strata.stratify(
-            tree[some], prefix[some], length[some], settings.strata, lambda t: sample(t, n, CHECK_SEED)
+            tree[some], prefix[some], length[some], settings.strata, lambda t: sample(t, n, next(seeds))
         )
         counts = np.rint(other.p_lo * n).astype(int).ravel()
         low, high = result.p_lo[some].ravel(), result.p_hi[some].ravel()

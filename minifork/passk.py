@@ -18,6 +18,7 @@ import numpy as np
 from numpy.typing import ArrayLike
 
 _T975 = (12.706, 4.303, 3.182, 2.776, 2.571, 2.447, 2.365, 2.306, 2.262)  # of Student's t with 1, 2, ... degrees
+_BLOCK = 4_000_000  # entries of an array that is made at a time
 _FACTORS = 1000  # of a product, above which its Stirling series is as accurate
 
 
@@ -67,7 +68,8 @@ def _log_miss(c: np.ndarray, n: int, k: int) -> np.ndarray:
 
 
 def estimator_variance(p: np.ndarray, n: int, k: int) -> np.ndarray:
-    """Variance of the unbiased estimator from n rollouts of one problem, float64[m], at p float64[m].
+    """Variance of the unbiased estimator from n rollouts of one problem, float64[m], at p float64[m], in blocks of
+    p that bound memory.
 
     The estimator averages over all k-subsets; two of them that share j rollouts both miss with probability
     (1-p)^(2k-j), and covary by the excess over (1-p)^2k. Raises ValueError for k outside 1..n.
@@ -80,10 +82,17 @@ def estimator_variance(p: np.ndarray, n: int, k: int) -> np.ndarray:
     steps = 2 * np.log(k - j) - np.log(j + 1) - np.log(n - 2 * k + j + 1)
     log_share = np.concatenate([[0.0], np.cumsum(steps)])
     share = np.exp(log_share - log_share.max())
+    share /= share.sum()
+    blocks = np.array_split(p, max(1, min(len(p), len(p) * len(shared) // _BLOCK)))
+    return np.concatenate([_covariance(block[:, None], shared, k) @ share for block in blocks])
+
+
+def _covariance(p: np.ndarray, shared: np.ndarray, k: int) -> np.ndarray:
+    """How two k-subsets of rollouts that share so many covary in missing, float64[m, S], from p float64[m, 1]."""
     with np.errstate(divide="ignore", invalid="ignore"):
-        log_miss = np.log1p(-np.clip(p, 0.0, 1.0))[:, None]
+        log_miss = np.log1p(-np.clip(p, 0.0, 1.0))
         covariance = np.exp(log_miss * (2 * k - shared)) * -np.expm1(log_miss * shared)
-    return np.where(log_miss > -np.inf, covariance, 0.0) @ (share / share.sum())
+    return np.where(log_miss > -np.inf, covariance, 0.0)
 
 
 def sampling_error(p: np.ndarray, n: int, k: int) -> float:

@@ -9,7 +9,7 @@ from minifork.strata import Strata
 from minifork.tree import Result
 
 KINDS = {
-    **dict.fromkeys(("run", "stage", "variant", "test_set", "setup_hash", "weights_hash"), (str,)),
+    **dict.fromkeys(("run", "stage", "variant", "test_set", "setup_hash", "recipe_hash", "weights_hash"), (str,)),
     **dict.fromkeys(("epoch", "seed", "n"), (int, type(None))),
     "base_seed": (int,),
     "fork_rate": (float, int, type(None)),
@@ -17,7 +17,7 @@ KINDS = {
     "rho": (float, int, type(None)),
     "forced": (dict, type(None)),
 }  # what others read of a record
-SCHEMA = 3  # of eval.json; raised when records change, so that old ones are refused by name
+SCHEMA = 4  # of eval.json; raised when records change, so that old ones are refused by name
 TAUS = (0.01, 0.05, 0.25, 0.5, 0.75, 0.95)
 
 
@@ -51,7 +51,7 @@ def coverage(result: Result, ks: Sequence[int], weights: np.ndarray) -> dict:
     return {
         "engine": result.engine,
         "n": result.n,
-        "tokens": float(result.tokens.sum() / result.ends.sum()),
+        "tokens": float(result.tokens.sum() / result.ends.sum()) if result.ends.any() else None,
         "pass_at": by_k(ks, passed),
         **bounds,
         "ci95": intervals(ks, weights @ solved),
@@ -191,7 +191,8 @@ def mode_table(records: list[dict]) -> str:
         cells = []
         for forced in record["forced"].values():
             waste = "-" if forced["wasted"] is None else f"{forced['wasted']:.2f}"
-            cells.append(f"{forced['pass_at']['1']:>15.3f}{forced['tokens']:>8.2f}{waste:>7}")
+            tokens = "-" if forced["tokens"] is None else f"{forced['tokens']:.2f}"
+            cells.append(f"{forced['pass_at']['1']:>15.3f}{tokens:>8}{waste:>7}")
         lines.append(f"{name:<{longest}}" + "".join(cells))
     return "\n".join(lines)
 

@@ -175,6 +175,19 @@ def require_start(folder: Path, start: Path) -> None:
         raise ValueError(f"{folder} was trained from other weights than {start} holds now; remove it and run it again")
 
 
+def start_file(meta: dict) -> str:
+    """The weights that a run of this meta.json started from, below the task's folder."""
+    return str(meta.get("start")) if meta["stage"] == "rl" else f"{meta.get('base')}/ckpt.pt"
+
+
+def require_tuned(folder: Path, meta: dict) -> None:
+    """Raise ValueError naming a mixture (`minifork.wise`) whose run was made anew since, or that does not name it."""
+    tuned = folder.parent / str(meta.get("tuned"))
+    kept = snapshots_in(tuned)
+    if "tuned_hash" not in meta or (kept and weights_hash(kept[max(kept)]) != meta["tuned_hash"]):
+        raise ValueError(f"{folder} was mixed from other weights than {tuned} holds now; run `minifork wise` again")
+
+
 def machine() -> str:
     """The processor's name."""
     try:
@@ -268,6 +281,14 @@ def setup(config: Config, stage: str) -> dict:
     return {name: part for name, part in identity(config, stage).items() if name not in ("seed", "base_seed")}
 
 
+def recipe(config: Config, stage: str) -> dict:
+    """The part of a run's identity that runs at other FORK_RATEs share as well."""
+    parts = setup(config, stage)
+    if "sft" in parts:
+        parts["sft"] = {name: value for name, value in parts["sft"].items() if name != "fork_rate"}
+    return parts
+
+
 def config_hash(config: Config, meta: dict) -> str:
     """The config_hash that a run of this config has in its meta.json."""
     plain = fingerprint(identity(config, meta["stage"]))
@@ -335,6 +356,17 @@ def locked(folder: Path) -> Iterator[None]:
         for path in folder.rglob(".*"):
             if path.is_file() and re.fullmatch(r"\..+\.[a-z0-9_]{8}", path.name):  # of `write_atomically`
                 path.unlink()
+        yield
+    finally:
+        os.close(held)
+
+
+@contextlib.contextmanager
+def alone(folder: Path) -> Iterator[None]:
+    """Wait until no other process is in here for the same folder."""
+    held = os.open(folder, os.O_RDONLY)
+    try:
+        fcntl.flock(held, fcntl.LOCK_EX)
         yield
     finally:
         os.close(held)

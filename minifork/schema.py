@@ -276,7 +276,7 @@ class Config:
         _require(self.device in ("auto", "cpu", "cuda"), "device", self.device, "choose auto, cpu or cuda")
         _require(self.save_every >= 1, "save_every", self.save_every, "it must be at least 1")
         taken = (".", "..", "audits", "configs", "figures", "logs")
-        own = self.name.endswith((".json", ".npz", ".html"))  # as the files beside the runs
+        own = self.name.endswith((".json", ".npz", ".html", ".next"))  # as the files beside the runs
         fine = "/" not in self.name and self.name.isprintable() and self.name not in taken and not own
         _require(fine, "name", self.name, "choose another folder name")
         kind = re.sub(r"-seed\d+$", "", self.name)  # would pass for what runs without a name are called
@@ -290,8 +290,6 @@ class Config:
                  f"labels serve as its integers, and {self.data.label_key} is {labels}")  # fmt: skip
         query, length = self.data.prompt_len + self.data.trace_len, self.walks.seq_len
         _require(length >= query, "walks.seq_len", length, f"one query needs {query} tokens")
-        _require(not self.sft.prefix or length > query, "sft.prefix", self.sft.prefix,
-                 f"the model sees {query} tokens, as many as a trace needs; raise walks.seq_len")  # fmt: skip
 
     @property
     def context(self) -> int:

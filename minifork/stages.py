@@ -114,6 +114,7 @@ def rl(config: Config, resume: bool) -> None:
     if config.sft.prefix:
         raise ValueError(f"sft.prefix is {config.sft.prefix}: rl samples traces without a prefix; give 0")
     if runs.state_of(folder, config, "rl", resume) == "complete":
+        runs.require_start(folder, runs.task_folder(config) / runs.start_file(runs.read_json(folder / "meta.json")))
         print(f"{folder} is complete: nothing to do")
         return
     start = start_of(config)

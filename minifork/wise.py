@@ -25,6 +25,8 @@ def wise(config: Config) -> None:
     if not config.name:
         require_alike(tuned, config, "sft")
     meta, early = runs.read_json(tuned / "meta.json", "stage", "variant"), config.wise.early
+    if "weight" in meta:
+        raise ValueError(f"{tuned} is a mixture itself; give the name of the run that was fine-tuned")
     if meta.get("base") != base.name:
         raise ValueError(f"{tuned} was not fine-tuned from {base.name} but from {meta.get('base')}")
     runs.require_start(tuned, base / "ckpt.pt")
@@ -35,10 +37,11 @@ def wise(config: Config) -> None:
     snapshots = [path for epoch, path in runs.snapshots_in(tuned).items() if epoch > early]
     if not snapshots:
         raise ValueError(f"{before} is the last snapshot: wise.early must leave one after it")
+    source = {"tuned": tuned.name, "tuned_hash": runs.weights_hash(snapshots[-1])}
     for weight in config.wise.shares:
         added = runs.mixture_suffix(weight, early)
         folder = tuned.parent / (tuned.name + added)
-        mixture = {"name": folder.name, "variant": meta["variant"] + added, "weight": weight, "early": early}
+        mixture = {"name": folder.name, "variant": meta["variant"] + added, "weight": weight, "early": early, **source}
         mixture["config_hash"] = runs.config_hash(runs.read_config(tuned), meta | mixture)
         with runs.locked(folder):
             if (folder / "meta.json").exists() and "weight" not in runs.read_json(folder / "meta.json"):

@@ -286,6 +286,7 @@ def test_a_missing_file(tmp_path):
         ("name=a/b", ["name is 'a/b'"]),
         ("name=..", ["name is '..'"]),
         ("name=eval.json", ["name is 'eval.json'"]),
+        ("name=x.next", ["name is 'x.next'"]),
         ("reproduce.pairs=0", ["reproduce.pairs is 0"]),
         ("runs=a\nb", ["runs is 'a\\nb'"]),
         (f"model.width={10**18}", ["model.width is 1000000000000000000", "less than 2147483648"]),

@@ -6,6 +6,7 @@ Cross-checks have false-alarm rates of 1e-3 an evaluation, with fixed seeds.
 import json
 import os
 import shutil
+import threading
 
 import numpy as np
 import pytest
@@ -99,6 +100,34 @@ def test_stratified_decoders(two_runs, where):
         assert record["pass_at"]["16"] == pytest.approx(strata.solve_rate(p, [16]).mean())
         assert (record["hit_rate"] is not None) == (where == "entropy")
     assert all(check["agrees"] for check in result["checks"])
+
+
+def test_strata_are_checked_with_draws_of_their_own(two_runs, monkeypatch):
+    """Or the p-values of one problem's strata would depend on each other, and the false-alarm rate would not hold."""
+    seeds, real = [], measuring.sample
+    monkeypatch.setattr(measuring, "sample", lambda tree, n, seed: seeds.append(seed) or real(tree, n, seed))
+    evaluated(two_runs, "eval.stratify=first", "eval.strata=3", name="first")
+    assert seeds and len(set(seeds[:3])) == 3 and measuring.SEED not in seeds
+
+
+def test_nothing_ends_within_the_budget():
+    """Then no trace has a length, and bounds say nothing."""
+    result = Result("exact", np.zeros((4, 3)), np.ones(4), None, 1, np.zeros((4, 3)))
+    record = records.coverage(result, [1, 2], passk.resamples(4, 10))
+    assert record["tokens"] is None and record["pass_at_lo"] == {"1": 0, "2": 0} and record["pass_at_hi"]["2"] == 1
+    row = {"run": "x", "test_set": "plain", "forced": {"FWD": record | {"wasted": None}}}
+    assert records.mode_table([row]).splitlines()[1].split() == ["x", "0.000", "-", "-"]
+
+
+def test_two_evaluations_that_end_at_once_wait_for_each_other(tmp_path):
+    path = tmp_path / "eval.json"
+    writer = threading.Thread(target=evaluate.save, args=(path, {"n": 1}, {"p": np.zeros(2)}))
+    with runs.alone(tmp_path):
+        writer.start()
+        writer.join(0.3)
+        assert writer.is_alive() and not path.exists()
+    writer.join(30)
+    assert path.exists() and path.with_suffix(".npz").exists()
 
 
 def test_stratified_decoders_keep_the_budget(two_runs):
@@ -204,6 +233,7 @@ def test_bench(copy, monkeypatch, capsys):
 
     monkeypatch.setattr(bench, "ROUNDS", 1)
     pipeline = copy("base-seed0")
+    assert "model.width: 32 -> 48" in pipeline.refused(capsys, "bench", "model.width=48")
     assert pipeline("bench") == 0
     result = json.loads(capsys.readouterr().out.splitlines()[-1])
     assert {"prefill", "exact", "split", "rollout", "recompute"} <= set(result["engines"])

@@ -133,6 +133,7 @@ def test_coverage_lets_go(n):
         ("coverage=0.5", "at least 1"),
         ("coverage", "at least 1"),
         ("gem=0", "above 0"),
+        ("coverage=1e15", "at most 1e9"),
         ("gem=nan", "above 0"),
         ("drop_tail=1", "give a share in"),
         ("entropy_bonus=inf", "finite"),

@@ -248,6 +248,15 @@ def test_estimator_variance_for_many_rollouts_and_large_k():
         np.testing.assert_allclose(passk.estimator_variance(p, k, k), solved * (1 - solved), rtol=1e-9)
 
 
+def test_estimator_variance_in_blocks(monkeypatch):
+    """However few problems fit a block at large k."""
+    p = np.random.default_rng(0).random(50)
+    whole = passk.estimator_variance(p, 1000, 300)
+    for size in (1, 1000, 10**9):
+        monkeypatch.setattr(passk, "_BLOCK", size)
+        np.testing.assert_allclose(passk.estimator_variance(p, 1000, 300), whole, rtol=1e-12)
+
+
 @pytest.mark.parametrize("k", [0, -1, 11])
 def test_estimator_variance_refuses_k_outside_1_to_n(k):
     with pytest.raises(ValueError, match=f"k is {k}.*n = 10"):

@@ -7,7 +7,7 @@ import pytest
 import torch
 
 from data_gen import streams
-from minifork import losses, measure, stages
+from minifork import losses, measure, runs, stages
 from minifork.exact import exact
 from minifork.tree import Tree
 
@@ -83,3 +83,20 @@ def test_what_it_does_not_go_with(copy, capsys):
     for override in ("eval.engine=split", "eval.stratify=fork"):
         assert pipeline("eval", override) == 0
         assert "sft-fork1-prefix3-seed0: left out, its p is an average" in capsys.readouterr().out
+
+
+def test_a_budget_too_small_for_its_average_leaves_it_out(copy, capsys):
+    """By name; what auto can sample instead is evaluated all the same."""
+    pipeline = copy("base-seed0", "sft-fork1-seed0")
+    assert pipeline("sft", f"sft.prefix={PREFIX}") == pipeline("eval", "eval.budget=50") == 0
+    assert "prefix3-seed0/epochs/e4.pt: left out, its p is an average over prefixes" in capsys.readouterr().out
+    records = runs.read_json(pipeline.folder / "eval.json")["records"]
+    assert {record["run"] for record in records} == {"base-seed0", "sft-fork1-seed0"}
+
+
+def test_a_context_as_long_as_a_trace_is_enough(copy):
+    """The prefix takes the place of the last token, which no model needs to read."""
+    pipeline = copy()
+    tight = [f"walks.seq_len={pipeline.config().data.prompt_len + pipeline.config().data.trace_len}"]
+    assert pipeline("pretrain", *tight) == pipeline("sft", *tight, f"sft.prefix={PREFIX}") == 0
+    assert pipeline("eval", *tight) == pipeline("eval", *tight, "name=check") == 0

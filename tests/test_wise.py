@@ -75,6 +75,20 @@ def test_missing_and_foreign_runs(copy, capsys):
     assert "meta.json: has no 'stage'" in pipeline.refused(capsys, "wise", "name=sft-fork1-seed0")
 
 
+def test_mixtures_belong_to_one_run(copy, capsys):
+    """Of a run that was made anew they are left out; a mixture is not mixed again, as nothing could say what it is."""
+    pipeline = copy("base-seed0", "sft-fork1-seed0")
+    assert pipeline("wise", "wise.weights=0.5") == 0
+    assert "is a mixture itself" in pipeline.refused(capsys, "wise", "name=sft-fork1-seed0-wise0.5")
+    path = pipeline.folder / "sft-fork1-seed0" / "epochs" / "e4.pt"
+    saved = runs.load_weights(path)
+    saved["model"]["head.weight"] *= 1.5
+    runs.save_weights(path, saved)
+    assert pipeline("eval") == 0
+    said = capsys.readouterr().out
+    assert "sft-fork1-seed0-wise0.5: left out" in said and "mixed from other weights than" in said
+
+
 def test_other_shapes_are_refused():
     with pytest.raises(ValueError, match="e4.pt: its parameters have other names or shapes"):
         interpolate({"a": torch.zeros(2)}, {"a": torch.zeros(3)}, 0.5, "e4.pt")
