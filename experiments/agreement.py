@@ -12,12 +12,13 @@ import numpy as np
 from tqdm import tqdm
 
 from minifork import agree, measure, policy, runs
+from minifork import config as configs
 from minifork.backends import sample
 from minifork.evaluate import find_checkpoints, problems_for
 from minifork.exact import exact
 from minifork.schema import Config
 from minifork.split import split
-from minifork.stages import load_run, pick_device
+from minifork.stages import load_run, pick_device, require_alike
 from minifork.tree import Tree
 
 POLICIES = ("temperature=1", "temperature=0.7,top_p=0.95", "temperature=1.5,top_k=8", "min_p=0.1")
@@ -27,18 +28,23 @@ REACHED = 1e-3  # sinks with less mean probability hold too few traces to test
 
 
 def agreement(config: Config) -> int:
-    """Test base-seed<b> and its data-level fine-tunings at r = 0, .5 and 1; returns 1 when engines disagree.
+    """Test the config's base and its fine-tunings at r = 0, .5 and 1; returns 1 when engines disagree.
 
-    Raises ValueError naming the runs that are missing, and for an eval.budget within which p is not computed.
+    Raises ValueError naming the runs that are missing or another config's, and for an eval.budget within which p is not
+    computed.
     """
     count = min(PROBLEMS, config.eval.problems)
     some = replace(config.eval, problems=count, check_problems=min(count, config.eval.check_problems))
     config, device = replace(config, eval=some), pick_device(config)
-    wanted = [f"base-seed{config.base_seed}"] + [f"sft-fork{r:g}-seed{config.seed}" for r in FORK_RATES]
+    tuned = [configs.changed(replace(config, name=""), [f"sft.fork_rate={r}"]) for r in FORK_RATES]
+    planned = {runs.base_folder(config): config} | {runs.run_folder(own, "sft"): own for own in tuned}
+    wanted = [folder.name for folder in planned]
     final = {c.meta["name"]: c for c in find_checkpoints(config) if c.final}
     missing = [name for name in wanted if name not in final]
     if missing:
         raise ValueError(f"{runs.task_folder(config)}: no finished {', '.join(missing)}; run `make agreement`")
+    for folder, own in planned.items():
+        require_alike(folder, own, "base" if own is config else "sft")
     problems = problems_for(config, device)
     found = []
     for name, decoder in tqdm(list(product(wanted, POLICIES)), desc="agreement", disable=None):

@@ -24,7 +24,7 @@ from minifork.policy import Policy
 from minifork.rollout import rollout
 from minifork.schema import Config
 from minifork.split import split
-from minifork.stages import load_run, pick_device
+from minifork.stages import load_run, pick_device, require_alike
 
 ROUNDS = 5
 SPLITS = 10**6  # rollouts a problem
@@ -34,10 +34,11 @@ FEW_PROBLEMS, FEW_ROLLOUTS = 50, 16  # of the slow samplers, which larger batche
 
 @torch.no_grad()
 def bench(config: Config) -> None:
-    """Time the engines on the base model; raises ValueError when it is missing."""
+    """Time the engines on the base model; raises ValueError when it is missing or another config's."""
     folder, device = runs.base_folder(config), pick_device(config)
     if not runs.is_complete(folder):
         raise ValueError(f"{folder}: no finished base model; run `make bench`, or `minifork pretrain` first")
+    require_alike(folder, config, "base")
     model = load_run(folder / "ckpt.pt", runs.read_config(folder)).to(device)
     problems = problems_for(config, device)
     tree = measure.tree_of(model, config.data, problems, Policy())

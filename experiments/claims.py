@@ -7,7 +7,7 @@ share of what was lost, which is linear, and only where at least LOST was lost.
 """
 
 import math
-from dataclasses import dataclass, fields
+from dataclasses import dataclass, fields, replace
 from functools import lru_cache
 from pathlib import Path
 
@@ -112,7 +112,7 @@ def claims(config: Config) -> None:
         raise ValueError(f"{runs.eval_file(config)}: no pair of base and fine-tuned run; see `make reproduce`")
     if results.settings != settings_of(config):
         raise ValueError(f"{runs.eval_file(config)}: made with other settings or code; run `minifork eval` again")
-    require_planned(config, results, pairs)
+    require_planned(config, results, pairs, {term.run for claim in listed for _, term in _terms(claim)})
     judged = []
     for claim in listed:
         try:
@@ -126,8 +126,8 @@ def claims(config: Config) -> None:
     print(f"{held} of {tested} claims hold on {len(pairs)} pair{'s' * (len(pairs) > 1)} of seeds{provisional}")
     if len(pairs) == 1:
         print("intervals are about problems only: one pair says nothing about seeds")
-    result = {"sweep": config.reproduce.sweep, "pairs": len(pairs), "wanted": wanted, "claims": judged}
-    result["of"] = results.checksum
+    result = runs.made_by(config) | {"sweep": config.reproduce.sweep, "pairs": len(pairs), "wanted": wanted}
+    result |= {"claims": judged, "of": results.checksum}
     runs.write_json(runs.task_folder(config) / (f"claims-{config.name}.json" if config.name else "claims.json"), result)
 
 
@@ -185,18 +185,25 @@ def _checked(entry: dict, kind: type) -> dict:
     return entry
 
 
-def require_planned(config: Config, results: Results, pairs: list[int]) -> None:
-    """Raise ValueError naming a run that is not what the sweep, or `contrast`, plans under its name, seeds apart."""
+def require_planned(config: Config, results: Results, pairs: list[int], variants: set[str]) -> None:
+    """Raise ValueError naming a run of the variants and pairs that is not what the sweep, or `contrast`, plans under
+    its name, seeds apart."""
+    config = replace(config, name="")  # which names the evaluation, not the runs
     planned = {("base", None): fingerprint(runs.setup(config, "base"))}
     for job in sweep.read(config, [0]):
         run = configs.changed(config, job.overrides)
         planned[runs.variant(run, job.stage), run.sft.fork_rate] = fingerprint(runs.setup(run, job.stage))
     for learned in contrast.RUNS:
-        if learned.mode in ("free", *config.data.mode_names):
+        try:
             run = configs.changed(config, learned.overrides)
-            planned[runs.variant(run, "rl"), run.sft.fork_rate] = fingerprint(runs.setup(run, "rl"))
+        except ValueError:
+            continue  # a run that the task, or another setting, has not
+        planned[runs.variant(run, "rl"), run.sft.fork_rate] = fingerprint(runs.setup(run, "rl"))
     seen = dict(planned)
-    for record in [record for record in results.records if record["base_seed"] in pairs]:
+    for record in results.records:
+        own = record["base_seed"] in pairs and record["seed"] in (None, record["base_seed"])
+        if not own or record["variant"] not in variants:
+            continue
         kind = record["variant"], record["fork_rate"]
         if seen.setdefault(kind, record["setup_hash"]) != record["setup_hash"]:
             other = "the sweep's" if kind in planned else "that of another pair"

@@ -68,9 +68,11 @@ def contrast(config: Config) -> None:
 
 
 def compare(config: Config) -> None:
-    """Compare the RL runs of the last evaluation; raises ValueError when a pair lacks one."""
+    """Compare the RL runs of the last evaluation; raises ValueError when a pair lacks one, and without a pair."""
     results = load(config)
     pairs = [pair for pair in results.pairs() if pair < config.reproduce.pairs]
+    if not pairs:
+        raise ValueError(f"{runs.eval_file(config)}: no pair of base and fine-tuned run; run `make contrast`")
     changes = {run.name: change(config, results, pairs, run) for run in RUNS}
     rows = []
     for run in RUNS:

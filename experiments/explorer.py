@@ -3,40 +3,49 @@
 import numpy as np
 import torch
 
-from data_gen.task import PAD, Problems, Task
+from data_gen.task import Problems, Task
 from experiments.results import Results
 from minifork import measure, policy, runs
 from minifork.evaluate import drawn_problems
-from minifork.exact import exact
 from minifork.schema import Config
 from minifork.stages import load_run
 from minifork.tree import Tree
 
 PROBLEMS = 24
 LEAST = 0.01  # probability below which a prefix is not drawn
-SHOWN = ("data", "problem", "fresh", "rationale", "published")
+SHOWN = ("problem", "problem-FWD+REV+SEARCH", "fresh", "rationale", "published")  # beside the plain ones
+NAMES = {"data": "one mode a problem", "problem": "all modes for every problem"}
 RATES = 3  # of each, the largest
 LIVE = -1
 
 
 def explorer(config: Config, results: Results, pair: int) -> dict:
-    """Problems, and for every run its snapshots: branch and mode probabilities, p and the tree of each problem."""
+    """Problems, and for every run its snapshots: branch and mode probabilities, p and the tree of each problem.
+
+    Runs with a random prefix are left out: their problems have no one prompt.
+    """
     task, found = config.data, []
     problems = drawn_problems(config)[:PROBLEMS]
     tensors = measure.problem_set(task, problems, "cpu", config.eval.grading)
-    for variant in SHOWN:
+    for variant in dict.fromkeys((results.plain, *SHOWN)):
+        if "-prefix" in variant:
+            continue
         for rate in sorted({r["fork_rate"] for r in results.tuned(pair, variant)} - {0.0}, reverse=True)[:RATES]:
             records = [results.base(pair), *results.tuned(pair, variant, rate)]
-            snapshots = [_snapshot(config, task, tensors, record) for record in records]
-            name = {"data": "one mode a problem", "problem": "all modes for every problem"}.get(variant, variant)
-            found.append({"name": f"{name}, FORK_RATE {rate:g}", "snapshots": snapshots})
+            snapshots = [
+                _snapshot(config, task, tensors, record, results.p(record)[: len(problems)]) for record in records
+            ]
+            found.append({"name": f"{NAMES.get(variant, variant)}, FORK_RATE {rate:g}", "snapshots": snapshots})
     return {"problems": [_problem(task, problems[i : i + 1]) for i in range(len(tensors.prompts))], "runs": found,
             "words": [task.decode(np.array([token])) for token in range(task.vocab_size)],
-            "sinks": list(task.sinks)}  # fmt: skip
+            "sinks": list(tensors.sinks)}  # fmt: skip
 
 
 def _problem(task: Task, problem: Problems) -> dict:
-    """A problem as drawn: its prompt, every branch from the start, as tokens, and what else edges say; right first."""
+    """A problem as drawn: its prompt, every branch from the start, as tokens, and what else edges say; right first.
+
+    On a graph without a fork that is the right branch alone.
+    """
     tokens = task.prompts(problem)
     parent, child, extra, query = (a[0] for a in task.read_graph(tokens))
     after = {int(a): [] for a in parent}
@@ -44,10 +53,9 @@ def _problem(task: Task, problem: Problems) -> dict:
         after[int(a)].append((int(b), [int(x) for x in more]))
     branches = []
     for first in task.children(problem)[0]:
-        if first == PAD:
+        path = [edge for edge in after[int(query[0])] if edge[0] == first]
+        if not path:  # PAD, or a branch that hangs off another node
             continue
-        edge = next(edge for edge in after[int(query[0])] if edge[0] == first)
-        path = [edge]
         while path[-1][0] in after:
             path.append(after[path[-1][0]][0])
         branches.append(path)
@@ -55,8 +63,8 @@ def _problem(task: Task, problem: Problems) -> dict:
 
 
 @torch.no_grad()
-def _snapshot(config: Config, task: Task, problems: measure.ProblemSet, record: dict) -> dict:
-    """One set of weights on all problems under the config's decode policy; p, and all else in thousandths.
+def _snapshot(config: Config, task: Task, problems: measure.ProblemSet, record: dict, p: np.ndarray) -> dict:
+    """One set of weights on all problems under the config's decode policy: p as evaluated, all else in thousandths.
 
     Raises ValueError for weights that are not those of the record.
     """
@@ -68,7 +76,7 @@ def _snapshot(config: Config, task: Task, problems: measure.ProblemSet, record: 
     tree = measure.tree_of(model, task, problems, policy.parse(config.eval.policy))
     return {
         "epoch": record["epoch"] or 0,
-        "p": [float(f"{p:.6g}") for p in exact(tree).p_lo.tolist()],  # pass@16 is made of it
+        "p": [float(f"{value:.6g}") for value in p.tolist()],  # pass@16 is made of it
         "fork": _thousandths(measure.branch_probabilities(tree, problems)),
         "mode": _thousandths(measure.mode_probabilities(tree, task, problems)),
         "trees": unfold(tree),

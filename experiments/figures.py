@@ -1,6 +1,7 @@
 """The figures: the crossing, pass@k over epochs, the dose, the fork. Drawn from eval.json and eval.npz.
 
-The first pair of seeds is drawn with 95 % intervals (bootstrap over problems), further pairs as thin lines.
+The first pair of seeds is drawn with 95 % intervals (bootstrap over problems), further pairs as thin lines (the bars
+of the dose are the first pair's alone).
 Line styles and markers repeat what colour says, so that the figures read in grey.
 """
 
@@ -30,7 +31,7 @@ def figures(config: Config) -> None:
     pairs = complete_pairs(config, results)
     if not pairs:
         raise ValueError(
-            f"{runs.eval_file(config)}: no data-level fine-tuning to draw; "
+            f"{runs.eval_file(config)}: no fine-tuning of this config ({results.plain}) to draw; "
             "run `make sft` without NAME, then `make eval`"
         )
     folder = runs.task_folder(config) / (f"figures-{config.name}" if config.name else "figures")
@@ -217,10 +218,11 @@ def fork(results: Results, pairs: list[int]) -> Figure:
                     axes.fill_between(at, low, high, color=colour, alpha=0.2, linewidth=0)
                 else:
                     axes.plot(at, value, linewidth=0.6, alpha=0.6, **style)
-    branches = results.array(results.base(pairs[0]), "fork").shape[1]
-    undecided = np.log(branches)
+    branches = (results.array(results.base(pairs[0]), "fork") > 0).sum(axis=1)  # problems may have fewer than others
+    undecided = float(np.log(branches).mean())
     right.axhline(undecided, color="black", linewidth=0.8)
-    right.annotate(f"ln {branches}: undecided", (1, undecided), xytext=(0, 3), textcoords="offset points")
+    label = f"ln {branches[0]}" if (branches == branches[0]).all() else "mean ln d"
+    right.annotate(f"{label}: undecided", (1, undecided), xytext=(0, 3), textcoords="offset points")
     left.set(ylabel="mean probability of the likeliest branch", title=f"Confidence at the fork (FORK_RATE {rate:g})")
     right.set(
         ylabel="entropy at the fork (nats)",

@@ -1,9 +1,9 @@
 """Which mitigation wins coverage back? All on one frontier, with early stopping as the line to beat.
 
 Every method starts from the same bases at FORK_RATE .5 and 1, for every pair of seeds, and trains for as many steps.
-Plain cross-entropy's snapshots are the *early-stopping curve*: pass@k that can be had at a given pass@1 by stopping in
-time. A method is better only where its last checkpoint lies above that curve at its own pass@1, with its 95 %
-interval (pairs and problems resampled).
+Plain cross-entropy's snapshots are the *early-stopping curve*. A method is better only where its last checkpoint lies
+above the best pass@k that stopping in time has at no less pass@1 (`experiments.gap`), with its 95 % interval (pairs and
+problems resampled).
 
 A number that shapes a method is chosen on validation problems, on the first pair at FORK_RATE 1: the one of its
 ``values`` with the largest gap above the curve at k = 16. A run of any other name is compared as well, if its folder
@@ -11,7 +11,7 @@ ends in -seed<s> and all pairs have it.
 """
 
 import time
-from collections.abc import Iterator
+from collections.abc import Callable, Iterator
 from dataclasses import dataclass, replace
 from pathlib import Path
 
@@ -110,15 +110,16 @@ def frontier(config: Config) -> None:
     chosen = choose(config, methods)
     tried = [(PLAIN, "", rate, pair) for pair in pairs for rate in RATES]
     _train(config, source, tried + [(m, chosen[m.name], r, p) for p in pairs for m in methods for r in m.rates])
-    if evaluate(config, wanted=compared):
+    if evaluate(config, wanted=compared(config)):
         raise ValueError(f"{runs.eval_file(config)}: the engines disagree (see above)")
     compare(config, chosen)
     print(f"frontier: {(time.monotonic() - started) / 60:.1f} minutes", flush=True)
 
 
-def compared(checkpoint: Checkpoint) -> bool:
-    """Whether a checkpoint's pass@k is looked at: the end of every run, and all snapshots of the plain one."""
-    return checkpoint.final or checkpoint.meta["variant"] == "data"
+def compared(config: Config) -> Callable[[Checkpoint], bool]:
+    """Which checkpoints' pass@k is looked at: the end of every run, and all snapshots of the plain ones."""
+    plain = runs.variant(config, "sft")
+    return lambda checkpoint: checkpoint.final or checkpoint.meta["variant"] == plain
 
 
 def _train(config: Config, source: Path, tried: list[tuple[Method, str, float, int]]) -> None:
@@ -317,7 +318,7 @@ def verdict(row: dict) -> str:
 
 
 def draw(rows: list[dict], curves: dict[int, np.ndarray], rate: float, mode: str | None) -> Figure:
-    """pass@k against pass@1: the curves of all pairs, and every method."""
+    """pass@k against pass@1: the curves of all pairs, and every method; its bars are the interval of its gap."""
     figure = Figure(figsize=(9.6, 4.8), layout="constrained")
     mine = [row for row in rows if row["fork_rate"] == rate and row["mode"] == (mode or "free")]
     kinds = list(dict.fromkeys(_kind(row) for row in rows))  # a method looks the same at every FORK_RATE

@@ -1,4 +1,4 @@
-"""How far a method lies above the early-stopping curve: pass@k at equal pass@1, with a bootstrap interval.
+"""How far a method lies above the early-stopping curve: pass@k at no less pass@1, with a bootstrap interval.
 
 Arrays of solve rates hold pass@1 first and then one entry for every other k, [1 + K, ...].
 """
@@ -12,7 +12,7 @@ LOST = 0.05  # less than this was not lost, so there is nothing to recover
 
 
 def gap(method: np.ndarray, stopped: np.ndarray) -> np.ndarray:
-    """float64[pairs, K]: pass@k of methods [pairs, 1 + K] above curves [pairs, snapshots, 1 + K] at equal pass@1.
+    """float64[pairs, K]: pass@k of methods [pairs, 1 + K] above curves [pairs, snapshots, 1 + K] at no less pass@1.
 
     The curve runs from snapshot to snapshot. Of all places on it with at least the method's pass@1 the best counts, and
     beyond its largest pass@1 the snapshot that has it.

@@ -23,6 +23,7 @@ from minifork.schema import Config
 
 TEMPLATE = Path(__file__).parent / "report.html"
 NO_CLAIMS = "<p>No verdicts: none are made about this sweep, or <code>make claims</code> was not run yet.</p>"
+COMPUTED, SAMPLED = "Its pass@k is computed, not estimated.", "Its pass@k is estimated from samples, without bias."
 CAPTIONS = {
     "crossing": "pass@k against k. Where lines cross, more samples from the lower model on the left win on the right.",
     "epochs": "pass@k over epochs. The plain horizontal lines are the base model.",
@@ -52,6 +53,7 @@ def report(config: Config) -> None:
         "figures": "".join(figure_block(name, figure) for name, figure in figures.drawn(results, pairs).items()),
         "made": f"{runs.machine()}, config {fingerprint(to_tree(config))}",
         "decoder": f"{policy.parse(config.eval.policy)}",
+        "measured": COMPUTED if all(record["n"] is None for record in results.records) else SAMPLED,
         "data": json.dumps(explorer(config, results, pairs[0]), separators=(",", ":")).replace("<", "\\u003c"),
     }
     page = TEMPLATE.read_text()

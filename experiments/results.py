@@ -1,6 +1,6 @@
 """Reading eval.json and eval.npz: which records belong together, and paired bootstrap over problems."""
 
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 
 import numpy as np
 
@@ -15,13 +15,14 @@ from minifork.schema import Config
 @dataclass(frozen=True)
 class Results:
     """The records of an evaluation, the p arrays [n] behind them and the bootstrap weights [draws, n]; the settings
-    that made them and the checksum of eval.json."""
+    that made them, the checksum of eval.json, and the variant of the fine-tunings that are plain: the config's own."""
 
     records: list[dict]
     arrays: dict[str, np.ndarray]
     weights: np.ndarray
     settings: str = ""
     checksum: str = ""
+    plain: str = "data"
 
     def p(self, record: dict, mode: str | None = None) -> np.ndarray:
         """p_i of a record, free or with a forced mode, float64[n]."""
@@ -35,8 +36,8 @@ class Results:
         return self.arrays[key]
 
     def pairs(self) -> list[int]:
-        """Seeds s for which base-seed<s> was fine-tuned with SFT seed s, data-level."""
-        tuned = {r["seed"] for r in self.records if r["variant"] == "data"}
+        """Seeds s for which base-seed<s> was fine-tuned plainly with SFT seed s."""
+        tuned = {r["seed"] for r in self.records if r["variant"] == self.plain}
         return sorted(s for s in tuned if self.tuned(s) and self.base(s) is not None)
 
     def base(self, seed: int) -> dict | None:
@@ -44,21 +45,22 @@ class Results:
         return next((r for r in self.records if r["variant"] == "base" and r["base_seed"] == seed), None)
 
     def tuned(
-        self, seed: int, variant: str = "data", fork_rate: float | None = None, test_set: str = "plain"
+        self, seed: int, variant: str | None = None, fork_rate: float | None = None, test_set: str = "plain"
     ) -> list[dict]:
-        """The records of one fine-tuning of a pair, in order of epochs; empty when it was not run."""
+        """The records of one fine-tuning of a pair, the plain one if no other is named, in order of epochs; empty when
+        it was not run."""
         return [
             r
             for r in self.records
             if r["stage"] != "base"
             and r["seed"] == r["base_seed"] == seed
-            and r["variant"] == variant
+            and r["variant"] == (variant or self.plain)
             and (fork_rate is None or r["fork_rate"] == fork_rate)
             and r["test_set"] == test_set
         ]
 
     def fork_rates(self, seed: int) -> list[float]:
-        """The FORK_RATEs of the pair's data-level runs, ascending."""
+        """The FORK_RATEs of the pair's plain runs, ascending."""
         return sorted({r["fork_rate"] for r in self.tuned(seed)})
 
     def solved(self, record: dict, k: int, mode: str | None = None) -> np.ndarray:
@@ -70,26 +72,45 @@ class Results:
 def complete_pairs(config: Config, results: Results) -> list[int]:
     """The pairs that have every run of the config's sweep; where none has, all with a base and a plain fine-tuning.
 
-    So pairs of which another command made a few runs do not leave everything else without them.
+    So pairs of which another command made a few runs do not leave everything else without them. Raises ValueError
+    naming two plain runs of these pairs that differ in more than their seeds and FORK_RATE.
     """
     found, pairs = {record["run"] for record in results.records}, results.pairs()
-    whole = [pair for pair in pairs if _sweep_of(config, pair) <= found]
-    return whole or pairs
+    whole = [pair for pair in pairs if _sweep_of(config, pair) <= found] or pairs
+    plain = [record for pair in whole for record in results.tuned(pair)]
+    other = next((record for record in plain if record["recipe_hash"] != plain[0]["recipe_hash"]), None)
+    if other:
+        raise ValueError(
+            f"{runs.eval_file(config)}: {plain[0]['run']} and {other['run']} differ in more than FORK_RATE and seeds"
+            " (see their config.yaml); remove or rename one, then run `minifork eval` again"
+        )
+    return whole
 
 
 def _sweep_of(config: Config, pair: int) -> set[str]:
-    """The folders of the runs that the config's sweep plans for a pair."""
+    """The folders of the runs that the config's sweep plans for a pair, whatever evaluation the config names."""
+    config = replace(config, name="")
     jobs = [job for job in sweep.read(config, [pair]) if job.stage != "wise"]
     return {runs.run_folder(configs.changed(config, job.overrides), job.stage).name for job in jobs}
 
 
 def load(config: Config) -> Results:
-    """The results of the last evaluation; raises ValueError naming the file when there is none."""
+    """The results of the last evaluation; raises ValueError naming the file when there is none, and runs that would
+    pass for one."""
     path = runs.eval_file(config)
     evaluation, arrays = read_evaluation(path)
     if any(record.get("forced") is None for record in evaluation["records"]):
         raise ValueError(f"{path}: evaluates a stratified decoder; figures and claims are about i.i.d. samples")
     if any(record["rho"] is None for record in evaluation["records"]):
         raise ValueError(f"{path}: p is bounded but not computed there; run `minifork eval` with a larger eval.budget")
+    runs_of: dict[tuple, str] = {}
+    for record in evaluation["records"]:
+        kind = tuple(record[key] for key in ("variant", "fork_rate", "seed", "base_seed"))
+        if (other := runs_of.setdefault(kind, record["run"])) != record["run"]:
+            raise ValueError(
+                f"{path}: {other} and {record['run']} would pass for one run ({kind[0]}, seed {kind[2]});"
+                " remove or rename one, then run `minifork eval` again"
+            )
     weights = passk.resamples(evaluation["n_problems"], config.eval.bootstrap)
-    return Results(evaluation["records"], arrays, weights, evaluation["settings"], evaluation["checksum"])
+    plain = runs.variant(replace(config, name=""), "sft")
+    return Results(evaluation["records"], arrays, weights, evaluation["settings"], evaluation["checksum"], plain)

@@ -14,13 +14,14 @@ from minifork.schema import Config
 KS = (1, 16, 64)
 NAMES = {
     "base": "base",
+    "data": "FORK_RATE {rate}",
     "problem": "both modes for every problem",
-    "fresh": "FORK_RATE 1, fresh traces every epoch",
-    "cued": "FORK_RATE 1, branch cued",
-    "data-cue0.5": "FORK_RATE 1, branch cued in half of the training problems",
-    "data-graph": "FWD traces on graphs without a fork but for a share of .1",
+    "fresh": "FORK_RATE {rate}, fresh traces every epoch",
+    "cued": "FORK_RATE {rate}, branch cued",
+    "data-cue0.5": "FORK_RATE {rate}, branch cued in half of the training problems",
+    "data-graph": "FWD traces on graphs without a fork but for a share of {share}",
     "rationale": "rationale",
-    "published": "FORK_RATE 1, published order",
+    "published": "FORK_RATE {rate}, published order",
 }
 
 
@@ -71,9 +72,10 @@ def _last(results: Results, pair: int, variant: str, rate: float, test_set: str)
 
 
 def _name(variant: str, rate: float | None) -> str:
-    if variant == "data":
-        return f"FORK_RATE {rate:g}"
-    return NAMES.get(variant) or f"{variant}, FORK_RATE {rate:g}"
+    text = "" if rate is None else f"{rate:g}"
+    if variant not in NAMES:
+        return f"{variant}, FORK_RATE {text}"
+    return NAMES[variant].format(rate=text, share=text.replace("0.", "."))
 
 
 def _row(results: Results, last: list[dict], name: str) -> dict:

@@ -3,6 +3,7 @@
 import json
 from dataclasses import replace
 from datetime import date
+from pathlib import Path
 
 import numpy as np
 import pytest
@@ -26,7 +27,13 @@ def results_of(p: dict[tuple[str, int], np.ndarray], **arrays: np.ndarray) -> Re
         base = variant == "base"
         record = {"run": f"{variant}-seed{pair}", "stage": "base" if base else "sft", "variant": variant}
         record |= {"base_seed": pair, "seed": None if base else pair, "fork_rate": None if base else 1.0}
-        record |= {"epoch": None if base else 1, "test_set": "plain", "n": None, "setup_hash": variant}
+        record |= {
+            "epoch": None if base else 1,
+            "test_set": "plain",
+            "n": None,
+            "setup_hash": variant,
+            "recipe_hash": variant,
+        }
         found.append(record)
         stored[records.array_key(record, None)] = values
         stored |= {records.array_key(record, name): array for name, array in arrays.items()}
@@ -236,6 +243,24 @@ def test_two_claims_of_one_id(tmp_path):
         claims.read(path)
 
 
+@pytest.mark.parametrize("task", ["star", "arith", "mixed"])
+def test_plans_of_every_shipped_config_can_be_made(task, config_file):
+    """Whatever RL runs a task lacks."""
+    path = config_file.replace("star", task)
+    for preset in ("", *yaml.safe_load(Path(path).read_text())["presets"]):
+        config = configs.load(path, [f"preset={preset}"] if preset else [])
+        claims.require_planned(config, Results([], {}, np.ones(1)), [0], set())
+
+
+def test_the_name_of_an_evaluation_changes_no_plan(trained, copy, capsys):
+    named = trained.config("name=cold")
+    assert complete_pairs(named, load(trained.config())) == [0]
+    pipeline = copy("base-seed0", "sft-fork1-seed0")
+    assert pipeline("eval", "name=cold") == 0
+    error = pipeline.refused(capsys, "claims", "name=cold", "sft.epochs=5")
+    assert "was made with a config that is not the sweep's" in error
+
+
 def test_results_of_other_configs_are_refused(copy, trained, capsys):
     """A base of another config, or a second pair that differs in more than its seeds, is named and not mixed in."""
     pipeline = copy("eval.json", "eval.npz")
@@ -246,7 +271,11 @@ def test_results_of_other_configs_are_refused(copy, trained, capsys):
     learned = next(r for r in load(pipeline.config()).records if r["run"] == "sft-fork1-seed0")
     learned |= {"stage": "rl", "variant": "rl-grpo-FWD-fork1-epoch1", "setup_hash": "fewer updates"}
     with pytest.raises(ValueError, match="not the sweep's"):
-        claims.require_planned(pipeline.config(), Results([learned], {}, np.ones(1)), [0])
+        claims.require_planned(pipeline.config(), Results([learned], {}, np.ones(1)), [0], {learned["variant"]})
+    for others in ({"seed": 7}, {"variant": "of-no-claim"}):  # which no claim reads
+        claims.require_planned(
+            pipeline.config(), Results([learned | others], {}, np.ones(1)), [0], {learned["variant"]}
+        )
     evaluation = json.loads((pipeline.folder / "eval.json").read_text())
     for record in [dict(r) for r in evaluation["records"] if r["variant"] in ("base", "data")]:
         again = record | {"base_seed": 1, "run": record["run"].replace("seed0", "seed1")}

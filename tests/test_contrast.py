@@ -49,6 +49,8 @@ def test_a_missing_run_is_named(copy):
     assert pipeline("eval") == 0
     with pytest.raises(ValueError, match="no forward, GRPO of pair 0"):
         contrast.compare(pipeline.config())
+    with pytest.raises(ValueError, match="no pair of base and fine-tuned run"):
+        contrast.compare(pipeline.config("sft.loss=gem=0.7"))
 
 
 def test_the_document_shows_what_was_committed():

@@ -11,8 +11,8 @@ from minifork.cuda import Compiler, UnavailableError
 from minifork.kernel import SOURCE, Build
 
 BUILDS = [
-    Build(128, 2, 2, 20, 15, 6, 64, 1),
-    Build(128, 2, 2, 20, 15, 6, 64, 0),
+    Build(128, 4, 3, 20, 15, 6, 64, 1),  # the shipped star
+    Build(128, 4, 3, 20, 15, 6, 64, 0),
     Build(128, 4, 3, 26, 22, 16, 16, 1),
     Build(256, 4, 4, 64, 64, 16, 64, 1),
     Build(256, 8, 8, 256, 200, 56, 64, 0),

@@ -59,7 +59,9 @@ def test_compares_finished_runs(copy, capsys):
     pipeline = copy("base-seed0", "sft-fork1-seed0")
     for overrides in (["sft.loss=gem=0.7"], ["sft.fresh=true"]):
         assert pipeline("sft", "sft.fork_rate=1", *overrides) == 0
-    assert pipeline("wise", "wise.weights=0.5") == evaluate(pipeline.config(), frontier.compared) == 0
+    assert (
+        pipeline("wise", "wise.weights=0.5") == evaluate(pipeline.config(), frontier.compared(pipeline.config())) == 0
+    )
     frontier.compare(pipeline.config(), {"temperature": "2", "GEM": "0.5"})
     found = json.loads((pipeline.folder / "frontier.json").read_text())
     rows, spreads = found["methods"], found["stratified"]

@@ -10,9 +10,9 @@ import numpy as np
 import pytest
 import torch
 
+from experiments import sweep
 from minifork import records, runs
 from minifork.cli import main
-from minifork.config import fingerprint
 from tests.pipeline import ctrl_c, snapshot
 
 
@@ -292,8 +292,22 @@ def test_a_run_whose_base_was_made_anew_is_named(copy, capsys):
     saved["model"]["head.weight"] *= 1.001
     runs.save_weights(base, saved)
     assert "sft-fork1-seed0 was trained from other weights than" in pipeline.refused(capsys, "sft", "--resume")
+    with pytest.raises(ValueError, match="sft-fork1-seed0 was trained from other weights than"):
+        sweep.finished(pipeline.config(), sweep.Job("sft", ()))
     assert pipeline("eval") == 0
     assert "sft-fork1-seed0: left out, " in capsys.readouterr().out
+
+
+def test_rl_whose_start_was_made_anew_is_named(copy, capsys):
+    """Also where there is nothing left to do."""
+    pipeline = copy("base-seed0", "sft-fork1-seed0")
+    learn = ["rl", "--resume", "rl.updates=1", "rl.problems=16", "rl.prompts=4"]
+    assert pipeline(*learn) == pipeline(*learn) == 0
+    start = pipeline.folder / "sft-fork1-seed0" / "epochs" / "e1.pt"
+    saved = runs.load_weights(start)
+    saved["model"]["head.weight"] *= 1.001
+    runs.save_weights(start, saved)
+    assert "was trained from other weights than" in pipeline.refused(capsys, *learn)
 
 
 @pytest.mark.parametrize("name", ["base", "base-seed7", "rl-grpo-FWD-fork1-epoch1-seed0", "a\nb", "\udcff"])
@@ -320,7 +334,7 @@ def test_a_config_that_is_not_the_runs_own(copy, capsys):
 def test_results_of_another_version_are_refused(copy, capsys):
     pipeline = copy("eval.json", "eval.npz")
     path = pipeline.folder / "eval.json"
-    path.write_text(path.read_text().replace('"schema": 3', '"schema": 1'))
+    path.write_text(path.read_text().replace(f'"schema": {records.SCHEMA}', '"schema": 1'))
     for command in ("figures", "claims"):
         assert "not an evaluation of this version" in pipeline.refused(capsys, command)
 
@@ -330,16 +344,36 @@ def test_results_of_another_version_are_refused(copy, capsys):
 def test_evaluations_of_another_shape_are_refused(copy, capsys, key, value):
     """Even with a checksum that holds: what other code wrote is no evaluation of this one."""
     pipeline = copy("eval.json", "eval.npz")
-    path = pipeline.folder / "eval.json"
-    evaluation = runs.read_json(path)
-    where = evaluation if key in evaluation else evaluation["records"][0]
-    where |= {key: value}
-    if value is None:
-        del where[key]
-    del evaluation["checksum"]
-    runs.write_json(path, evaluation | {"checksum": fingerprint(evaluation)})
+    with pipeline.edited_evaluation() as evaluation:
+        where = evaluation if key in evaluation else evaluation["records"][0]
+        where |= {key: value}
+        if value is None:
+            del where[key]
     for command in ("figures", "claims", "report"):
         assert "eval.json: " in pipeline.refused(capsys, command)
+
+
+@pytest.mark.parametrize(
+    ("change", "named"),
+    [
+        ({"recipe_hash": "other"}, "sft-fork0.5-seed0 and sft-fork1-seed0 differ in more than FORK_RATE and seeds"),
+        ({"fork_rate": 0.5}, "sft-fork0.5-seed0 and sft-fork1-seed0 would pass for one run (data, seed 0)"),
+    ],
+)
+def test_fine_tunings_that_do_not_belong_together_are_refused(copy, capsys, change, named):
+    pipeline = copy("eval.json", "eval.npz")
+    with pipeline.edited_evaluation() as evaluation:
+        for record in evaluation["records"]:
+            record |= change if record["run"] == "sft-fork1-seed0" else {}
+    for command in ("figures", "claims", "report"):
+        assert named in pipeline.refused(capsys, command)
+
+
+def test_figures_are_of_the_configs_own_fine_tuning(copy, capsys):
+    pipeline = copy("base-seed0", "sft-fork1-seed0")
+    assert pipeline("sft", "sft.fresh=true") == pipeline("eval") == 0
+    assert pipeline("figures") == pipeline("figures", "sft.fresh=true") == 0
+    assert "no fine-tuning of this config (data-gem0.7)" in pipeline.refused(capsys, "figures", "sft.loss=gem=0.7")
 
 
 @pytest.mark.parametrize("how", ["truncated", "empty", "missing", "foreign", "one bit"])

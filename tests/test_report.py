@@ -100,6 +100,17 @@ def test_slider_and_picker(page, trained):
 
 
 @browser
+def test_graph_and_tree_are_told_to_screen_readers(page):
+    nodes = page.call("Accessibility.getFullAXTree")["nodes"]
+    told = [(node["role"]["value"], node["name"]["value"]) for node in nodes if "name" in node]
+    right = page.js("document.querySelector('#graph .branch').textContent").removeprefix("right ")
+    (graph,) = [name for role, name in told if role == "image" and name.startswith("from ")]
+    assert re.fullmatch(rf"from \S+, right branch \S+, \S+: {re.escape(right)}; wrong branch .*", graph)
+    rows = page.js("[...document.querySelectorAll('#tree text')].map((row) => row.firstChild.textContent.trim())")
+    assert rows and set(rows) <= {name.strip() for role, name in told if role == "StaticText"}
+
+
+@browser
 def test_keyboard(page):
     """Everything is reached by Tab; arrows move the slider, Enter presses the buttons."""
     reached = []
@@ -147,6 +158,14 @@ def test_refuses_what_was_not_evaluated(copy, capsys):
     saved["model"]["head.weight"] *= 1.5
     runs.save_weights(weights, saved)
     assert "e2.pt: changed since it was evaluated" in pipeline.refused(capsys, "report")
+
+
+def test_graphs_without_a_fork(copy):
+    pipeline = copy("base-seed0", "sft-fork1-seed0")
+    assert pipeline("eval", "eval.forked=false") == pipeline("report", "eval.forked=false") == 0
+    text = (pipeline.folder / "report.html").read_text()
+    data = json.loads(re.search(r'<script id="data" type="application/json">(.*?)</script>', text)[1])
+    assert {len(problem["branches"]) for problem in data["problems"]} == {1}
 
 
 def test_words_of_claims_are_escaped(trained, made):

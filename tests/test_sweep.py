@@ -117,6 +117,14 @@ def test_runs_and_skips(planned, capsys, monkeypatch):
     assert before == [(folder / "ckpt.pt").stat().st_mtime_ns for folder in folders]
 
 
+def test_a_run_that_is_planned_twice_is_made_once(planned, capsys):
+    """However it is written: two processes in one folder would refuse each other."""
+    _, config, source, jobs = planned
+    again = sweep.Job("sft", (*jobs[0].overrides, f"sft.epochs={config.sft.epochs}"))
+    sweep.sweep(config, source, [jobs[0], again])
+    assert "[1/1]" in capsys.readouterr().out
+
+
 def test_a_killed_worker_is_run_again(planned, tmp_path, monkeypatch):
     """The first two starts die by SIGKILL; the run is whole in the end."""
     pipeline, config, source, jobs = planned

@@ -2,8 +2,13 @@
 
 import json
 
+import numpy as np
 import pytest
 
+from data_gen import streams
+from experiments.figures import fork
+from experiments.results import load
+from minifork import config as configs
 from tests.conftest import CONFIG, SMALL
 from tests.pipeline import Pipeline
 
@@ -66,6 +71,15 @@ def test_arith_graded_by_the_answer(arith, capsys):
         assert "wrong_answer" in record["errors"] and "p_rest" not in record["fork"]
 
 
+def test_a_report_on_what_samples_said(arith):
+    """Graded by the answer, far too many prefixes live to compute p again."""
+    graded = ["eval.grading=answer", "eval.budget=2000", "eval.rollouts=64"]
+    assert arith("eval", *graded) == arith("report", *graded) == 0
+    assert "estimated from samples" in (arith.folder / "report.html").read_text()
+    assert arith("eval") == arith("report") == 0
+    assert "computed, not estimated" in (arith.folder / "report.html").read_text()
+
+
 def test_bases_serve_both_orders_and_no_other_data(arith, capsys):
     assert arith("pretrain", "data.branch_order=published") == 0
     assert "nothing to do" in capsys.readouterr().out
@@ -94,6 +108,10 @@ def test_search(tmp_path, capsys):
             assert abs(wasted["FWD"]) < 1e-5 > abs(wasted["REV"]) and -1e-5 < wasted["SEARCH"] <= 3 + 1e-5
     runs = {record["run"] for record in results(pipeline)["records"]}
     assert runs == {"base-seed0", "sft-fork0.3333-FWD+REV+SEARCH-seed0", "sft-problem-FWD+REV+SEARCH-seed0"}
+    own = [*third, "reproduce.sweep=search"]
+    assert pipeline("figures", *own) == pipeline("claims", *own) == pipeline("report", *own) == 0
+    out = capsys.readouterr().out
+    assert "claims hold on 1 pair" in out and "is missing" not in out
 
 
 def test_mixed(tmp_path):
@@ -102,6 +120,11 @@ def test_mixed(tmp_path):
     result = results(pipeline)
     assert all(check["agrees"] for check in result["checks"]) and result["task"] == "mixed"
     assert pipeline("claims") == 0
+    config = configs.load(pipeline.config_file, pipeline.small)
+    figure = fork(load(config), [0])
+    (words,) = [text for text in figure.axes[1].texts if "undecided" in text.get_text()]
+    branches = np.array([2, 4])[streams.test_problems(config.data, config.eval.problems).size]
+    assert words.get_text() == "mean ln d: undecided" and words.xy[1] == pytest.approx(np.log(branches).mean())
     for engine in ("split", "rollout"):
         assert pipeline("eval", f"eval.engine={engine}", "eval.rollouts=64", f"name={engine}") == 0
 
