@@ -1,4 +1,4 @@
-# minifork: every target makes what it needs first (environment, base model) and does nothing twice.
+# minifork: every target makes its environment first, those that train their base model too, and none does anything twice.
 # PYTHON=python3 uses that interpreter as it is and installs nothing. Variables are read from the command line only: the
 # environment may have a NAME for reasons of its own.
 
