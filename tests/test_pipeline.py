@@ -67,7 +67,7 @@ def test_schema_of_the_evaluation(evaluation):
     assert set(result) >= {
         "schema", "task", "engine", "policy", "grading", "split", "n_problems", "data_hash", "records",
     }  # fmt: skip
-    assert (result["schema"], result["task"], result["engine"], result["n_problems"]) == (3, "star", "exact", 64)
+    assert (result["schema"], result["task"], result["engine"], result["n_problems"]) == (4, "star", "exact", 64)
     records = result["records"]
     assert [(r["run"], r["epoch"]) for r in records if r["stage"] == "base"] == [("base-seed0", None)]
     for name in SFT:
