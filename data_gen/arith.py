@@ -305,11 +305,11 @@ class Arith:
     def walks(
         self, problems: Problems, stop: float, informed: float, rng: np.random.Generator, count: int
     ) -> np.ndarray:
-        """``count`` queries with walks on every graph, int64[n, count, 4 + trace_len], PAD in gaps.
+        """``count`` queries with walks on every graph, int64[n, count, 10 + 3 l], PAD in gaps.
 
         A FWD walk opens with its first node, as the premise, and a random value; it evaluates every node it
-        comes to. A REV walk adds constants up to the root; if it gets there and the query gave the root's
-        value, it says that and the total.
+        comes to, and of these walks a share ``informed`` names where it ends. A REV walk adds constants up to the
+        root; if it gets there and the query gave the root's value, it says that and the total.
         """
         graph, shape, length = self.graph, (len(problems), count), self.length
         names = [name for name in self.mode_names if name in WALKED]

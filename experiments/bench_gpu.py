@@ -118,16 +118,16 @@ def _measure(tree: Tree, name: str, batch: int) -> dict:
             "rollouts": batch,
             "failed": f"{type(error).__name__}: {str(error).splitlines()[0] if str(error) else ''}",
         }
-    median = statistics.median(seconds)
+    median, rollouts = statistics.median(seconds), n * len(part)  # a batch need not be a multiple of the problems
     tokens = float(backends.sample(part, 256, 0).tokens.sum()) * n  # a trace's mean length, from another sample
     return {
         "rollouts": batch,
         "seconds": median,
         "spread": [min(seconds), max(seconds)],
         "prepared_s": prepared,
-        "rollouts_per_s": batch / median,
+        "rollouts_per_s": rollouts / median,
         "tokens_per_s": tokens / median,
-        "decoded_per_s": (tokens - batch) / median,  # a trace's first token comes from the prompt
+        "decoded_per_s": (tokens - rollouts) / median,  # a trace's first token comes from the prompt
     }
 
 

@@ -270,7 +270,7 @@ def decode(
                 solved, tokens = solve_rates(config, run, path, policy.parse(text))
                 found.setdefault(text, []).append(Point(pair, solved, _seconds(config, record["run"]), tokens))
         tree = measure.tree_of(load_run(path, run).to(device), config.data, problems, policy.parse(config.eval.policy))
-        spreads.append(spread(tree, problems, results.p(record)))
+        spreads.append(spread(tree, problems, results.solved(record, problems.branches.shape[1])))
     return found, stratified(rate, spreads)
 
 

@@ -10,9 +10,9 @@ from minifork.measure import ProblemSet
 from minifork.tree import Tree
 
 
-def spread(tree: Tree, problems: ProblemSet, p: np.ndarray) -> dict[str, tuple]:
+def spread(tree: Tree, problems: ProblemSet, iid: np.ndarray) -> dict[str, tuple]:
     """Solve rates float64[n] at k = d of samples spread over d tokens at four places, with the share of problems where
-    that place is the fork; and of k i.i.d. samples from p float64[n]. Problems of several sizes have no one d: none."""
+    that place is the fork; beside those of d i.i.d. samples. Problems of several sizes have no one d: none."""
     fork, d = problems.fork, problems.branches.shape[1]
     if (problems.branches == PAD).any():
         return {}
@@ -29,7 +29,7 @@ def spread(tree: Tree, problems: ProblemSet, p: np.ndarray) -> dict[str, tuple]:
         name: (strata.solve_rate(strata.stratify(tree, prefix, length, m).p_lo, [d])[:, 0], hit)
         for name, (prefix, length, m, hit) in ways.items()
     }
-    return {"iid": (passk.solve_rate(p, d), None), **found}
+    return {"iid": (iid, None), **found}
 
 
 def stratified(rate: float, spreads: list[dict[str, tuple]]) -> list[dict]:
