@@ -50,6 +50,16 @@ def test_table():
     assert table({"rows": [row]}).splitlines()[-1] == "| base |" + 4 * " .250 [.200, 1.000] |"
 
 
+@pytest.mark.parametrize("path", sorted((ROOT / "experiments" / "results").glob("*-claims.json")), ids=lambda p: p.name)
+def test_the_readme_shows_the_claims_that_fail(path):
+    found = json.loads(path.read_text())
+    assert found["command"] and found["config_hash"] and found["machine"]
+    for row in [row for row in found["claims"] if row["verdict"] == "fails"]:
+        low, high = row["ci95"]
+        number = f"{row['effect']:.3f} [{low:.3f}, {high:.3f}]".replace("0.", ".")
+        assert number in (ROOT / "README.md").read_text(), row["id"]
+
+
 @pytest.mark.parametrize("path", COMMITTED, ids=lambda path: path.name)
 def test_the_readme_shows_what_was_committed(path):
     found = json.loads(path.read_text())
