@@ -23,7 +23,7 @@ import numpy as np
 
 from data_gen import star, verifier
 from data_gen.star import Star
-from data_gen.task import PAD, Batch, require_modes
+from data_gen.task import PAD, Batch, Task
 from data_gen.verifier import DFA
 
 MODES = ("FWD", "REV", "RAT")
@@ -56,7 +56,7 @@ class Problems(Batch):
 
 
 @dataclass(frozen=True)
-class Arith:
+class Arith(Task):
     """The arithmetic task and its token layout. Raises ValueError naming the key that does not fit.
 
     labels: number of label tokens; branches: d; length: l, the additions of a chain; modulus: a prime, or None
@@ -64,6 +64,11 @@ class Arith:
     first (only the order of the branches changes, as in the published generator); modes: the forms of traces,
     comma-separated.
     """
+
+    label_key = "data.labels"
+    sinks = SINKS
+    label_count = property(lambda self: self.labels)
+    shortest_query = 7  # tokens of the shortest query with its walk: premise, value, target, SEP, mode, node, EOS
 
     labels: int
     branches: int
@@ -88,31 +93,12 @@ class Arith:
         if self.modulus is not None and not _is_prime(self.modulus):
             near = next(p for p in range(max(2, self.modulus), 2 * max(2, self.modulus) + 1) if _is_prime(p))
             raise ValueError(f"data.modulus is {self.modulus}: give a prime such as {near}, or null for integers")
-        if self.branch_order not in ("shuffled", "published"):
-            raise ValueError(f"data.branch_order is {self.branch_order!r}: choose shuffled or published")
-        require_modes(self.modes, MODES)
+        self.require_words(MODES)
 
     @property
     def graph(self) -> Star:
         """The star that the relations form."""
         return Star(self.labels, self.branches, self.length + 1, self.branch_order)
-
-    @property
-    def label_key(self) -> str:
-        """The config key that says how many labels there are."""
-        return "data.labels"
-
-    @property
-    def label_count(self) -> int:
-        return self.labels
-
-    @property
-    def mode_names(self) -> tuple[str, ...]:
-        return tuple(self.modes.split(","))
-
-    @property
-    def sinks(self) -> tuple[str, ...]:
-        return SINKS
 
     @property
     def largest_constant(self) -> int:
@@ -149,11 +135,6 @@ class Arith:
         return self.graph_len + 4
 
     @property
-    def shortest_query(self) -> int:
-        """Tokens of the shortest query with its walk: premise, value, target, SEP, mode, node, EOS."""
-        return 7
-
-    @property
     def trace_len(self) -> int:
         return max(self._length(name) for name in self.mode_names)
 
@@ -174,10 +155,6 @@ class Arith:
         names = [chr(97 + i) if self.labels <= 26 else f"x{i}" for i in range(self.labels)]
         texts = [*names, *map(str, range(self.numbers))]
         return " ".join(words.get(int(t)) or texts[int(t)] for t in tokens)
-
-    def shapes(self, problems: Problems) -> list[tuple[str, "Arith", np.ndarray]]:
-        """The problems by the shape of their graph: all have one."""
-        return [("", self, np.ones(len(problems), dtype=bool))]
 
     def sample(self, rng: np.random.Generator, n: int) -> Problems:
         """n problems with a fork at the premise: random labels and order, constants and premise."""

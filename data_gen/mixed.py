@@ -14,7 +14,7 @@ import numpy as np
 
 from data_gen import star
 from data_gen.star import SINKS, Star
-from data_gen.task import PAD, Batch
+from data_gen.task import PAD, Batch, Task
 from data_gen.verifier import DFA
 
 
@@ -29,7 +29,7 @@ class Problems(Batch):
 
 
 @dataclass(frozen=True)
-class Mixed:
+class Mixed(Task):
     """Star problems of several sizes. Raises ValueError naming the key that does not fit.
 
     nodes: number of node tokens; sizes: "dxl,dxl,..." with equal numbers d (l - 1) of edges, drawn evenly;
@@ -82,14 +82,10 @@ class Mixed:
         self, problems: Problems, ask: Callable, width: int | None = None, dtype: type = np.int64
     ) -> np.ndarray:
         """The stars' answers to ask(star, problems, rows) in the problems' order, PAD up to ``width`` columns."""
-        out = None
-        for one, rows, part in self._by_size(problems):
-            answer = ask(one, part, rows)
-            if out is None:
-                shape = answer.shape[1:] if width is None else (width, *answer.shape[2:])
-                out = (
-                    np.full((len(problems), *shape), PAD, dtype) if width else np.zeros((len(problems), *shape), dtype)
-                )
+        answers = [(rows, ask(one, part, rows)) for one, rows, part in self._by_size(problems)]
+        shape = answers[0][1].shape[1:] if width is None else (width, *answers[0][1].shape[2:])
+        out = np.full((len(problems), *shape), PAD if width else 0, dtype)
+        for rows, answer in answers:
             if width is None:
                 out[rows] = answer
             else:
@@ -159,9 +155,7 @@ class Mixed:
         """As `Star.walks`, on every problem's own graph."""
         width = self.prompt_len - self.graph_len + self.trace_len
         return self._gather(
-            problems,
-            lambda s, p, rows: s.walks(p, stop, informed, rng, count).transpose(0, 2, 1),
-            width,
+            problems, lambda s, p, rows: s.walks(p, stop, informed, rng, count).transpose(0, 2, 1), width
         ).transpose(0, 2, 1)
 
     def pass_at_1(self, stop: float) -> float:
@@ -170,6 +164,6 @@ class Mixed:
 
 
 _SHARED = {  # what the layout of tokens decides
-    "mode_names", "mode_token", "sinks", "label_key", "label_count", "vocab_size", "graph_len", "prompt_len",
+    "mode_token", "sinks", "label_key", "label_count", "vocab_size", "graph_len", "prompt_len",
     "shortest_query", "read_graph", "decode", "eos",
 }  # fmt: skip

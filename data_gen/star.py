@@ -27,7 +27,7 @@ from dataclasses import dataclass
 import numpy as np
 
 from data_gen import search, verifier
-from data_gen.task import PAD, Batch, require_modes
+from data_gen.task import PAD, Batch, Task
 from data_gen.verifier import DFA
 
 MODES = ("FWD", "REV", "SEARCH")
@@ -49,13 +49,17 @@ class Problems(Batch):
 
 
 @dataclass(frozen=True)
-class Star:
+class Star(Task):
     """The star task and its token layout. Raises ValueError when the graph does not fit the labels.
 
     nodes: number of node tokens N; branches: d; length: l, the nodes of a branch, start included;
     branch_order: "shuffled", or "published" for the leaky control, which prints the right branch first;
     modes: the forms of traces, comma-separated.
     """
+
+    label_key = "data.nodes"
+    sinks = SINKS
+    shortest_query = 6  # tokens of the shortest query with its walk: start, goal, SEP, mode, node, EOS
 
     nodes: int
     branches: int
@@ -64,7 +68,7 @@ class Star:
     modes: str = "FWD,REV"
 
     def __post_init__(self) -> None:
-        require_modes(self.modes, MODES)
+        self.require_words(MODES)
         if "SEARCH" in self.mode_names and self.branches > search.MOST_BRANCHES:
             raise ValueError(f"data.branches is {self.branches}: SEARCH keeps track of {search.MOST_BRANCHES} at most")
         if self.branches < 1:
@@ -76,35 +80,19 @@ class Star:
                 f"data.nodes is {self.nodes}: {self.branches} branches of length {self.length} need "
                 f"at least {self.graph_nodes} (branches*(length-1)+1)"
             )
-        if self.branch_order not in ("shuffled", "published"):
-            raise ValueError(f"data.branch_order is {self.branch_order!r}: choose shuffled or published")
 
-    @property
-    def label_key(self) -> str:
-        """The config key that says how many labels there are."""
-        return "data.nodes"
-
-    @property
-    def label_count(self) -> int:
-        return self.nodes
-
-    @property
-    def mode_names(self) -> tuple[str, ...]:
-        return tuple(self.modes.split(","))
-
-    @property
-    def sinks(self) -> tuple[str, ...]:
-        return SINKS
+    label_count = property(lambda self: self.nodes)  # labels are tokens 0 .. nodes - 1, then come
+    fwd = property(lambda self: self.nodes)
+    rev = property(lambda self: self.nodes + 1)
+    sep = property(lambda self: self.nodes + 2)
+    eos = property(lambda self: self.nodes + 3)
+    search = property(lambda self: self.nodes + 4)
+    back = property(lambda self: self.nodes + 5)
 
     @property
     def graph(self) -> "Star":
         """The star that the graph is: itself."""
         return self
-
-    @property
-    def shortest_query(self) -> int:
-        """Tokens of the shortest query with its walk: start, goal, SEP, mode, node, EOS."""
-        return 6
 
     @property
     def edges(self) -> int:
@@ -113,30 +101,6 @@ class Star:
     @property
     def graph_nodes(self) -> int:
         return self.edges + 1
-
-    @property
-    def fwd(self) -> int:
-        return self.nodes
-
-    @property
-    def rev(self) -> int:
-        return self.nodes + 1
-
-    @property
-    def sep(self) -> int:
-        return self.nodes + 2
-
-    @property
-    def eos(self) -> int:
-        return self.nodes + 3
-
-    @property
-    def search(self) -> int:
-        return self.nodes + 4
-
-    @property
-    def back(self) -> int:
-        return self.nodes + 5
 
     @property
     def vocab_size(self) -> int:
@@ -164,10 +128,6 @@ class Star:
         words = ("FWD", "REV", "SEP", "EOS", "SEARCH", "BACK")
         special = {self.nodes + i: word for i, word in enumerate(words)}
         return " ".join(special.get(int(t), str(int(t))) for t in tokens)
-
-    def shapes(self, problems: Problems) -> list[tuple[str, "Star", np.ndarray]]:
-        """The problems by the shape of their graph: all have one."""
-        return [("", self, np.ones(len(problems), dtype=bool))]
 
     def sample(self, rng: np.random.Generator, n: int) -> Problems:
         """n problems with a fork at the start: random labels, edges in random order."""

@@ -7,11 +7,9 @@ indexed and concatenated.
 """
 
 from dataclasses import dataclass, fields
-from typing import Any, Protocol
+from typing import Any
 
 import numpy as np
-
-from data_gen.verifier import DFA
 
 PAD = -1  # stands in arrays where a trace or a walk is over
 GRADINGS = ("steps", "answer")
@@ -30,116 +28,63 @@ class Batch:
         return type(self)(*(getattr(self, field.name)[rows] for field in fields(self)))
 
 
-def require_modes(text: str, known: tuple[str, ...]) -> None:
-    """Raise ValueError unless ``data.modes`` lists different ones of ``known``, FWD among them."""
-    names = tuple(text.split(","))
-    if not set(names) <= set(known) or len(set(names)) < len(names):
-        raise ValueError(f"data.modes is {text!r}: list different ones of {', '.join(known)}")
-    if "FWD" not in names:
-        raise ValueError(f"data.modes is {text!r}: FWD, which meets the fork, must be one of them")
+class Task:
+    """A task: a frozen dataclass of its config's data section with these members, next to those that it inherits.
 
+    Every method is a pure function; arrays are int64, n is the number of problems. Numbers and words:
 
-class Task(Protocol):
-    """Every method is a pure function; arrays are int64. mode: the index of a trace's mode in ``mode_names``.
+        label_key         the config key that says how many labels there are
+        label_count       how many labels there are; their tokens are 0, 1, 2, ...
+        sinks             the names of the DFA's sinks: accept, the ways to fail, too_long the last
+        vocab_size        how many tokens there are, from 0 on
+        eos               the token that ends a trace
+        prompt_len        tokens of a prompt, the same for all problems
+        graph_len         tokens of a prompt that print the graph; the query follows
+        trace_len         tokens of the longest trace, mode and EOS included
+        shortest_query    tokens of the shortest query with its walk
+        graph             the star that all graphs are, where they have one shape
 
-    A task is a frozen dataclass of its config's data section. One whose traces end in an answer also has
-    ``answer_dfa(problems)``, the automata that judge the answer alone, and ``guessing_floor``, a guess's chance.
+    Methods:
+
+        mode_token(mode)             the token that a trace in this mode begins with
+        sample(rng, n)               n problems
+        give_cue(problems, cued)     the problems, the branch given away by the printed order where bool[n] ``cued``
+        hang_off(problems, forked)   the problems, their decoys on another root, so no fork, where not bool[n]
+                                     ``forked``; raises ValueError when no label is left for that root
+        identity(problems)           uint64[n]: equal for problems on equal graphs, however printed
+        prompts(problems)            [n, prompt_len]
+        traces(problems, mode)       [n, trace_len], PAD past EOS; mode [n], an index into ``mode_names`` for each
+        dfa(problems)                the automata that accept the right traces
+        fork_prefix(problems)        [n, F]: the FWD tokens that end right before the fork
+        children(problems)           [n, d]: the first node of every branch, PAD past the last; column 0 is right
+        walks(problems, stop, informed, rng, count)    [n, count, Q]: queries and walks, PAD in gaps
+        pass_at_1(stop)              closed form of an ideal base model's pass@1
+        read_graph(tokens)           prompts as read: parents [n, E], children [n, E] as printed, what else each
+                                     edge says [n, E, X], the query [n, 2] (start, goal)
+        decode(tokens)               tokens [T] as a readable line
+
+    One whose traces end in an answer also has ``answer_dfa(problems)``, the automata that judge the answer alone, and
+    ``guessing_floor``, a guess's chance.
     """
 
     branch_order: str  # "shuffled", or "published": the right branch printed first
     modes: str  # the names of its modes, with commas between
 
     @property
-    def graph(self) -> Any:
-        """The star that all graphs are, where they have one shape."""
-
-    @property
-    def label_key(self) -> str:
-        """The config key that says how many labels there are."""
-
-    @property
-    def label_count(self) -> int:
-        """How many labels there are; their tokens are 0, 1, 2, ..."""
-
-    @property
     def mode_names(self) -> tuple[str, ...]:
         """The names of its modes."""
+        return tuple(self.modes.split(","))
 
-    @property
-    def sinks(self) -> tuple[str, ...]:
-        """The names of the DFA's sinks: accept, the ways to fail, too_long the last."""
-
-    @property
-    def vocab_size(self) -> int:
-        """How many tokens there are, from 0 on."""
-
-    @property
-    def prompt_len(self) -> int:
-        """Tokens of a prompt, the same for all problems."""
-
-    @property
-    def graph_len(self) -> int:
-        """The tokens of a prompt that print the graph; the query follows."""
-
-    @property
-    def trace_len(self) -> int:
-        """Tokens of the longest trace, mode and EOS included."""
-
-    @property
-    def shortest_query(self) -> int:
-        """Tokens of the shortest query with its walk."""
-
-    @property
-    def eos(self) -> int:
-        """The token that ends a trace."""
-
-    def mode_token(self, mode: str) -> int:
-        """The token that a trace in this mode begins with."""
+    def require_words(self, valid: tuple[str, ...]) -> None:
+        """Raise ValueError unless ``modes`` lists different ones of ``valid``, FWD among them, and the order is one."""
+        names = self.mode_names
+        if not set(names) <= set(valid) or len(set(names)) < len(names):
+            raise ValueError(f"data.modes is {self.modes!r}: list different ones of {', '.join(valid)}")
+        if "FWD" not in names:
+            raise ValueError(f"data.modes is {self.modes!r}: FWD, which meets the fork, must be one of them")
+        if self.branch_order not in ("shuffled", "published"):
+            raise ValueError(f"data.branch_order is {self.branch_order!r}: choose shuffled or published")
 
     def shapes(self, problems: Problems) -> list[tuple[str, "Task", np.ndarray]]:
         """The problems by the shape of their graph: a name for the shape, a task of that shape, the rows bool[n]."""
-
-    def sample(self, rng: np.random.Generator, n: int) -> Problems:
-        """n problems."""
-
-    def give_cue(self, problems: Problems, cued: np.ndarray) -> Problems:
-        """The problems, the branch given away by the printed order where bool[n] ``cued``."""
-
-    def hang_off(self, problems: Problems, forked: np.ndarray) -> Problems:
-        """The problems, their decoys on another root where bool[n] ``forked`` is False: no fork there.
-
-        Raises ValueError when no label is left for that root.
-        """
-
-    def identity(self, problems: Problems) -> np.ndarray:
-        """uint64[n]: equal for problems on equal graphs, however printed."""
-
-    def prompts(self, problems: Problems) -> np.ndarray:
-        """[n, prompt_len]."""
-
-    def traces(self, problems: Problems, mode: np.ndarray) -> np.ndarray:
-        """[n, trace_len], PAD past EOS, for modes [n]."""
-
-    def dfa(self, problems: Problems) -> DFA:
-        """The automata that accept the right traces."""
-
-    def fork_prefix(self, problems: Problems) -> np.ndarray:
-        """[n, F]: the FWD tokens that end right before the fork."""
-
-    def children(self, problems: Problems) -> np.ndarray:
-        """[n, d]: the first node of every branch, PAD past the last; column 0 is the right one."""
-
-    def walks(
-        self, problems: Problems, stop: float, informed: float, rng: np.random.Generator, count: int
-    ) -> np.ndarray:
-        """[n, count, Q]: queries and walks on the graphs, PAD in gaps."""
-
-    def pass_at_1(self, stop: float) -> float:
-        """Closed form of an ideal base model's pass@1."""
-
-    def read_graph(self, tokens: np.ndarray) -> tuple[np.ndarray, np.ndarray, np.ndarray, np.ndarray]:
-        """Prompts as a reader sees them: parents [n, E] and children [n, E] as printed, what else each edge
-        says [n, E, X], and the query [n, 2] (start, goal)."""
-
-    def decode(self, tokens: np.ndarray) -> str:
-        """Tokens [T] as a readable line."""
+        return [("", self, np.ones(len(problems), dtype=bool))]

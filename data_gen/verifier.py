@@ -29,9 +29,6 @@ class DFA:
     def first_sink(self) -> int:
         return self.next.shape[1] - len(self.sinks)
 
-    def __getitem__(self, rows: slice | np.ndarray) -> "DFA":
-        return DFA(self.next[rows], self.sinks)
-
     def run(self, problem: int, tokens: np.ndarray) -> int:
         """The state of one problem after the tokens int[T]."""
         state = 0

@@ -98,15 +98,15 @@ def test_published_order_is_flagged():
     # A permutation p value is never 0: the observed assignment is one of its own permutations.
     assert min(check.p for check in checks) == 1 / (1 + audit.DRAWS)
     assert "first edge order" in {check.name for check in checks if check.flagged}
-    found = names_flagged(task, streams.sft_examples(task, CLEAN[2], 0, 1000), 0.5)
-    assert found == {"first edge position", "first edge order", "goal edge position", "linear probe"}
+    flagged = names_flagged(task, streams.sft_examples(task, CLEAN[2], 0, 1000), 0.5)
+    assert flagged == {"first edge position", "first edge order", "goal edge position", "linear probe"}
 
 
 @pytest.mark.parametrize("cue_rate", [0.5, 1.0])
 def test_cue_is_flagged(cue_rate):
     mixture = Mixture("FWD,REV", 1.0, cue_rate, False, "data", False)
-    found = names_flagged(REFERENCE, streams.sft_examples(REFERENCE, mixture, 0, 1000))
-    assert found == {"first edge position", "first edge order", "linear probe"}
+    flagged = names_flagged(REFERENCE, streams.sft_examples(REFERENCE, mixture, 0, 1000))
+    assert flagged == {"first edge position", "first edge order", "linear probe"}
 
 
 def test_leak_in_label_order():
@@ -132,8 +132,8 @@ def test_leak_in_goal_edge():
     rows, goal_edge = np.arange(len(order)), REFERENCE.length - 2
     at = np.argmax(order == goal_edge, axis=1)
     order[rows, at], order[:, -1] = order[:, -1], goal_edge
-    found = names_flagged(REFERENCE, examples_of(REFERENCE, Problems(problems.labels, order, problems.forked)))
-    assert "goal edge position" in found and "first edge order" not in found
+    flagged = names_flagged(REFERENCE, examples_of(REFERENCE, Problems(problems.labels, order, problems.forked)))
+    assert "goal edge position" in flagged and "first edge order" not in flagged
 
 
 def test_leaks_between_the_ends_are_left_to_the_probe():

@@ -72,8 +72,8 @@ def test_the_audit_looks_at_every_size():
     checks = audit.audit(MIXED, streams.sft_examples(MIXED, mixture, 0, 600), 0.5)
     assert not any(c.flagged for c in checks) and sum(check.name.endswith("linear probe") for check in checks) == 3
     leaking = Mixed(10, ",".join(SIZES), "published")
-    found = audit.audit(leaking, streams.sft_examples(leaking, mixture, 0, 600), 0.5)
-    assert {check.name for check in found if check.flagged} >= {f"{size} first edge position" for size in SIZES}
+    checks = audit.audit(leaking, streams.sft_examples(leaking, mixture, 0, 600), 0.5)
+    assert {check.name for check in checks if check.flagged} >= {f"{size} first edge position" for size in SIZES}
     cued = Mixture("FWD,REV", 1.0, 1.0, False, "data", False)
     assert any(c.flagged for c in audit.audit(MIXED, streams.sft_examples(MIXED, cued, 0, 600), 1.0))
 

@@ -233,9 +233,3 @@ def test_dfa_agrees_with_the_grader_on_mutated_traces(given_problems, data):
             else:
                 answer = rng.integers(task.vocab_size, size=len(answer)).tolist()
             assert verdict(dfa, i, answer) == grade(task, Graph(task, prompts[i]), answer)
-
-
-def test_dfa_rows():
-    problems = streams.problems(REFERENCE, 0, "test", 5)
-    dfa = REFERENCE.dfa(problems)
-    assert (dfa[2:4].next == REFERENCE.dfa(problems[2:4]).next).all()
