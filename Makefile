@@ -11,6 +11,7 @@ EPOCHS    :=
 NAME      :=
 PAIRS     := 1
 PRESET    :=
+STUDY     :=
 ENGINE    := auto
 ROLLOUTS  := 1024
 ARGS      :=
@@ -24,13 +25,15 @@ ENV := .venv/ready
 BENCH := .venv/bench
 endif
 
-CONFIG   := --config experiments/configs/$(TASK).yaml $(if $(PRESET),preset=$(PRESET))
+CONFIG   := --config $(TASK) $(if $(PRESET),preset=$(PRESET))
 MINIFORK := $(PYTHON) -m minifork
 BASE     := $(MINIFORK) pretrain --resume $(CONFIG) base_seed=$(BASE_SEED) $(ARGS)
+SEEDS    := base_seed=$(BASE_SEED) seed=$(SEED)
+STUDIED  := $(CONFIG) reproduce.pairs=$(PAIRS) $(if $(STUDY),reproduce.study=$(STUDY))
 SFT      := $(if $(FORK_RATE),sft.fork_rate=$(FORK_RATE)) $(if $(EPOCHS),sft.epochs=$(EPOCHS))
 
 .DEFAULT_GOAL := help
-.PHONY: help pretrain sft rl wise eval figures claims report audit agreement bench gpu-check frontier contrast sensitivity reproduce reproduce-full stops test faults lint clean
+.PHONY: help pretrain sft rl wise eval runs config figures claims report audit agreement bench gpu-check study frontier contrast sensitivity reproduce reproduce-full stops test faults lint clean
 
 help: ## this list
 	@grep -hE '^[a-z-]+:.*## ' $(MAKEFILE_LIST) | sed -E 's/:.*## /\t/' | expand -t 12
@@ -40,28 +43,34 @@ pretrain: $(ENV) ## train the base model on random graph walks [TASK PRESET BASE
 
 sft: $(ENV) ## fine-tune it on traces, FORK_RATE of them through the fork [TASK PRESET FORK_RATE SEED BASE_SEED EPOCHS NAME ARGS]
 	@$(BASE) $(SFT)
-	@$(MINIFORK) sft --resume $(CONFIG) base_seed=$(BASE_SEED) seed=$(SEED) $(SFT) name="$(NAME)" $(ARGS)
+	@$(MINIFORK) sft --resume $(CONFIG) $(SEEDS) $(SFT) name="$(NAME)" $(ARGS)
 
 rl: $(ENV) ## go on by rewards from the fine-tuned run [TASK PRESET FORK_RATE SEED BASE_SEED EPOCHS NAME ARGS]
 	@$(BASE) $(SFT)
-	@$(MINIFORK) sft --resume $(CONFIG) base_seed=$(BASE_SEED) seed=$(SEED) $(SFT) $(ARGS)
-	@$(MINIFORK) rl --resume $(CONFIG) base_seed=$(BASE_SEED) seed=$(SEED) $(SFT) name="$(NAME)" $(ARGS)
+	@$(MINIFORK) sft --resume $(CONFIG) $(SEEDS) $(SFT) $(ARGS)
+	@$(MINIFORK) rl --resume $(CONFIG) $(SEEDS) $(SFT) name="$(NAME)" $(ARGS)
 
 wise: $(ENV) ## interpolate the fine-tuned weights with the base's [TASK PRESET FORK_RATE SEED BASE_SEED EPOCHS NAME ARGS]
 	@$(BASE) $(SFT)
-	@$(MINIFORK) sft --resume $(CONFIG) base_seed=$(BASE_SEED) seed=$(SEED) $(SFT) name="$(NAME)" $(ARGS)
-	@$(MINIFORK) wise $(CONFIG) base_seed=$(BASE_SEED) seed=$(SEED) $(SFT) name="$(NAME)" $(ARGS)
+	@$(MINIFORK) sft --resume $(CONFIG) $(SEEDS) $(SFT) $(ARGS)
+	@$(MINIFORK) wise $(CONFIG) $(SEEDS) $(SFT) name="$(NAME)" $(ARGS)
 
-eval: $(ENV) ## exact pass@k of every run, checked by another engine [TASK PRESET ENGINE ROLLOUTS NAME ARGS]
-	@$(MINIFORK) eval $(CONFIG) eval.engine=$(ENGINE) eval.rollouts=$(ROLLOUTS) name="$(NAME)" $(ARGS)
+eval: $(ENV) ## exact pass@k of every run, checked by another engine [TASK PRESET ENGINE ROLLOUTS ARGS]
+	@$(MINIFORK) eval $(CONFIG) eval.engine=$(ENGINE) eval.rollouts=$(ROLLOUTS) $(ARGS)
 
-figures: $(ENV) ## draw the figures of the last eval [TASK PRESET NAME ARGS]
-	@$(MINIFORK) figures $(CONFIG) name="$(NAME)" $(ARGS)
+runs: $(ENV) ## list the runs [TASK PRESET ARGS="fork_rate=1 stage=sft --remove"]
+	@$(MINIFORK) runs $(CONFIG) $(ARGS)
 
-claims: $(ENV) ## say which claims the last eval supports [TASK PRESET NAME ARGS]
-	@$(MINIFORK) claims $(CONFIG) name="$(NAME)" $(ARGS)
+config: $(ENV) ## print every key, its value and what differs from what ships [TASK PRESET ARGS]
+	@$(MINIFORK) config $(CONFIG) $(ARGS)
 
-report: $(ENV) ## write the last eval as one HTML file: claims, figures, an explorer [TASK PRESET ARGS]
+figures: $(ENV) ## draw the figures of what was measured [TASK PRESET ARGS]
+	@$(MINIFORK) figures $(CONFIG) $(ARGS)
+
+claims: $(ENV) ## say which claims hold [TASK PRESET ARGS]
+	@$(MINIFORK) claims $(CONFIG) $(ARGS)
+
+report: $(ENV) ## write one HTML file: claims, figures, an explorer [TASK PRESET ARGS]
 	@$(MINIFORK) report $(CONFIG) $(ARGS)
 
 audit: $(ENV) ## look for surface features that give the right branch away [TASK PRESET FORK_RATE SEED ARGS]
@@ -70,9 +79,9 @@ audit: $(ENV) ## look for surface features that give the right branch away [TASK
 agreement: $(ENV) ## test exact, split and rollout against each other on four models [TASK PRESET BASE_SEED SEED ARGS]
 	@$(BASE)
 	@for rate in 0 0.5 1; do \
-		$(MINIFORK) sft --resume $(CONFIG) base_seed=$(BASE_SEED) seed=$(SEED) sft.fork_rate=$$rate $(ARGS) || exit 1; \
+		$(MINIFORK) sft --resume $(CONFIG) $(SEEDS) sft.fork_rate=$$rate $(ARGS) || exit 1; \
 	done
-	@$(MINIFORK) agreement $(CONFIG) base_seed=$(BASE_SEED) seed=$(SEED) $(ARGS)
+	@$(MINIFORK) agreement $(CONFIG) $(SEEDS) $(ARGS)
 
 bench: $(ENV) $(BENCH) ## time the engines beside common ways to sample [TASK PRESET BASE_SEED ARGS]
 	@$(BASE)
@@ -81,33 +90,33 @@ bench: $(ENV) $(BENCH) ## time the engines beside common ways to sample [TASK PR
 gpu-check: $(ENV) ## check and time everything that needs a GPU [PYTHON=python3 ARGS]
 	@$(MINIFORK) gpu-check $(CONFIG) $(ARGS)
 
+study: $(ENV) ## run and evaluate a study [STUDY=stops TASK PRESET PAIRS ARGS]
+	@$(MINIFORK) study $(STUDIED) $(ARGS)
+
 frontier: $(ENV) ## run every mitigation and compare them with early stopping [TASK PRESET PAIRS ARGS]
-	@$(MINIFORK) frontier $(CONFIG) reproduce.pairs=$(PAIRS) $(ARGS)
+	@$(MINIFORK) frontier $(STUDIED) $(ARGS)
 
 contrast: $(ENV) ## run RL on forward and on reverse traces and compare them [TASK PRESET PAIRS ARGS]
-	@$(MINIFORK) contrast $(CONFIG) reproduce.pairs=$(PAIRS) $(ARGS)
+	@$(MINIFORK) contrast $(STUDIED) $(ARGS)
 
 sensitivity: $(ENV) ## map the loss over epochs, traces, learning rate, width and branches [TASK PRESET PAIRS ARGS]
-	@$(MINIFORK) sensitivity $(CONFIG) reproduce.pairs=$(PAIRS) $(ARGS)
+	@$(MINIFORK) sensitivity $(STUDIED) $(ARGS)
 
 reproduce: $(ENV) ## everything: base, all fine-tunings, eval, figures, claims [TASK PRESET PAIRS ARGS]
-	@$(MINIFORK) reproduce $(CONFIG) reproduce.pairs=$(PAIRS) $(ARGS)
+	@$(MINIFORK) reproduce $(STUDIED) $(ARGS)
 
 reproduce-full: $(ENV) ## star and arith on 5 pairs of seeds, RL, claims, the report; resumes where it stopped
-	@$(MINIFORK) reproduce --config experiments/configs/arith.yaml reproduce.pairs=5 $(ARGS)
-	@$(MINIFORK) reproduce --config experiments/configs/star.yaml reproduce.pairs=5 $(ARGS)
-	@$(MINIFORK) contrast --config experiments/configs/star.yaml reproduce.pairs=5 $(ARGS)
-	@$(MINIFORK) claims --config experiments/configs/star.yaml $(ARGS)
-	@$(MINIFORK) report --config experiments/configs/star.yaml $(ARGS)
+	@$(MINIFORK) reproduce --config arith reproduce.pairs=5 $(ARGS)
+	@$(MINIFORK) reproduce --config star reproduce.pairs=5 $(ARGS)
+	@$(MINIFORK) contrast --config star reproduce.pairs=5 $(ARGS)
+	@$(MINIFORK) claims --config star $(ARGS)
+	@$(MINIFORK) report --config star $(ARGS)
 
-stops: $(ENV) ## bases with other stop probabilities, which set the base's pass@1 [TASK PRESET BASE_SEED ARGS]
-	@$(BASE)
-	@$(MINIFORK) pretrain --resume $(CONFIG) base_seed=$(BASE_SEED) walks.stop=0 name=base-stop0-seed$(BASE_SEED) $(ARGS)
-	@$(MINIFORK) pretrain --resume $(CONFIG) base_seed=$(BASE_SEED) walks.stop=0.15 name=base-stop0.15-seed$(BASE_SEED) $(ARGS)
-	@$(MINIFORK) eval $(CONFIG) $(ARGS)
+stops: $(ENV) ## bases with other stop probabilities, which set the base's pass@1 [TASK PRESET PAIRS ARGS]
+	@$(MINIFORK) study $(STUDIED) reproduce.study=stops $(ARGS)
 
 test: $(ENV) ## run the tests
-	@$(PYTHON) -m pytest
+	@$(PYTHON) -m pytest -n auto --maxprocesses 4 --dist loadfile
 
 faults: $(ENV) ## kill every stage many times and compare with undisturbed runs (4 minutes)
 	@$(PYTHON) -m tests.faults

@@ -26,5 +26,4 @@ def typical(logits: Tensor, value: float) -> Tensor:
 
 if __name__ == "__main__":
     STEPS["typical"] = (typical, lambda v: 0 < v <= 1, "give a probability in (0, 1]")
-    config = ["--config", "experiments/configs/star.yaml"]
-    sys.exit(main(["eval", *config, "eval.policy=typical=0.9", "name=typical", *sys.argv[1:]]))
+    sys.exit(main(["eval", "eval.policy=typical=0.9", *sys.argv[1:]]))

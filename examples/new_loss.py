@@ -20,5 +20,4 @@ def focal(logits: Tensor, targets: Tensor, value: float) -> Tensor:
 
 if __name__ == "__main__":
     LOSSES["focal"] = (focal, lambda v: 0 <= v < 100, "give an exponent, 0 or more")
-    config = ["--config", "experiments/configs/star.yaml"]
-    sys.exit(main(["sft", *config, "sft.loss=focal=2", *sys.argv[1:]]))
+    sys.exit(main(["sft", "sft.loss=focal=2", *sys.argv[1:]]))

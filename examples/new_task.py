@@ -30,6 +30,6 @@ class Ordered(Star):
 
 if __name__ == "__main__":
     TASKS["ordered"] = Ordered
-    config = ["--config", "experiments/configs/star.yaml", "task=ordered", *sys.argv[1:]]
+    config = ["task=ordered", *sys.argv[1:]]
     leak = ["sft.fork_rate=1", "sft.allow_leak=true"]
     sys.exit(main(["pretrain", *config]) or main(["sft", *config, *leak]) or main(["eval", *config]))

@@ -14,15 +14,16 @@ from tqdm import tqdm
 from minifork import agree, measure, policy, runs
 from minifork import config as configs
 from minifork.backends import sample
-from minifork.evaluate import find_checkpoints, problems_for
+from minifork.checkpoints import load, pick_device
+from minifork.evaluate import problems_for
 from minifork.exact import exact
+from minifork.files import write_json
 from minifork.schema import Config
 from minifork.split import split
-from minifork.stages import load_run, pick_device, require_alike
 from minifork.tree import Tree
 
 POLICIES = ("temperature=1", "temperature=0.7,top_p=0.95", "temperature=1.5,top_k=8", "min_p=0.1")
-FORK_RATES = (0, 0.5, 1)
+FORK_RATES = (0.0, 0.5, 1.0)
 PROBLEMS, SPLITS, LEVEL = 500, 2000, 1e-3
 REACHED = 1e-3  # sinks with less mean probability hold too few traces to test
 
@@ -30,44 +31,34 @@ REACHED = 1e-3  # sinks with less mean probability hold too few traces to test
 def agreement(config: Config) -> int:
     """Test the config's base and its fine-tunings at r = 0, .5 and 1; returns 1 when engines disagree.
 
-    Raises ValueError naming the runs that are missing or another config's, and for an eval.budget within which p is not
-    computed.
+    Raises ValueError naming a run that is missing, and for an eval.budget within which p is not computed.
     """
     count = min(PROBLEMS, config.eval.problems)
     some = replace(config.eval, problems=count, check_problems=min(count, config.eval.check_problems))
     config, device = replace(config, eval=some), pick_device(config)
-    tuned = [configs.changed(replace(config, name=""), [f"sft.fork_rate={r}"]) for r in FORK_RATES]
-    planned = {runs.base_folder(config): config} | {runs.run_folder(own, "sft"): own for own in tuned}
-    wanted = [folder.name for folder in planned]
-    final = {c.meta["name"]: c for c in find_checkpoints(config) if c.final}
-    missing = [name for name in wanted if name not in final]
-    if missing:
-        raise ValueError(f"{runs.task_folder(config)}: no finished {', '.join(missing)}; run `make agreement`")
-    for folder, own in planned.items():
-        require_alike(folder, own, "base" if own is config else "sft")
+    found_runs = [runs.require(config, "base")]
+    found_runs += [runs.require(configs.changed(config, {"sft.fork_rate": rate}), "sft") for rate in FORK_RATES]
+    last = {run.name: run.checkpoints()[-1] for run in found_runs}
     problems = problems_for(config, device)
     found = []
-    for name, decoder in tqdm(list(product(wanted, POLICIES)), desc="agreement", disable=None):
-        model = load_run(final[name].path, final[name].config).to(device)
+    for name, decoder in tqdm(list(product(last, POLICIES)), desc="agreement", disable=None):
+        model = load(last[name]).to(device)
         tree = measure.tree_of(model, config.data, problems, policy.parse(decoder))
         found += [
             {"run": name, "policy": decoder, **test}
             for test in compare(tree, problems.sinks, config.eval.check_rollouts, config.eval.budget)
         ]
     level = LEVEL / len(found)
-    for name, decoder in product(wanted, POLICIES):
+    for name, decoder in product(last, POLICIES):
         tests = [t for t in found if (t["run"], t["policy"]) == (name, decoder)]
         smallest = {pair: min(t["p_value"] for t in tests if t["test"] == pair) for pair in {t["test"] for t in tests}}
         verdict = "agree" if min(smallest.values()) >= level else "DISAGREE"
         text = "  ".join(f"{pair} {p:.2g}" for pair, p in sorted(smallest.items()))
         print(f"{verdict:<9}{name:<22}{decoder:<28}smallest p: {text}")
     failed = sum(test["p_value"] < level for test in found)
-    print(
-        f"{len(found)} tests on {count} problems, {failed} below {level:.1e}; "
-        f"false alarms <= {LEVEL:g} for all of them together"
-    )
+    print(f"{len(found)} tests on {count} problems, {failed} below {level:.1e}; false alarms <= {LEVEL:g} in all")
     result = {"n_problems": count, "level": level, "splits": SPLITS, "rollouts": config.eval.check_rollouts}
-    runs.write_json(runs.task_folder(config) / "agreement.json", result | {"tests": found})
+    write_json(runs.task_folder(config) / "agreement.json", result | {"tests": found})
     return 1 if failed else 0
 
 

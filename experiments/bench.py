@@ -16,15 +16,16 @@ import torch
 from torch import Tensor
 
 from experiments.bench_gpu import bench_gpu
-from minifork import measure, passk, runs
+from minifork import measure, runs
+from minifork.checkpoints import load, pick_device
 from minifork.evaluate import problems_for
 from minifork.exact import exact
+from minifork.files import write_json
 from minifork.model import GPT
 from minifork.policy import Policy
 from minifork.rollout import rollout
 from minifork.schema import Config
 from minifork.split import split
-from minifork.stages import load_run, pick_device, require_alike
 
 ROUNDS = 5
 SPLITS = 10**6  # rollouts a problem
@@ -34,16 +35,12 @@ FEW_PROBLEMS, FEW_ROLLOUTS = 50, 16  # of the slow samplers, which larger batche
 
 @torch.no_grad()
 def bench(config: Config) -> None:
-    """Time the engines on the base model; raises ValueError when it is missing or another config's."""
-    folder, device = runs.base_folder(config), pick_device(config)
-    if not runs.is_complete(folder):
-        raise ValueError(f"{folder}: no finished base model; run `make bench`, or `minifork pretrain` first")
-    require_alike(folder, config, "base")
-    model = load_run(folder / "ckpt.pt", runs.read_config(folder)).to(device)
+    """Time the engines on the base model; raises ValueError when it is missing."""
+    device = pick_device(config)
+    model = load(runs.require(config, "base").checkpoint(None)).to(device)
     problems = problems_for(config, device)
     tree = measure.tree_of(model, config.data, problems, Policy())
     some, few, new = tree[:PROBLEMS], problems.prompts[:FEW_PROBLEMS], config.data.trace_len
-    p = exact(tree)
     jobs: dict[str, tuple[Callable[[], object], int]] = {
         "prefill": (lambda: model.prefill(problems.prompts), 0),
         "exact": (lambda: exact(tree), 0),
@@ -77,7 +74,6 @@ def bench(config: Config) -> None:
         "rounds": ROUNDS,
         "matmul_peak_gflops": statistics.median(peak) / 1e9,
         "rollout_share_of_peak": flops / statistics.median(seconds["rollout"]) / statistics.median(peak),
-        "rollouts_needed": {"pass@16 within .001": passk.rollouts_needed(p.p_lo, 16, 1e-3)},
         "engines": {},
     }
     print(f"{'':<14}{'seconds':>10}{'fastest':>10}{'slowest':>10}{'rollouts/s':>16}")
@@ -97,7 +93,7 @@ def bench(config: Config) -> None:
     print(f"rollout runs at {result['rollout_share_of_peak']:.0%} of the measured matrix peak")
     if device == "cuda":
         result["gpu"] = bench_gpu(tree)
-    runs.write_json(runs.task_folder(config) / "bench.json", result)
+    write_json(runs.task_folder(config) / "bench.json", result)
     print(json.dumps(result))
 
 

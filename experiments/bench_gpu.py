@@ -17,7 +17,7 @@ from minifork import backends
 from minifork.graphed import Graph, dense, empty_rows
 from minifork.kernel import build_for, lay_out
 from minifork.model import GPT, Prompts
-from minifork.schema import Shape
+from minifork.settings import Shape
 from minifork.tree import Tree
 
 BATCHES = (1024, 4096, 16384, 65536, 262144)

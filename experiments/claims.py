@@ -7,22 +7,24 @@ share of what was lost, which is linear, and only where at least LOST was lost.
 """
 
 import math
-from dataclasses import dataclass, fields, replace
+from dataclasses import MISSING, dataclass, fields
 from functools import lru_cache
 from pathlib import Path
+from typing import Any, get_type_hints
 
 import numpy as np
 
-from experiments import contrast, sweep
+from experiments import study
 from experiments.gap import DRAWS, LOST
-from experiments.results import Results, complete_pairs, load
+from experiments.results import Results, load
 from minifork import config as configs
 from minifork import passk, records, runs
-from minifork.config import fingerprint, read_yaml
-from minifork.evaluate import settings_of
+from minifork.config import read_yaml
+from minifork.files import write_json
 from minifork.schema import Config
 
 FILE = Path(__file__).parent / "claims.yaml"
+TERMS = ("value", "minus", "over")  # of a claim; over may be a number
 FORK = ("accuracy", "entropy", "confidence right", "confidence wrong")
 
 
@@ -30,15 +32,16 @@ FORK = ("accuracy", "entropy", "confidence right", "confidence wrong")
 class Term:
     """What of which run: see experiments/claims.yaml. Raises ValueError for a ``what`` that does not exist."""
 
-    run: str
+    run: dict
     what: str
-    fork_rate: float | None = None
     epoch: int | None = None
     test_set: str = "plain"
     mode: str | None = None
 
     def __post_init__(self) -> None:
         name, _, k = self.what.partition("@")
+        if self.stage not in runs.STAGES:
+            raise ValueError(f"run has the stage {self.stage!r}: choose {', '.join(runs.STAGES)}")
         known = [f"fork {what}" if what in FORK[:2] else what for what in FORK]
         known += ["train fork accuracy", "mode entropy", "rest"]
         if self.what not in known and not (name in ("pass", "index") and k.isdigit() and int(k) >= 1):
@@ -46,10 +49,19 @@ class Term:
         if self.mode is not None and name not in ("pass", "index"):
             raise ValueError(f"mode is {self.mode!r}: only pass@K and index@K are known for a forced mode")
 
+    @property
+    def stage(self) -> str:
+        """The stage of the run."""
+        return self.run.get("stage", "sft")
+
+    @property
+    def keys(self) -> dict:
+        """The keys in which the run differs from the study's config."""
+        return {key: value for key, value in self.run.items() if key != "stage"}
+
     def __str__(self) -> str:
-        rate = "" if self.fork_rate is None else f" at FORK_RATE {self.fork_rate:g}"
         epoch = "" if self.epoch is None else f", epoch {self.epoch}"
-        return f"{self.run}{rate}{epoch} ({self.test_set})"
+        return " ".join([self.stage, configs.tag_text(self.keys)]).strip() + f"{epoch} ({self.test_set})"
 
 
 @dataclass(frozen=True)
@@ -62,10 +74,10 @@ class Claim:
     by: str
     value: Term | None = None
     minus: Term | None = None
-    over: Term | float | None = None
+    over: Term | float | int | None = None
     rising: tuple[Term, ...] = ()
-    at_least: float | None = None
-    at_most: float | None = None
+    at_least: float | int | None = None
+    at_most: float | int | None = None
 
     def __post_init__(self) -> None:
         if (self.value is None) == (not self.rising) or len(self.rising) == 1:
@@ -77,8 +89,8 @@ class Claim:
         ends = [end for end in (self.at_least, self.at_most) if end is not None]
         if not all(map(math.isfinite, ends)) or ends != sorted(set(ends)):
             raise ValueError(f"no number is {self.rule}")
-        if not (sweep.FOLDER / f"{self.of}.yaml").exists() and not self.of.endswith(".yaml"):
-            raise ValueError(f"of is {self.of!r}: there is no such sweep in {sweep.FOLDER}")
+        if not self.of.endswith(".yaml") and not study.path_of(self.of).exists():
+            raise ValueError(f"of is {self.of!r}: there is no such study in {study.FOLDER}")
         if self.over is not None and (self.minus is None or self.at_least is None or self.at_most is not None):
             raise ValueError("over needs minus and at_least only: (value - minus) / (over - minus) >= at_least")
         if self.by not in ("paper", "us"):
@@ -97,28 +109,18 @@ class NotRunError(ValueError):
 
 
 def claims(config: Config) -> None:
-    """Judge every claim about the config's sweep, print the verdicts, write runs/<task>/claims.json.
+    """Judge every claim about the config's study, print the verdicts, write runs/<task>/claims.json.
 
-    Raises ValueError for a claim that cannot be read, for results of another config, and without a pair to judge.
+    Raises ValueError for a claim that cannot be read, and without a pair to judge.
     """
     wanted, listed = read(FILE)
-    listed = [claim for claim in listed if claim.of == config.reproduce.sweep]
+    listed = [claim for claim in listed if claim.of == config.reproduce.study]
     if not listed:
-        print(f"no claims are made about the sweep {config.reproduce.sweep}")
+        print(f"no claims are made about the study {config.reproduce.study}")
         return
     results = load(config)
-    pairs = complete_pairs(config, results)
-    if not pairs:
-        raise ValueError(f"{runs.eval_file(config)}: no pair of base and fine-tuned run; see `make reproduce`")
-    if results.settings != settings_of(config):
-        raise ValueError(f"{runs.eval_file(config)}: made with other settings or code; run `minifork eval` again")
-    require_planned(config, results, pairs, {term.run for claim in listed for _, term in _terms(claim)})
-    judged = []
-    for claim in listed:
-        try:
-            judged.append(judge(claim, results, pairs))
-        except ValueError as error:
-            raise ValueError(f"{FILE}: claim {claim.id!r}: {error}") from None
+    pairs = results.complete_pairs()
+    judged = [_named(claim, results, pairs) for claim in listed]
     for row in judged:
         print(line(row))
     held, tested = (sum(row["verdict"] in of for row in judged) for of in (("holds",), ("holds", "fails")))
@@ -126,9 +128,16 @@ def claims(config: Config) -> None:
     print(f"{held} of {tested} claims hold on {len(pairs)} pair{'s' * (len(pairs) > 1)} of seeds{provisional}")
     if len(pairs) == 1:
         print("intervals are about problems only: one pair says nothing about seeds")
-    result = runs.made_by(config) | {"sweep": config.reproduce.sweep, "pairs": len(pairs), "wanted": wanted}
-    result |= {"claims": judged, "of": results.checksum}
-    runs.write_json(runs.task_folder(config) / (f"claims-{config.name}.json" if config.name else "claims.json"), result)
+    result = runs.made_by(config) | {"study": config.reproduce.study, "pairs": len(pairs), "wanted": wanted}
+    write_json(runs.task_folder(config) / "claims.json", result | {"claims": judged, "of": results.fingerprint})
+
+
+def _named(claim: Claim, results: Results, pairs: list[int]) -> dict:
+    """`judge`, with the file and the claim named in errors."""
+    try:
+        return judge(claim, results, pairs)
+    except ValueError as error:
+        raise ValueError(f"{FILE}: claim {claim.id!r}: {error}") from None
 
 
 def read(path: Path) -> tuple[int, list[Claim]]:
@@ -152,62 +161,28 @@ def read(path: Path) -> tuple[int, list[Claim]]:
     return tree["pairs"], found
 
 
-def _claim(entry: dict) -> Claim:
-    entry = dict(_checked(entry, Claim))
-    for name in ("value", "minus", "over"):
-        if entry.get(name) is not None and not (name == "over" and type(entry[name]) in (int, float)):
-            entry[name] = Term(**_checked(entry[name], Term))
-    if not isinstance(entry.get("rising", []), list):
-        raise ValueError("rising must be a list of terms")
-    entry["rising"] = tuple(Term(**_checked(term, Term)) for term in entry.get("rising", ()))
-    return Claim(**entry)
+def _claim(entry: Any) -> Claim:
+    entry = _checked(entry, Claim)
+    terms = {name: Term(**_checked(entry[name], Term)) for name in TERMS if isinstance(entry.get(name), dict)}
+    rising = tuple(Term(**_checked(term, Term)) for term in entry.get("rising", ()))
+    return Claim(**entry | terms | {"rising": rising})
 
 
-def _checked(entry: dict, kind: type) -> dict:
-    """A mapping whose keys are fields of a dataclass, none that it needs missing."""
+def _checked(entry: Any, kind: type) -> dict:
+    """A mapping whose keys are fields of a dataclass, of their types, none that it needs missing."""
     if not isinstance(entry, dict):
         raise ValueError(f"{entry!r} is no mapping")
-    known = {field.name: field for field in fields(kind)}
-    unknown = [key for key in entry if key not in known]
-    if unknown:
-        raise ValueError(f"unknown key {unknown[0]!r}; known are {', '.join(known)}")
-    words = list(known)[: 4 if kind is Claim else 2]
-    for name in words:
-        if not isinstance(entry.get(name), str):
-            raise ValueError(f"missing key {name!r}" if name not in entry else f"{name} must be words")
-    for name in ("at_least", "at_most", "fork_rate", "epoch"):
-        whole = name == "epoch"
-        if entry.get(name) is not None and type(entry[name]) not in ((int,) if whole else (int, float)):
-            raise ValueError(f"{name} must be a {'whole ' * whole}number, not {entry[name]!r}")
-    for name in ("test_set", "mode"):
-        if not isinstance(entry.get(name, ""), (str, type(None))):
-            raise ValueError(f"{name} must be a word, not {entry[name]!r}")
+    named = {field.name: field for field in fields(kind)}
+    if unknown := [key for key in entry if key not in named]:
+        raise ValueError(f"unknown key {unknown[0]!r}; known are {', '.join(named)}")
+    if missing := [name for name, field in named.items() if field.default is MISSING and name not in entry]:
+        raise ValueError(f"missing key {missing[0]!r}")
+    for name, value in entry.items():
+        allowed = {"rising": list, "value": dict, "minus": dict, "over": dict | float | int}.get(name)
+        allowed = allowed or get_type_hints(kind)[name]
+        if isinstance(value, bool) or not isinstance(value, allowed):
+            raise ValueError(f"{name} is {value!r}: not what a claim has there, see the head of the file")
     return entry
-
-
-def require_planned(config: Config, results: Results, pairs: list[int], variants: set[str]) -> None:
-    """Raise ValueError naming a run of the variants and pairs that is not what the sweep, or `contrast`, plans under
-    its name, seeds apart."""
-    config = replace(config, name="")  # which names the evaluation, not the runs
-    planned = {("base", None): fingerprint(runs.setup(config, "base"))}
-    for job in sweep.read(config, [0]):
-        run = configs.changed(config, job.overrides)
-        planned[runs.variant(run, job.stage), run.sft.fork_rate] = fingerprint(runs.setup(run, job.stage))
-    for learned in contrast.RUNS:
-        try:
-            run = configs.changed(config, learned.overrides)
-        except ValueError:
-            continue  # a run that the task, or another setting, has not
-        planned[runs.variant(run, "rl"), run.sft.fork_rate] = fingerprint(runs.setup(run, "rl"))
-    seen = dict(planned)
-    for record in results.records:
-        own = record["base_seed"] in pairs and record["seed"] in (None, record["base_seed"])
-        if not own or record["variant"] not in variants:
-            continue
-        kind = record["variant"], record["fork_rate"]
-        if seen.setdefault(kind, record["setup_hash"]) != record["setup_hash"]:
-            other = "the sweep's" if kind in planned else "that of another pair"
-            raise ValueError(f"{record['run']} was made with a config that is not {other}; claims would mix them")
 
 
 def judge(claim: Claim, results: Results, pairs: list[int]) -> dict:
@@ -263,25 +238,19 @@ def of_pairs(results: Results, pairs: list[int], term: Term) -> np.ndarray:
 
 def _of_pair(results: Results, pair: int, term: Term) -> np.ndarray:
     """A term of one pair, float64[1 + DRAWS], under the resamples of problems."""
-    if term.run == "base":
-        found = [results.base(pair)]
-    else:
-        found = results.tuned(pair, term.run, term.fork_rate, term.test_set)
-        found = [record for record in found if term.epoch in (None, record["epoch"])]
-    if not found:
+    matching = results.where(term.keys, term.stage, pair=pair, epoch=term.epoch, test_set=term.test_set)
+    if not matching:
         raise NotRunError(f"{term} of pair {pair}")
-    if len(rates := sorted({record["fork_rate"] or 0 for record in found})) > 1:
-        raise ValueError(f"{term} was run at FORK_RATEs {', '.join(f'{rate:g}' for rate in rates)}: name one")
-    return statistic(results, found[-1], term)
+    return statistic(results, matching[-1], term)
 
 
 def statistic(results: Results, record: dict, term: Term) -> np.ndarray:
     """What a term means of a record, float64[1 + DRAWS], under the resamples of problems."""
     name, _, k = term.what.partition("@")
     if name == "pass":
-        return _weights(results.p(record, term.mode)) @ results.solved(record, int(k), term.mode)
+        return _weights(results.array(record, term.mode)) @ results.solved(record, int(k), term.mode)
     if name == "index":
-        p, solved = results.p(record, term.mode), results.solved(record, int(k), term.mode)
+        p, solved = results.array(record, term.mode), results.solved(record, int(k), term.mode)
         weights = _weights(p)
         return passk.polarisation(weights @ p, (weights @ solved)[:, None], [int(k)])[1][:, 0]
     if name == "rest":

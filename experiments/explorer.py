@@ -4,39 +4,35 @@ import numpy as np
 import torch
 
 from data_gen.task import Problems, Task
+from experiments import study
 from experiments.results import Results
-from minifork import measure, policy, runs
-from minifork.evaluate import drawn_problems
+from minifork import measure, policy
+from minifork.checkpoints import load
+from minifork.problems import ProblemSet, draw, problem_set
 from minifork.schema import Config
-from minifork.stages import load_run
 from minifork.tree import Tree
 
 PROBLEMS = 24
 LEAST = 0.01  # probability below which a prefix is not drawn
-SHOWN = ("problem", "problem-FWD+REV+SEARCH", "fresh", "rationale", "published")  # beside the plain ones
-NAMES = {"data": "one mode a problem", "problem": "all modes for every problem"}
-RATES = 3  # of each, the largest
 LIVE = -1
 
 
 def explorer(config: Config, results: Results, pair: int) -> dict:
-    """Problems, and for every run its snapshots: branch and mode probabilities, p and the tree of each problem.
+    """Problems, and the snapshots of every run of the study: branch and mode probabilities, p, and a tree a problem.
 
-    Runs with a random prefix are left out: their problems have no one prompt.
+    Runs that are never at the fork, are about another test set than the plain one, or have a random prefix (their
+    problems have no one prompt) are left out.
     """
-    task, found = config.data, []
-    problems = drawn_problems(config)[:PROBLEMS]
-    tensors = measure.problem_set(task, problems, "cpu", config.eval.grading)
-    for variant in dict.fromkeys((results.plain, *SHOWN)):
-        if "-prefix" in variant:
-            continue
-        for rate in sorted({r["fork_rate"] for r in results.tuned(pair, variant)} - {0.0}, reverse=True)[:RATES]:
-            records = [results.base(pair), *results.tuned(pair, variant, rate)]
-            snapshots = [
-                _snapshot(config, task, tensors, record, results.p(record)[: len(problems)]) for record in records
-            ]
-            found.append({"name": f"{NAMES.get(variant, variant)}, FORK_RATE {rate:g}", "snapshots": snapshots})
-    return {"problems": [_problem(task, problems[i : i + 1]) for i in range(len(tensors.prompts))], "runs": found,
+    task = config.data
+    problems = draw(task, config.eval)[:PROBLEMS]
+    tensors = problem_set(task, problems, "cpu", config.eval.grading)
+    shown = []
+    for plan in study.plans(config, study.read(config.reproduce.study), [pair]):
+        sft = plan.config.sft
+        if plan.test_set == "plain" and sft.fork_rate and not sft.prefix and (records := results.of(plan)):
+            snapshots = [_snapshot(config, tensors, results, record) for record in [results.base(pair), *records]]
+            shown.append({"name": plan.name, "snapshots": snapshots})
+    return {"problems": [_problem(task, problems[i : i + 1]) for i in range(len(tensors.prompts))], "runs": shown,
             "words": [task.decode(np.array([token])) for token in range(task.vocab_size)],
             "sinks": list(tensors.sinks)}  # fmt: skip
 
@@ -63,20 +59,13 @@ def _problem(task: Task, problem: Problems) -> dict:
 
 
 @torch.no_grad()
-def _snapshot(config: Config, task: Task, problems: measure.ProblemSet, record: dict, p: np.ndarray) -> dict:
-    """One set of weights on all problems under the config's decode policy: p as evaluated, all else in thousandths.
-
-    Raises ValueError for weights that are not those of the record.
-    """
-    folder = runs.task_folder(config) / record["run"]
-    file = "ckpt.pt" if record["epoch"] is None else f"epochs/e{record['epoch']}.pt"
-    if runs.weights_hash(folder / file) != record["weights_hash"]:
-        raise ValueError(f"{folder / file}: changed since it was evaluated; run `minifork eval` again")
-    model = load_run(folder / file, runs.read_config(folder))
+def _snapshot(config: Config, problems: ProblemSet, results: Results, record: dict) -> dict:
+    """One set of weights on all problems under the config's decode policy: p as measured, all else in thousandths."""
+    task, model = config.data, load(results.runs[record["run"]].checkpoint(record["epoch"]))
     tree = measure.tree_of(model, task, problems, policy.parse(config.eval.policy))
     return {
         "epoch": record["epoch"] or 0,
-        "p": [float(f"{value:.6g}") for value in p.tolist()],  # pass@16 is made of it
+        "p": [float(f"{value:.6g}") for value in results.array(record)[: len(tree)].tolist()],  # pass@16 is made of it
         "fork": _thousandths(measure.branch_probabilities(tree, problems)),
         "mode": _thousandths(measure.mode_probabilities(tree, task, problems)),
         "trees": unfold(tree),

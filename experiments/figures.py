@@ -1,44 +1,69 @@
-"""The figures: the crossing, pass@k over epochs, the dose, the fork. Drawn from eval.json and eval.npz.
+"""The figures: the crossing, pass@k over epochs, the dose, the fork.
 
 The first pair of seeds is drawn with 95 % intervals (bootstrap over problems), further pairs as thin lines (the bars
 of the dose are the first pair's alone).
 Line styles and markers repeat what colour says, so that the figures read in grey.
 """
 
+from collections.abc import Callable, Sequence
+from pathlib import Path
+from typing import Any
+
 import matplotlib
 import numpy as np
 from matplotlib.axes import Axes
 from matplotlib.figure import Figure
 
-from experiments.results import Results, complete_pairs, load
+from experiments.results import Results, load
 from minifork import passk, runs
+from minifork.files import write_atomically
 from minifork.records import fork_quantities
 from minifork.schema import Config
 
-BASE = {"color": "black", "linestyle": "--", "marker": ""}
 EPOCH_COLOURS = matplotlib.colormaps["viridis"]
-RIGHT, WRONG, SKILL, POLARISATION = "#0072B2", "#D55E00", "#56B4E9", "#E69F00"  # Okabe and Ito
-BOOTSTRAP = 400
-K_STYLES = {1: ("#0072B2", "o", "-"), 16: ("#E69F00", "s", "-."), 64: ("#CC79A7", "^", ":")}
+RIGHT, WRONG, SKILL, POLARISATION, MANY = "#0072B2", "#D55E00", "#56B4E9", "#E69F00", "#CC79A7"  # Okabe and Ito
+BOOTSTRAP, K = 400, 16
+Estimate = tuple[np.ndarray, np.ndarray, np.ndarray]  # low, value, high
+
+
+def _style(color: str, marker: str, linestyle: str) -> dict[str, str]:
+    return {"color": color, "marker": marker, "linestyle": linestyle}
+
+
+BASE = _style("black", "", "--")
+K_STYLES = {1: _style(RIGHT, "o", "-"), 16: _style(POLARISATION, "s", "-."), 64: _style(MANY, "^", ":")}
+DOSE_STYLES = (
+    (None, "free", _style(RIGHT, "o", "-")),
+    ("FWD", "forced FWD (given the fork)", _style(WRONG, "s", "--")),
+)
+PARTS = (
+    (-0.2, "mean skill: C$_{16}$ base - tuned", SKILL, "//"),
+    (0.2, "polarisation: J$_{16}$ tuned - base", POLARISATION, ".."),
+)
+FORK_STYLES = (
+    ("fork", "confidence_right", "test, argmax right", _style(RIGHT, "o", "-")),
+    ("fork", "confidence_wrong", "test, argmax wrong", _style(WRONG, "x", "-")),
+    ("fork", "entropy", "test", _style("black", "o", "-")),
+    ("fork_train", "confidence_right", "train, argmax right", _style(RIGHT, "o", ":")),
+    ("fork_train", "confidence_wrong", "train, argmax wrong", _style(WRONG, "x", ":")),
+    ("fork_train", "entropy", "train", _style("gray", "o", ":")),
+)
 
 
 def figures(config: Config) -> None:
     """Draw every figure the results allow into runs/<task>/figures/ and say which.
 
-    Raises ValueError when there is no evaluation, or none of a plain fine-tuning.
+    Raises ValueError when nothing was measured, or no plain fine-tuning.
     """
     results = load(config)
-    pairs = complete_pairs(config, results)
-    if not pairs:
-        raise ValueError(
-            f"{runs.eval_file(config)}: no fine-tuning of this config ({results.plain}) to draw; "
-            "run `make sft` without NAME, then `make eval`"
-        )
-    folder = runs.task_folder(config) / (f"figures-{config.name}" if config.name else "figures")
-    for name, figure in drawn(results, pairs).items():
-        path = folder / f"{name}.png"
-        runs.write_atomically(path, lambda file, f=figure: f.savefig(file, format="png", dpi=150))
-        print(path)
+    for name, figure in drawn(results, results.complete_pairs()).items():
+        save(figure, runs.task_folder(config) / "figures" / f"{name}.png")
+
+
+def save(figure: Figure, path: Path) -> None:
+    """Write a figure as a PNG and print where; raises OSError naming the file when it cannot be written."""
+    write_atomically(path, lambda file: figure.savefig(file, format="png", dpi=150))
+    print(path)
 
 
 def drawn(results: Results, pairs: list[int]) -> dict[str, Figure]:
@@ -53,23 +78,36 @@ def drawn(results: Results, pairs: list[int]) -> dict[str, Figure]:
 def crossing(results: Results, pairs: list[int]) -> Figure:
     """pass@k against k: the base against the highest FORK_RATE at several epochs."""
     figure = Figure(figsize=(6.4, 4.2), layout="constrained")
-    axes = figure.subplots()
-    rate = results.fork_rates(pairs[0])[-1]
-    for pair in reversed(pairs):
-        records = results.tuned(pair, fork_rate=rate)
-        if not records:
-            continue
-        _pass_curve(axes, results.base(pair), pair == pairs[0], label="base", **BASE)
-        wanted = [r for r in records if r["epoch"] in (1, 4, 16, records[-1]["epoch"])]
+    axes, rate = figure.subplots(), results.fork_rates(pairs[0])[-1]
+    for pair in [pair for pair in reversed(pairs) if results.tuned(pair, rate)]:
+        records, main = results.tuned(pair, rate), pair == pairs[0]
+        _line(axes, *_pass_curve(results.base(pair)), main, label="base", **BASE)
+        wanted = [record for record in records if record["epoch"] in (1, 4, 16, records[-1]["epoch"])]
         for i, record in enumerate(wanted):
             colour = EPOCH_COLOURS(0.85 - 0.8 * i / max(1, len(wanted) - 1))
             style = {"color": colour, "marker": "osD^"[i % 4], "linestyle": "-", "markersize": 4}
-            _pass_curve(axes, record, pair == pairs[0], label=f"SFT, epoch {record['epoch']}", **style)
+            _line(axes, *_pass_curve(record), main, label=f"SFT, epoch {record['epoch']}", **style)
     axes.set(xlabel="k (samples a problem)", ylabel="pass@k", ylim=(0, 1.02))
     _powers_of_two(axes, 1024, every=2)
     axes.set_title(f"Before and after fine-tuning at FORK_RATE {rate:g}")
     axes.legend(loc="lower right")
     return figure
+
+
+def _pass_curve(record: dict) -> tuple[list[int], Estimate]:
+    """The ks of a record and its pass@k."""
+    low, high = np.array(list(record["ci95"].values())).T
+    return [int(k) for k in record["pass_at"]], (low, np.array(list(record["pass_at"].values())), high)
+
+
+def _line(axes: Axes, at: Sequence[float], estimate: Estimate, main: bool, label: str, **style: Any) -> None:
+    """A line with its 95 % band; a thin line alone for pairs of seeds that are not the main one."""
+    low, value, high = estimate
+    if not main:
+        axes.plot(at, value, **style | {"marker": "", "linewidth": 0.6, "alpha": 0.6})
+        return
+    axes.fill_between(at, low, high, color=style["color"], alpha=0.2, linewidth=0)
+    axes.plot(at, value, label=label, **style)
 
 
 def _powers_of_two(axes: Axes, most: int, every: int = 1) -> None:
@@ -79,38 +117,21 @@ def _powers_of_two(axes: Axes, most: int, every: int = 1) -> None:
     axes.set_xticks(ticks, [str(t) for t in ticks])
 
 
-def _pass_curve(axes: Axes, record: dict, main: bool, label: str, **style) -> None:
-    ks = [int(k) for k in record["pass_at"]]
-    values = list(record["pass_at"].values())
-    if not main:
-        axes.plot(ks, values, linewidth=0.6, alpha=0.6, **{**style, "marker": ""})
-        return
-    low, high = np.array(list(record["ci95"].values())).T
-    axes.fill_between(ks, low, high, color=style["color"], alpha=0.2, linewidth=0)
-    axes.plot(ks, values, label=label, **style)
-
-
 def epochs(results: Results, pairs: list[int]) -> Figure:
     """pass@k against epoch at the highest FORK_RATE and at .5, the base as horizontal lines."""
     rates = [r for r in (0.5, 1.0) if r in results.fork_rates(pairs[0])] or results.fork_rates(pairs[0])[-1:]
     figure = Figure(figsize=(4.6 * len(rates), 4), layout="constrained")
     panels = figure.subplots(1, len(rates), sharey=True, squeeze=False)
     for axes, rate in zip(panels[0], rates, strict=True):
-        for pair in reversed(pairs):
-            records, base = results.tuned(pair, fork_rate=rate), results.base(pair)
-            if not records:
-                continue
-            at = [r["epoch"] for r in records]
-            for k, (colour, marker, line) in K_STYLES.items():
-                values = [r["pass_at"][str(k)] for r in records]
-                if pair != pairs[0]:
-                    axes.plot(at, values, color=colour, linestyle=line, linewidth=0.6, alpha=0.6)
-                    continue
-                low, high = np.array([r["ci95"][str(k)] for r in records]).T
-                axes.fill_between(at, low, high, color=colour, alpha=0.2, linewidth=0)
-                axes.plot(at, values, color=colour, linestyle=line, marker=marker, label=f"pass@{k}")
-                axes.axhline(base["pass_at"][str(k)], color=colour, linestyle=line, linewidth=1, alpha=0.7)
-        _powers_of_two(axes, results.tuned(pairs[0], fork_rate=rate)[-1]["epoch"])
+        for pair in [pair for pair in reversed(pairs) if results.tuned(pair, rate)]:
+            records, main = results.tuned(pair, rate), pair == pairs[0]
+            for k, style in K_STYLES.items():
+                values = np.array([[*r["ci95"][str(k)], r["pass_at"][str(k)]] for r in records])[:, [0, 2, 1]].T
+                _line(axes, [r["epoch"] for r in records], tuple(values), main, label=f"pass@{k}", **style)
+                if main:
+                    plain = style | {"marker": "", "linewidth": 1, "alpha": 0.7}
+                    axes.axhline(results.base(pair)["pass_at"][str(k)], **plain)
+        _powers_of_two(axes, results.tuned(pairs[0], rate)[-1]["epoch"])
         axes.set(xlabel="epoch", title=f"FORK_RATE {rate:g} (plain lines: the base)", ylim=(0, 1.02))
     panels[0][0].set_ylabel("pass@k")
     panels[0][0].legend(loc="lower left")
@@ -119,44 +140,36 @@ def epochs(results: Results, pairs: list[int]) -> Figure:
 
 def dose(results: Results, pairs: list[int]) -> Figure:
     """S_16 at the last epoch split into skill and polarisation, and the index, against FORK_RATE."""
-    k, first = 16, pairs[0]
-    rates = np.array(results.fork_rates(first))
+    rates = results.fork_rates(pairs[0])
     at = np.arange(len(rates))
     figure = Figure(figsize=(9.6, 4), layout="constrained")
     left, right = figure.subplots(1, 2)
-    base = results.base(first)
-    parts = [_shrinkage(results, base, results.tuned(first, fork_rate=r)[-1], k) for r in rates]
-    for offset, name, colour, hatch in ((-0.2, "skill", SKILL, "//"), (0.2, "polarisation", POLARISATION, "..")):
-        low, value, high = np.array([p[name] for p in parts]).T
-        label = {"skill": "mean skill: C$_{16}$ base - tuned", "polarisation": "polarisation: J$_{16}$ tuned - base"}
-        left.bar(at + offset, value, 0.38, color=colour, hatch=hatch, edgecolor="black", label=label[name],
-                 yerr=whiskers(value, low, high), capsize=2)  # fmt: skip
-    low, value, high = np.array([p["total"] for p in parts]).T
-    left.errorbar(
-        at, value, whiskers(value, low, high), color="black", marker="o", capsize=3, label="S$_{16}$, the sum"
-    )
-    left.axhline(0, color="black", linewidth=0.8)
-    left.set(ylabel="coverage shrinkage at k = 16", title="Shrinkage against exposure")
-    left.legend(loc="best", fontsize=8.5)
-
-    for name, colour, marker, line in (("free", RIGHT, "o", "-"), ("FWD", WRONG, "s", "--")):
+    _shrinkage_bars(left, at, [_shrinkage(results, pairs[0], rate, K) for rate in rates])
+    for mode, label, style in DOSE_STYLES:
         for pair in reversed(pairs):
-            found = [results.tuned(pair, fork_rate=r) for r in rates]
-            if not all(found):
-                continue
-            mode = None if name == "free" else name
-            low, value, high = np.array([_index(results, records[-1], mode, k) for records in found]).T
-            if pair != first:
-                right.plot(at, value, color=colour, linestyle=line, linewidth=0.6, alpha=0.6)
-                continue
-            label = "free" if name == "free" else "forced FWD (given the fork)"
-            right.errorbar(at, value, whiskers(value, low, high), color=colour, marker=marker, linestyle=line,
-                           capsize=3, label=label)  # fmt: skip
+            lines = [results.tuned(pair, rate) for rate in rates]
+            if all(lines):
+                index = np.array([_index(results, records[-1], mode, K) for records in lines]).T
+                _line(right, at, tuple(index), pair == pairs[0], label, **style)
     right.set(ylabel="polarisation index at k = 16", title="Polarisation, free and given the fork", ylim=(0, 1.02))
     right.legend(loc="best")
     for axes in (left, right):
         axes.set(xlabel="FORK_RATE", xticks=at, xticklabels=[f"{r:g}" for r in rates])
     return figure
+
+
+def _shrinkage_bars(axes: Axes, at: np.ndarray, parts: list[np.ndarray]) -> None:
+    """Bars of skill and polarisation [3, (skill, polarisation, total)] and their sum, at every FORK_RATE."""
+    low, value, high = np.stack(parts, axis=-1)  # each [part, FORK_RATE]
+    for part, (offset, label, colour, hatch) in enumerate(PARTS):
+        error = whiskers(value[part], low[part], high[part])
+        axes.bar(at + offset, value[part], 0.38, color=colour, hatch=hatch, edgecolor="black", label=label,
+                 yerr=error, capsize=2)  # fmt: skip
+    error = whiskers(value[2], low[2], high[2])
+    axes.errorbar(at, value[2], error, color="black", marker="o", capsize=3, label="S$_{16}$, the sum")
+    axes.axhline(0, color="black", linewidth=0.8)
+    axes.set(ylabel="coverage shrinkage at k = 16", title="Shrinkage against exposure")
+    axes.legend(loc="best", fontsize=8.5)
 
 
 def whiskers(value: np.ndarray, low: np.ndarray, high: np.ndarray) -> np.ndarray:
@@ -167,31 +180,30 @@ def whiskers(value: np.ndarray, low: np.ndarray, high: np.ndarray) -> np.ndarray
     return np.maximum(np.stack([value - low, high - value]), 0.0)
 
 
-def _shrinkage(results: Results, base: dict, tuned: dict, k: int) -> dict[str, tuple[float, float, float]]:
-    """S_k and its two parts, each as (low, value, high), paired over problems."""
+def _estimate(statistic: Callable[[np.ndarray], np.ndarray], weights: np.ndarray) -> np.ndarray:
+    """A statistic [draws, ...] of problem weights [draws, n] as float64[3, ...]: low, value, high."""
+    value = statistic(np.full((1, weights.shape[1]), 1 / weights.shape[1]))[0]
+    low, high = passk.interval(statistic(weights))
+    return np.stack([low, value, high])
+
+
+def _shrinkage(results: Results, pair: int, rate: float, k: int) -> np.ndarray:
+    """S_k and its two parts float64[3, (skill, polarisation, total)], paired over problems."""
+    both = [results.base(pair), results.tuned(pair, rate)[-1]]
+    p, solved = (np.stack([of(r) for r in both], axis=1) for of in (results.array, lambda r: results.solved(r, k)))
 
     def parts(weights: np.ndarray) -> np.ndarray:
-        p, solved = (np.stack([of(base), of(tuned)], axis=1) for of in (results.p, lambda r: results.solved(r, k)))
         passed, ceiling = weights @ solved, passk.solve_rate(weights @ p, k)
-        skill = ceiling[:, 0] - ceiling[:, 1]
-        total = passed[:, 0] - passed[:, 1]
+        skill, total = ceiling[:, 0] - ceiling[:, 1], passed[:, 0] - passed[:, 1]
         return np.stack([skill, total - skill, total], axis=1)
 
-    value = parts(np.full((1, results.weights.shape[1]), 1 / results.weights.shape[1]))[0]
-    low, high = passk.interval(parts(results.weights))
-    return {name: (low[i], value[i], high[i]) for i, name in enumerate(("skill", "polarisation", "total"))}
+    return _estimate(parts, results.weights)
 
 
-def _index(results: Results, record: dict, mode: str | None, k: int) -> tuple[float, float, float]:
-    """The polarisation index of a record, free or with a forced mode, at k as (low, value, high)."""
-    p, solved = results.p(record, mode), results.solved(record, k, mode)[:, None]
-
-    def index(weights: np.ndarray) -> np.ndarray:
-        return passk.polarisation(weights @ p, weights @ solved, [k])[1][:, 0]
-
-    value = index(np.full((1, len(p)), 1 / len(p)))[0]
-    low, high = passk.interval(index(results.weights))
-    return float(low), float(value), float(high)
+def _index(results: Results, record: dict, mode: str | None, k: int) -> np.ndarray:
+    """The polarisation index of a record at k, free or with a forced mode: low, value, high."""
+    p, solved = results.array(record, mode), results.solved(record, k, mode)[:, None]
+    return _estimate(lambda w: passk.polarisation(w @ p, w @ solved, [k])[1][:, 0], results.weights)
 
 
 def fork(results: Results, pairs: list[int]) -> Figure:
@@ -200,47 +212,30 @@ def fork(results: Results, pairs: list[int]) -> Figure:
     figure = Figure(figsize=(9.6, 4), layout="constrained")
     left, right = figure.subplots(1, 2)
     for pair in reversed(pairs):
-        records, main = results.tuned(pair, fork_rate=rate), pair == pairs[0]
-        at = [r["epoch"] for r in records]
-        for where, name, line in (("fork", "test", "-"), ("fork_train", "train", ":")):
-            if not records or records[0][where] is None:  # at FORK_RATE 0 no training trace meets a fork
-                continue
-            lines = [
-                (left, "confidence_right", f"{name}, argmax right", RIGHT, "o"),
-                (left, "confidence_wrong", f"{name}, argmax wrong", WRONG, "x"),
-                (right, "entropy", name, "black" if name == "test" else "gray", "o"),
-            ]
-            for axes, key, label, colour, marker in lines:
-                low, value, high = np.array([_fork_mean(results.array(r, where), key) for r in records]).T
-                style = {"color": colour, "linestyle": line}
-                if main:
-                    axes.plot(at, value, label=label, marker=marker, **style)
-                    axes.fill_between(at, low, high, color=colour, alpha=0.2, linewidth=0)
-                else:
-                    axes.plot(at, value, linewidth=0.6, alpha=0.6, **style)
+        records = results.tuned(pair, rate)
+        for where, quantity, label, style in FORK_STYLES:
+            if records and records[0][where]:  # at FORK_RATE 0 no training trace meets a fork
+                means = np.array([_fork_mean(results.array(record, where), quantity) for record in records]).T
+                axes = right if quantity == "entropy" else left
+                _line(axes, [r["epoch"] for r in records], tuple(means), pair == pairs[0], label, **style)
     branches = (results.array(results.base(pairs[0]), "fork") > 0).sum(axis=1)  # problems may have fewer than others
     undecided = float(np.log(branches).mean())
     right.axhline(undecided, color="black", linewidth=0.8)
     label = f"ln {branches[0]}" if (branches == branches[0]).all() else "mean ln d"
     right.annotate(f"{label}: undecided", (1, undecided), xytext=(0, 3), textcoords="offset points")
     left.set(ylabel="mean probability of the likeliest branch", title=f"Confidence at the fork (FORK_RATE {rate:g})")
-    right.set(
-        ylabel="entropy at the fork (nats)",
-        title="How open the choice still is",
-        ylim=(0, 1.15 * undecided),
-    )
+    right.set(ylabel="entropy at the fork (nats)", title="How open the choice still is", ylim=(0, 1.15 * undecided))
     for axes in (left, right):
-        _powers_of_two(axes, results.tuned(pairs[0], fork_rate=rate)[-1]["epoch"])
+        _powers_of_two(axes, results.tuned(pairs[0], rate)[-1]["epoch"])
         axes.set_xlabel("epoch")
         axes.legend(loc="best")
     return figure
 
 
-def _fork_mean(branch: np.ndarray, key: str) -> tuple[float, float, float]:
-    """A fork statistic of branch probabilities [n, d] as (low, value, high); nan where no problem counts."""
-    value, where = fork_quantities(branch)[key]
+def _fork_mean(branch: np.ndarray, quantity: str) -> np.ndarray:
+    """A fork statistic of branch probabilities [n, d] as low, value, high; nan where hardly a problem counts."""
+    value, where = fork_quantities(branch)[quantity]
     if where.sum() < 5:  # an interval from a handful of problems would say nothing
-        return np.nan, np.nan, np.nan
+        return np.full(3, np.nan)
     weights = passk.resamples(len(value), BOOTSTRAP)
-    low, high = passk.interval((weights @ (value * where)) / np.maximum(weights @ where, 1e-12))
-    return float(low), float(value[where].mean()), float(high)
+    return _estimate(lambda w: (w @ (value * where)) / np.maximum(w @ where, 1e-12), weights)

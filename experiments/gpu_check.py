@@ -19,9 +19,12 @@ import torch
 
 from experiments import agreement, bench_gpu
 from minifork import agree, backends, kernel, measure, passk, runs, stages
-from minifork.evaluate import drawn_problems, problems_for
+from minifork.checkpoints import load
+from minifork.evaluate import problems_for
 from minifork.exact import exact
+from minifork.files import write_json
 from minifork.policy import Policy
+from minifork.problems import draw
 from minifork.schema import Config
 from minifork.tree import Tree
 
@@ -39,7 +42,8 @@ def gpu_check(config: Config) -> int:
         return 0
     name = torch.cuda.get_device_name()
     print(f"gpu-check on one {name}, torch {torch.__version__}", flush=True)
-    config = replace(config, device="cuda", runs=str(Path(config.runs) / "gpu-check"))
+    plan = replace(config.sft, epochs=16, fork_rate=1.0)
+    config = replace(config, device="cuda", runs=str(Path(config.runs) / "gpu-check"), sft=plan)
     result: dict = {"machine": runs.machine(), "device": name, "torch": torch.__version__, "seconds": {}}
     stages_of_the_check = {
         "tests": gpu_tests,
@@ -57,7 +61,7 @@ def gpu_check(config: Config) -> int:
             result[stage] = {"failed": 1, "error": f"{type(error).__name__}: {error}"}
         result["seconds"][stage] = time.monotonic() - started
         print(f"-- {stage}: {result['seconds'][stage]:.0f} s", flush=True)
-        runs.write_json(path, result)  # whatever comes later, this much is kept
+        write_json(path, result)  # whatever comes later, this much is kept
     return report(result, path)
 
 
@@ -98,18 +102,14 @@ def sanitizer() -> dict:
 
 def trees(config: Config) -> dict[str, Tree]:
     """The base and one fine-tuning at FORK_RATE 1 (16 epochs), trained here, on the test problems."""
-    tuned = replace(config, sft=replace(config.sft, epochs=16, fork_rate=1.0))
     stages.pretrain(config, resume=True)
-    stages.sft(tuned, resume=True)
-    for rate in (0.0, 0.5):  # what `agreement` wants besides
-        stages.sft(replace(tuned, sft=replace(tuned.sft, fork_rate=rate)), resume=True)
+    for rate in agreement.FORK_RATES:
+        stages.sft(replace(config, sft=replace(config.sft, fork_rate=rate)), resume=True)
     problems = problems_for(config, "cuda")
-    folders = {"base": runs.base_folder(config), "tuned": runs.run_folder(tuned, "sft")}
+    last = {"base": runs.require(config, "base"), "tuned": runs.require(config, "sft")}
     return {
-        name: measure.tree_of(
-            stages.load_run(folder / "ckpt.pt", runs.read_config(folder)).cuda(), config.data, problems, Policy()
-        )
-        for name, folder in folders.items()
+        name: measure.tree_of(load(run.checkpoints()[-1]).cuda(), config.data, problems, Policy())
+        for name, run in last.items()
     }
 
 
@@ -118,7 +118,7 @@ def samples(config: Config) -> dict:
     if "SEARCH" in config.data.mode_names:
         raise ValueError("scored p need every accepted trace: SEARCH has several for a problem")
     found: dict = {"failed": 0}
-    problems = drawn_problems(config)
+    problems = draw(config.data, config.eval)
     for name, tree in trees(config).items():
         gpu = backends.machine(tree.dfa.device)
         known = exact(tree).p_lo

@@ -15,14 +15,13 @@ from matplotlib.figure import Figure
 from experiments import figures
 from experiments.claims import interval
 from experiments.explorer import explorer
-from experiments.results import complete_pairs, load
+from experiments.results import load
 from minifork import policy, runs
-from minifork.config import fingerprint, to_tree
-from minifork.evaluate import settings_of
+from minifork.files import read_json, write_atomically
 from minifork.schema import Config
 
 TEMPLATE = Path(__file__).parent / "report.html"
-NO_CLAIMS = "<p>No verdicts: none are made about this sweep, or <code>make claims</code> was not run yet.</p>"
+NO_CLAIMS = "<p>No verdicts: none are made about this study, or <code>make claims</code> was not run yet.</p>"
 COMPUTED, SAMPLED = "Its pass@k is computed, not estimated.", "Its pass@k is estimated from samples, without bias."
 CAPTIONS = {
     "crossing": "pass@k against k. Where lines cross, more samples from the lower model on the left win on the right.",
@@ -33,25 +32,16 @@ CAPTIONS = {
 
 
 def report(config: Config) -> None:
-    """Write runs/<task>/report.html from the last evaluation.
-
-    Raises ValueError when something it needs is missing or was evaluated otherwise, and for a named evaluation, which
-    has no report.
-    """
-    if config.name:
-        raise ValueError(f"name is {config.name!r}: the report is about the evaluation without a name, leave it out")
+    """Write runs/<task>/report.html; raises ValueError when something it needs was not measured."""
     results = load(config)
-    pairs = complete_pairs(config, results)
-    if not pairs:
-        raise ValueError(f"{runs.eval_file(config)}: no pair of base and fine-tuned run; see `make reproduce`")
-    if results.settings != settings_of(config):
-        raise ValueError(f"{runs.eval_file(config)}: made with other settings or code; run `minifork eval` again")
+    pairs = results.complete_pairs()
     parts = {
         "task": config.task,
         "pairs": f"{len(pairs)} pair{'s' * (len(pairs) > 1)} of seeds",
-        "claims": "".join(claims_block(*found) for found in found_claims(config)) or NO_CLAIMS,
+        "claims": "".join(claims_block(*verdicts) for verdicts in all_verdicts(config, results.fingerprint))
+        or NO_CLAIMS,
         "figures": "".join(figure_block(name, figure) for name, figure in figures.drawn(results, pairs).items()),
-        "made": f"{runs.machine()}, config {fingerprint(to_tree(config))}",
+        "made": "{machine}, config {config_hash}".format_map(runs.made_by(config)),
         "decoder": f"{policy.parse(config.eval.policy)}",
         "measured": COMPUTED if all(record["n"] is None for record in results.records) else SAMPLED,
         "data": json.dumps(explorer(config, results, pairs[0]), separators=(",", ":")).replace("<", "\\u003c"),
@@ -60,29 +50,27 @@ def report(config: Config) -> None:
     for name, text in parts.items():
         page = page.replace(f"{{{{{name}}}}}", text if name in ("claims", "figures", "data") else html.escape(text))
     path = runs.task_folder(config) / "report.html"
-    runs.write_atomically(path, lambda file: file.write(page.encode()))
+    write_atomically(path, lambda file: file.write(page.encode()))
     print(f"{path}: {len(page.encode()) / 1e6:.1f} MB")
 
 
-def found_claims(config: Config) -> list[tuple[Path, dict, bool]]:
-    """The verdicts of every sweep that has some below the config's runs folder, this config's own first.
+def all_verdicts(config: Config, current: str) -> list[tuple[Path, dict, bool]]:
+    """The verdicts of every study that has some below the config's runs folder, this config's own first.
 
-    With the file they lie in, and whether they are about the evaluation that lies there now. Raises ValueError naming
-    a file that holds none.
+    With the file they lie in, and whether they are about the results that lie there now: those of this config have the
+    fingerprint ``current``, others are taken as they are. Raises ValueError naming a file that holds none.
     """
     own = runs.task_folder(config) / "claims.json"
-    found = []
+    verdicts = []
     for path in dict.fromkeys([own, *sorted(Path(config.runs).glob("**/claims.json"))]):
         if path.exists():
-            claims = runs.read_json(path, "sweep", "pairs", "wanted", "claims", "of")
-            now = path.with_name("eval.json")
-            now = runs.read_json(now).get("checksum") if now.exists() else None
-            found.append((path, claims, claims["of"] == now))
-    return found
+            claims = read_json(path, "study", "pairs", "wanted", "claims", "of")
+            verdicts.append((path, claims, path != own or claims["of"] == current))
+    return verdicts
 
 
 def claims_block(path: Path, found: dict, current: bool) -> str:
-    """The verdicts of one sweep as an HTML table; raises ValueError naming a file that `claims` did not write so."""
+    """The verdicts of one study as an HTML table; raises ValueError naming a file that `claims` did not write so."""
     try:
         return claims_table(path.parent, found, current)
     except (KeyError, IndexError, TypeError, ValueError, AttributeError):
@@ -90,7 +78,7 @@ def claims_block(path: Path, found: dict, current: bool) -> str:
 
 
 def claims_table(folder: Path, found: dict, current: bool) -> str:
-    """The verdicts of one sweep as an HTML table."""
+    """The verdicts of one study as an HTML table."""
     provisional = "" if found["pairs"] >= found["wanted"] else f", provisional: {found['wanted']} are wanted"
     rows = []
     for row in found["claims"]:
@@ -105,7 +93,7 @@ def claims_table(folder: Path, found: dict, current: bool) -> str:
     head = "<tr><th>verdict<th>claim<th>by<th>effect<th>95 % interval<th>holds if all of it is</tr>"
     stale = "" if current else "; OUT OF DATE: evaluated again since, run minifork claims"
     pairs = f"{found['pairs']} pair{'s' * (found['pairs'] > 1)} of seeds{provisional}"
-    title = html.escape(f"{found['sweep']} ({folder}; {pairs}{stale})")
+    title = html.escape(f"{found['study']} ({folder}; {pairs}{stale})")
     table = f"<table><caption>{title}</caption><thead>{head}</thead><tbody>{''.join(rows)}</tbody></table>"
     return f'<div class="wide">{table}</div>'
 

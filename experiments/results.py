@@ -1,116 +1,169 @@
-"""Reading eval.json and eval.npz: which records belong together, and paired bootstrap over problems."""
+"""What was measured, and which of it belongs together: records by the config of their runs, arrays behind them."""
 
+from collections.abc import Mapping
 from dataclasses import dataclass, replace
+from typing import Any
 
 import numpy as np
 
-from experiments import sweep
+from experiments import study
 from minifork import config as configs
 from minifork import passk, runs
-from minifork.evaluate import read_evaluation
-from minifork.records import array_key
+from minifork.evaluate import array_name, find_targets, record_of, stored
+from minifork.files import fingerprint
+from minifork.runs import Run
 from minifork.schema import Config
+
+
+class ANY:
+    """Stands for every value of a key."""
 
 
 @dataclass(frozen=True)
 class Results:
-    """The records of an evaluation, the p arrays [n] behind them and the bootstrap weights [draws, n]; the settings
-    that made them, the checksum of eval.json, and the variant of the fine-tunings that are plain: the config's own."""
+    """A study's config, its runs by name, the records of what was measured of them under the config's settings, the
+    arrays [n] behind the records and the bootstrap weights [draws, n]."""
 
+    config: Config
+    runs: dict[str, Run]
     records: list[dict]
     arrays: dict[str, np.ndarray]
     weights: np.ndarray
-    settings: str = ""
-    checksum: str = ""
-    plain: str = "data"
 
-    def p(self, record: dict, mode: str | None = None) -> np.ndarray:
-        """p_i of a record, free or with a forced mode, float64[n]."""
-        return self.array(record, mode)
+    def where(
+        self,
+        keys: Mapping[str, Any] = {},  # noqa: B006 (never changed)
+        stage: str = "sft",
+        pair: int | None = None,
+        epoch: int | None = None,
+        test_set: str = "plain",
+    ) -> list[dict]:
+        """The records, by pair and epoch, of a stage's runs that have the values of ``keys``.
 
-    def array(self, record: dict, what: str | None) -> np.ndarray:
-        """Any array of a record in eval.npz; see `minifork.records.array_key`."""
-        key = array_key(record, what)
-        if key not in self.arrays:
-            raise ValueError(f"the evaluation holds no {key}: it was made with settings that do not give it")
-        return self.arrays[key]
+        Keys are full or short; seeds are free, and every other key that decides a run must have the study's value,
+        unless it is given as ANY. Raises ValueError for a key that decides nothing about such runs, and naming two
+        runs that match one pair and epoch with equal values.
+        """
+        source = f"where(stage={stage!r})"
+        wanted = {configs.full_key(key, runs.deciding_values(self.config, stage), source): keys[key] for key in keys}
+        kinds = configs.keys(Config, task=self.config.task)
+        for key in [key for key, value in wanted.items() if value is not ANY]:
+            wanted[key] = configs.typed(wanted[key], kinds[key], key, source)
+        planned = configs.flat(self.config) | dict.fromkeys(runs.SEEDS, ANY) | wanted
+        names = [name for name, run in self.runs.items() if run.stage == stage and _matches(run, planned)]
+        chosen = [
+            record
+            for record in self.records
+            if record["run"] in names
+            and record["test_set"] == test_set
+            and pair in (None, record["base_seed"])
+            and record["seed"] in (None, record["base_seed"])
+            and epoch in (None, record["epoch"])
+        ]
+        self._require_one_run(chosen, [key for key, value in wanted.items() if value is ANY])
+        return sorted(chosen, key=lambda record: (record["base_seed"], record["epoch"] or 0))
+
+    def _require_one_run(self, chosen: list[dict], free: list[str]) -> None:
+        """Raise ValueError naming two runs that match one pair and epoch with equal values of the free keys."""
+        names: dict[tuple, str] = {}
+        for record in chosen:
+            values = tuple(self.runs[record["run"]].values.get(key) for key in free)
+            other = names.setdefault((record["base_seed"], record["epoch"], values), record["run"])
+            if other != record["run"]:
+                root = runs.task_folder(self.config)
+                raise ValueError(f"{root / other} and {root / record['run']} are one run twice; remove one")
+
+    def of(self, plan: study.Plan) -> list[dict]:
+        """The records of a plan's run on the test set that the plan is about, by epoch."""
+        wanted = plan.identity
+        chosen = [r for r in self.records if r["identity"] == wanted and r["test_set"] == plan.test_set]
+        self._require_one_run(chosen, [])
+        return sorted(chosen, key=lambda record: record["epoch"] or 0)
+
+    def parent_of(self, plan: study.Plan) -> list[dict]:
+        """The record that a plan's run started from, on the plain test set; empty when that was not measured."""
+        config, stage = plan.config, runs.parent_stage(plan.config, plan.stage)
+        epoch = None if stage == "base" else config.rl.epoch if plan.stage == "rl" else config.sft.epochs
+        return [r for r in self.of(replace(plan, stage=stage, test_set="plain")) if r["epoch"] == epoch]
+
+    def base(self, pair: int) -> dict | None:
+        """The record of a pair's base."""
+        return next(iter(self.where(stage="base", pair=pair)), None)
+
+    def tuned(self, pair: int, fork_rate: Any) -> list[dict]:
+        """The records of a pair's plain fine-tuning at a FORK_RATE, by epoch; empty when it was not run."""
+        return self.where({"sft.fork_rate": fork_rate}, pair=pair)
+
+    def fork_rates(self, pair: int) -> list[float]:
+        """The FORK_RATEs of the pair's plain fine-tunings, ascending."""
+        return sorted({record["fork_rate"] for record in self.tuned(pair, ANY)})
 
     def pairs(self) -> list[int]:
-        """Seeds s for which base-seed<s> was fine-tuned plainly with SFT seed s."""
-        tuned = {r["seed"] for r in self.records if r["variant"] == self.plain}
-        return sorted(s for s in tuned if self.tuned(s) and self.base(s) is not None)
+        """Seeds s for which the base of seed s was fine-tuned plainly with seed s."""
+        tuned = {record["base_seed"] for record in self.where({"sft.fork_rate": ANY})}
+        return sorted(pair for pair in tuned if self.base(pair))
 
-    def base(self, seed: int) -> dict | None:
-        """The record of base-seed<seed>."""
-        return next((r for r in self.records if r["variant"] == "base" and r["base_seed"] == seed), None)
+    def complete_pairs(self) -> list[int]:
+        """The pairs that have every run of the config's study; where none has, all with a base and a fine-tuning.
 
-    def tuned(
-        self, seed: int, variant: str | None = None, fork_rate: float | None = None, test_set: str = "plain"
-    ) -> list[dict]:
-        """The records of one fine-tuning of a pair, the plain one if no other is named, in order of epochs; empty when
-        it was not run."""
-        return [
-            r
-            for r in self.records
-            if r["stage"] != "base"
-            and r["seed"] == r["base_seed"] == seed
-            and r["variant"] == (variant or self.plain)
-            and (fork_rate is None or r["fork_rate"] == fork_rate)
-            and r["test_set"] == test_set
-        ]
+        So a pair of which another command made a few runs does not leave everything else without them. Raises
+        ValueError when there is no pair.
+        """
+        pairs, identities = self.pairs(), {record["identity"] for record in self.records}
+        entries = study.read(self.config.reproduce.study)
+        planned = {pair: {plan.identity for plan in study.plans(self.config, entries, [pair])} for pair in pairs}
+        if not pairs:
+            root = runs.task_folder(self.config)
+            raise ValueError(f"{root}: no pair of a base and its fine-tuning was measured; see `make reproduce`")
+        return [pair for pair in pairs if planned[pair] <= identities] or pairs
 
-    def fork_rates(self, seed: int) -> list[float]:
-        """The FORK_RATEs of the pair's plain runs, ascending."""
-        return sorted({r["fork_rate"] for r in self.tuned(seed)})
+    def array(self, record: dict, what: str | None = None) -> np.ndarray:
+        """An array of a record (see `minifork.measure.measure`): p_i float64[n], free or forced, or others."""
+        name = array_name(record, what or "free")
+        if name not in self.arrays:
+            raise ValueError(f"the evaluation holds no {name}: it was made with settings that do not give it")
+        return self.arrays[name]
 
     def solved(self, record: dict, k: int, mode: str | None = None) -> np.ndarray:
         """1 - (1 - p_i)^k of every problem, float64[n]; its unbiased estimate where p_i was sampled."""
-        p, n = self.p(record, mode), record["n"] if mode is None else record["forced"][mode]["n"]
+        p, n = self.array(record, mode), record["n"] if mode is None else record["forced"][mode]["n"]
         return passk.solve_rate(p, k) if n is None else passk.unbiased(np.rint(p * n).astype(np.int64), n, k)
 
-
-def complete_pairs(config: Config, results: Results) -> list[int]:
-    """The pairs that have every run of the config's sweep; where none has, all with a base and a plain fine-tuning.
-
-    So pairs of which another command made a few runs do not leave everything else without them. Raises ValueError
-    naming two plain runs of these pairs that differ in more than their seeds and FORK_RATE.
-    """
-    found, pairs = {record["run"] for record in results.records}, results.pairs()
-    whole = [pair for pair in pairs if _sweep_of(config, pair) <= found] or pairs
-    plain = [record for pair in whole for record in results.tuned(pair)]
-    other = next((record for record in plain if record["recipe_hash"] != plain[0]["recipe_hash"]), None)
-    if other:
-        raise ValueError(
-            f"{runs.eval_file(config)}: {plain[0]['run']} and {other['run']} differ in more than FORK_RATE and seeds"
-            " (see their config.yaml); remove or rename one, then run `minifork eval` again"
-        )
-    return whole
+    @property
+    def fingerprint(self) -> str:
+        """Twelve hex digits of all records."""
+        return fingerprint(self.records)
 
 
-def _sweep_of(config: Config, pair: int) -> set[str]:
-    """The folders of the runs that the config's sweep plans for a pair, whatever evaluation the config names."""
-    config = replace(config, name="")
-    jobs = [job for job in sweep.read(config, [pair]) if job.stage != "wise"]
-    return {runs.run_folder(configs.changed(config, job.overrides), job.stage).name for job in jobs}
+def _matches(run: Run, planned: dict[str, Any]) -> bool:
+    """Whether a run has the planned value of every key that decides it, seeds and ANY apart."""
+    return all(planned.get(key, ANY) in (ANY, value) for key, value in run.values.items())
 
 
 def load(config: Config) -> Results:
-    """The results of the last evaluation; raises ValueError naming the file when there is none, and runs that would
-    pass for one."""
-    path = runs.eval_file(config)
-    evaluation, arrays = read_evaluation(path)
-    if any(record.get("forced") is None for record in evaluation["records"]):
-        raise ValueError(f"{path}: evaluates a stratified decoder; figures and claims are about i.i.d. samples")
-    if any(record["rho"] is None for record in evaluation["records"]):
-        raise ValueError(f"{path}: p is bounded but not computed there; run `minifork eval` with a larger eval.budget")
-    runs_of: dict[tuple, str] = {}
-    for record in evaluation["records"]:
-        kind = tuple(record[key] for key in ("variant", "fork_rate", "seed", "base_seed"))
-        if (other := runs_of.setdefault(kind, record["run"])) != record["run"]:
-            raise ValueError(
-                f"{path}: {other} and {record['run']} would pass for one run ({kind[0]}, seed {kind[2]});"
-                " remove or rename one, then run `minifork eval` again"
-            )
-    weights = passk.resamples(evaluation["n_problems"], config.eval.bootstrap)
-    plain = runs.variant(replace(config, name=""), "sft")
-    return Results(evaluation["records"], arrays, weights, evaluation["settings"], evaluation["checksum"], plain)
+    """What was measured under the config's settings.
+
+    Raises ValueError when nothing was, for a stratified decoder, and where p is bounded but not computed.
+    """
+    root = runs.task_folder(config)
+    targets, left_out = find_targets(config)
+    for line in left_out:
+        print(line)
+    evaluations = [one for target in targets if (one := stored(config, target))]
+    if not evaluations:
+        raise ValueError(f"{root}: nothing was measured with these settings; run `minifork eval` with them first")
+    records = [record_of(config, one) for one in evaluations]
+    if any(record.get("forced") is None for record in records):
+        raise ValueError(f"{root}: eval.stratify asks for a stratified decoder; figures and claims need i.i.d. samples")
+    if any(record["rho"] is None for record in records):
+        raise ValueError(f"{root}: p is bounded but not computed; run `minifork eval` with a larger eval.budget")
+    if stale := sum(not record["current"] for record in records):
+        print(f"{stale} of {len(records)} records are of another version of the code; `minifork eval --again` renews")
+    arrays = {
+        array_name(record, what): array
+        for record, one in zip(records, evaluations, strict=True)
+        for what, array in one.measurement.arrays.items()
+    }
+    weights = passk.resamples(config.eval.problems, config.eval.bootstrap)
+    return Results(config, {one.target.checkpoint.run.name: one.target.checkpoint.run for one in evaluations},
+                   records, arrays, weights)  # fmt: skip

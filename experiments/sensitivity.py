@@ -1,22 +1,23 @@
 """Is the regime tuned? A map of coverage shrinkage and polarisation over epochs, traces, learning rate, width and d.
 
-The runs are those of experiments/sweeps/sensitivity.yaml; every width and number of branches has a base of its own.
+The runs are those of experiments/studies/sensitivity.yaml; every width and number of branches has a base of its own.
 """
 
-import re
 import time
 from dataclasses import replace
-from pathlib import Path
 
 import matplotlib
 import numpy as np
 from matplotlib.axes import Axes
 from matplotlib.figure import Figure
 
-from experiments import sweep
+from experiments import study
+from experiments.figures import save
 from experiments.results import Results, load
-from minifork import config as configs
+from experiments.study import Plan
 from minifork import runs
+from minifork.evaluate import evaluate
+from minifork.files import write_json
 from minifork.schema import Config
 
 K = 16
@@ -28,58 +29,38 @@ def sensitivity(config: Config) -> None:
     Raises ValueError naming a stage that failed.
     """
     started = time.monotonic()
-    source = sweep.start(config)
-    planned = replace(config, reproduce=replace(config.reproduce, sweep="sensitivity"))
-    jobs = sweep.read(planned, range(config.reproduce.pairs))
-    sweep.sweep(config, source, jobs)
+    plans = study.plans(config, study.read("sensitivity"), range(config.reproduce.pairs))
+    study.run(plans)
     panels = []
-    for one, overrides in settings(config, jobs):
-        sweep.run(source, "eval", *overrides)
-        panels.append(panel(one, load(one)))
+    for data, model in dict.fromkeys((plan.config.data, plan.config.model) for plan in plans):
+        one = replace(config, data=data, model=model)
+        evaluate(one)
+        panels.append(panel(load(one), [p for p in plans if (p.config.data, p.config.model) == (data, model)]))
     folder = runs.task_folder(config)
-    runs.write_json(folder / "sensitivity.json", runs.made_by(config) | {"k": K, "panels": panels})
-    figure = draw(panels)
-    path = folder / "figures" / "sensitivity.png"
-    runs.write_atomically(path, lambda file: figure.savefig(file, format="png", dpi=150))
+    write_json(folder / "sensitivity.json", runs.made_by(config) | {"k": K, "panels": panels})
+    save(draw(panels), folder / "figures" / "sensitivity.png")
     lost = np.array([row["S"][-1] for one in panels for row in one["rows"]])
     print(
-        f"{path}: S_{K} after the last epoch is {lost.min():+.3f} to {lost.max():+.3f} over {len(lost)} settings, "
+        f"S_{K} after the last epoch is {lost.min():+.3f} to {lost.max():+.3f} over {len(lost)} settings, "
         f"above .05 in {np.mean(lost > 0.05):.0%}; {(time.monotonic() - started) / 60:.1f} minutes",
         flush=True,
     )
 
 
-def settings(config: Config, jobs: list[sweep.Job]) -> list[tuple[Config, list[str]]]:
-    """The configs that have a folder of their own, and the overrides that lead there."""
-    found: dict[Path, tuple[Config, list[str]]] = {}
-    for job in jobs:
-        overrides = [word for word in job.overrides if word.split("=")[0].split(".")[0] in ("runs", "model", "data")]
-        planned = configs.changed(config, overrides)
-        found.setdefault(runs.task_folder(planned), (planned, overrides))
-    return list(found.values())
-
-
-def panel(config: Config, results: Results) -> dict:
-    """S_K and the index under forced FWD of every run of one folder after every snapshot, means over pairs of seeds."""
-    pairs = range(config.reproduce.pairs)
-    rows = []
-    for variant in sorted({r["variant"] for r in results.records if r["stage"] == "sft"}, key=_numbers):
-        of_pairs = [results.tuned(pair, variant) for pair in pairs]
-        lost = [[at(results.base(p)) - at(r) for r in of] for p, of in zip(pairs, of_pairs, strict=True)]
-        index = [[r["forced"]["FWD"]["index"][str(K)] for r in of] for of in of_pairs]
-        rows.append({"run": variant, "S": np.mean(lost, axis=0).tolist(), "index": np.mean(index, axis=0).tolist()})
-    epochs = [r["epoch"] for r in results.tuned(pairs[0], rows[0]["run"])]
+def panel(results: Results, plans: list[Plan]) -> dict:
+    """S_K and the polarisation index (forced FWD) of every run and epoch, means over pairs."""
+    rows, epochs = [], []
+    for name in dict.fromkeys(plan.name for plan in plans):
+        mine = [plan for plan in plans if plan.name == name]
+        records = [results.of(plan) for plan in mine]
+        epochs = [record["epoch"] for record in records[0]]
+        bases = [results.parent_of(plan)[0]["pass_at"][str(K)] for plan in mine]
+        passed = np.array([[record["pass_at"][str(K)] for record in line] for line in records])
+        lost = np.array(bases)[:, None] - passed
+        index = [[record["forced"]["FWD"]["index"][str(K)] for record in line] for line in records]
+        rows.append({"run": name, "S": lost.mean(axis=0).tolist(), "index": np.mean(index, axis=0).tolist()})
+    config = results.config
     return {"width": config.model.width, "branches": config.data.branches, "epochs": epochs, "rows": rows}
-
-
-def _numbers(name: str) -> list[float]:
-    """The numbers in a run's name: traces500 comes before traces1000."""
-    return [float(number) for number in re.findall(r"\d+(?:\.\d+)?", name)]
-
-
-def at(record: dict) -> float:
-    """pass@K of a record."""
-    return record["pass_at"][str(K)]
 
 
 def draw(panels: list[dict]) -> Figure:

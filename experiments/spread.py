@@ -6,7 +6,7 @@ import torch
 from data_gen.task import PAD
 from experiments.gap import DRAWS
 from minifork import passk, strata
-from minifork.measure import ProblemSet
+from minifork.problems import ProblemSet
 from minifork.tree import Tree
 
 

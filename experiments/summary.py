@@ -6,76 +6,49 @@ made them. Where a copy is kept in experiments/results/, a test holds the README
 
 import numpy as np
 
+from experiments import study
 from experiments.gap import DRAWS
-from experiments.results import Results, complete_pairs, load
+from experiments.results import Results, load
 from minifork import passk, runs
+from minifork.files import write_json
 from minifork.schema import Config
 
 KS = (1, 16, 64)
-NAMES = {
-    "base": "base",
-    "data": "FORK_RATE {rate}",
-    "problem": "both modes for every problem",
-    "fresh": "FORK_RATE {rate}, fresh traces every epoch",
-    "cued": "FORK_RATE {rate}, branch cued",
-    "data-cue0.5": "FORK_RATE {rate}, branch cued in half of the training problems",
-    "data-graph": "FWD traces on graphs without a fork but for a share of {share}",
-    "rationale": "rationale",
-    "published": "FORK_RATE {rate}, published order",
-}
 
 
 def summary(config: Config) -> dict:
-    """Write runs/<task>/summary.json from the last evaluation and print its table.
+    """Write runs/<task>/summary.json from what was measured and print its table.
 
     train_minutes adds up the training of all runs, on one core each but for the bases.
     """
     results = load(config)
-    pairs = complete_pairs(config, results)
-    names = sorted({record["run"] for record in results.records})
-    metas = [runs.read_json(runs.task_folder(config) / name / "meta.json", "seconds") for name in names]
-    found = {
+    pairs = results.complete_pairs()
+    result = {
         "task": config.task,
-        "sweep": config.reproduce.sweep,
+        "study": config.reproduce.study,
         "runs": config.runs,
         **runs.made_by(config),
-        "train_minutes": round(sum(meta["seconds"] for meta in metas if "weight" not in meta) / 60, 1),
+        "train_minutes": round(
+            sum(run.record["seconds"] for run in results.runs.values() if run.stage != "wise") / 60, 1
+        ),
         "pairs": len(pairs),
         "rows": rows(results, pairs),
     }
-    runs.write_json(runs.task_folder(config) / "summary.json", found)
-    print(table(found))
-    return found
+    write_json(runs.task_folder(config) / "summary.json", result)
+    print(table(result))
+    return result
 
 
 def rows(results: Results, pairs: list[int]) -> list[dict]:
-    """The last checkpoint of every kind of run that all pairs have: pass@k and fork accuracy."""
-    kinds = [("base", None, "plain")]
-    tuned = {(r["variant"], r["fork_rate"], r["test_set"]) for r in results.records if r["stage"] == "sft"}
-    matched = {variant for variant, _, test_set in tuned if test_set != "plain" and variant in ("cued", "published")}
-    kinds += sorted(
-        (variant, rate, test_set)
-        for variant, rate, test_set in tuned
-        if (test_set == "plain") != (variant in matched)  # these are about the test set that matches them
-    )
-    found = []
-    for variant, rate, test_set in kinds:
-        last = [results.base(pair) if rate is None else _last(results, pair, variant, rate, test_set) for pair in pairs]
-        if all(last):
-            found.append(_row(results, last, _name(variant, rate)))
-    return found
-
-
-def _last(results: Results, pair: int, variant: str, rate: float, test_set: str) -> dict | None:
-    found = results.tuned(pair, variant, rate, test_set)
-    return found[-1] if found else None
-
-
-def _name(variant: str, rate: float | None) -> str:
-    text = "" if rate is None else f"{rate:g}"
-    if variant not in NAMES:
-        return f"{variant}, FORK_RATE {text}"
-    return NAMES[variant].format(rate=text, share=text.replace("0.", "."))
+    """The last checkpoint of the base and of every run of the study that all pairs have: pass@k and fork accuracy."""
+    entries = study.read(results.config.reproduce.study)
+    plans = [study.plans(results.config, entries, [pair]) for pair in pairs]
+    lasts = [("base", [results.base(pair) for pair in pairs])]
+    for of_pairs in zip(*plans, strict=True):
+        records = [results.of(plan) for plan in of_pairs]
+        if all(records):
+            lasts.append((of_pairs[0].name, [of_pair[-1] for of_pair in records]))
+    return [_row(results, last, name) for name, last in lasts if all(last)]
 
 
 def _row(results: Results, last: list[dict], name: str) -> dict:
@@ -111,7 +84,4 @@ def table(found: dict) -> str:
 
 def _cell(value: dict) -> str:
     low, high = value["ci95"]
-    return " ".join(
-        text.format(number).replace("0.", ".")
-        for text, number in (("{:.3f}", value["mean"]), ("[{:.3f},", low), ("{:.3f}]", high))
-    )
+    return f"{value['mean']:.3f} [{low:.3f}, {high:.3f}]".replace("0.", ".")

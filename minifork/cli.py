@@ -1,4 +1,4 @@
-"""The command line: ``minifork COMMAND --config FILE key=value ...``.
+"""The command line: ``minifork COMMAND --config star key=value ...``.
 
 Each command is a function in the module that does the work, imported only when it is asked for, so that
 ``--help`` and finished stages answer at once.
@@ -6,93 +6,107 @@ Each command is a function in the module that does the work, imported only when 
 
 import argparse
 import importlib
-import re
 import sys
+from dataclasses import dataclass
 
 from minifork import config as configs
+from minifork import runs
 
-# command: (module:function, takes --resume, what it does)
+
+@dataclass(frozen=True)
+class Command:
+    """A command: the function that does it as "module:function", what it does, its flags with their help, and the
+    stage it completes, if it does."""
+
+    function: str
+    what: str
+    flags: tuple[tuple[str, str], ...] = ()
+    stage: str = ""
+
+
+RESUME = (("resume", "continue an unfinished run"),)
+AGAIN = (("again", "measure anew what another version of the code measured"),)
+REMOVE = (("remove", "delete the runs that are listed"),)
 COMMANDS = {
-    "pretrain": ("minifork.stages:pretrain", True, "train the base model on random graph walks"),
-    "sft": ("minifork.stages:sft", True, "fine-tune the base model on traces (sft.fork_rate=0.5 ...)"),
-    "rl": ("minifork.stages:rl", True, "go on by rewards from a fine-tuned run (rl.advantage=grpo ...)"),
-    "wise": ("minifork.wise:wise", False, "interpolate the weights of a fine-tuned run and its base"),
-    "eval": (
-        "minifork.evaluate:evaluate",
-        False,
-        "exact pass@k of every run, cross-checked by another engine",
+    "pretrain": Command("minifork.stages:pretrain", "train the base model on random graph walks", RESUME, "base"),
+    "sft": Command("minifork.stages:sft", "fine-tune the base model on traces (sft.fork_rate=0.5 ...)", RESUME, "sft"),
+    "rl": Command("minifork.stages:rl", "go on by rewards from a fine-tuned run (rl.advantage=grpo ...)", RESUME, "rl"),
+    "wise": Command("minifork.wise:wise", "interpolate the weights of a fine-tuned run and its base"),
+    "eval": Command("minifork.evaluate:evaluate", "exact pass@k of every run, cross-checked by another engine", AGAIN),
+    "audit": Command("minifork.stages:audit_command", "look for surface features that give the right branch away"),
+    "config": Command("minifork.listing:print_config", "print every key with its value, and what differs"),
+    "runs": Command(
+        "minifork.listing:list_runs", "list runs, those with key=value (fork_rate=1 stage=sft ...)", REMOVE
     ),
-    "audit": ("minifork.stages:audit_command", False, "look for surface features that give the branch away"),
-    "figures": ("experiments.figures:figures", False, "draw the figures from eval.json"),
-    "claims": ("experiments.claims:claims", False, "say which claims held, from eval.json"),
-    "report": ("experiments.report:report", False, "write claims, figures and an explorer as one HTML file"),
-    "agreement": ("experiments.agreement:agreement", False, "test exact, split and rollout against each other"),
-    "bench": ("experiments.bench:bench", False, "time the engines against common ways to sample"),
-    "frontier": ("experiments.frontier:frontier", False, "compare all mitigations with early stopping"),
-    "contrast": ("experiments.contrast:contrast", False, "compare RL on forward and on reverse traces"),
-    "sensitivity": ("experiments.sensitivity:sensitivity", False, "map shrinkage over the regime's settings"),
-    "gpu-check": ("experiments.gpu_check:gpu_check", False, "check and time everything that needs a GPU"),
-    "reproduce": ("experiments.reproduce:reproduce", False, "run every stage; finished ones are skipped"),
+    "figures": Command("experiments.figures:figures", "draw the figures of what was measured"),
+    "claims": Command("experiments.claims:claims", "say which claims hold"),
+    "report": Command("experiments.report:report", "write claims, figures and an explorer as one HTML file"),
+    "agreement": Command("experiments.agreement:agreement", "test exact, split and rollout against each other"),
+    "bench": Command("experiments.bench:bench", "time the engines against common ways to sample"),
+    "frontier": Command("experiments.frontier:frontier", "compare all mitigations with early stopping"),
+    "contrast": Command("experiments.contrast:contrast", "compare RL on forward and on reverse traces"),
+    "sensitivity": Command("experiments.sensitivity:sensitivity", "map shrinkage over the regime's settings"),
+    "gpu-check": Command("experiments.gpu_check:gpu_check", "check and time everything that needs a GPU"),
+    "study": Command("experiments.study:study", "run and evaluate what reproduce.study lists"),
+    "reproduce": Command("experiments.reproduce:reproduce", "a study with its figures, claims and table"),
 }
 
+WHAT = "Why do fine-tuned reasoning models lose coverage?"
 RAW = argparse.RawDescriptionHelpFormatter
 EPILOG = """\
 options come first, overrides last:
-  minifork sft --config experiments/configs/star.yaml --resume sft.fork_rate=0.5 seed=1
-preset=name applies changes that the config file keeps under that name. Results go to <runs>/<task>/, where every run
-has a folder with its config.yaml, and eval.json, figures/, claims.json and report.html are about all of them."""
+  minifork sft --config star --resume sft.fork_rate=0.5 seed=1
+`minifork config` explains every key. preset=name applies the changes that a config file keeps under that name. Results
+go to <runs>/<task>/, where every run has a folder of its own, and eval.json, figures/, claims.json and report.html are
+about all of them."""
 
 
 def parser() -> argparse.ArgumentParser:
     """The parser of the whole command line."""
-    what = "Why do fine-tuned reasoning models lose coverage?"
-    top = argparse.ArgumentParser(prog="minifork", description=what, epilog=EPILOG, formatter_class=RAW)
+    top = argparse.ArgumentParser(prog="minifork", description=WHAT, epilog=EPILOG, formatter_class=RAW)
     top.add_argument("--debug", action="store_true", help="show tracebacks")
     commands = top.add_subparsers(dest="command", required=True, metavar="COMMAND")
-    for name, (_, resumable, what) in COMMANDS.items():
-        command = commands.add_parser(name, help=what, description=what, epilog=EPILOG, formatter_class=RAW)
-        command.add_argument("--debug", action="store_true", default=argparse.SUPPRESS, help="show tracebacks")
-        command.add_argument("--config", required=True, help="YAML file, such as experiments/configs/star.yaml")
-        command.add_argument("overrides", nargs="*", metavar="key=value", help="a key of the config file; preset=name")
-        if resumable:
-            command.add_argument("--resume", action="store_true", help="continue an unfinished run")
+    for name, command in COMMANDS.items():
+        one = commands.add_parser(name, help=command.what, description=command.what, epilog=EPILOG, formatter_class=RAW)
+        one.add_argument("--debug", action="store_true", default=argparse.SUPPRESS, help="show tracebacks")
+        one.add_argument("--config", default="star", help="a config that ships (default: star), or a YAML file")
+        one.add_argument("overrides", nargs="*", metavar="key=value", help="a key of the config; preset=name")
+        for flag, text in command.flags:
+            one.add_argument(f"--{flag}", action="store_true", help=text)
     return top
 
 
 def main(arguments: list[str] | None = None) -> int:
     """Run a command; returns the exit code: 0, 1 (refused or failed), 130 (interrupted)."""
     options = parser().parse_args(arguments)
-    module, function = COMMANDS[options.command][0].split(":")
+    command = COMMANDS[options.command]
     try:
-        config = configs.load(options.config, options.overrides)
-        flags = {"resume": options.resume} if hasattr(options, "resume") else {}
-        code = getattr(importlib.import_module(module), function)(config, **flags)
-        return int(code or 0)
+        return _run(command, options)
     except (ValueError, OSError) as error:
         if options.debug:
             raise
         named = isinstance(error, OSError) and error.filename and error.strerror
         print(f"minifork: {error.filename}: {error.strerror}" if named else f"minifork: {error}", file=sys.stderr)
         return 1
-    except (MemoryError, OverflowError, RuntimeError) as error:
-        of_memory = re.search(
-            "out of memory|not enough memory|can't allocate memory|size calculation overflow", str(error)
-        )  # as torch says it
-        too_large = not isinstance(error, RuntimeError) or of_memory
-        not_compiled = type(error).__module__.startswith(("torch._inductor", "torch._dynamo"))
-        if options.debug or not (too_large or not_compiled):
-            raise
-        if not_compiled:
-            reason = str(error).strip().splitlines()[0]
-            print(f"minifork: compile=true: torch could not compile the training step ({reason})", file=sys.stderr)
-            return 1
-        reason = " ".join(str(error).split()) or "out of memory"
-        print(f"minifork: too large for this machine ({reason}); give smaller numbers", file=sys.stderr)
-        return 1
     except KeyboardInterrupt:
-        way_on = "; the same command goes on from the last checkpoint (--resume)" if hasattr(options, "resume") else ""
+        way_on = "; the same command goes on from the last checkpoint (--resume)" if command.flags == RESUME else ""
         print(f"minifork: interrupted{way_on}", file=sys.stderr)
         return 130
+
+
+def _run(command: Command, options: argparse.Namespace) -> int:
+    flags = {flag: getattr(options, flag) for flag, _ in command.flags}
+    overrides = options.overrides
+    if command.flags == REMOVE:  # its words are filters, but for where to look
+        where = [word for word in overrides if word.split("=")[0] in ("runs", "preset", "task")]
+        flags["filters"] = [word for word in overrides if word not in where]
+        overrides = where
+    config = configs.load(options.config, overrides)
+    if command.stage and (run := runs.finished(config, command.stage)):
+        print(f"{run.folder} is complete: nothing to do")
+        return 0
+    module, function = command.function.split(":")
+    return int(getattr(importlib.import_module(module), function)(config, **flags) or 0)
 
 
 if __name__ == "__main__":

@@ -1,14 +1,16 @@
-"""Reading a config: one complete YAML file, then ``key=value`` overrides.
+"""Reading a config: the defaults, what a task's file changes, what your own file changes, then ``key=value`` overrides.
 
-There are no defaults in code: the YAML file names and explains every key, and an unknown key, a missing
-key or a value of the wrong type is refused with the nearest valid key.
+`minifork/configs/defaults.yaml` gives every key its default; a task's file beside it holds what differs there. A file
+of your own names its task and what you change. An unknown key or a value of the wrong type is refused with the nearest
+valid key. Configs that runs recorded are read leniently (`from_record`), so that keys may come and go.
 """
 
 import dataclasses
 import difflib
-import hashlib
-import json
-from collections.abc import Iterable
+import math
+import re
+from collections.abc import Iterable, Mapping
+from functools import lru_cache
 from pathlib import Path
 from typing import Any, get_type_hints
 
@@ -17,30 +19,87 @@ import yaml
 from data_gen.star import Star
 from minifork.schema import TASKS, Config
 
-LARGEST = 2**31  # of all whole numbers but seeds
+FOLDER = Path(__file__).parent / "configs"
+MAX_INT = 2**31  # upper limit of every integer key except seeds
+SAID: set[str] = set()  # keys of recorded configs about which this process has printed a line
+LINE = re.compile(r"( *)(\w+):[^#]*(?:#\s*(.*))?")  # of a config file: indent, key, comment
 
 
-def load(path: Path | str, overrides: list[str]) -> Config:
-    """Read a YAML file, apply ``preset=name`` and then ``section.key=value`` overrides, check everything.
+# reading
+
+
+def load(source: Path | str = "star", overrides: Iterable[str] = ()) -> Config:
+    """The Config of a shipped file's name or a path, after ``preset=name`` and ``section.key=value`` overrides.
 
     Raises ValueError naming the file or key and the way out.
     """
-    path = Path(path)
+    overrides = list(overrides)
+    file, tree = _own_file(source)
+    task, presets = tree.get("task", "star"), tree.pop("presets", {})
+    if not isinstance(task, str) or task not in TASKS:
+        raise ValueError(f"{file}: task is {task!r}: the tasks are: {', '.join(TASKS)}")
+    defaults, shipped_presets, _ = _shipped_tree(FOLDER, task)
+    presets = {"": {}} | _merged(shipped_presets, presets)
+    asked = [word.removeprefix("preset=") for word in overrides if word.startswith("preset=")]
+    if missing := [name for name in (tree.get("preset", ""), *asked) if name not in [*presets]]:
+        raise ValueError(f"{file}: no preset {missing[0]!r}; it has {', '.join(presets)[2:] or 'none'}")
+    tree = _merged(_merged(defaults, presets[tree.get("preset", "")]), tree)
+    for name in asked:
+        tree = _merged(tree, presets[name] | {"preset": name})
+    config = from_tree(tree, file)
+    return changed(config, [word for word in overrides if not word.startswith("preset=")])
+
+
+def _own_file(source: Path | str) -> tuple[Path | str, dict]:
+    """What a config file is called in errors, and what it says; a shipped one says its task only."""
+    if str(source) in _shipped_names(FOLDER):
+        return source, {"task": str(source)}
+    path = Path(source)
     try:
         tree = read_yaml(path)
     except FileNotFoundError:
-        raise ValueError(f"{path}: no such config file; the shipped one is experiments/configs/star.yaml") from None
+        names = ", ".join(_shipped_names(FOLDER))
+        raise ValueError(f"{path}: no such config file; give a path, or one that ships: {names}") from None
+    presets = tree.get("presets", {}) if isinstance(tree, dict) else None
     if not isinstance(tree, dict):
         raise ValueError(f"{path}: a config is a mapping of keys to values")
-    presets = tree.pop("presets", None) or {}
     if not isinstance(presets, dict) or not all(isinstance(preset, dict) for preset in presets.values()):
         raise ValueError(f"{path}: presets is a section of sections, name: {{keys}}")
-    for name in [override.removeprefix("preset=") for override in overrides if override.startswith("preset=")]:
-        if name not in presets:
-            raise ValueError(f"{path}: no preset {name!r}; it has {', '.join(map(str, presets)) or 'none'}")
-        tree = _merged(tree, presets[name])
-    config = from_tree(tree, path)
-    return changed(config, [override for override in overrides if not override.startswith("preset=")])
+    return path, tree
+
+
+@lru_cache
+def _shipped_names(folder: Path) -> tuple[str, ...]:
+    return tuple(sorted(path.stem for path in folder.glob("*.yaml") if path.stem != "defaults"))
+
+
+@lru_cache
+def _shipped_tree(folder: Path, task: str) -> tuple[dict, dict, dict[str, Any]]:
+    """The defaults of a task, its presets, and what `before` gives; of a task that does not ship, what all share."""
+    tree, before = _plain(read_yaml(folder / "defaults.yaml"))
+    if task in _shipped_names(folder):
+        own, own_before = _plain(read_yaml(folder / f"{task}.yaml"))
+        tree, before = _merged(tree, own), before | own_before
+    presets = tree.pop("presets")
+    return tree | {"task": task}, presets, before
+
+
+def _plain(tree: dict, prefix: str = "") -> tuple[dict, dict[str, Any]]:
+    """A tree with its {default: .., before: ..} leaves replaced by their defaults, and the latter by dotted key."""
+    plain, before = {}, {}
+    for name, value in tree.items():
+        if isinstance(value, dict) and value.keys() == {"default", "before"}:
+            before[prefix + name], value = value["before"], value["default"]
+        elif isinstance(value, dict):
+            value, inside = _plain(value, f"{prefix}{name}.")
+            before |= inside
+        plain[name] = value
+    return plain, before
+
+
+def before(task: str) -> dict[str, Any]:
+    """By dotted key, the value that a task's run which lacks the key is read as having, where that is stated."""
+    return _shipped_tree(FOLDER, task)[2]
 
 
 class _Loader(yaml.SafeLoader):
@@ -69,44 +128,50 @@ def read_yaml(path: Path) -> Any:
         raise ValueError(f"{path}: not a YAML file: {reason}") from None
 
 
-def changed(config: Config, overrides: Iterable[str], source: str = "the command line") -> Config:
-    """A Config with overrides, which stand in ``source``; raises ValueError as `load` does."""
-    return _overridden(to_tree(config), list(overrides), source)
+# changing and comparing
 
 
-def _overridden(tree: dict, overrides: list[str], source: str) -> Config:
-    """The Config of a nested mapping, which is changed, after overrides."""
-    known = keys(Config, task=tree["task"])
-    for override in overrides:
-        key, equals, text = override.partition("=")
-        if not equals:
-            raise ValueError(f"{override!r}: write an override as key=value")
-        if key not in known:
-            raise ValueError(_unknown(key, known, source))
-        if key == "task" and text in TASKS and keys(Config, task=text) != known:
-            raise ValueError(f"{source}: task is {text!r}, but the config is of {tree['task']}: give another file")
+def changed(config: Config, changes: Iterable[str] | Mapping[str, Any], source: str = "the command line") -> Config:
+    """A Config with changes, which stand in ``source``: "key=value" words, or a mapping of dotted keys to values.
+
+    Raises ValueError as `load` does.
+    """
+    valid = keys(Config, task=config.task)
+    if not isinstance(changes, Mapping):
+        changes = parsed(changes, valid, source)
+    tree = to_tree(config)
+    for key, value in changes.items():
+        if key not in valid:
+            raise ValueError(_unknown(key, valid, source))
+        if key == "task" and value in [*TASKS] and keys(Config, task=value) != valid:
+            raise ValueError(f"{source}: task is {value!r}, but the config is of {config.task}: give another file")
         *sections, leaf = key.split(".")
         node = tree
         for section in sections:
             node = node[section]
-        node[leaf] = _scalar(text, known[key])
-    return from_tree(tree, source)
+        node[leaf] = value
+    return from_tree(tree, source) if changes else config
+
+
+def parsed(words: Iterable[str], valid: dict[str, type], source: str) -> dict[str, Any]:
+    """The values that "key=value" words give to keys, which may be short; raises ValueError naming what is wrong."""
+    values = {}
+    for text in words:
+        name, equals, value = text.partition("=")
+        if not equals:
+            raise ValueError(f"{text!r}: write it as key=value")
+        key = full_key(name, valid, source)
+        values[key] = typed(_scalar(value, valid[key]), valid[key], key, source)
+    return values
 
 
 def _merged(tree: dict, changes: dict) -> dict:
     """A nested mapping with another one's values in place of its own."""
-    both = {name: _merged(tree[name], value) if isinstance(value, dict) and isinstance(tree.get(name), dict) else value
-            for name, value in changes.items()}  # fmt: skip
-    return tree | both
-
-
-def from_tree(tree: dict, source: Path | str) -> Config:
-    """The Config of a nested mapping; ``source`` is named in errors."""
-    if not isinstance(tree, dict):
-        raise ValueError(f"{source}: a config is a mapping of keys to values")
-    if tree.get("task") not in [*TASKS]:  # a list, as what was written need not be hashable
-        raise ValueError(f"{source}: task is {tree.get('task')!r}: the tasks are: {', '.join(TASKS)}")
-    return _build(Config, tree, "", source, tree["task"])
+    both = dict(tree)
+    for name, value in changes.items():
+        nested = isinstance(value, dict) and isinstance(tree.get(name), dict)
+        both[name] = _merged(tree[name], value) if nested else value
+    return both
 
 
 def to_tree(config: Config) -> dict:
@@ -114,32 +179,147 @@ def to_tree(config: Config) -> dict:
     return dataclasses.asdict(config)
 
 
+def flat(config: Config) -> dict[str, Any]:
+    """The values of a Config by dotted key."""
+    return flattened(to_tree(config))
+
+
+def flattened(tree: dict, prefix: str = "") -> dict[str, Any]:
+    """The leaves of a nested mapping by dotted key."""
+    leaves: dict[str, Any] = {}
+    for name, value in tree.items():
+        leaves |= flattened(value, f"{prefix}{name}.") if isinstance(value, dict) else {prefix + str(name): value}
+    return leaves
+
+
+def shipped(config: Config) -> Config:
+    """What a config's task and preset give without any other change."""
+    return _shipped(FOLDER, config.task if config.task in _shipped_names(FOLDER) else "star", config.preset)
+
+
+@lru_cache
+def _shipped(folder: Path, task: str, preset: str) -> Config:
+    return load(task, [f"preset={preset}"] if preset in _shipped_tree(folder, task)[1] else [])
+
+
+def tags(config: Config, study: Config | None = None) -> dict[str, Any]:
+    """The dotted keys, with their values, in which a config differs from a study's; by default from what ships."""
+    planned = flat(study or shipped(config))
+    return {key: value for key, value in flat(config).items() if planned.get(key, ...) != value}
+
+
+def arguments(config: Config) -> list[str]:
+    """The options and overrides that make `load` give this config.
+
+    Raises ValueError for a task that does not ship: only the process that defines it can read it.
+    """
+    if config.task not in _shipped_names(FOLDER):
+        raise ValueError(f"task is {config.task!r}: a study runs tasks that ship: {', '.join(_shipped_names(FOLDER))}")
+    planned = shipped(config)
+    words = [f"preset={planned.preset}"] if planned.preset else []
+    words += [f"{key}={word(value)}" for key, value in tags(config).items() if key != "preset"]
+    return ["--config", config.task, *words]
+
+
+def word(value: Any) -> str:
+    """A value as an override's text, which `parsed` reads."""
+    return str(value).lower() if isinstance(value, bool) else "null" if value is None else f"{value}"
+
+
+def full_key(name: str, valid: Iterable[str], source: str) -> str:
+    """The dotted key that a name means: itself, or the one key whose last part it is.
+
+    Raises ValueError, naming the nearest, when there is no such key or there are several.
+    """
+    valid = list(valid)
+    candidates = [key for key in valid if key == name] or [key for key in valid if key.split(".")[-1] == name]
+    if not candidates:
+        raise ValueError(_unknown(name, valid, source))
+    if len(candidates) > 1:
+        raise ValueError(f"{source}: {name!r} is short for {', '.join(candidates)}: write the one that is meant")
+    return candidates[0]
+
+
+def tag_text(tags: Mapping[str, Any]) -> str:
+    """Tags as words, their keys as short as they can be: fork_rate=0.5 fresh=true."""
+    leaves = [key.split(".")[-1] for key in keys(Config)]
+    short = {key: key.split(".")[-1] for key in tags if leaves.count(key.split(".")[-1]) == 1}
+    return " ".join(f"{short.get(key, key)}={word(value)}" for key, value in tags.items())
+
+
+def described(config: Config) -> str:
+    """A config as YAML that can be read again, with the comment of every key; changes say what ships instead."""
+    comments, changes, lines = _comments(config.task), tags(config), []
+    section = ""
+    for key, value in flat(config).items():
+        *sections, leaf = key.split(".")
+        if sections and sections[0] != section:
+            section = sections[0]
+            lines += ["", f"{section}:"]
+        text = f"{'  ' * len(sections)}{leaf}: {yaml.safe_dump(value, width=math.inf).splitlines()[0]}"
+        standard = flat(shipped(config)).get(key)
+        mark = f"[changed, {word(standard)} ships] " if key in changes else ""
+        lines.append(f"{text:<27} # {mark}{comments.get(key, '')}".rstrip(" #"))
+    return "\n".join(lines)
+
+
+def _comments(task: str) -> dict[str, str]:
+    """What the shipped files say of every key."""
+    comments: dict[str, str] = {}
+    for name in ("defaults", task if task in _shipped_names(FOLDER) else "star"):
+        section = ""
+        for line in (FOLDER / f"{name}.yaml").read_text(encoding="utf-8").splitlines():
+            if match := LINE.fullmatch(line):
+                indent, key, comment = match.groups()
+                section = section if indent else key
+                comments.setdefault(f"{section}.{key}" if indent else key, comment or "")
+    return comments
+
+
+# checking
+
+
+def from_tree(tree: dict, source: Path | str) -> Config:
+    """The Config of a nested mapping with every key; ``source`` is named in errors."""
+    if not isinstance(tree, dict):
+        raise ValueError(f"{source}: a config is a mapping of keys to values")
+    if tree.get("task") not in [*TASKS]:  # a list, as what was written need not be hashable
+        raise ValueError(f"{source}: task is {tree.get('task')!r}: the tasks are: {', '.join(TASKS)}")
+    return _build(Config, tree, "", source, tree["task"])
+
+
+def from_record(tree: Any, source: Path | str) -> Config:
+    """The Config that a run recorded: a key it lacks has the value from before the key existed, or else its default.
+
+    A key that no longer exists is ignored, with a printed line. Raises ValueError as `from_tree` does.
+    """
+    recorded = flattened(tree) if isinstance(tree, dict) else {}
+    task = str(recorded.get("task", "star"))
+    defaults = _shipped_tree(FOLDER, task)[0]
+    valid = keys(Config, task=task)
+    for key in recorded.keys() - valid.keys():
+        _say_once(key, f"{source}: {key} no longer exists and is ignored")
+    values = flattened(defaults) | before(task) | recorded
+    complete: dict = {}
+    for key in valid.keys() & values.keys():
+        section, _, leaf = key.rpartition(".")
+        (complete.setdefault(section, {}) if section else complete)[leaf] = values[key]
+    return from_tree(complete, source)
+
+
+def _say_once(key: str, line: str) -> None:
+    """Print a line unless this process has printed one about the key."""
+    if key not in SAID:
+        SAID.add(key)
+        print(line, flush=True)
+
+
 def keys(schema: type, prefix: str = "", task: str = "star") -> dict[str, type]:
     """Every dotted leaf key of a dataclass and its type, with the data section of a task."""
-    found: dict[str, type] = {}
+    leaves: dict[str, type] = {}
     for name, kind in _hints(schema, task).items():
-        if dataclasses.is_dataclass(kind):
-            found |= keys(kind, f"{prefix}{name}.", task)
-        else:
-            found[prefix + name] = kind
-    return found
-
-
-def fingerprint(tree: Any) -> str:
-    """Twelve hex digits of a JSON-able value, equal for equal values."""
-    return hashlib.sha256(json.dumps(tree, sort_keys=True).encode()).hexdigest()[:12]
-
-
-def differences(old: dict, new: dict, prefix: str = "") -> list[str]:
-    """The dotted keys in which two nested mappings differ, each as "key: old -> new"."""
-    found = []
-    for name in sorted(old.keys() | new.keys()):
-        before, after = old.get(name), new.get(name)
-        if isinstance(before, dict) and isinstance(after, dict):
-            found += differences(before, after, f"{prefix}{name}.")
-        elif before != after:
-            found.append(f"{prefix}{name}: {before} -> {after}")
-    return found
+        leaves |= keys(kind, f"{prefix}{name}.", task) if dataclasses.is_dataclass(kind) else {prefix + name: kind}
+    return leaves
 
 
 def _hints(schema: type, task: str) -> dict[str, type]:
@@ -158,21 +338,22 @@ def _build(schema: type, tree: Any, prefix: str, source: Path | str, task: str) 
             raise ValueError(_unknown(f"{prefix}{name}", keys(Config, task=task), source))
     missing = [f"{prefix}{name}" for name in names if name not in tree]
     if missing:
-        raise ValueError(f"{source}: missing key {missing[0]}; every key must be given")
+        raise ValueError(f"{source}: missing key {missing[0]}, which has no default")
     values = {}
     for name in names:
         kind, value = hints[name], tree[name]
         if dataclasses.is_dataclass(kind):
             values[name] = _build(kind, value, f"{prefix}{name}.", source, task)
         else:
-            values[name] = _typed(value, kind, f"{prefix}{name}", source)
+            values[name] = typed(value, kind, f"{prefix}{name}", source)
     try:
         return schema(**values)
     except ValueError as error:
         raise ValueError(f"{source}: {error}") from None
 
 
-def _typed(value: Any, kind: type, key: str, source: Path | str) -> Any:
+def typed(value: Any, kind: type, key: str, source: Path | str) -> Any:
+    """A key's value as its type; raises ValueError naming the source and the key when it is of another."""
     if kind is float and isinstance(value, (int, str)) and not isinstance(value, bool):
         try:
             return float(value)  # YAML reads 3e-3 as a string
@@ -182,8 +363,8 @@ def _typed(value: Any, kind: type, key: str, source: Path | str) -> Any:
         if value is None or type(value) is int:
             return value
         raise ValueError(f"{source}: {key} must be a whole number or null, not {value!r}")
-    if kind is int and type(value) is int and abs(value) >= LARGEST and not key.endswith("seed"):
-        raise ValueError(f"{source}: {key} is {value}: give less than {LARGEST}")
+    if kind is int and type(value) is int and abs(value) >= MAX_INT and not key.endswith("seed"):
+        raise ValueError(f"{source}: {key} is {value}: give less than {MAX_INT}")
     if type(value) is not kind:
         words = {int: "a whole number", float: "a number", bool: "true or false", str: "a word"}
         raise ValueError(f"{source}: {key} must be {words[kind]}, not {value!r}")
@@ -191,7 +372,7 @@ def _typed(value: Any, kind: type, key: str, source: Path | str) -> Any:
 
 
 def _scalar(text: str, kind: type) -> Any:
-    """What an override's text says, decimal where it is a number; words stay words, for `_typed` to refuse."""
+    """What an override's text says, decimal where it is a number; words stay words, for `typed` to refuse."""
     try:
         if kind is bool:
             return yaml.safe_load(text)
@@ -202,9 +383,10 @@ def _scalar(text: str, kind: type) -> Any:
         return text
 
 
-def _unknown(key: str, known: dict[str, type], source: Path | str) -> str:
-    near = difflib.get_close_matches(key, known, n=1, cutoff=0.9)
-    leaf = [k for k in known if k.split(".")[-1] == key.split(".")[-1]]
-    far = difflib.get_close_matches(key, known, n=1, cutoff=0.5)
-    hint = (near or leaf or far or ["one of " + ", ".join(sorted(known))])[0]
+def _unknown(key: str, valid: Iterable[str], source: Path | str) -> str:
+    valid = list(valid)
+    near = difflib.get_close_matches(key, valid, n=1, cutoff=0.9)
+    leaf = [k for k in valid if k.split(".")[-1] == key.split(".")[-1]]
+    far = difflib.get_close_matches(key, valid, n=1, cutoff=0.5)
+    hint = (near or leaf or far or ["one of " + ", ".join(sorted(valid))])[0]
     return f"{source}: unknown key {key!r}; did you mean {hint}?"

@@ -9,7 +9,6 @@ import fcntl
 import hashlib
 import importlib.util
 import os
-import re
 import shutil
 import subprocess
 import tempfile
@@ -121,11 +120,6 @@ def options(build: Build, arch: str) -> list[str]:
     together = 2 if build.bf16 and build.width < 256 else 1
     flags = [f"--gpu-architecture={arch}", "--std=c++17", "--fmad=false", "--ptxas-options=-v"]
     return [*flags, *build.defines(), f"-DBLOCKS_PER_SM={together}"]
-
-
-def spilled_bytes(log: str) -> int:
-    """Bytes of registers spilled in all functions that a compiler's log tells of."""
-    return sum(int(number) for number in re.findall(r"(\d+) bytes spill (?:stores|loads)", log))
 
 
 # the cache

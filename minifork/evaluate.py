@@ -1,112 +1,104 @@
 """Evaluation: pass@k of every run of a task, what it is made of, and a check by another engine.
 
-Reads the runs in runs/<task>/, writes eval.json (one record a checkpoint) and eval.npz (p_i of every
-problem) there, and prints a table. All runs are measured on the same test problems and all intervals
-use the same resamples, so differences between runs are paired.
+Every checkpoint is measured once under given settings, and the measurement is kept with its run
+(`minifork.measurements`). All checkpoints are measured on the same test problems and all intervals use the same
+resamples, so differences between runs are paired. runs/<task>/eval.json and eval.npz are a view of what was measured
+with the settings of the last command.
 """
 
-import contextlib
 import io
-import os
 import sys
 import time
-from collections.abc import Callable
-from dataclasses import asdict, dataclass, replace
-from pathlib import Path
+from collections.abc import Callable, Iterator, Sequence
+from dataclasses import asdict, dataclass
+from functools import lru_cache
 
 import numpy as np
 from tqdm import tqdm
 
 from data_gen import streams
-from data_gen.task import Problems
-from minifork import measure, passk, policy, records, runs
-from minifork.config import fingerprint
+from minifork import config as configs
+from minifork import measurements, policy, runs, tables
+from minifork.checkpoints import load, pick_device
+from minifork.files import digest, locked, write_atomically, write_json
+from minifork.measure import Measurement, NotComputedError, measure
+from minifork.problems import ProblemSet, draw, problem_set, training_forks
+from minifork.runs import Checkpoint, Run
 from minifork.schema import Config
-from minifork.stages import load_run, pick_device, planned_epochs, sft_data
+from minifork.version import measuring_version
 
-VISIBLE = 1e-5  # width of pass@k below which the model's own arithmetic hides it
-_KEY = ("run", "epoch", "test_set")  # of a record
-COMING = ".next.npz"  # an eval.npz until its eval.json is written
+SCHEMA = 5  # of eval.json; raised when what others read of it changes
 SECONDS_BETWEEN_LINES = 10
-CHECK_LEVEL = 1e-3  # chance that a correct evaluation reports any disagreement
 
 
 @dataclass(frozen=True)
-class Checkpoint:
-    """One set of weights to measure: where it lies, its run's meta and config, its epoch (None for a base)."""
+class TestSet:
+    """How test problems are printed: the order of branches, the share of cued problems, how many random prefixes."""
 
-    path: Path
-    meta: dict
-    config: Config
-    epoch: int | None
-    final: bool
+    name: str = "plain"
+    order: str = "shuffled"
+    cue_rate: float = 0.0
+    prefix: int = 0
+
+
+PLAIN = TestSet()
 
 
 @dataclass(frozen=True)
-class Found:
-    """What is known of one checkpoint on one test set: its record, its arrays by their names in eval.npz, its check."""
+class Target:
+    """A checkpoint and a test set to measure it on."""
 
-    record: dict
-    arrays: dict[str, np.ndarray]
-    check: dict | None
+    checkpoint: Checkpoint
+    test_set: TestSet
 
 
-def evaluate(config: Config, wanted: Callable[[Checkpoint], bool] = lambda _: True) -> int:
-    """Measure every finished run of the task; returns 1 when another engine disagrees with a result.
+@dataclass(frozen=True)
+class Evaluation:
+    """A target with what was measured of it, by this version of the measuring code or by another one."""
 
-    What the last evaluation found with the same settings of the same weights is kept; beyond that, only the wanted
-    checkpoints are measured. Raises ValueError for a policy that is none, and when there is nothing to measure.
+    target: Target
+    measurement: Measurement
+    current: bool
+
+
+def evaluate(config: Config, wanted: Callable[[Checkpoint], bool] = lambda _: True, again: bool = False) -> int:
+    """Measure what is missing, write the view, print it; returns 1 when another engine disagrees with a result.
+
+    Raises ValueError as `measure_missing` does.
+    """
+    evaluations = measure_missing(config, wanted, again)
+    view = write_view(config, evaluations)
+    print(tables.report(config, view))
+    return 0 if all(check["agrees"] for check in view["checks"]) else 1
+
+
+def measure_missing(
+    config: Config, wanted: Callable[[Checkpoint], bool] = lambda _: True, again: bool = False
+) -> list[Evaluation]:
+    """Measure what is missing of the wanted checkpoints; returns all that was measured with the config's settings.
+
+    again: measure anew what another version of the measuring code measured. Raises ValueError for a policy that is
+    none, and when there is nothing to measure.
     """
     require_policy(config)
-    checkpoints, known, found = find_checkpoints(config), last_found(config), []
-    sets: dict[tuple[str, int], measure.ProblemSet] = {}
-    kept, told = 0, time.monotonic()
-    of = f"of {len(checkpoints)} " if (count := sum(map(wanted, checkpoints))) < len(checkpoints) else ""
-    print(f"evaluating {count} {of}checkpoints on {config.eval.problems} {config.eval.split} problems", flush=True)
-    for done, checkpoint in enumerate(tqdm(checkpoints, desc="eval", unit="checkpoint", disable=None)):
-        if time.monotonic() - told > SECONDS_BETWEEN_LINES and not sys.stderr.isatty():
-            told = time.monotonic()
-            print(f"eval: {done}/{len(checkpoints)} checkpoints", flush=True)
-        for name in test_sets(checkpoint):
-            identity = identify(checkpoint, name)
-            before = known.get(_key(identity))
-            checked = checkpoint.final and name == "plain"
-            if before and identity.items() <= before.record.items() and (before.check or not checked):
-                found.append(before if checked else replace(before, check=None))
-                kept += 1
-            elif wanted(checkpoint):
-                try:
-                    found.append(measure_one(config, checkpoint, identity, sets, checked))
-                except measure.NotComputedError as error:
-                    print(f"{checkpoint.path}: left out, {error}", flush=True)
-    if not found:
+    targets, left_out = find_targets(config)
+    for line in left_out:
+        print(line, flush=True)
+    if not targets:
+        root = runs.task_folder(config)
+        raise ValueError(f"{root}: no finished run to evaluate; make one with `minifork pretrain` and `minifork sft`")
+    missing = [target for target in targets if wanted(target.checkpoint) and _is_missing(config, target, again)]
+    what = f"{len(targets)} checkpoints and test sets on {config.eval.problems} {config.eval.split} problems"
+    print(f"evaluating {what}, {len(missing)} of them not measured yet", flush=True)
+    for target in with_progress(missing, "eval", "checkpoint"):
+        try:
+            _measure(config, target)
+        except NotComputedError as error:
+            print(f"{target.checkpoint.path}: left out, {error}", flush=True)
+    evaluations = [one for target in targets if (one := stored(config, target))]
+    if not evaluations:
         raise ValueError(f"{runs.task_folder(config)}: nothing could be measured (see above)")
-    if kept:
-        print(f"{kept} of {len(found)} results are the last evaluation's, of the same weights and settings")
-    result = summary(config, found)
-    save(runs.eval_file(config), result, {name: array for one in found for name, array in one.arrays.items()})
-    tell(config, result)
-    return 0 if all(check["agrees"] for check in result["checks"]) else 1
-
-
-def save(path: Path, result: dict, arrays: dict[str, np.ndarray]) -> None:
-    """Write an eval.json and its eval.npz, which belong together: whenever this ends, a pair can be read.
-
-    Raises OSError or ValueError naming the file when it cannot be written, or holds what is no number.
-    """
-    stored, buffer = path.with_suffix(".npz"), io.BytesIO()
-    np.savez_compressed(buffer, **arrays)
-    result = result | {"npz_hash": runs.digest(buffer.getvalue())}
-    result["checksum"] = fingerprint(result)
-    runs.as_json(path, result)  # refuses what cannot be kept before anything is replaced
-    coming = path.with_suffix(COMING)
-    with runs.alone(path.parent):  # or two evaluations that end at once would leave one's json and the other's arrays
-        with contextlib.suppress(ValueError, OSError):  # what cannot be read is not worth keeping
-            if runs.read_json(path).get("npz_hash") == runs.digest(coming.read_bytes()):
-                os.replace(coming, stored)  # it is the last evaluation's, which was killed before its own last line
-        runs.write_atomically(coming, lambda file: file.write(buffer.getvalue()))
-        runs.write_json(path, result)
-        os.replace(coming, stored)
+    return evaluations
 
 
 def require_policy(config: Config) -> None:
@@ -117,296 +109,193 @@ def require_policy(config: Config) -> None:
         raise ValueError(f"eval.policy: {error}") from None
 
 
-def measure_one(
-    config: Config,
-    checkpoint: Checkpoint,
-    identity: dict,
-    sets: dict[tuple[str, int], measure.ProblemSet],
-    checked: bool,
-) -> Found:
-    """Measure one checkpoint on the test set that its identity names; sets keeps the test sets made so far."""
-    settings, task, device, name = config.eval, config.data, pick_device(config), identity["test_set"]
-    decoder = policy.parse(settings.policy)
-    weights = passk.resamples(settings.problems, settings.bootstrap)
-    model = load_run(checkpoint.path, checkpoint.config).to(device)
-    prefix = 0 if checkpoint.meta["stage"] == "base" else checkpoint.config.sft.prefix
-    if (name, prefix) not in sets:
-        sets[name, prefix] = problems_for(config, device, *test_sets(checkpoint)[name], prefix)
-    problems = sets[name, prefix]
-    tree = measure.tree_of(model, task, problems, decoder)
-    how = measure.iid if settings.stratify == "none" else measure.stratified
-    measured = how(config, tree, problems, weights, checked)
-    choices = {"fork": measure.branch_probabilities(tree, problems)}
-    trained_on = training_forks(checkpoint, settings.problems)
-    if trained_on is not None:
-        seen = measure.problem_set(task, trained_on, device, prefix=prefix)
-        choices["fork_train"] = measure.branch_probabilities(measure.tree_of(model, task, seen, decoder), seen)
-    record = identity | measured.record
-    record |= {"fork_train": None} | {what: records.fork_statistics(p) for what, p in choices.items()}
-    choices["modes"] = measure.mode_probabilities(tree, task, problems)
-    record["mode"] = records.mode_statistics(choices["modes"], task.mode_names)
-    if settings.grading == "steps":
-        choices["rest"] = measure.rest_probability(tree, problems)
-        record["fork"]["p_rest"] = float(choices["rest"].mean())
-    record["fork"]["train_p_right"] = record["fork_train"] and record["fork_train"]["p_right"]
-    arrays = {records.array_key(record, what): p for what, p in (measured.p | choices).items()}
-    return Found(record, arrays, measured.check and {"run": record["run"], **measured.check})
+def with_progress(items: Sequence, name: str, unit: str) -> Iterator:
+    """The items one by one, behind a bar on a terminal and a plain line every few seconds elsewhere."""
+    printed = time.monotonic()
+    for done, item in enumerate(tqdm(items, desc=name, unit=unit, disable=None)):
+        if time.monotonic() - printed > SECONDS_BETWEEN_LINES and not sys.stderr.isatty():
+            printed = time.monotonic()
+            print(f"{name}: {done}/{len(items)} {unit}s", flush=True)
+        yield item
 
 
-def summary(config: Config, found: list[Found]) -> dict:
-    """What eval.json says, from what was found of every checkpoint."""
-    settings, task = config.eval, config.data
-    checks = [dict(one.check) for one in found if one.check]
-    for check in checks:
-        check["agrees"] = check["p_value"] * len(checks) >= CHECK_LEVEL
-    spread = "" if settings.stratify == "none" else f" {settings.stratify}={settings.strata}"
-    return {
-        "schema": records.SCHEMA,
-        "task": config.task,
-        "engine": "+".join(sorted({one.record["engine"] for one in found})),
-        "policy": f"{policy.parse(settings.policy)}{spread}",
-        "grading": settings.grading,
-        "guessing_floor": task.guessing_floor if settings.grading == "answer" else None,
-        "split": settings.split,
-        "n_problems": settings.problems,
-        "data_hash": _data_hash(config),
-        "settings": settings_of(config),
-        "records": [one.record for one in found],
-        "checks": checks,
-    }
+# what to measure
 
 
-def tell(config: Config, result: dict) -> None:
-    """Print the tables of an evaluation and what its checks said."""
-    found, checks, path = result["records"], result["checks"], runs.eval_file(config)
-    print(records.table(found))
-    if config.eval.stratify == "none":
-        print(records.mode_table(found))
-    widest = max(records.width(record) for record in found)
-    if widest > VISIBLE:
-        print(f"pass@k is certified within {widest:.2g} only, and shown at its lower end: raise eval.budget")
-    if result["guessing_floor"]:
-        print(f"graded by the answer alone: a guess is right with probability {result['guessing_floor']:.3g}")
-    print(check_lines(checks) if checks else "not cross-checked: rollouts in bf16 follow p of their own")
-    print(f"all {len(found)} records: {path}; p of every problem: {path.with_suffix('.npz')}")
+def find_targets(config: Config) -> tuple[list[Target], list[str]]:
+    """Every checkpoint of the finished runs of the config's task and data with its test sets, bases first.
 
-
-def last_found(config: Config) -> dict[tuple, Found]:
-    """What the last evaluation found, if it was whole and of the same version and settings."""
-    try:
-        result, arrays = read_evaluation(runs.eval_file(config))
-    except ValueError:
-        return {}
-    if result["settings"] != settings_of(config):
-        return {}
-    checks, found = {check["run"]: check for check in result["checks"]}, {}
-    for record in result["records"]:
-        folder = records.array_key(record, None).removesuffix("free")
-        own = {name: array for name, array in arrays.items() if name.startswith(folder)}
-        found[_key(record)] = Found(record, own, checks.get(record["run"]))
-    return found
-
-
-def read_evaluation(path: Path) -> tuple[dict, dict[str, np.ndarray]]:
-    """An eval.json of this version and the arrays that belong to it, unchanged since they were written.
-
-    Raises ValueError naming the file otherwise.
+    Second, lines that name the runs that are left out, and why.
     """
-    if not path.exists():
-        raise ValueError(f"{path}: no such file; run `minifork eval` first")
-    evaluation = runs.read_json(path, "settings", "checks")
-    count, found = evaluation.get("n_problems"), evaluation.get("records")
-    whole = type(count) is int and 0 < count < 10**7 and isinstance(found, list)
-    whole = whole and all(map(records.is_record, found))
-    whole = whole and isinstance(evaluation["settings"], str) and isinstance(evaluation["checks"], list)
-    whole = whole and all(
-        isinstance(check, dict) and isinstance(check.get("run"), str) for check in evaluation["checks"]
-    )
-    if evaluation.get("schema") != records.SCHEMA or not whole:
-        raise ValueError(f"{path}: not an evaluation of this version; run `minifork eval` again")
-    if evaluation.get("checksum") != fingerprint({k: v for k, v in evaluation.items() if k != "checksum"}):
-        raise ValueError(f"{path}: damaged or edited; run `minifork eval` again")
-    for stored in (path.with_suffix(".npz"), path.with_suffix(COMING)):
+    targets, lines = [], []
+    every = runs.all_runs(config)
+    alike = [run for run in every if _test_data(run.config) == _test_data(config)]
+    if len(alike) < len(every):
+        lines.append(f"{runs.task_folder(config)}: {len(every) - len(alike)} runs of other data are left out")
+    for run in alike:
         try:
-            content = stored.read_bytes()
-            if runs.digest(content) == evaluation["npz_hash"]:
-                with np.load(io.BytesIO(content)) as arrays:
-                    return evaluation, {name: arrays[name] for name in arrays.files}
-        except (OSError, ValueError, KeyError):
-            continue
-    stored = path.with_suffix(".npz")
-    raise ValueError(f"{stored}: missing, damaged or not of this {path.name}; run `minifork eval` again")
-
-
-def settings_of(config: Config) -> str:
-    """What decides the result of measuring given weights, as a hash: settings, test problems, device, and the code."""
-    data = runs.comparable(asdict(config.data)), _data_hash(config)
-    return fingerprint([asdict(config.eval), data, pick_device(config), _code(config)])
-
-
-def _data_hash(config: Config) -> str:
-    """The hash of the plain test problems' prompts."""
-    return streams.data_hash(config.data.prompts(drawn_problems(config)))
-
-
-def _code(config: Config) -> str:
-    """The hash of all code that measures, tasks and decode steps of other people's files included."""
-    own = Path(__file__).parent
-    files = {*own.glob("*.py"), *own.glob("csrc/*.cu"), *Path(streams.__file__).parent.glob("*.py")}
-    for thing in (type(config.data), *policy.STEPS.values()):
-        for part in thing if isinstance(thing, tuple) else (thing,):
-            if callable(part) and (source := sys.modules[part.__module__].__dict__.get("__file__")):
-                files.add(Path(source).resolve())
-    return runs.digest(b"".join(path.read_bytes() for path in sorted(files)))
-
-
-def _key(record: dict) -> tuple:
-    return tuple(record[name] for name in _KEY)
-
-
-def problems_for(
-    config: Config, device: str, order: str = "shuffled", cue_rate: float = 0.0, prefix: int = 0
-) -> measure.ProblemSet:
-    """The problems that the config evaluates on, their branches printed in an order, a share of them cued, each with
-    all the prefixes that its model knows."""
-    drawn = drawn_problems(config, order, cue_rate)
-    return measure.problem_set(config.data, drawn, device, config.eval.grading, prefix)
-
-
-def drawn_problems(config: Config, order: str = "shuffled", cue_rate: float = 0.0) -> Problems:
-    """The problems of `problems_for`, before they become tensors."""
-    settings, printed = config.eval, replace(config.data, branch_order=order)
-    return streams.test_problems(printed, settings.problems, cue_rate, forked=settings.forked, stream=settings.split)
-
-
-def find_checkpoints(config: Config) -> list[Checkpoint]:
-    """Every checkpoint of the finished runs of this task and data, bases first, then by name and epoch.
-
-    Raises ValueError when there is none. Runs that cannot be compared are named and left out.
-    """
-    found: list[Checkpoint] = []
-    folder = runs.task_folder(config)
-    for run in sorted(folder.iterdir()) if folder.exists() else ():
-        try:
-            found += checkpoints_of(run, config) if (run / "meta.json").exists() else []
+            targets += [Target(one, test) for one in _checkpoints(run, config) for test in test_sets(run)]
         except (ValueError, OSError) as error:
-            print(f"{run}: left out, {error}")
-    if not found:
-        raise ValueError(f"{folder}: no finished run to evaluate; make one with `minifork pretrain` and `minifork sft`")
-    return sorted(found, key=lambda c: (c.meta["stage"] != "base", c.path.parts[: len(folder.parts) + 1], c.epoch or 0))
+            lines.append(f"{run.folder}: left out, {error}")
+    return targets, lines
 
 
-def checkpoints_of(run: Path, config: Config) -> list[Checkpoint]:
-    """The checkpoints of one run's folder; raises ValueError or OSError saying why they cannot be measured."""
-    meta, own = runs.read_json(run / "meta.json", "stage", "config_hash", "seconds"), runs.read_config(run)
+def _test_data(config: Config) -> dict:
+    """The data section without the order in which branches are printed, which plain test sets ignore."""
+    return {key: value for key, value in asdict(config.data).items() if key != "branch_order"}
+
+
+def _checkpoints(run: Run, config: Config) -> list[Checkpoint]:
+    """The checkpoints of a run; raises ValueError or OSError saying why they cannot be measured."""
     sampled = config.eval.engine in ("split", "rollout") or config.eval.stratify != "none"
-    if not meta.get("complete"):
+    if not run.complete:
         raise ValueError("unfinished")
-    if not expected(run, own, meta).items() <= meta.items():
-        raise ValueError("its name, config.yaml and meta.json do not belong together; remove it and run it again")
-    if runs.comparable(asdict(own.data)) != runs.comparable(asdict(config.data)):
-        raise ValueError("its data section differs from this config's")
-    if meta["stage"] == "base":
-        return [Checkpoint(run / "ckpt.pt", meta, own, None, True)]
-    runs.require_start(run, run.parent / runs.start_file(meta))
-    if "weight" in meta:
-        runs.require_tuned(run, meta)
-    if own.sft.prefix and sampled:
+    if run.stage != "base" and run.config.sft.prefix and sampled:
         raise ValueError("its p is an average over prefixes: only an exact, unstratified evaluation has it")
-    kept = runs.snapshots_in(run)
-    if wrong := planned_epochs(own, meta) ^ kept.keys():
-        is_so = "is no snapshot of this run" if min(wrong) in kept else "is missing"
-        raise ValueError(f"epochs/e{min(wrong)}.pt {is_so}; remove the folder and run it again")
-    return [Checkpoint(path, meta, own, epoch, epoch == max(kept)) for epoch, path in kept.items()]
+    runs.require_parent(run)
+    return run.checkpoints()
 
 
-def expected(run: Path, own: Config, meta: dict) -> dict[str, object]:
-    """What the meta.json of a finished run must say, given its folder and config, beside what it says of training.
-
-    Raises ValueError for one that can be of no run.
-    """
-    stage, weight, early = meta["stage"], meta.get("weight"), meta.get("early", 0)
-    if stage not in ("base", "sft", "rl") or type(weight) not in (type(None), float) or type(early) is not int:
-        raise ValueError("its meta.json is damaged; remove it and run it again")
-    if stage == "rl" and not isinstance(meta.get("start"), str):
-        raise ValueError("its meta.json has no start; remove it and run it again")
-    mixed = "" if weight is None else runs.mixture_suffix(weight, early)
-    found = {
-        "schema": runs.META_SCHEMA,
-        "name": run.name,
-        "variant": runs.variant(own, stage) + mixed,
-        "seed": None if stage == "base" else own.seed,
-        "base_seed": own.base_seed,
-        "config_hash": runs.config_hash(own, meta),
-    }
-    return found if stage == "base" else found | {"fork_rate": own.sft.fork_rate}
-
-
-def test_sets(checkpoint: Checkpoint) -> dict[str, tuple[str, float]]:
-    """The test sets of a checkpoint: name -> order of the branches, share of cued problems.
-
-    All are measured on the plain set; a run whose training data gave the branch away also on a matched one.
-    """
-    sets = {"plain": ("shuffled", 0.0)}
-    if checkpoint.meta["stage"] == "sft" and checkpoint.config.sft.cue_rate > 0:
-        sets[f"cue{checkpoint.config.sft.cue_rate:g}"] = ("shuffled", checkpoint.config.sft.cue_rate)
-    if checkpoint.config.data.branch_order == "published":
-        sets["published"] = ("published", 0.0)
+def test_sets(run: Run) -> list[TestSet]:
+    """The test sets of a run: the plain one, and where its training data gave the branch away a matched one."""
+    prefix = 0 if run.stage == "base" else run.config.sft.prefix
+    sets, cue_rate = [TestSet(prefix=prefix)], run.config.sft.cue_rate
+    if run.stage == "sft" and cue_rate:
+        sets.append(TestSet(f"cue{cue_rate:g}", cue_rate=cue_rate, prefix=prefix))
+    if run.stage != "base" and run.config.data.branch_order == "published":
+        sets.append(TestSet("published", "published", prefix=prefix))
     return sets
 
 
-def training_forks(checkpoint: Checkpoint, most: int) -> Problems | None:
-    """The (first) problems of the run's fine-tuning whose trace passed the fork, None if there are none.
+# measuring
 
-    RL was fine-tuned where it starts: not at all from a base, and unknown where that run is gone.
+
+def key_of(config: Config, target: Target) -> measurements.Key:
+    """What decides the measurement of a target under a config's settings."""
+    settings = {"policy": str(policy.parse(config.eval.policy)), "device": pick_device(config)}
+    settings = _without_before(config, "eval", asdict(config.eval) | settings)
+    data = _without_before(config, "data", _test_data(config))
+    checked = target.checkpoint.final and target.test_set.name == "plain"
+    test_set = asdict(target.test_set) | {"task": config.task, "data": data, "checked": checked}
+    run, version = target.checkpoint.run, _version(config.data, config.eval.policy)
+    return measurements.Key(target.checkpoint.weights, run.identity, settings, test_set, version)
+
+
+def _without_before(config: Config, section: str, values: dict) -> dict:
+    """Values of a section without those from before their keys existed, so that a new key leaves measurements valid."""
+    before = configs.before(config.task)
+    return {name: value for name, value in values.items() if before.get(f"{section}.{name}", ...) != value}
+
+
+@lru_cache
+def _version(task: object, decoder: str) -> str:
+    """The version of the code that measures on a task with a decoder."""
+    return measuring_version(task, *policy.parse(decoder).functions)
+
+
+def _is_missing(config: Config, target: Target, again: bool) -> bool:
+    """Whether a target is still to be measured; a damaged measurement is, and is named in a line."""
+    try:
+        measured = stored(config, target)
+    except ValueError as error:
+        print(error, flush=True)
+        return True
+    return measured is None or again and not measured.current
+
+
+def stored(config: Config, target: Target) -> Evaluation | None:
+    """What was measured of a target, if by another version of the code only then that; None where nothing was.
+
+    Raises ValueError naming a file that is damaged.
     """
-    config = checkpoint.config
-    if checkpoint.meta["stage"] == "base" or (checkpoint.meta["stage"] == "rl" and not config.rl.epoch):
-        return None
-    if checkpoint.meta["stage"] == "rl":
-        started = checkpoint.path.parents[2] / Path(checkpoint.meta["start"]).parts[0]
-        if not started.exists():
-            return None
-        config = runs.read_config(started)
-    data = sft_data(config, 0)
-    forward = data.mode == config.data.mode_names.index("FWD")
-    crossed = (forward & data.problems.forked).nonzero()[0][:most]
-    return data.problems[crossed] if len(crossed) else None
+    key, folder = key_of(config, target), target.checkpoint.run.folder
+    if measurement := measurements.load(folder, key):
+        return Evaluation(target, measurement, current=True)
+    if measurement := measurements.load_other_version(folder, key):
+        return Evaluation(target, measurement, current=False)
+    return None
 
 
-def identify(checkpoint: Checkpoint, test_set: str) -> dict:
-    """Which checkpoint and which test set a record is about."""
-    meta = checkpoint.meta
+def _measure(config: Config, target: Target) -> None:
+    """Measure a target and keep what was found with its run."""
+    run, device, settings = target.checkpoint.run, pick_device(config), config.eval
+    model = load(target.checkpoint).to(device)
+    test = problems_for(config, device, target.test_set)
+    training = None
+    if run.stage != "base" and not (run.stage == "rl" and run.config.rl.epoch == 0):
+        tuned = run.config
+        forks = training_forks(tuned.data, tuned.sft, tuned.seed, tuned.sft.traces, settings.problems)
+        if forks is not None:
+            training = problem_set(config.data, forks, device, prefix=target.test_set.prefix)
+    key = key_of(config, target)
+    measured = measure(model, config.data, test, settings, training, key.test_set["checked"])
+    measurements.save(run.folder, key, measured)
+
+
+@lru_cache(maxsize=8)
+def problems_for(config: Config, device: str, test_set: TestSet = PLAIN) -> ProblemSet:
+    """The problems that the config evaluates on, as tensors; with a prefix, each with all that its model knows."""
+    drawn = draw(config.data, config.eval, test_set.order, test_set.cue_rate)
+    return problem_set(config.data, drawn, device, config.eval.grading, test_set.prefix)
+
+
+# the view
+
+
+def array_name(record: dict, what: str) -> str:
+    """The name in eval.npz of an array (see `minifork.measure.measure`) of a record: run/epoch/test set/what."""
+    epoch = "base" if record["epoch"] is None else f"e{record['epoch']}"
+    return f"{record['run']}/{epoch}/{record['test_set']}/{what}"
+
+
+def record_of(config: Config, evaluation: Evaluation) -> dict:
+    """What eval.json says of a target: which run, how it differs from the config's, and what was measured."""
+    checkpoint, test_set = evaluation.target.checkpoint, evaluation.target.test_set
+    run = checkpoint.run
     return {
-        "run": meta["name"],
-        "stage": meta["stage"],
-        "base_seed": meta["base_seed"],
-        "seed": meta["seed"],
-        "fork_rate": meta.get("fork_rate"),
-        "variant": meta["variant"],
+        "run": run.name,
+        "identity": run.identity,
+        "tags": run.tags(config),
+        "stage": run.stage,
+        "base_seed": run.config.base_seed,
+        "seed": run.values.get("seed"),
+        "fork_rate": run.values.get("sft.fork_rate"),
         "epoch": checkpoint.epoch,
-        "test_set": test_set,
-        "config_hash": meta["config_hash"],
-        "setup_hash": fingerprint(runs.setup(checkpoint.config, meta["stage"])),
-        "recipe_hash": fingerprint(runs.recipe(checkpoint.config, meta["stage"])),
-        "weights_hash": runs.weights_hash(checkpoint.path),
+        "test_set": test_set.name,
+        "weights_hash": checkpoint.weights,
+        "current": evaluation.current,
+    } | evaluation.measurement.record
+
+
+def write_view(config: Config, evaluations: list[Evaluation]) -> dict:
+    """Write eval.json and eval.npz from what was measured; returns what eval.json says."""
+    settings, records = config.eval, [record_of(config, one) for one in evaluations]
+    pairs = list(zip(evaluations, records, strict=True))
+    checks = [{"run": record["run"], **one.measurement.check} for one, record in pairs if one.measurement.check]
+    for check in checks:
+        check["agrees"] = check["p_value"] * len(checks) >= tables.FALSE_ALARMS
+    spread = "" if settings.stratify == "none" else f" {settings.stratify}={settings.strata}"
+    buffer = io.BytesIO()
+    arrays = {array_name(r, what): a for one, r in pairs for what, a in one.measurement.arrays.items()}
+    np.savez_compressed(buffer, **arrays)
+    view = {
+        "schema": SCHEMA,
+        "task": config.task,
+        "engine": "+".join(sorted({record["engine"] for record in records})),
+        "policy": f"{policy.parse(settings.policy)}{spread}",
+        "grading": settings.grading,
+        "guessing_floor": config.data.guessing_floor if settings.grading == "answer" else None,
+        "split": settings.split,
+        "n_problems": settings.problems,
+        "data_hash": streams.data_hash(config.data.prompts(draw(config.data, settings))),
+        "settings": asdict(settings),
+        "version": _version(config.data, settings.policy),
+        "records": records,
+        "checks": checks,
+        "npz_hash": digest(buffer.getvalue()),
     }
-
-
-def check_lines(checks: list[dict]) -> str:
-    """What the other engine said of the results."""
-    lines = [
-        f"cross-check: {c['run']}: {c['engine']} against {c['by']}, p {c['p_value']:.2g}: DISAGREE"
-        for c in checks
-        if not c["agrees"]
-    ]
-    first, smallest = checks[0], min(check["p_value"] for check in checks)
-    rate = sum(c["problems"] * c["n"] for c in checks) / sum(c["seconds"] for c in checks)
-    pairs = sorted({f"{c['engine']} and {c['by']}" for c in checks})
-    verdict = "disagree" if lines else "agree"
-    lines.append(
-        f"cross-check: {', '.join(pairs)} ({first['n']} a problem, {first['problems']} problems) {verdict} for "
-        f"{len(checks)} checkpoints (smallest p {smallest:.2g}; false alarms <= {CHECK_LEVEL:g} an evaluation); "
-        f"{rate:,.0f} samples/s"
-    )
-    return "\n".join(lines)
+    path = runs.task_folder(config) / "eval.json"
+    with locked(path.parent):  # of two evaluations that end at once, one writes both files
+        write_atomically(path.with_suffix(".npz"), lambda file: file.write(buffer.getvalue()))
+        write_json(path, view)
+    return view

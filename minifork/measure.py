@@ -1,78 +1,80 @@
-"""Measuring one model on one set of problems: the trees, the engines' answers, and a check of those answers."""
+"""Measuring one model on one set of problems: the engines' answers, a check of them, and what happens at the fork."""
 
 import itertools
 import time
 from dataclasses import dataclass, replace
-from functools import cached_property
 
 import numpy as np
 import torch
-from torch import Tensor
 
-from data_gen.task import PAD, Problems, Task
-from data_gen.verifier import DFA
-from minifork import agree, passk, records, strata
+from data_gen.task import PAD, Task
+from minifork import agree, passk, policy, records, strata
 from minifork.backends import sample
-from minifork.engines import solve
 from minifork.exact import exact
 from minifork.model import GPT
 from minifork.policy import Policy
-from minifork.schema import Config, Eval
+from minifork.problems import ProblemSet, over_prefixes
+from minifork.settings import Eval
 from minifork.split import split
-from minifork.tree import Result, Tree
+from minifork.tree import EXACT, Result, Tree
 
 SEED, CHECK_SEED = 0, 1  # the samples that check a result are not those that made it
 
 
 @dataclass(frozen=True)
-class ProblemSet:
-    """Problems as tensors: prompts [n, P], automata [n, S, V] with their sinks' names, fork prefix [n, F],
-    branches [n, d], right first.
-
-    prefixes: how many rows, one after the other, are the same problem with another random integer before its trace
-    (`sft.prefix`). A sample draws one of them, so a problem's probabilities are the means over its rows.
-    """
-
-    prompts: Tensor
-    dfa: Tensor
-    fork: Tensor
-    branches: Tensor
-    sinks: tuple[str, ...]
-    prefixes: int = 1
-
-    @cached_property
-    def shortest(self) -> Tensor:
-        """int64[n, S]: the fewest tokens from each state of the automata to acceptance."""
-        return torch.from_numpy(DFA(self.dfa.cpu().numpy(), self.sinks).shortest())
-
-
-@dataclass(frozen=True)
-class Measured:
-    """What was found: part of a record, arrays p by name, and the verdict of the check if there was one."""
+class Measurement:
+    """What was measured: a record of plain values, arrays by name (see `measure`), the verdict of a check if any."""
 
     record: dict
-    p: dict
+    arrays: dict[str, np.ndarray]
     check: dict | None
 
 
-def problem_set(task: Task, problems: Problems, device: str, grading: str = "steps", prefix: int = 0) -> ProblemSet:
-    """The tensors of a batch of problems, graded by steps or by the answer alone; prefix as `sft.prefix`."""
-    dfa = task.answer_dfa(problems) if grading == "answer" else task.dfa(problems)
-    arrays = task.prompts(problems), dfa.next.astype(np.int64), task.fork_prefix(problems), task.children(problems)
-    if prefix:
-        prompts, *others = (np.repeat(a, prefix, axis=0) for a in arrays)
-        arrays = np.insert(prompts, prompts.shape[1], np.arange(len(prompts)) % prefix, axis=1), *others
-    tensors = (torch.from_numpy(np.ascontiguousarray(a)).to(device) for a in arrays)
-    return ProblemSet(*tensors, dfa.sinks, max(1, prefix))
+def solve(engine: str, tree: Tree, budget: int, n: int, seed: int, bf16: bool = False) -> Result:
+    """Where the traces of every problem end.
 
-
-def over_prefixes(problems: ProblemSet, values: np.ndarray) -> np.ndarray:
-    """The means [n / prefixes, ...] over the rows of every problem, from values of all rows [n, ...]."""
-    return values.reshape(-1, problems.prefixes, *values.shape[1:]).mean(axis=1)
+    engine: "exact" computes (within a budget of prefixes decoded), "split" and "rollout" sample n rollouts a
+    problem (on a GPU in bf16 if asked to), "auto" computes if the budget allows and else splits.
+    """
+    if engine in ("auto", "exact"):
+        result = exact(tree, max_prefixes=budget, width=EXACT)
+        if engine == "exact" or result.exact:
+            return result
+    return sample(tree, n, seed, bf16=bf16) if engine == "rollout" else split(tree, n, seed)
 
 
 class NotComputedError(ValueError):
     """p is needed itself, but the budget was too small to compute it."""
+
+
+def measure(
+    model: GPT, task: Task, problems: ProblemSet, settings: Eval, training: ProblemSet | None, checked: bool
+) -> Measurement:
+    """pass@k of a model and what it is made of.
+
+    training: problems whose trace passed the fork in fine-tuning, if any; checked: whether another engine checks the
+    result. Arrays: p float64[n] as "free" and by forced mode, with "_lo" and "_hi" added its interval where it is not
+    exact; "strata", p_ij float64[n, m]; "fork" and "fork_train", probabilities of the branches float64[n, d] on these
+    and on training problems; "modes", those of the modes float64[n, modes]; "rest", the probability float64[n] of the
+    rest of a trace given the right branch. Raises NotComputedError, and ValueError for a policy that is none.
+    """
+    decoder = policy.parse(settings.policy)
+    tree = tree_of(model, task, problems, decoder)
+    weights = passk.resamples(settings.problems, settings.bootstrap)
+    how = iid if settings.stratify == "none" else stratified
+    measured = how(settings, task, tree, problems, weights, checked)
+    arrays = {"fork": branch_probabilities(tree, problems)}
+    if training is not None:
+        arrays["fork_train"] = branch_probabilities(tree_of(model, task, training, decoder), training)
+    record = measured.record | {"fork_train": None}
+    record |= {name: records.fork_statistics(p) for name, p in arrays.items()}
+    arrays["modes"] = mode_probabilities(tree, task, problems)
+    record["mode"] = records.mode_statistics(arrays["modes"], task.mode_names)
+    if settings.grading == "steps":
+        arrays["rest"] = rest_probability(tree, problems)
+        record["fork"]["p_rest"] = float(arrays["rest"].mean())
+    record["fork"]["train_p_right"] = record["fork_train"] and record["fork_train"]["p_right"]
+    return Measurement(record, measured.arrays | arrays, measured.check)
 
 
 def _drawn_prefix(problems: ProblemSet, result: Result) -> Result:
@@ -129,10 +131,12 @@ def shortest_trace(task: Task, problems: ProblemSet, mode: str) -> np.ndarray:
     return 1 + problems.shortest.gather(1, begun[:, None])[:: problems.prefixes, 0].numpy()
 
 
-def iid(config: Config, tree: Tree, problems: ProblemSet, weights: np.ndarray, checked: bool) -> Measured:
+def iid(
+    settings: Eval, task: Task, tree: Tree, problems: ProblemSet, weights: np.ndarray, checked: bool
+) -> Measurement:
     """i.i.d. samples, free and with each mode forced, by the engine that eval.engine names."""
-    settings, ks = config.eval, powers_of_two(config.eval.max_k)
-    trees = {None: tree} | {mode: force_mode(tree, config.data, mode) for mode in config.data.mode_names}
+    ks = powers_of_two(settings.max_k)
+    trees = {None: tree} | {mode: force_mode(tree, task, mode) for mode in task.mode_names}
     solved = {
         mode: solve(settings.engine, t, settings.budget, settings.rollouts, SEED, settings.bf16)
         for mode, t in trees.items()
@@ -141,8 +145,8 @@ def iid(config: Config, tree: Tree, problems: ProblemSet, weights: np.ndarray, c
     record = records.coverage(found[None], ks, weights)
     record["forced"] = {
         mode: records.coverage(found[mode], ks, weights)
-        | {"wasted": records.wasted(found[mode], shortest_trace(config.data, problems, mode))}
-        for mode in config.data.mode_names
+        | {"wasted": records.wasted(found[mode], shortest_trace(task, problems, mode))}
+        for mode in task.mode_names
     }
     record["errors"] = records.errors(found[None], problems.sinks)
     p = {mode or "free": result.p_lo for mode, result in found.items()}
@@ -152,15 +156,17 @@ def iid(config: Config, tree: Tree, problems: ProblemSet, weights: np.ndarray, c
     rounded = (
         settings.bf16 and found[None].engine == "rollout" and tree.dfa.is_cuda
     )  # its p differ from those of the other engines
-    return Measured(record, p, check(settings, tree, solved[None]) if checked and not rounded else None)
+    return Measurement(record, p, check(settings, tree, solved[None]) if checked and not rounded else None)
 
 
-def stratified(config: Config, tree: Tree, problems: ProblemSet, weights: np.ndarray, checked: bool) -> Measured:
+def stratified(
+    settings: Eval, task: Task, tree: Tree, problems: ProblemSet, weights: np.ndarray, checked: bool
+) -> Measurement:
     """Samples spread over the top tokens at the position that eval.stratify names, computed within eval.budget.
 
     hit_rate: the share of problems whose position of highest entropy is the fork; null where it is given.
     """
-    settings, fork = config.eval, problems.fork
+    fork = problems.fork
     if problems.prefixes > 1:
         raise ValueError("sft.prefix: its p is averaged over prefixes; eval.stratify spreads over tokens instead")
     prefix, hit_rate = fork, None
@@ -185,7 +191,7 @@ def stratified(config: Config, tree: Tree, problems: ProblemSet, weights: np.nda
         else:
             p_value = agree.outside_p(counts, n, low, high)
         verdict = _verdict("exact", "rollout", p_value, len(counts), n, started)
-    return Measured(record, {"strata": result.p_lo}, verdict)
+    return Measurement(record, {"strata": result.p_lo}, verdict)
 
 
 def p_interval(result: Result) -> np.ndarray:

@@ -17,7 +17,7 @@ import torch.nn.functional as F
 from einops import rearrange
 from torch import Tensor, nn
 
-from minifork.schema import Shape
+from minifork.settings import Shape
 
 TILE = 16  # rows decoded come in multiples of this, as left-over rows take other paths through BLAS
 LEAST = 4  # and at least as many rows of a problem meet its prompt: so a row's bits do not depend on the others

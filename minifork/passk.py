@@ -103,27 +103,6 @@ def sampling_error(p: np.ndarray, n: int, k: int) -> float:
     return math.sqrt(estimator_variance(p, n, k).sum()) / len(p)
 
 
-def rollouts_needed(p: np.ndarray, k: int, error: float, most: int = 10**9) -> int | None:
-    """Fewest rollouts a problem for which pass@k of these problems has at most this standard error.
-
-    p: float64[m]; only the sampling of rollouts counts, not that of problems. None if ``most`` do not do.
-    Raises ValueError for an error of 0 or less.
-    """
-    if not error > 0:
-        raise ValueError(f"error is {error}: it must be above 0")
-
-    def enough(n: int) -> bool:
-        return sampling_error(p, n, k) <= error
-
-    if k > most or not enough(most):
-        return None
-    low, high = k, most
-    while low < high:
-        middle = (low + high) // 2
-        low, high = (low, middle) if enough(middle) else (middle + 1, high)
-    return high
-
-
 def cover_at(p: np.ndarray, taus: ArrayLike) -> np.ndarray:
     """Cover@tau, float64[T]: the share of problems with p_i >= tau. Large k alone rewards rare luck."""
     return (p[:, None] >= np.asarray(taus)).mean(axis=0)

@@ -98,6 +98,11 @@ class Policy:
             logits = STEPS[name][0](logits, value)
         return logits
 
+    @property
+    def functions(self) -> list[Callable[[Tensor, float], Tensor]]:
+        """What the steps do, in order."""
+        return [STEPS[name][0] for name, _ in self.steps]
+
     def __str__(self) -> str:
         words = [name if name == "greedy" else f"{name}={_text(value)}" for name, value in self.steps]
         return ",".join(words) or "temperature=1"

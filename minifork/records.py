@@ -1,4 +1,4 @@
-"""What eval.json says of one checkpoint: pure functions from engine results to plain dictionaries."""
+"""What is said of one checkpoint: pure functions from engine results to plain dictionaries."""
 
 from collections.abc import Sequence
 
@@ -8,22 +8,7 @@ from minifork import passk, strata
 from minifork.strata import Strata
 from minifork.tree import Result
 
-KINDS = {
-    **dict.fromkeys(("run", "stage", "variant", "test_set", "setup_hash", "recipe_hash", "weights_hash"), (str,)),
-    **dict.fromkeys(("epoch", "seed", "n"), (int, type(None))),
-    "base_seed": (int,),
-    "fork_rate": (float, int, type(None)),
-    "pass_at": (dict,),
-    "rho": (float, int, type(None)),
-    "forced": (dict, type(None)),
-}  # what others read of a record
-SCHEMA = 4  # of eval.json; raised when records change, so that old ones are refused by name
 TAUS = (0.01, 0.05, 0.25, 0.5, 0.75, 0.95)
-
-
-def is_record(record: object) -> bool:
-    """Whether something has the keys of a record, with values of their kinds."""
-    return isinstance(record, dict) and all(isinstance(record.get(key, ...), kinds) for key, kinds in KINDS.items())
 
 
 def coverage(result: Result, ks: Sequence[int], weights: np.ndarray) -> dict:
@@ -70,12 +55,6 @@ def wasted(result: Result, shortest: np.ndarray) -> float | None:
     """
     accepted = result.ends[:, 0]
     return float((result.tokens[:, 0] - accepted * shortest).sum() / accepted.sum()) if accepted.any() else None
-
-
-def width(record: dict) -> float:
-    """How far the certified bounds of a record lie apart at the k where they do most; 0 if it was sampled."""
-    low, high = record["pass_at_lo"], record["pass_at_hi"]
-    return 0.0 if low is None else max(high[k] - low[k] for k in low)
 
 
 def unbiased(result: Result, ks: Sequence[int]) -> np.ndarray:
@@ -144,64 +123,3 @@ def mode_statistics(modes: np.ndarray, names: Sequence[str]) -> dict:
 def entropy(p: np.ndarray) -> np.ndarray:
     """Entropy in nats of the last axis."""
     return -np.sum(p * np.log(np.maximum(p, 1e-300)), axis=-1)
-
-
-def array_key(record: dict, what: str | None) -> str:
-    """The name of an array of a record in eval.npz: run/epoch/test set/what.
-
-    what: None or a mode for p float64[n], free or forced, and with "_lo" and "_hi" added its interval where
-    it is not exact; "strata" for p_ij float64[n, m]; "fork" or
-    "fork_train" for the branch probabilities float64[n, d] on test or training problems; "modes" for those of the
-    modes float64[n, modes]; "rest" for the probability float64[n] of the rest of a trace given the right branch.
-    """
-    epoch = "base" if record["epoch"] is None else f"e{record['epoch']}"
-    return f"{record['run']}/{epoch}/{record['test_set']}/{what or 'free'}"
-
-
-def table(records: list[dict]) -> str:
-    """The final checkpoint of every run, one line each."""
-    last = _last(records)
-    ks = [k for k in ("1", "4", "16", "64", "1024") if all(k in r["pass_at"] for r in records)]
-    hits = any(record.get("hit_rate") is not None for record in records)
-    head = "".join(f"{'pass@' + k:>10}" for k in ks)
-    names = [_title(*which) for which in last]
-    longest = max(28, *map(len, names))
-    lines = [f"{'run':<{longest}}{'epoch':>6}{head}{'rho':>7}{'P(FWD)':>8}{'fork test':>11}{'train':>7}{'entropy':>9}"]
-    lines[0] += f"{'strata at fork':>16}" if hits else ""
-    for name, record in zip(names, last.values(), strict=True):
-        train = record["fork_train"]
-        cells = [(record["pass_at"][k], 10) for k in ks]
-        cells += [(record["rho"], 7), (record["mode"]["p_forward"], 8), (record["fork"]["accuracy"], 11)]
-        cells += [(train["accuracy"] if train else None, 7), (record["fork"]["entropy"], 9)]
-        cells += [(record["hit_rate"], 16)] if hits else []
-        texts = "".join(f"{'-' if value is None else f'{value:.3f}':>{width}}" for value, width in cells)
-        lines.append(f"{name:<{longest}}{record['epoch'] or '-':>6}{texts}")
-    return "\n".join(lines)
-
-
-def mode_table(records: list[dict]) -> str:
-    """What each mode is worth when it is forced, for the final checkpoint of every run: pass@1, tokens a trace, and
-    wasted ones, by which accepted traces are longer than the shortest."""
-    last = _last(records)
-    modes = next(iter(last.values()))["forced"]
-    names = [_title(*which) for which in last]
-    longest = max(34, *map(len, names))
-    lines = [f"{'forced mode':<{longest}}" + "".join(f"{mode:>8} pass@1  tokens wasted" for mode in modes)]
-    for name, record in zip(names, last.values(), strict=True):
-        cells = []
-        for forced in record["forced"].values():
-            waste = "-" if forced["wasted"] is None else f"{forced['wasted']:.2f}"
-            tokens = "-" if forced["tokens"] is None else f"{forced['tokens']:.2f}"
-            cells.append(f"{forced['pass_at']['1']:>15.3f}{tokens:>8}{waste:>7}")
-        lines.append(f"{name:<{longest}}" + "".join(cells))
-    return "\n".join(lines)
-
-
-def _title(run: str, test_set: str) -> str:
-    """A run, and the test set unless it is the plain one."""
-    return run + (f" ({test_set})" if test_set != "plain" else "")
-
-
-def _last(records: list[dict]) -> dict[tuple[str, str], dict]:
-    """The record of the final checkpoint of every run on every test set."""
-    return {(record["run"], record["test_set"]): record for record in records}

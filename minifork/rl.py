@@ -25,6 +25,7 @@ from minifork import measure
 from minifork.backends import sample
 from minifork.losses import sequence_logp, token_logp
 from minifork.policy import Policy
+from minifork.problems import problem_set
 from minifork.schema import Config
 from minifork.train import Objective
 
@@ -92,7 +93,7 @@ def group_objective(config: Config, reference: nn.Module, device: str) -> Object
 
     def update(model: nn.Module, step: int) -> tuple[Tensor, int]:
         nonlocal barren
-        batch = measure.problem_set(task, problems_of(config, step), device)
+        batch = problem_set(task, problems_of(config, step), device)
         tree = measure.tree_of(model, task, batch, Policy())
         tree = replace(tree, ids=tree.ids + step * plan.prompts)  # draws of their own for every update
         tree = tree if plan.mode == FREE else measure.force_mode(tree, task, plan.mode)

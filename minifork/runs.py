@@ -1,199 +1,377 @@
-"""Run folders: what a run writes, how it is kept whole, and how it is found again.
+"""Runs: what each one is, the folder it lives in, and the run that it started from.
 
-    config.yaml     the resolved config            meta.json      what it is, readable
-    metrics.jsonl   one line a logged step         ckpt.pt        weights, optimizer, step
-    epochs/e<n>.pt  weights after epoch n (SFT) or update n (RL)
+    run.json        the record: config, stage, parent, hashes of the weights, progress
+    metrics.jsonl   one line a logged step
+    ckpt.pt         weights, optimizer, step
+    epochs/e<n>.pt  weights after epoch n (SFT, WiSE-FT) or update n (RL)
+    eval/           what was measured of its weights (`minifork.measurements`)
 
-Files are written to a temporary name and moved into place, so a reader sees the old or the new file and
-never half of one.
+A run is what decides its weights: its *identity* hashes the deciding keys of its config together with the identity of
+its parent. Its folder is <label>-<8 digits of the identity>; the label is for people and is never read. Nothing here
+imports torch unless a run of version 0.1 needs its weights hashed.
 """
 
 import contextlib
-import fcntl
-import hashlib
-import json
-import os
 import platform
 import re
 import shlex
+import shutil
 import sys
-import tempfile
-import zipfile
-from collections.abc import Callable, Iterator
+from collections.abc import Iterator
+from dataclasses import dataclass, field, replace
+from functools import cached_property
 from pathlib import Path
-from typing import IO, Any
+from typing import Any
 
-import yaml
-
-from minifork.config import differences, fingerprint, from_tree, read_yaml, to_tree
+from minifork import config as configs
+from minifork import files, legacy
 from minifork.schema import Config
 
-FORMAT = "minifork-1"
-META_SCHEMA = 1
-SNAPSHOT = re.compile(r"e([1-9][0-9]*)\.pt")
+RECORD, WEIGHTS = "run.json", "ckpt.pt"
+FORMAT, VERSION = "minifork-run", 2
+STAGES = ("base", "sft", "wise", "rl")  # in this order: each starts from one before it
+COMMANDS = {"base": "pretrain", "sft": "sft", "wise": "wise", "rl": "rl"}
+SEEDS = ("base_seed", "seed")
+KINDS = {"identity": str, "config": dict, "weights": dict, "legs": list, "complete": bool, "step": int, "steps": int}
+DECIDING = {  # sections and keys that decide the weights of a stage, beside its parent's
+    "base": ("task", "base_seed", "data", "walks", "model", "pretrain"),
+    "sft": ("seed", "sft", "data.branch_order"),
+    "wise": ("wise",),
+    "rl": ("seed", "rl", "data.branch_order"),
+}
+UNDECIDING = {"base": ("data.branch_order",), "sft": ("sft.allow_leak",)}  # walks are always printed shuffled
 
 
-def write_atomically(path: Path, write: Callable[[IO[bytes]], Any]) -> None:
-    """Call ``write`` on a temporary file beside ``path``, then move it there.
+@dataclass(frozen=True)
+class Checkpoint:
+    """Weights that a finished run kept: the epoch (update; None of a base) they are from, the hash they must have."""
 
-    Raises OSError naming the file when it cannot be written (a full disk, say); an older file stays.
+    run: "Run"
+    epoch: int | None
+    path: Path
+    final: bool
+
+    @property
+    def weights(self) -> str:
+        """The hash of the weights, as recorded when they were written."""
+        return self.run.weights_hash(str(self.path.relative_to(self.run.folder)))
+
+
+@dataclass(frozen=True)
+class Run:
+    """A run: its folder, its record, and the config in it."""
+
+    folder: Path
+    record: dict[str, Any]
+    config: Config = field(repr=False)
+
+    @property
+    def name(self) -> str:
+        """The folder's name."""
+        return self.folder.name
+
+    @property
+    def stage(self) -> str:
+        """One of STAGES."""
+        return self.record["stage"]
+
+    @property
+    def identity(self) -> str:
+        """What tells it from all other runs, in twelve hex digits."""
+        return self.record["identity"]
+
+    @property
+    def complete(self) -> bool:
+        """Whether it is finished."""
+        return self.record["complete"]
+
+    @cached_property
+    def values(self) -> dict[str, Any]:
+        """The deciding keys with their values."""
+        return deciding_values(self.config, self.stage)
+
+    def tags(self, study: Config | None = None) -> dict[str, Any]:
+        """The deciding keys, seeds apart, that differ from a study's config, by default from what ships."""
+        differing = configs.tags(self.config, study)
+        return {key: value for key, value in differing.items() if key in self.values and key not in SEEDS}
+
+    @property
+    def epochs(self) -> list[int]:
+        """The epochs (RL: updates) after which weights are kept; none of a base."""
+        last = {"base": 0, "rl": self.config.rl.updates}.get(self.stage, self.config.sft.epochs)
+        first = self.config.wise.early if self.stage == "wise" else 0
+        return [epoch for epoch in doublings(last) if epoch > first]
+
+    def checkpoint(self, epoch: int | None) -> Checkpoint:
+        """The weights after an epoch, or the base's for None; raises ValueError when the run keeps no such ones."""
+        path = self.folder / (WEIGHTS if epoch is None else snapshot(epoch))
+        if not self.complete or not path.exists():
+            raise ValueError(f"{path}: no such weights of a finished run; remove the folder and run it again")
+        return Checkpoint(self, epoch, path, epoch is None or epoch == self.epochs[-1])
+
+    def checkpoints(self) -> list[Checkpoint]:
+        """All weights worth measuring, in order; raises ValueError when some are missing."""
+        return [self.checkpoint(epoch) for epoch in (self.epochs if self.stage != "base" else [None])]
+
+    def weights_hash(self, file: str) -> str:
+        """The recorded hash of a file of weights; runs of version 0.1 recorded none, so theirs is computed."""
+        if file not in self.record["weights"]:
+            from minifork.weights import weights_hash
+
+            self.record["weights"][file] = weights_hash(self.folder / file)
+        return self.record["weights"][file]
+
+    def save(self, **progress: Any) -> None:
+        """Write the record with new progress; raises OSError naming it when it cannot be written."""
+        self.record.update(progress)
+        files.write_json(self.folder / RECORD, self.record)
+
+
+def snapshot(epoch: int) -> str:
+    """The file, below a run's folder, of the weights after an epoch or update."""
+    return f"epochs/e{epoch}.pt"
+
+
+def doublings(last: int) -> list[int]:
+    """1, 2, 4, ... below ``last``, and ``last``; nothing for 0."""
+    return sorted({2**i for i in range(last.bit_length())} | {last}) if last else []
+
+
+# identity
+
+
+def parent_stage(config: Config, stage: str) -> str | None:
+    """The stage that a run starts from."""
+    return {"base": None, "sft": "base", "wise": "sft", "rl": "sft" if config.rl.epoch else "base"}[stage]
+
+
+def deciding_values(config: Config, stage: str) -> dict[str, Any]:
+    """The keys that decide a run's weights, its parents' included, with their values."""
+    parent = parent_stage(config, stage)
+    return (deciding_values(config, parent) if parent else {}) | _own_values(config, stage)
+
+
+def _own_values(config: Config, stage: str) -> dict[str, Any]:
+    """The keys that decide this stage itself."""
+    wanted, unwanted = DECIDING[stage], UNDECIDING.get(stage, ())
+    return {
+        key: value
+        for key, value in configs.flat(config).items()
+        if (key in wanted or key.split(".")[0] in wanted) and key not in unwanted
+    }
+
+
+def identity(config: Config, stage: str) -> str:
+    """Twelve hex digits, equal for configs that give the same run.
+
+    A key with the value from before it existed does not count, so that runs made before keep their identity.
     """
-    temporary = None
-    try:
-        path.parent.mkdir(parents=True, exist_ok=True)
-        with tempfile.NamedTemporaryFile(dir=path.parent, prefix=f".{path.name}.", delete=False) as file:
-            temporary = Path(file.name)
-            write(file)
-            file.flush()
-            os.fsync(file.fileno())
-        os.chmod(temporary, 0o644)
-        os.replace(temporary, path)
-    except BaseException as error:
-        if temporary is not None:
-            with contextlib.suppress(OSError):
-                temporary.unlink()
-        if isinstance(error, (OSError, RuntimeError)):  # torch reports a failed write as RuntimeError
-            raise _unsaved(path, error) from error
-        raise
+    parent, before = parent_stage(config, stage), configs.before(config.task)
+    values = {k: v for k, v in _own_values(config, stage).items() if k not in before or before[k] != v}
+    return files.fingerprint([stage, identity(config, parent) if parent else None, values])
 
 
-def append_line(path: Path, value: dict) -> None:
-    """Append one JSON line; raises OSError naming the file when it cannot be written."""
-    try:
-        with path.open("a") as file:
-            file.write(json.dumps(value) + "\n")
-    except OSError as error:
-        raise _unsaved(path, error) from error
+# folders
 
 
-def _unsaved(path: Path, error: Exception) -> OSError:
-    reason = getattr(error, "strerror", None) or str(error).splitlines()[0]
-    return OSError(f"{path}: cannot be saved ({reason}); make room or choose another folder with runs=...")
+def task_folder(config: Config) -> Path:
+    """<runs>/<task>, where all runs of a task live."""
+    return Path(config.runs) / config.task
 
 
-def write_json(path: Path, value: Any) -> None:
-    """Write a JSON file atomically; raises ValueError naming it for not-a-number values."""
-    text = as_json(path, value)
-    write_atomically(path, lambda file: file.write(text.encode()))
+def folder_of(config: Config, stage: str) -> Path:
+    """The folder of the run that a config asks for, whether it exists or not and whatever its label is."""
+    wanted = identity(config, stage)
+    for path in sorted(task_folder(config).glob(f"*-{wanted[:8]}")):
+        if path.is_dir():
+            return path
+    for path in _folders(config):
+        with contextlib.suppress(ValueError, OSError):  # a run that cannot be read is not the one
+            if _read_record(path)["identity"] == wanted:
+                return path
+    rate = f"-fork{config.sft.fork_rate:g}" if stage != "base" else ""
+    seed = config.base_seed if stage == "base" else config.seed
+    return task_folder(config) / f"{config.name or f'{stage}{rate}-seed{seed}'}-{wanted[:8]}"
 
 
-def as_json(path: Path, value: Any) -> str:
-    """What `write_json` would write to ``path``; raises ValueError naming it for not-a-number values."""
-    try:
-        return json.dumps(value, indent=1, allow_nan=False) + "\n"
-    except ValueError:
-        raise ValueError(f"{path}: a result is not a number and cannot be kept; are there enough problems?") from None
+def _folders(config: Config) -> list[Path]:
+    """The folders of a task that hold a run."""
+    root = task_folder(config)
+    inside = sorted(root.iterdir()) if root.exists() else []
+    return [path for path in inside if (path / RECORD).exists() or (path / legacy.RECORD).exists()]
 
 
-def read_json(path: Path, *needs: str) -> dict:
-    """Read a JSON file that holds a mapping with these keys; raises ValueError naming it when it does not."""
-    try:
-        value = json.loads(path.read_text())
-        if not isinstance(value, dict):
-            raise ValueError
-    except FileNotFoundError:
-        raise ValueError(f"{path}: no such file") from None
-    except (ValueError, RecursionError):
-        raise ValueError(f"{path}: not a JSON file; remove it and run its stage again") from None
-    missing = [key for key in needs if key not in value]
-    if missing:
-        raise ValueError(f"{path}: has no {missing[0]!r}, so this version did not write it; run its stage again")
-    return value
+def read(folder: Path) -> Run:
+    """The run in a folder.
 
-
-def save_weights(path: Path, payload: dict) -> None:
-    """torch.save a payload (tensors and plain values) atomically, marked with the format.
-
-    Raises ValueError naming the file, and leaves an older one, when its model's weights are not finite.
+    Raises ValueError naming the record when it is missing, damaged, of another project or of a newer version.
     """
-    import torch
-
-    if not _finite(payload.get("model", {})):
-        raise ValueError(f"{path}: the weights are not finite and are not kept; lower the learning rate")
-    write_atomically(path, lambda file: torch.save({"format": FORMAT, **payload}, file))
-
-
-def load_weights(path: Path, device: str = "cpu") -> dict:
-    """Read a file written by `save_weights`, executing nothing (weights_only), once its checksums hold.
-
-    Raises ValueError naming the file when it is missing, damaged or not one of ours, or its weights are not finite.
-    """
-    import torch
-
+    record = _read_record(folder)
     try:
-        with zipfile.ZipFile(path) as archive:  # torch does not check the CRC of what it reads
-            if archive.testzip() is not None:
-                raise zipfile.BadZipFile
-        payload = torch.load(path, map_location=device, weights_only=True)
-    except FileNotFoundError:
-        raise ValueError(f"{path}: no such checkpoint; remove its folder and run it again") from None
-    except (PermissionError, MemoryError):  # says nothing of the file
-        raise
-    except Exception:  # a damaged file can make the unpickler fail in any way
-        raise ValueError(
-            f"{path}: truncated, damaged or not a checkpoint; remove its folder and run it again"
-        ) from None
-    if not isinstance(payload, dict) or payload.get("format") != FORMAT or not _are_weights(payload.get("model")):
-        raise ValueError(f"{path}: not a {FORMAT} checkpoint; remove its folder and run it again")
-    if not _finite(payload["model"]):
-        raise ValueError(f"{path}: its weights are not finite; remove its folder and run it with a lower learning rate")
-    return payload
+        config = configs.from_record(record["config"], folder / RECORD)
+    except ValueError as error:
+        raise ValueError(f"{error}; remove its folder and run it again") from None
+    return Run(folder, record, config)
 
 
-def _finite(model: dict) -> bool:
-    return all(bool(tensor.isfinite().all()) for tensor in model.values())
+def _read_record(folder: Path) -> dict[str, Any]:
+    path = folder / RECORD
+    if not path.exists() and (folder / legacy.RECORD).exists():
+        record = legacy.read(folder)
+        if not _is_parent(record["parent"]):
+            raise ValueError(f"{folder / legacy.RECORD}: damaged; remove its folder and run it again")
+        config = configs.from_record(record["config"], folder)
+        return record | {"identity": identity(config, record["stage"])}
+    record = files.read_json(path)
+    if record.get("format") != FORMAT:
+        raise ValueError(f"{path}: not the record of a minifork run; move it elsewhere")
+    if type(record.get("version")) is int and record["version"] > VERSION:
+        raise ValueError(f"{path}: written by a newer version of minifork; update this one, or use another runs=...")
+    whole = all(type(record.get(key)) is kind for key, kind in KINDS.items())
+    whole = whole and all(type(digits) is str for digits in record["weights"].values())
+    if not whole or record.get("stage") not in STAGES or not _is_parent(record.get("parent")):
+        raise ValueError(f"{path}: damaged; remove its folder and run it again")
+    return record
 
 
-def _are_weights(model: Any) -> bool:
-    """Whether this is a mapping of names to plain fp32 tensors."""
-    import torch
-
-    return isinstance(model, dict) and all(
-        isinstance(name, str)
-        and isinstance(tensor, torch.Tensor)
-        and (tensor.dtype, tensor.layout, tensor.is_meta) == (torch.float32, torch.strided, False)
-        for name, tensor in model.items()
-    )
+def _is_parent(parent: Any) -> bool:
+    kinds = {key: type(value) for key, value in parent.items()} if isinstance(parent, dict) else None
+    return parent is None or kinds == {"run": str, "file": str, "weights": str}
 
 
-def digest(content: bytes) -> str:
-    """Twelve hex digits that name some bytes."""
-    return hashlib.sha256(content).hexdigest()[:12]
+def all_runs(config: Config) -> list[Run]:
+    """Every run of the config's task, bases first; those that cannot be read are named in a line and left out."""
+    readable = []
+    for folder in _folders(config):
+        try:
+            readable.append(read(folder))
+        except (ValueError, OSError) as error:
+            print(f"{folder}: left out, {error}", flush=True)
+    return sorted(readable, key=lambda run: (run.stage != "base", run.name))
 
 
-def weights_hash(path: Path) -> str:
-    """Twelve hex digits of a checkpoint's weights, whatever else it holds."""
-    model = load_weights(path)["model"]
-    return digest(b"".join(name.encode() + model[name].contiguous().numpy().tobytes() for name in sorted(model)))
+def find(config: Config, stage: str) -> Run | None:
+    """The run that a config asks for, None when there is none; raises ValueError when its record is unreadable."""
+    folder = folder_of(config, stage)
+    return read(folder) if folder in _folders(config) else None
 
 
-def require_start(folder: Path, start: Path) -> None:
-    """Raise ValueError naming a run that was trained from other weights than ``start`` holds now, if that exists."""
-    meta = folder / "meta.json"
-    kept = read_json(meta).get("start_hash") if meta.exists() and start.exists() else None
-    if kept is not None and kept != weights_hash(start):
-        raise ValueError(f"{folder} was trained from other weights than {start} holds now; remove it and run it again")
+def require(config: Config, stage: str) -> Run:
+    """The finished run that a config asks for; raises ValueError saying how to make it."""
+    if run := finished(config, stage):
+        return run
+    command = f"minifork {COMMANDS[stage]} base_seed={config.base_seed}"
+    command += "" if stage == "base" else f" seed={config.seed}"
+    raise ValueError(f"{folder_of(config, stage)}: no such finished run; make it with `{command}` and the same keys")
 
 
-def start_file(meta: dict) -> str:
-    """The weights that a run of this meta.json started from, below the task's folder."""
-    return str(meta.get("start")) if meta["stage"] == "rl" else f"{meta.get('base')}/ckpt.pt"
+def finished(config: Config, stage: str) -> Run | None:
+    """The run that a config asks for if it is complete; raises ValueError when its parent was made anew since."""
+    run = find(config, stage)
+    if run is None or not run.complete:
+        return None
+    require_parent(run)
+    return run
 
 
-def require_tuned(folder: Path, meta: dict) -> None:
-    """Raise ValueError naming a mixture (`minifork.wise`) whose run was made anew since, or that does not name it."""
-    tuned = folder.parent / str(meta.get("tuned"))
-    kept = snapshots_in(tuned)
-    if "tuned_hash" not in meta or (kept and weights_hash(kept[max(kept)]) != meta["tuned_hash"]):
-        raise ValueError(f"{folder} was mixed from other weights than {tuned} holds now; run `minifork wise` again")
+def require_parent(run: Run) -> None:
+    """Raise ValueError when the run that this one started from, or one before that, holds other weights by now."""
+    parent = run.record["parent"]
+    if parent is None:
+        return
+    folder = run.folder.parent / parent["run"]
+    if not folder.exists():  # it has another label by now, or is gone
+        here = replace(run.config, runs=str(run.folder.parent.parent))
+        folder = folder_of(here, parent_stage(here, run.stage))
+    if not folder.exists():
+        return
+    before = read(folder)
+    if before.complete and before.weights_hash(parent["file"]) != parent["weights"]:
+        start = folder / parent["file"]
+        raise ValueError(f"{run.folder} started from other weights than {start} holds now; remove it and run it again")
+    require_parent(before)
+
+
+# making a run
+
+
+@contextlib.contextmanager
+def hold(config: Config, stage: str, parent: Checkpoint | None, resume: bool) -> Iterator[Run]:
+    """Hold the folder of the run that a config asks for, new, unfinished or complete, while a process works on it.
+
+    Every process that asks for the same run gets the same folder. What a killed process left half-written is removed,
+    and so is a folder in which nothing was written. Raises ValueError while another process holds it, for an
+    unfinished run unless ``resume``, and when it started from other weights than ``parent`` has.
+    """
+    root = task_folder(config)
+    root.mkdir(parents=True, exist_ok=True)
+    with files.locked(root):  # two labels for one run must not become two folders
+        folder = folder_of(config, stage)
+        folder.mkdir(exist_ok=True)
+    with contextlib.ExitStack() as stack:
+        try:
+            stack.enter_context(files.locked(folder, wait=False))
+        except BlockingIOError:
+            raise ValueError(f"{folder}: another process is working on this run; wait for it") from None
+        for path in folder.rglob(".*"):
+            if path.is_file() and re.fullmatch(r"\..+\.[a-z0-9_]{8}", path.name):  # of `files.write_atomically`
+                path.unlink()
+        try:
+            yield _state(folder, config, stage, parent, resume)
+        finally:
+            if not any(folder.iterdir()):
+                folder.rmdir()
+
+
+def _state(folder: Path, config: Config, stage: str, parent: Checkpoint | None, resume: bool) -> Run:
+    """The run that a folder holds, or a new one."""
+    run = find(config, stage)
+    if run is None or not run.complete and not (folder / WEIGHTS).exists():
+        for path in [*folder.glob("epochs/e*.pt"), folder / WEIGHTS]:  # of a run without a record or a checkpoint
+            path.unlink(missing_ok=True)
+        return _new(folder, config, stage, parent)
+    require_parent(run)
+    if run.complete:
+        return run
+    if not resume:
+        raise ValueError(f"{folder} holds an unfinished run; continue it with --resume, or remove it")
+    return _with_config(run.record, folder, config)
+
+
+def _new(folder: Path, config: Config, stage: str, parent: Checkpoint | None) -> Run:
+    start = None
+    if parent:
+        file = str(parent.path.relative_to(parent.run.folder))
+        start = {"run": parent.run.name, "file": file, "weights": parent.weights}
+    progress = {"weights": {}, "legs": [], "step": 0, "steps": 0, "complete": False, "seconds": 0.0}
+    record = {"stage": stage, "identity": identity(config, stage), "parent": start} | progress
+    return _with_config(record, folder, config)
+
+
+def _with_config(record: dict[str, Any], folder: Path, config: Config) -> Run:
+    """The run of a record whose config is replaced by one that decides the same weights."""
+    record = record | {"format": FORMAT, "version": VERSION, "config": configs.to_tree(config)}
+    run = Run(folder, record, config)
+    return Run(folder, record | {"tags": run.tags()}, config)
+
+
+def remove(run: Run) -> None:
+    """Delete a run's folder; raises ValueError while a process works on it."""
+    try:
+        with files.locked(run.folder, wait=False):
+            shutil.rmtree(run.folder)
+    except BlockingIOError:
+        raise ValueError(f"{run.folder}: a process is working on this run; it stays") from None
+
+
+# provenance
 
 
 def machine() -> str:
     """The processor's name."""
     try:
-        names = [
-            line.split(":", 1)[1] for line in Path("/proc/cpuinfo").read_text().splitlines() if "model name" in line
-        ]
+        text = Path("/proc/cpuinfo").read_text(encoding="utf-8")
+        names = [line.split(":", 1)[1] for line in text.splitlines() if "model name" in line]
     except OSError:
         names = []
     return names[0].strip() if names else platform.processor() or platform.machine()
@@ -202,201 +380,4 @@ def machine() -> str:
 def made_by(config: Config) -> dict[str, str]:
     """What a result file says of how it was made: this process's command, the config's hash, the machine."""
     command = shlex.join(["minifork", *sys.argv[1:]])
-    return {"command": command, "config_hash": fingerprint(to_tree(config)), "machine": machine()}
-
-
-def task_folder(config: Config) -> Path:
-    """runs/<task>, where all runs of a task live."""
-    return Path(config.runs) / config.task
-
-
-def base_folder(config: Config) -> Path:
-    """The folder of the base model a config asks for."""
-    return task_folder(config) / f"base-seed{config.base_seed}"
-
-
-def run_folder(config: Config, stage: str) -> Path:
-    """The folder of a base, sft or rl run: its name if it has one, else what makes it what it is."""
-    if config.name:
-        return task_folder(config) / config.name
-    if stage == "base":
-        return base_folder(config)
-    kind = variant(config, stage)
-    kind = kind if stage == "rl" else "sft-" + kind.replace("data", f"fork{config.sft.fork_rate:g}", 1)
-    return task_folder(config) / f"{kind}-seed{config.seed}"
-
-
-def eval_file(config: Config) -> Path:
-    """Where an evaluation is kept: eval.json, or eval-<name>.json for one with a name (npz beside it)."""
-    return task_folder(config) / (f"eval-{config.name}.json" if config.name else "eval.json")
-
-
-def variant(config: Config, stage: str) -> str:
-    """What kind of run this is, whatever its seeds and FORK_RATE.
-
-    "base"; "data" (data-level) or "problem" (problem-level), with what its mixture adds ("data-fresh"); "rl-" with
-    advantage, mode, and FORK_RATE and epoch of its start; or the name it was given, without "-seed<s>".
-    """
-    if config.name:
-        return re.sub(r"-seed\d+$", "", config.name)
-    if stage == "base":
-        return "base"
-    if stage == "rl":
-        k = "" if config.rl.advantage == "grpo" else f"{config.rl.k}"
-        return f"rl-{config.rl.advantage}{k}-{config.rl.mode}-fork{config.sft.fork_rate:g}-epoch{config.rl.epoch}"
-    cue = f"-cue{config.sft.cue_rate:g}" if config.sft.cue_rate else ""
-    graph, fresh = "-graph" * config.sft.fork_in_graph, "-fresh" * config.sft.fresh
-    modes = "" if config.sft.modes == "FWD,REV" else "-" + config.sft.modes.replace(",", "+")
-    order = "" if config.data.branch_order == "shuffled" else f"-{config.data.branch_order}"
-    prefix = f"-prefix{config.sft.prefix}" if config.sft.prefix else ""
-    loss = "" if config.sft.loss == "cross_entropy" else f"-{config.sft.loss.replace('=', '')}"
-    return config.sft.allocation + modes + graph + cue + order + fresh + prefix + loss
-
-
-def mixture_suffix(weight: float, early: int) -> str:
-    """What the interpolation of a run's weights adds to its name and variant."""
-    return f"-wise{weight:g}" + (f"-early{early}" if early else "")
-
-
-def comparable(data: dict) -> dict:
-    """A data section without the order in which branches are printed, which walks and plain test sets ignore."""
-    return {key: value for key, value in data.items() if key != "branch_order"}
-
-
-def identity(config: Config, stage: str) -> dict:
-    """The part of a config that decides a run's result; two runs with equal identities are the same run."""
-    tree = to_tree(config)
-    sections = ["task", "base_seed", "data", "walks", "model", "pretrain"]
-    if stage != "base":
-        sections += ["seed", "sft"]
-    if stage == "rl":
-        sections += ["rl"]
-    if stage == "base":  # walks are always printed in shuffled order: a base serves runs of either
-        tree["data"] = comparable(tree["data"])
-    return {name: tree[name] for name in sections}
-
-
-def setup(config: Config, stage: str) -> dict:
-    """The part of a run's identity that its replications under other seeds share."""
-    return {name: part for name, part in identity(config, stage).items() if name not in ("seed", "base_seed")}
-
-
-def recipe(config: Config, stage: str) -> dict:
-    """The part of a run's identity that runs at other FORK_RATEs share as well."""
-    parts = setup(config, stage)
-    if "sft" in parts:
-        parts["sft"] = {name: value for name, value in parts["sft"].items() if name != "fork_rate"}
-    return parts
-
-
-def config_hash(config: Config, meta: dict) -> str:
-    """The config_hash that a run of this config has in its meta.json."""
-    plain = fingerprint(identity(config, meta["stage"]))
-    return fingerprint([plain, meta["weight"], meta.get("early")]) if "weight" in meta else plain
-
-
-def read_config(folder: Path) -> Config:
-    """The config of an existing run; raises ValueError naming the file when it is missing or foreign."""
-    path = folder / "config.yaml"
-    try:
-        return from_tree(read_yaml(path), path)
-    except FileNotFoundError:
-        raise ValueError(f"{path}: no such file; remove the folder and run it again") from None
-
-
-def is_complete(folder: Path) -> bool:
-    """Whether a run in this folder finished."""
-    return (folder / "meta.json").exists() and bool(read_json(folder / "meta.json").get("complete"))
-
-
-def state_of(folder: Path, config: Config, stage: str, resume: bool) -> str:
-    """How a run in this folder goes on: "new", "resume" or "complete"; touches nothing.
-
-    Raises ValueError when the folder holds a run of another config (naming the first key that differs)
-    or an unfinished run while ``resume`` is False.
-    """
-    if not folder.exists() or all(path.name.startswith(".") for path in folder.iterdir()):
-        return "new"  # a process killed during its first write leaves a hidden file
-    meta = folder / "meta.json"
-    if meta.exists() and read_json(meta).get("stage") != stage:
-        raise ValueError(f"{folder} holds a run of another stage; give this one its own folder with name=...")
-    kept = read_config(folder)
-    if not meta.exists() and not (folder / "ckpt.pt").exists():
-        return "new"  # it failed or was killed before its first checkpoint: there is nothing to lose
-    changed = differences(identity(kept, stage), identity(config, stage))
-    if changed:
-        raise ValueError(
-            f"{folder} holds a run of another config ({'; '.join(changed[:3])}); "
-            "give this one its own folder with name=..., or remove that one"
-        )
-    if is_complete(folder):
-        return "complete"
-    if not resume:
-        raise ValueError(f"{folder} holds an unfinished run; continue it with --resume, or remove it")
-    return "resume"
-
-
-@contextlib.contextmanager
-def locked(folder: Path) -> Iterator[None]:
-    """Hold a run's folder for one process, as long as that lives; makes it if need be, leaves nothing in it.
-
-    What a killed process left half-written is removed. Raises ValueError naming the folder while another process
-    holds it.
-    """
-    folder.mkdir(parents=True, exist_ok=True)
-    held = os.open(folder, os.O_RDONLY)
-    try:
-        try:
-            fcntl.flock(held, fcntl.LOCK_EX | fcntl.LOCK_NB)
-        except BlockingIOError:
-            raise ValueError(
-                f"{folder}: another process is training there; wait for it, or give this run its own folder with "
-                "name=..."
-            ) from None
-        for path in folder.rglob(".*"):
-            if path.is_file() and re.fullmatch(r"\..+\.[a-z0-9_]{8}", path.name):  # of `write_atomically`
-                path.unlink()
-        yield
-    finally:
-        os.close(held)
-
-
-@contextlib.contextmanager
-def alone(folder: Path) -> Iterator[None]:
-    """Wait until no other process is in here for the same folder."""
-    held = os.open(folder, os.O_RDONLY)
-    try:
-        fcntl.flock(held, fcntl.LOCK_EX)
-        yield
-    finally:
-        os.close(held)
-
-
-def write_config(path: Path, config: Config) -> None:
-    """Write a resolved config as a YAML file."""
-    text = yaml.safe_dump(to_tree(config), sort_keys=False)
-    write_atomically(path, lambda file: file.write(text.encode()))
-
-
-def snapshots_in(folder: Path) -> dict[int, Path]:
-    """The snapshots that a run kept, by their epoch (or update), in order; raises OSError when it may not look."""
-    kept = folder / "epochs"
-    names = [found[1] for name in (os.listdir(kept) if kept.exists() else ()) if (found := SNAPSHOT.fullmatch(name))]
-    return {epoch: kept / f"e{epoch}.pt" for epoch in sorted(map(int, names))}
-
-
-def keep_metrics_until(folder: Path, step: int) -> None:
-    """Drop logged lines past ``step``: a resumed run will log them again."""
-    path = folder / "metrics.jsonl"
-    if not path.exists():
-        return
-    kept = [line for line in path.read_text(errors="replace").splitlines() if _step_of(line) <= step]
-    write_atomically(path, lambda file: file.write("".join(f"{line}\n" for line in kept).encode()))
-
-
-def _step_of(line: str) -> float:
-    """The step of a metrics line; a damaged line, say one cut short by a crash, counts as past every step."""
-    try:
-        return float(json.loads(line)["step"])
-    except (ValueError, KeyError, TypeError, OverflowError, RecursionError):
-        return float("inf")
+    return {"command": command, "config_hash": files.fingerprint(configs.to_tree(config)), "machine": machine()}

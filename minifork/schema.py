@@ -1,29 +1,22 @@
-"""What a config holds and what is legal: dataclasses with a field for every key of the YAML file, which explains them.
+"""What a config holds and what is legal: a dataclass for every section, with a field for every key.
+
+The files in minifork/configs/ give every key its default and explain it.
 
 Each refuses values that make no sense with ValueError, naming the key; `minifork.config` reads and changes them.
 """
 
-import dataclasses
 import math
-import re
 from dataclasses import dataclass
-from typing import Any
 
 from data_gen.arith import Arith
 from data_gen.mixed import Mixed
 from data_gen.star import Star
 from data_gen.streams import Mixture
-from data_gen.task import GRADINGS
+from minifork.settings import Eval, Shape, require
 
 TASKS = {"star": Star, "mixed": Mixed, "arith": Arith}
-ENGINES = ("auto", "exact", "split", "rollout")
 ADVANTAGES = ("grpo", "passk", "exact")
-STRATIFY = ("none", "first", "fork", "entropy")
-
-
-def _require(condition: bool, key: str, value: Any, need: str) -> None:
-    if not condition:
-        raise ValueError(f"{key} is {value!r}: {need}")
+PAIRS = 5  # of seeds that a study may use
 
 
 @dataclass(frozen=True)
@@ -36,24 +29,8 @@ class Walks:
     seq_len: int
 
     def __post_init__(self) -> None:
-        _require(0 <= self.stop < 1, "walks.stop", self.stop, "it is a probability below 1")
-        _require(0 <= self.informed <= 1, "walks.informed", self.informed, "it is a share, in [0, 1]")
-
-
-@dataclass(frozen=True)
-class Shape:
-    """The model's size. Raises ValueError when the width does not split into heads."""
-
-    layers: int
-    width: int
-    heads: int
-
-    def __post_init__(self) -> None:
-        for name in ("layers", "width", "heads"):
-            if getattr(self, name) < 1:
-                raise ValueError(f"model.{name} is {getattr(self, name)}: it must be at least 1")
-        if self.width % self.heads:
-            raise ValueError(f"model.width is {self.width}: it must be a multiple of model.heads ({self.heads})")
+        require(0 <= self.stop < 1, "walks.stop", self.stop, "it is a probability below 1")
+        require(0 <= self.informed <= 1, "walks.informed", self.informed, "it is a share, in [0, 1]")
 
 
 @dataclass(frozen=True)
@@ -78,7 +55,7 @@ class Optim:
             "clip": (self.clip > 0, "it must be positive"),
         }
         for name, (holds, need) in rules.items():
-            _require(holds, f"{section}.{name}", getattr(self, name), need)
+            require(holds, f"{section}.{name}", getattr(self, name), need)
 
 
 @dataclass(frozen=True)
@@ -90,48 +67,35 @@ class Pretrain(Optim):
 
     def __post_init__(self) -> None:
         super().__post_init__()
-        _require(self.batch >= 1, "pretrain.batch", self.batch, "it must be at least 1")
-        _require(self.steps >= 1, "pretrain.steps", self.steps, "it must be at least 1")
+        require(self.batch >= 1, "pretrain.batch", self.batch, "it must be at least 1")
+        require(self.steps >= 1, "pretrain.steps", self.steps, "it must be at least 1")
 
 
 @dataclass(frozen=True)
-class SFT(Optim):
+class SFT(Optim, Mixture):
     """Fine-tuning: how many traces, in all and a step, how many epochs, and the Mixture they come from."""
 
     traces: int
     epochs: int
     batch: int
-    modes: str
-    fork_rate: float
-    cue_rate: float
-    fork_in_graph: bool
-    allocation: str
-    fresh: bool
     prefix: int
     loss: str
     allow_leak: bool
 
     def __post_init__(self) -> None:
-        super().__post_init__()
-        _require(self.batch >= 1, "sft.batch", self.batch, "it must be at least 1")
-        _require(
-            self.traces >= self.batch, "sft.traces", self.traces, f"fill at least one batch (sft.batch={self.batch})"
-        )
-        _require(self.epochs >= 1, "sft.epochs", self.epochs, "it must be at least 1")
-        _require(self.prefix >= 0, "sft.prefix", self.prefix, "give how many integers, or 0 for no prefix")
-        _ = self.mixture
-
-    @property
-    def mixture(self) -> Mixture:
-        """What the traces are drawn from."""
-        return Mixture(self.modes, self.fork_rate, self.cue_rate, self.fork_in_graph, self.allocation, self.fresh)
+        Optim.__post_init__(self)
+        Mixture.__post_init__(self)
+        require(self.batch >= 1, "sft.batch", self.batch, "it must be at least 1")
+        fits = self.traces >= self.batch
+        require(fits, "sft.traces", self.traces, f"fill at least one batch (sft.batch={self.batch})")
+        require(self.epochs >= 1, "sft.epochs", self.epochs, "it must be at least 1")
+        require(self.prefix >= 0, "sft.prefix", self.prefix, "give how many integers, or 0 for no prefix")
 
 
 @dataclass(frozen=True)
 class RL(Optim):
     """Reinforcement learning: the snapshot it starts from, the objective, and how much of what an update samples."""
 
-    start: str
     epoch: int
     mode: str
     advantage: str
@@ -152,13 +116,12 @@ class RL(Optim):
             "prompts": (1 <= self.prompts <= self.problems, f"give 1 to rl.problems={self.problems}"),
             "group": (self.group >= 2, "a group needs at least 2 rollouts"),
             "updates": (self.updates >= 1, "it must be at least 1"),
-            "start": ("/" not in self.start and self.start not in (".", ".."), "give the name of a run's folder"),
         }
         for name, (holds, need) in rules.items():
-            _require(holds, f"rl.{name}", getattr(self, name), need)
+            require(holds, f"rl.{name}", getattr(self, name), need)
         fits = self.advantage != "passk" or self.k < self.group
         need = f"in a group of rl.group={self.group} only 1 to {self.group - 1} tell rollouts apart"
-        _require(fits, "rl.k", self.k, need)
+        require(fits, "rl.k", self.k, need)
 
 
 @dataclass(frozen=True)
@@ -170,12 +133,12 @@ class Wise:
 
     def __post_init__(self) -> None:
         try:
-            names = {f"{share:g}" for share in self.shares}  # of their folders
-            fine = all(0 <= share <= 1 for share in self.shares) and len(names) == len(self.shares)
+            fine = all(0 <= share <= 1 for share in self.shares) and len(set(self.shares)) == len(self.shares)
         except ValueError:
             fine = False
-        _require(fine, "wise.weights", self.weights, "list different shares in [0, 1], such as 0.25,0.5,0.75")
-        _require(self.early >= 0, "wise.early", self.early, "give an epoch, or 0 for the base")
+        require(fine, "wise.weights", self.weights, "list different shares in [0, 1], such as 0.25,0.5,0.75")
+        require(self.early >= 0, "wise.early", self.early, "give an epoch, or 0 for the base")
+        object.__setattr__(self, "weights", ",".join(f"{share!r}".removesuffix(".0") for share in self.shares))
 
     @property
     def shares(self) -> list[float]:
@@ -184,62 +147,25 @@ class Wise:
 
 
 @dataclass(frozen=True)
-class Eval:
-    """Evaluation: the engine and the decoder, test problems, resamples, and the size of the cross-check."""
-
-    split: str
-    grading: str
-    forked: bool
-    engine: str
-    budget: int
-    rollouts: int
-    bf16: bool
-    policy: str
-    stratify: str
-    strata: int
-    problems: int
-    max_k: int
-    bootstrap: int
-    check_problems: int
-    check_rollouts: int
-
-    def __post_init__(self) -> None:
-        for field in dataclasses.fields(self):
-            if field.type is int:
-                _require(getattr(self, field.name) >= 1, f"eval.{field.name}", getattr(self, field.name), "at least 1")
-        _require(self.split in ("test", "valid"), "eval.split", self.split, "choose test or valid")
-        _require(self.grading in GRADINGS, "eval.grading", self.grading, f"choose {', '.join(GRADINGS)}")
-        _require(self.engine in ENGINES, "eval.engine", self.engine, f"choose {', '.join(ENGINES)}")
-        _require(self.stratify in STRATIFY, "eval.stratify", self.stratify, f"choose {', '.join(STRATIFY)}")
-        _require(self.stratify == "none" or self.engine in ("auto", "exact"), "eval.engine", self.engine,
-                 "stratified decoders are computed, choose auto or exact")  # fmt: skip
-        _require(self.max_k >= 64, "eval.max_k", self.max_k, "figures and claims read pass@64")
-        _require(self.rollouts >= self.max_k, "eval.rollouts", self.rollouts,
-                 f"pass@k up to eval.max_k={self.max_k} needs as many")  # fmt: skip
-        _require(self.rollouts <= 10**9, "eval.rollouts", self.rollouts, "counts are exact up to 10^9 only")
-        _require(self.check_problems <= self.problems, "eval.check_problems", self.check_problems,
-                 f"there are only eval.problems={self.problems}")  # fmt: skip
-
-
-@dataclass(frozen=True)
 class Reproduce:
-    """The reproduction: which runs (a sweep), for how many pairs of base and SFT seeds; workers, runs side by side
-    (0: one a core)."""
+    """A study: which runs, for how many pairs of base and SFT seeds; workers, runs side by side (0: one a core)."""
 
-    sweep: str
+    study: str
     pairs: int
     workers: int
 
     def __post_init__(self) -> None:
-        _require(self.pairs >= 1, "reproduce.pairs", self.pairs, "it must be at least 1")
-        _require(self.workers >= 0, "reproduce.workers", self.workers, "it must not be negative")
+        require(1 <= self.pairs <= PAIRS, "reproduce.pairs", self.pairs,
+                f"give 1 to {PAIRS}: later pairs are kept for a confirmation that nobody has looked at")  # fmt: skip
+        require(self.workers >= 0, "reproduce.workers", self.workers, "it must not be negative")
 
 
 @dataclass(frozen=True)
 class Config:
-    """Everything a command needs to know; see experiments/configs/star.yaml for what each key means."""
+    """Everything a command needs to know; minifork/configs/ says what each key means."""
 
     task: str
+    preset: str
     runs: str
     name: str
     seed: int
@@ -258,38 +184,31 @@ class Config:
     reproduce: Reproduce
 
     def __post_init__(self) -> None:
-        unknown = [name for name in self.sft.mixture.mode_names if name not in self.data.mode_names]
-        _require(not unknown, "sft.modes", self.sft.modes, f"data.modes has {self.data.modes} only")
+        unknown = [name for name in self.sft.mode_names if name not in self.data.mode_names]
+        require(not unknown, "sft.modes", self.sft.modes, f"data.modes has {self.data.modes} only")
         modes = ("free", *self.data.mode_names)
-        _require(self.rl.mode in modes, "rl.mode", self.rl.mode, f"choose {', '.join(modes)}")
+        require(self.rl.mode in modes, "rl.mode", self.rl.mode, f"choose {', '.join(modes)}")
         one_trace = self.rl.advantage != "exact" or "SEARCH" not in self.data.mode_names
-        _require(one_trace, "rl.advantage", self.rl.advantage,
+        require(one_trace, "rl.advantage", self.rl.advantage,
                  "it needs every accepted trace, and SEARCH has several for a problem")  # fmt: skip
         vocab = self.data.vocab_size
-        _require(self.eval.strata <= vocab or self.eval.stratify == "none", "eval.strata", self.eval.strata,
+        require(self.eval.strata <= vocab or self.eval.stratify == "none", "eval.strata", self.eval.strata,
                  f"there are only {vocab} tokens")  # fmt: skip
         answers = hasattr(self.data, "answer_dfa")
-        _require(self.eval.grading == "steps" or answers, "eval.grading", self.eval.grading,
+        require(self.eval.grading == "steps" or answers, "eval.grading", self.eval.grading,
                  f"traces of {self.task} end in no answer, choose steps")  # fmt: skip
         for name in ("seed", "base_seed"):
-            _require(0 <= getattr(self, name) < 2**63, name, getattr(self, name), "it must be in [0, 2^63)")
-        _require(self.device in ("auto", "cpu", "cuda"), "device", self.device, "choose auto, cpu or cuda")
-        _require(self.save_every >= 1, "save_every", self.save_every, "it must be at least 1")
-        taken = (".", "..", "audits", "configs", "figures", "logs")
-        own = self.name.endswith((".json", ".npz", ".html", ".next"))  # as the files beside the runs
-        fine = "/" not in self.name and self.name.isprintable() and self.name not in taken and not own
-        _require(fine, "name", self.name, "choose another folder name")
-        kind = re.sub(r"-seed\d+$", "", self.name)  # would pass for what runs without a name are called
-        derived = (
-            re.fullmatch(f"base|rl-({'|'.join(ADVANTAGES)}).*", kind) and self.name != f"base-seed{self.base_seed}"
-        )
-        _require(not derived, "name", self.name, f"results would take it for the run that is called {kind} by itself")
-        _require(bool(self.runs) and self.runs.isprintable(), "runs", self.runs, "name a folder")
+            require(0 <= getattr(self, name) < 2**63, name, getattr(self, name), "it must be in [0, 2^63)")
+        require(self.device in ("auto", "cpu", "cuda"), "device", self.device, "choose auto, cpu or cuda")
+        require(self.save_every >= 1, "save_every", self.save_every, "it must be at least 1")
+        fine = "/" not in self.name and self.name.isprintable() and not self.name.startswith(".")
+        require(fine, "name", self.name, "it becomes part of a folder's name, give letters and digits")
+        require(bool(self.runs) and self.runs.isprintable(), "runs", self.runs, "name a folder")
         labels = self.data.label_count
-        _require(self.sft.prefix <= labels, "sft.prefix", self.sft.prefix,
+        require(self.sft.prefix <= labels, "sft.prefix", self.sft.prefix,
                  f"labels serve as its integers, and {self.data.label_key} is {labels}")  # fmt: skip
         query, length = self.data.prompt_len + self.data.trace_len, self.walks.seq_len
-        _require(length >= query, "walks.seq_len", length, f"one query needs {query} tokens")
+        require(length >= query, "walks.seq_len", length, f"one query needs {query} tokens")
 
     @property
     def context(self) -> int:

@@ -1,6 +1,7 @@
 """The training loop, one for every stage: what a step learns from is a pure function of the step and the weights,
 so it resumes anywhere."""
 
+import json
 import math
 import signal
 import sys
@@ -17,13 +18,17 @@ from torch import Tensor, nn
 from tqdm import tqdm
 
 from data_gen.walks import IGNORE
+from minifork.checkpoints import load_state
+from minifork.files import append_line, write_atomically
 from minifork.losses import Loss
 from minifork.model import GPT
-from minifork.runs import append_line, keep_metrics_until, load_weights, save_weights, write_json
+from minifork.runs import WEIGHTS, Run, machine
 from minifork.schema import Optim
+from minifork.weights import load_weights, save_weights
 
 BatchAt = Callable[[int], tuple[np.ndarray, np.ndarray]]
 Objective = Callable[[nn.Module, int], tuple[Tensor, int]]
+METRICS = "metrics.jsonl"
 _SECONDS_BETWEEN_LINES = 10
 
 
@@ -32,16 +37,13 @@ class Job:
     """What to train: objective(model, step) gives the loss, and how many tokens it is on; step counted from 0.
 
     snapshots: the file to keep the weights in after so many steps, e.g. {32: "epochs/e1.pt"}.
-    meta: what meta.json says beside progress.
     """
 
-    folder: Path
+    run: Run
     objective: Objective
     steps: int
     optim: Optim
-    save_every: int
     snapshots: dict[int, str] = field(default_factory=dict)
-    meta: dict = field(default_factory=dict)
 
 
 def supervised(batch_at: BatchAt, loss: Loss, device: str) -> Objective:
@@ -57,42 +59,48 @@ def supervised(batch_at: BatchAt, loss: Loss, device: str) -> Objective:
     return objective
 
 
-def fit(model: GPT, job: Job, device: str, resume: bool, compiled: bool = False) -> None:
-    """Train a model in place until job.steps; with ``resume`` continue from the folder's checkpoint.
+def fit(model: GPT, job: Job, device: str) -> None:
+    """Train a model in place until job.steps, from the run's checkpoint if it has one.
 
     The same steps give the same weights, bit for bit on one CPU with the same number of threads, however
     often training is interrupted. Raises ValueError when the loss is not finite.
     """
     model.to(device)
-    optimizers = make_optimizers(model, job.optim)
-    first, spent = _restore(model, optimizers, job, device) if resume else (0, 0.0)
-    keep_metrics_until(job.folder, first)
+    run, optimizers = job.run, make_optimizers(model, job.optim)
+    first, spent, weights = 0, 0.0, {}
+    if (run.folder / WEIGHTS).exists():
+        first, spent, weights = _restore(model, optimizers, job, device)
+    _keep_metrics_until(run.folder / METRICS, first)
+    leg = {"from": first, "machine": machine(), "torch": torch.__version__, "threads": torch.get_num_threads()}
+    legs = [*run.record["legs"], leg]
+    run.save(steps=job.steps)
     started = time.monotonic()
-    forward = torch.compile(model) if compiled else model
+    forward = torch.compile(model) if run.config.compile else model
 
     def save(step: int) -> None:
         seconds = spent + time.monotonic() - started
         state = {"model": model.state_dict(), "optimizers": [o.state_dict() for o in optimizers]}
-        progress = {"step": step, "seconds": seconds}
-        save_weights(job.folder / "ckpt.pt", {**state, **progress})
-        progress |= {"steps": job.steps, "complete": step == job.steps, "seconds": round(seconds, 1)}
-        write_json(job.folder / "meta.json", {**job.meta, **progress})
+        progress = {"step": step, "seconds": seconds, "snapshots": weights}
+        last = save_weights(run.folder / WEIGHTS, state | progress)
+        leg.update(to=step, seconds=round(seconds - spent, 1))
+        hashes = weights | {WEIGHTS: last}
+        run.save(step=step, complete=step == job.steps, seconds=round(seconds, 1), legs=legs, weights=hashes)
 
     step = first
-    with _progress(job.folder.name, job.steps, first) as show, _interrupt_between_steps() as interrupted:
+    with _progress(run.name, job.steps, first) as show, _interrupt_between_steps() as interrupted:
         while step < job.steps:
             loss, tokens = _step(forward, optimizers, job, step)
             step += 1
-            show(step, loss, tokens, job.folder / "metrics.jsonl")
-            if step in job.snapshots:
-                save_weights(job.folder / job.snapshots[step], {"model": model.state_dict(), "step": step})
+            show(step, loss, tokens, run.folder / METRICS)
+            if file := job.snapshots.get(step):
+                weights[file] = save_weights(run.folder / file, {"model": model.state_dict(), "step": step})
             if interrupted():
                 save(step)
                 raise KeyboardInterrupt
-            if step % job.save_every == 0:
+            if step % run.config.save_every == 0:
                 save(step)
     save(job.steps)
-    print(f"{job.folder.name}: {job.steps} steps in {spent + time.monotonic() - started:.0f} s", flush=True)
+    print(f"{run.name}: {job.steps} steps in {spent + time.monotonic() - started:.0f} s", flush=True)
 
 
 def make_optimizers(model: GPT, optim: Optim) -> list[torch.optim.Optimizer]:
@@ -132,14 +140,17 @@ def _step(model: nn.Module, optimizers: list[torch.optim.Optimizer], job: Job, s
         optimizer.zero_grad()
     value = loss.item()
     if not math.isfinite(value):
-        raise ValueError(f"{job.folder}: the loss is {value} at step {step}; lower the learning rate")
+        raise ValueError(f"{job.run.folder}: the loss is {value} at step {step}; lower the learning rate")
     return value, tokens
 
 
-def _restore(model: GPT, optimizers: list[torch.optim.Optimizer], job: Job, device: str) -> tuple[int, float]:
-    path = job.folder / "ckpt.pt"
+def _restore(
+    model: GPT, optimizers: list[torch.optim.Optimizer], job: Job, device: str
+) -> tuple[int, float, dict[str, str]]:
+    """Load the run's checkpoint; returns its step, the seconds behind it, and the hashes of the snapshots before it."""
+    path = job.run.folder / WEIGHTS
     saved = load_weights(path, device)
-    load_model(model, saved, path)
+    load_state(model, saved, path)
     try:
         for optimizer, state in zip(optimizers, saved["optimizers"], strict=True):
             fresh = _kinds(optimizer)
@@ -147,10 +158,10 @@ def _restore(model: GPT, optimizers: list[torch.optim.Optimizer], job: Job, devi
             parameters = [p for group in optimizer.param_groups for p in group["params"]]
             if _kinds(optimizer) != fresh or not all(_fits(optimizer, p) for p in parameters):
                 raise ValueError
-        step, seconds = saved["step"], saved["seconds"]
+        step, seconds, hashes = saved["step"], saved["seconds"], saved.get("snapshots", {})
         if type(step) is not int or not 0 < step <= job.steps or not 0 <= seconds < math.inf:
             raise ValueError
-        return step, float(seconds)
+        return step, float(seconds), dict(hashes)
     except (KeyError, ValueError, TypeError, AttributeError, RuntimeError):
         raise ValueError(f"{path}: its optimizer state does not fit this config; remove the folder") from None
 
@@ -172,13 +183,20 @@ def _fits(optimizer: torch.optim.Optimizer, parameter: Tensor) -> bool:
     )
 
 
-def load_model(model: GPT, saved: dict, path: Path) -> None:
-    """Load saved["model"] into a model; raises ValueError naming the file when shapes disagree."""
+def _keep_metrics_until(path: Path, step: int) -> None:
+    """Drop logged lines past ``step``: a resumed run will log them again."""
+    if not path.exists():
+        return
+    lines = [line for line in path.read_text(errors="replace").splitlines() if _step_of(line) <= step]
+    write_atomically(path, lambda file: file.write("".join(f"{line}\n" for line in lines).encode()))
+
+
+def _step_of(line: str) -> float:
+    """The step of a metrics line; a damaged line, say one cut short by a crash, counts as past every step."""
     try:
-        model.load_state_dict(saved["model"])
-    except (KeyError, RuntimeError) as error:
-        detail = str(error).strip().splitlines()[-1].strip()
-        raise ValueError(f"{path}: does not fit the config's model ({detail})") from None
+        return float(json.loads(line)["step"])
+    except (ValueError, KeyError, TypeError, OverflowError, RecursionError):
+        return float("inf")
 
 
 @contextmanager

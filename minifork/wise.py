@@ -2,59 +2,45 @@
 
 (1 - w) before + w after, parameter by parameter, for every later snapshot of a run and every w of `wise.weights`.
 Before is the base, or the run's own snapshot of epoch `wise.early`, as the second paper has it. Each w becomes a run
-of its own beside the tuned one, so that `minifork eval` measures it like any other.
+of its own, so that `minifork eval` measures it like any other.
 """
+
+from dataclasses import replace
 
 import torch
 from torch import Tensor
 
 from minifork import runs
+from minifork.checkpoints import weights_of
 from minifork.schema import Config
-from minifork.stages import require_alike
+from minifork.weights import save_weights
 
 
 def wise(config: Config) -> None:
-    """Interpolate the fine-tuned run of the config (or the one that ``name`` gives) with its base or early self.
+    """Interpolate the fine-tuned run of a config with its base or early self.
 
     Raises ValueError naming the file when a run is missing or shapes differ.
     """
-    tuned, base = runs.run_folder(config, "sft"), runs.base_folder(config)
-    for folder in (base, tuned):
-        if not runs.is_complete(folder):
-            raise ValueError(f"{folder}: no finished run to interpolate; make it with `minifork pretrain` and `sft`")
-    if not config.name:
-        require_alike(tuned, config, "sft")
-    meta, early = runs.read_json(tuned / "meta.json", "stage", "variant"), config.wise.early
-    if "weight" in meta:
-        raise ValueError(f"{tuned} is a mixture itself; give the name of the run that was fine-tuned")
-    if meta.get("base") != base.name:
-        raise ValueError(f"{tuned} was not fine-tuned from {base.name} but from {meta.get('base')}")
-    runs.require_start(tuned, base / "ckpt.pt")
-    before = tuned / "epochs" / f"e{early}.pt" if early else base / "ckpt.pt"
-    if not before.exists():
-        raise ValueError(f"{before}: wise.early is {early}, but the run kept no such snapshot")
-    start = runs.load_weights(before)["model"]
-    snapshots = [path for epoch, path in runs.snapshots_in(tuned).items() if epoch > early]
-    if not snapshots:
-        raise ValueError(f"{before} is the last snapshot: wise.early must leave one after it")
-    source = {"tuned": tuned.name, "tuned_hash": runs.weights_hash(snapshots[-1])}
-    for weight in config.wise.shares:
-        added = runs.mixture_suffix(weight, early)
-        folder = tuned.parent / (tuned.name + added)
-        mixture = {"name": folder.name, "variant": meta["variant"] + added, "weight": weight, "early": early, **source}
-        mixture["config_hash"] = runs.config_hash(runs.read_config(tuned), meta | mixture)
-        with runs.locked(folder):
-            if (folder / "meta.json").exists() and "weight" not in runs.read_json(folder / "meta.json"):
-                raise ValueError(f"{folder} holds a run that was trained; remove it or rename it")
-            for path in [folder / "meta.json", *runs.snapshots_in(folder).values()]:  # of an earlier run of this name
-                path.unlink(missing_ok=True)
-            for path in snapshots:
-                saved = runs.load_weights(path)
-                mixed = interpolate(start, saved["model"], weight, str(path))
-                runs.save_weights(folder / "epochs" / path.name, {"model": mixed, "step": saved["step"]})
-            runs.write_config(folder / "config.yaml", runs.read_config(tuned))
-            runs.write_json(folder / "meta.json", meta | mixture)
-        print(f"{folder}: {len(snapshots)} snapshots, {weight:g} of {tuned.name} and {1 - weight:g} of {before}")
+    tuned, early = runs.require(config, "sft"), config.wise.early
+    before = tuned.checkpoint(early) if early else runs.require(config, "base").checkpoint(None)
+    if early >= tuned.epochs[-1]:
+        raise ValueError(f"{before.path} is the last snapshot: wise.early must leave one after it")
+    for share in config.wise.shares:
+        one = replace(config, wise=replace(config.wise, weights=f"{share!r}"))
+        with runs.hold(one, "wise", tuned.checkpoint(tuned.epochs[-1]), resume=True) as run:
+            if not run.complete:
+                _mix(run, before, tuned, share)
+        print(f"{run.folder}: {share:g} of {tuned.name} and {1 - share:g} of {before.path}")
+
+
+def _mix(run: runs.Run, before: runs.Checkpoint, tuned: runs.Run, share: float) -> None:
+    """Write the snapshots of a mixture, ``share`` of the tuned weights, and its record."""
+    start, weights = weights_of(before), {}
+    for epoch in run.epochs:
+        path = tuned.checkpoint(epoch).path
+        mixed = interpolate(start, weights_of(tuned.checkpoint(epoch)), share, str(path))
+        weights[runs.snapshot(epoch)] = save_weights(run.folder / runs.snapshot(epoch), {"model": mixed, "step": epoch})
+    run.save(step=len(weights), steps=len(weights), complete=True, seconds=tuned.record["seconds"], weights=weights)
 
 
 def interpolate(start: dict[str, Tensor], tuned: dict[str, Tensor], weight: float, source: str) -> dict[str, Tensor]:

@@ -4,28 +4,20 @@ import contextlib
 import io
 import shutil
 from collections.abc import Callable, Iterator
-from pathlib import Path
 
 import pytest
 import torch
 
 from minifork.model import GPT
-from minifork.schema import Shape
+from minifork.settings import Shape
 from tests.pipeline import SFT, Pipeline
 
-CONFIG = Path(__file__).parent.parent / "experiments" / "configs" / "star.yaml"
 SMALL = """
     device=cpu save_every=3 data.nodes=8 data.branches=2 data.length=3 walks.seq_len=24
     model.layers=2 model.width=32 model.heads=1 pretrain.steps=40 pretrain.batch=16
     sft.traces=64 sft.epochs=4 sft.batch=16
     eval.problems=64 eval.max_k=64 eval.bootstrap=50 eval.check_problems=32 eval.check_rollouts=16
 """.split()
-
-
-@pytest.fixture(scope="session")
-def config_file() -> str:
-    """The shipped config."""
-    return str(CONFIG)
 
 
 @pytest.fixture(scope="session")
@@ -72,9 +64,9 @@ def threads() -> Iterator[Callable[[int], None]]:
 
 
 @pytest.fixture(scope="session")
-def trained(tmp_path_factory, config_file, small):
+def trained(tmp_path_factory, small):
     """A pipeline that ran every stage; never changed by a test. What it printed is in ``.printed``."""
-    pipeline = Pipeline(tmp_path_factory.mktemp("runs"), config_file, small)
+    pipeline = Pipeline(tmp_path_factory.mktemp("runs"), small)
     out, err = io.StringIO(), io.StringIO()
     with contextlib.redirect_stdout(out), contextlib.redirect_stderr(err):
         codes = [pipeline("pretrain"), *(pipeline("sft", *overrides) for overrides in SFT.values())]
@@ -84,17 +76,17 @@ def trained(tmp_path_factory, config_file, small):
 
 
 @pytest.fixture
-def copy(trained, tmp_path, config_file, small):
-    """A function that gives a pipeline of its own with copies of some of the trained folders."""
+def copy(trained, tmp_path, small):
+    """A function that gives a pipeline of its own with copies of some trained runs ("base" or names of SFT).
 
-    def make(*names: str) -> Pipeline:
+    measured: with what was measured of them.
+    """
+
+    def make(*names: str, measured: bool = False) -> Pipeline:
         for name in names:
-            source = trained.folder / name
-            if source.is_dir():
-                shutil.copytree(source, tmp_path / "runs" / "star" / name)
-            else:
-                (tmp_path / "runs" / "star").mkdir(parents=True, exist_ok=True)
-                shutil.copy2(source, tmp_path / "runs" / "star" / name)
-        return Pipeline(tmp_path / "runs", config_file, small)
+            source = trained.run(name)
+            ignore = None if measured else shutil.ignore_patterns("eval")
+            shutil.copytree(source, tmp_path / "runs" / "star" / source.name, ignore=ignore)
+        return Pipeline(tmp_path / "runs", small)
 
     return make

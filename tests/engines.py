@@ -9,7 +9,7 @@ from data_gen import star, streams
 from data_gen.star import Star
 from minifork.exact import exact
 from minifork.rollout import rollout
-from minifork.schema import Shape
+from minifork.settings import Shape
 from minifork.tree import Tree
 
 TASK = Star(nodes=8, branches=2, length=3)

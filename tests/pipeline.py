@@ -11,37 +11,50 @@ import torch
 from torch.optim.optimizer import register_optimizer_step_post_hook
 
 from minifork import config as configs
-from minifork import losses, runs
+from minifork import files, losses, runs, weights
 from minifork.cli import main
-from minifork.config import fingerprint
 from minifork.schema import Config
 
+BASE = "base"
 SFT = {
-    "sft-fork0.5-seed0": ["sft.fork_rate=0.5"],
-    "sft-fork1-seed0": [],
-    "sft-problem-seed0": ["sft.fork_rate=0.5", "sft.allocation=problem"],
-    "fresh-seed0": ["sft.fresh=true", "name=fresh-seed0"],
-    "cued-seed0": ["sft.cue_rate=1", "sft.allow_leak=true", "name=cued-seed0"],
+    "fork0.5": ["sft.fork_rate=0.5"],
+    "fork1": [],
+    "problem": ["sft.fork_rate=0.5", "sft.allocation=problem"],
+    "fresh": ["sft.fresh=true"],
+    "cued": ["sft.cue_rate=1", "sft.allow_leak=true"],
 }
 
 
 class Pipeline:
     """The command line on the small config with one runs folder."""
 
-    def __init__(self, root: Path, config_file: str, small: list[str]):
-        self.root, self.config_file, self.small = root, config_file, [*small, f"runs={root}"]
+    def __init__(self, root: Path, small: list[str]):
+        self.root, self.small = root, [*small, f"runs={root}"]
         self.folder = root / "star"
 
     def arguments(self, command: str, *overrides: str) -> list[str]:
+        """The words of a command line: flags first, then the small config's overrides, then these."""
         flags = [o for o in overrides if o.startswith("--")]
-        keys = [o for o in overrides if not o.startswith("--")]
-        return [command, "--config", self.config_file, *flags, *self.small, *keys]
+        small = [f"runs={self.root}"] if command == "runs" else self.small
+        return [command, *flags, *small, *(o for o in overrides if not o.startswith("--"))]
 
     def __call__(self, command: str, *overrides: str) -> int:
         return main(self.arguments(command, *overrides))
 
     def config(self, *overrides: str) -> Config:
-        return configs.load(self.config_file, [*self.small, *overrides])
+        return configs.load("star", [*self.small, *overrides])
+
+    def run(self, name: str) -> Path:
+        """The folder of the base, or of one of SFT, by name."""
+        return self.at("base") if name == BASE else self.at("sft", *SFT[name])
+
+    def at(self, stage: str, *overrides: str) -> Path:
+        """The folder of the run of a stage that the small config with overrides asks for."""
+        return runs.folder_of(self.config(*overrides), stage)
+
+    def view(self) -> dict:
+        """What eval.json says."""
+        return files.read_json(self.folder / "eval.json")
 
     def refused(self, capsys, command: str, *overrides: str) -> str:
         """The one line on stderr of a command that must fail with exit code 1."""
@@ -51,14 +64,19 @@ class Pipeline:
         assert error.startswith("minifork: ") and error.endswith("\n") and error.count("\n") == 1, error
         return error
 
-    @contextlib.contextmanager
-    def edited_evaluation(self) -> Iterator[dict]:
-        """What eval.json says, to be changed; it gets a checksum that holds."""
-        path = self.folder / "eval.json"
-        evaluation = runs.read_json(path)
-        yield evaluation
-        del evaluation["checksum"]
-        runs.write_json(path, evaluation | {"checksum": fingerprint(evaluation)})
+
+def edit_record(folder: Path, **changes: Any) -> None:
+    """Change a run's record as a person with an editor might."""
+    record = files.read_json(folder / runs.RECORD)
+    files.write_json(folder / runs.RECORD, record | changes)
+
+
+def replace_weights(folder: Path, file: str, factor: float = 1.001) -> None:
+    """Make a run's weights anew, as another machine would: other bits, and their hash in the record."""
+    saved = weights.load_weights(folder / file)
+    saved["model"]["head.weight"] *= factor
+    record = files.read_json(folder / runs.RECORD)
+    edit_record(folder, weights=record["weights"] | {file: weights.save_weights(folder / file, saved)})
 
 
 def snapshot(folder: Path) -> dict[str, tuple[int, bytes]]:
@@ -77,10 +95,10 @@ def assert_same_training(folder: Path, reference: Path) -> None:
     files = {str(p.relative_to(reference)) for p in reference.rglob("*.pt")}
     assert {str(p.relative_to(folder)) for p in folder.rglob("*.pt")} == files
     for file in files:
-        assert_equal(runs.load_weights(folder / file), runs.load_weights(reference / file), file)
+        assert_equal(weights.load_weights(folder / file), weights.load_weights(reference / file), file)
     assert logged_steps(folder) == logged_steps(reference)
     assert not [p for p in folder.rglob(".*") if p.is_file()]  # no temporary file is left
-    assert json.loads((folder / "meta.json").read_text())["complete"] is True
+    assert runs.read(folder).complete
 
 
 def assert_equal(one: Any, other: Any, where: str) -> None:

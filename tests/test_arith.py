@@ -236,8 +236,8 @@ def test_the_audit_passes_and_flags_arithmetic():
     published = Arith(12, 2, 3, 11, "published", modes="FWD,REV,RAT")
     mixture = Mixture("FWD,REV", 0.5, 0.0, False, "data", False)
     assert not any(c.flagged for c in audit.audit(task, streams.sft_examples(task, mixture, 0, 1000), 0.5))
-    found = audit.audit(published, streams.sft_examples(published, mixture, 0, 1000), 0.5)
-    assert {check.name for check in found if check.flagged} >= {"first edge position", "linear probe"}
+    checks = audit.audit(published, streams.sft_examples(published, mixture, 0, 1000), 0.5)
+    assert {check.name for check in checks if check.flagged} >= {"first edge position", "linear probe"}
     rationale = streams.sft_examples(task, Mixture("RAT", 1.0, 0.0, False, "data", False), 0, 1000)
     assert not any(c.flagged for c in audit.audit(task, rationale, 1.0, mode="RAT"))
 
@@ -350,8 +350,8 @@ def test_search_is_not_told_by_the_prompt():
     first = task.search_order(problems)[:, 0]
     position = np.argsort(problems.order, axis=1)[:, ::3]
     children = task.children(problems)
-    for told in (np.argmin(position, axis=1), np.argmin(children, axis=1), np.zeros(2000)):
-        assert abs((first == told).sum() - 1000) < Z * math.sqrt(500)
+    for guess in (np.argmin(position, axis=1), np.argmin(children, axis=1), np.zeros(2000)):
+        assert abs((first == guess).sum() - 1000) < Z * math.sqrt(500)
 
 
 def test_search_walks_and_their_pass_at_1():

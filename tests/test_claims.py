@@ -1,43 +1,44 @@
 """Claims: the file that ships, numbers against hand-made results, verdicts from intervals, malformed files."""
 
-import json
 from dataclasses import replace
 from datetime import date
+from functools import lru_cache
 from pathlib import Path
 
 import numpy as np
 import pytest
 import yaml
 
-from experiments import claims, sweep
+from experiments import claims, study
 from experiments.claims import Claim, Term
-from experiments.results import Results, complete_pairs, load
+from experiments.results import Results
 from minifork import config as configs
-from minifork import passk, records, runs
-from minifork.config import fingerprint
-from minifork.runs import digest
+from minifork import evaluate, files, passk, runs
+from minifork.runs import Run
 
 N = 400
+RUNS = {"base": {}, "data": {}, "x": {"sft.loss": "gem=0.5"}}  # the base and two fine-tunings, by name
+
+
+@lru_cache
+def run_of(name: str, pair: int) -> Run:
+    """A run of RUNS as its record has it, of a pair of seeds."""
+    stage = "base" if name == "base" else "sft"
+    config = configs.changed(configs.load("star"), RUNS[name] | {"seed": pair, "base_seed": pair})
+    return Run(Path(f"{name}-seed{pair}"), {"stage": stage, "identity": runs.identity(config, stage)}, config)
 
 
 def results_of(p: dict[tuple[str, int], np.ndarray], **arrays: np.ndarray) -> Results:
-    """Results whose runs (variant, pair) have these p; arrays are those of every run."""
-    found, stored = [], {}
-    for (variant, pair), values in p.items():
-        base = variant == "base"
-        record = {"run": f"{variant}-seed{pair}", "stage": "base" if base else "sft", "variant": variant}
-        record |= {"base_seed": pair, "seed": None if base else pair, "fork_rate": None if base else 1.0}
-        record |= {
-            "epoch": None if base else 1,
-            "test_set": "plain",
-            "n": None,
-            "setup_hash": variant,
-            "recipe_hash": variant,
-        }
-        found.append(record)
-        stored[records.array_key(record, None)] = values
-        stored |= {records.array_key(record, name): array for name, array in arrays.items()}
-    return Results(found, stored, passk.resamples(N, 10))
+    """Results whose runs (name, pair) have these p; arrays are those of every run."""
+    records, stored = [], {}
+    for (name, pair), values in p.items():
+        run = run_of(name, pair)
+        record = {"run": run.name, "identity": run.identity, "base_seed": pair, "test_set": "plain", "n": None}
+        record |= {"seed": None, "epoch": None} if name == "base" else {"seed": pair, "epoch": 1}
+        records.append(record)
+        stored |= {evaluate.array_name(record, what): array for what, array in (arrays | {"free": values}).items()}
+    made = {f"{name}-seed{pair}": run_of(name, pair) for name, pair in p}
+    return Results(configs.load("star"), made, records, stored, passk.resamples(N, 10))
 
 
 @pytest.fixture
@@ -51,18 +52,39 @@ def claim(**terms) -> Claim:
     return Claim("x", "something", "star", "us", **terms)
 
 
-BASE, DATA = Term("base", "pass@4"), Term("data", "pass@4", 1.0)
+def term(name: str, what: str) -> Term:
+    """What of one of RUNS."""
+    return Term({"stage": "base"} if name == "base" else {"fork_rate": 1, **RUNS[name]}, what)
+
+
+BASE, DATA = term("base", "pass@4"), term("data", "pass@4")
 
 
 def test_the_file_that_ships():
     wanted, listed = claims.read(claims.FILE)
     assert wanted == 5 and len({c.id for c in listed}) == len(listed) >= 20
     assert {c.of for c in listed} == {"star", "search", "arith"} and {c.by for c in listed} == {"paper", "us"}
-    assert {c.of for c in listed} <= {path.stem for path in sweep.FOLDER.glob("*.yaml")}
+
+
+@pytest.mark.parametrize(("name", "task", "preset"), [("star", "star", ""), ("search", "star", "search"),
+                                                      ("arith", "arith", "")])  # fmt: skip
+def test_claims_are_about_runs_that_studies_make(name, task, preset):
+    """Every term's run is one of its study, of the RL study or one that these start from, on a test set of that run."""
+    config = configs.load(task, [f"preset={preset}"] if preset else [])
+    entries = [*study.read(name), *(study.read("rl") if name == "star" else [])]
+    made = {(runs.identity(plan.config, stage), test_set) for plan in study.plans(config, entries, [0])
+            for stage in ("base", "sft", plan.stage) for test_set in ("plain", plan.test_set)}  # fmt: skip
+    for one in [claim for claim in claims.read(claims.FILE)[1] if claim.of == name]:
+        for part in [part for part in (one.value, one.minus, one.over, *one.rising) if isinstance(part, Term)]:
+            decide = runs.deciding_values(config, part.stage)
+            keys = {configs.full_key(key, decide, one.id): value for key, value in part.keys.items()}
+            wanted = configs.changed(config, keys | {"sft.allow_leak": True})
+            assert (runs.identity(wanted, part.stage), part.test_set) in made, one.id
+            assert part.epoch is None or part.epoch <= config.sft.epochs
 
 
 def test_numbers_are_means_over_pairs(two_pairs):
-    p = {key: two_pairs.p(next(r for r in two_pairs.records if r["run"] == f"{key[0]}-seed{key[1]}")) for key in
+    p = {key: two_pairs.array(next(r for r in two_pairs.records if r["run"] == f"{key[0]}-seed{key[1]}")) for key in
          (("base", 0), ("base", 1), ("data", 0), ("data", 1))}  # fmt: skip
     by_hand = {key: (1 - (1 - values) ** 4).mean() for key, values in p.items()}
     gap = np.mean([by_hand["base", pair] - by_hand["data", pair] for pair in (0, 1)])
@@ -101,7 +123,7 @@ def test_intervals_cover():
     for _ in range(200):
         skill, ease = rng.normal(0, 0.05, 5), rng.normal(0, 0.1, N)
         world = results_of({("base", s): np.clip(0.5 + skill[s] + ease, 0, 1) for s in pairs})
-        row = claims.judge(claim(value=Term("base", "pass@1"), at_least=0.0), world, pairs)
+        row = claims.judge(claim(value=term("base", "pass@1"), at_least=0.0), world, pairs)
         inside += row["ci95"][0] <= 0.5 <= row["ci95"][1]
     assert inside >= 176
 
@@ -113,7 +135,7 @@ def test_a_recovered_share_is_not_fooled_by_signs():
         run: np.clip(mean + rng.normal(0, 0.01, N), 0, 1) for run, mean in (("base", 0.95), ("data", 0.99), ("x", 0.9))
     }
     world = results_of({(run, 0): p for run, p in flat.items()})
-    terms = {run: Term(run, "pass@1") for run in flat}
+    terms = {run: term(run, "pass@1") for run in flat}
     row = claims.judge(claim(value=terms["x"], minus=terms["data"], over=terms["base"], at_least=0.8), world, [0])
     assert row["verdict"] == "fails" and row["effect"] is None and "was lost" in row["why"]
     rows = [
@@ -140,34 +162,16 @@ def test_statistics_at_the_fork():
         "rest": right.mean(),
     }
     for what, value in expected.items():
-        row = claims.judge(claim(value=Term("base", what), at_least=0.0), world, [0])
+        row = claims.judge(claim(value=term("base", what), at_least=0.0), world, [0])
         assert row["effect"] == pytest.approx(value), what
 
 
 def test_a_missing_run_is_not_run(two_pairs):
-    row = claims.judge(claim(value=BASE, minus=Term("fresh", "pass@4", 1.0), at_least=0.0), two_pairs, [0, 1])
-    assert row["verdict"] == "not run" and "fresh at FORK_RATE 1 (plain) of pair 0" in row["why"]
+    row = claims.judge(claim(value=BASE, minus=term("x", "pass@4"), at_least=0.0), two_pairs, [0, 1])
+    assert row["verdict"] == "not run" and row["effect"] is None
+    assert row["why"] == "sft fork_rate=1 loss=gem=0.5 (plain) of pair 0 is missing"
     row = claims.judge(claim(value=replace(DATA, epoch=2), at_least=0.0), two_pairs, [0, 1])
     assert row["verdict"] == "not run" and "epoch 2" in row["why"]
-
-
-def test_a_term_that_could_mean_several_runs_is_refused(two_pairs):
-    more = [record | {"fork_rate": 0.5} for record in two_pairs.records if record["variant"] == "data"]
-    several = replace(two_pairs, records=[*two_pairs.records, *more])
-    with pytest.raises(ValueError, match=r"was run at FORK_RATEs 0\.5, 1: name one"):
-        claims.judge(claim(value=replace(DATA, fork_rate=None), at_least=0.0), several, [0, 1])
-
-
-def test_pairs_that_lack_runs_of_the_sweep_do_not_count(config_file):
-    """A pair of which another command made a few runs leaves the others' verdicts alone; without a whole one all
-    count."""
-    config = configs.load(config_file, [])
-    planned = [(configs.changed(config, job.overrides), job.stage) for job in sweep.read(config, [0])]
-    names = [runs.run_folder(*one).name for one in planned]
-    results = results_of({(kind, pair): np.full(N, 0.5) for kind in ("base", "data") for pair in (0, 1)})
-    assert complete_pairs(config, results) == [0, 1]
-    whole = [{"run": name, "variant": "", "base_seed": 0, "seed": 0, "stage": "sft"} for name in names]
-    assert complete_pairs(config, replace(results, records=[*results.records, *whole])) == [0]
 
 
 class Plain(yaml.SafeDumper):
@@ -181,7 +185,8 @@ def dumped(listed: list[dict]) -> str:
     return yaml.dump({"pairs": 5, "claims": listed}, Dumper=Plain)
 
 
-GOOD = {"id": "a", "says": "b", "of": "star", "by": "us", "value": {"run": "base", "what": "pass@1"}, "at_least": 0}
+GOOD = {"id": "a", "says": "b", "of": "star", "by": "us", "at_least": 0}
+GOOD["value"] = {"run": {"stage": "base"}, "what": "pass@1"}
 
 
 @pytest.mark.parametrize(
@@ -189,29 +194,32 @@ GOOD = {"id": "a", "says": "b", "of": "star", "by": "us", "value": {"run": "base
     [
         ({"at_lest": 1}, "unknown key 'at_lest'"),
         ({"at_least": None}, "what would refute it"),
-        ({"value": {"run": "base", "what": "passk"}}, "what is 'passk'"),
-        ({"value": {"run": "base", "what": "pass@0"}}, "what is 'pass@0'"),
-        ({"value": {"run": "base"}}, "missing key 'what'"),
-        ({"value": {"run": "base", "what": "pass@1", "rate": 1}}, "unknown key 'rate'"),
+        ({"value": {"run": {}, "what": "passk"}}, "what is 'passk'"),
+        ({"value": {"run": {}, "what": "pass@0"}}, "what is 'pass@0'"),
+        ({"value": {"run": {}}}, "missing key 'what'"),
+        ({"value": {"run": {}, "what": "pass@1", "rate": 1}}, "unknown key 'rate'"),
         ({"value": None}, "give value"),
         ({"rising": [GOOD["value"], GOOD["value"]]}, "give value"),
+        ({"value": None, "rising": [7]}, "7 is no mapping"),
         ({"over": 1}, "over needs minus"),
         ({"over": 1, "minus": GOOD["value"], "at_most": 1}, "over needs minus"),
-        ({"at_least": "high"}, "at_least must be a number"),
-        ({"rising": None, "value": {"run": 7, "what": "pass@1"}}, "run must be words"),
+        ({"at_least": "high"}, "at_least is 'high'"),
+        ({"at_least": True}, "at_least is True"),
+        ({"value": {"run": "base", "what": "pass@1"}}, "run is 'base'"),
+        ({"value": {"run": {"stage": "tuned"}, "what": "pass@1"}}, "run has the stage 'tuned': choose base, sft"),
         ({"by": "them"}, "by is 'them'"),
         ({"of": "starr"}, "of is 'starr'"),
         ({"at_least": float("nan")}, "no number is > nan"),
         ({"at_least": 0.5, "at_most": 0.1}, "no number is in (0.5, 0.1)"),
-        ({"at_least": date(2026, 1, 1)}, "at_least must be a number"),
-        ({"value": GOOD["value"] | {"epoch": 1.5}}, "epoch must be a whole number"),
-        ({"value": {"run": "data", "what": "fork accuracy", "mode": "FWD"}}, "only pass@K and index@K"),
+        ({"at_least": date(2026, 1, 1)}, "at_least is datetime.date(2026, 1, 1)"),
+        ({"value": GOOD["value"] | {"epoch": 1.5}}, "epoch is 1.5"),
+        ({"value": {"run": {}, "what": "fork accuracy", "mode": "FWD"}}, "only pass@K and index@K"),
         ({"value": None, "rising": [GOOD["value"]] * 2, "minus": GOOD["value"]}, "minus has no meaning beside rising"),
     ],
 )
 def test_malformed_claims_are_named(tmp_path, changes, named):
     path = tmp_path / "claims.yaml"
-    path.write_text(dumped([GOOD | changes]))
+    path.write_text(dumped([{key: value for key, value in (GOOD | changes).items() if value is not None}]))
     with pytest.raises(ValueError, match="claims.yaml: claim 'a'") as error:
         claims.read(path)
     assert named in str(error.value)
@@ -243,52 +251,34 @@ def test_two_claims_of_one_id(tmp_path):
         claims.read(path)
 
 
-@pytest.mark.parametrize("task", ["star", "arith", "mixed"])
-def test_plans_of_every_shipped_config_can_be_made(task, config_file):
-    """Whatever RL runs a task lacks."""
-    path = config_file.replace("star", task)
-    for preset in ("", *yaml.safe_load(Path(path).read_text())["presets"]):
-        config = configs.load(path, [f"preset={preset}"] if preset else [])
-        claims.require_planned(config, Results([], {}, np.ones(1)), [0], set())
+@pytest.mark.parametrize(
+    ("run", "named"),
+    [
+        ({"frok_rate": 1}, "unknown key 'frok_rate'; did you mean sft.fork_rate?"),
+        ({"stage": "base", "fork_rate": 1}, "unknown key 'fork_rate'"),
+        ({"lr": 1}, "'lr' is short for pretrain.lr, sft.lr"),
+    ],
+)
+def test_runs_that_cannot_be_looked_up_are_named(copy, tmp_path, capsys, monkeypatch, run, named):
+    path, pipeline = tmp_path / "claims.yaml", copy("base", "fork1", measured=True)
+    path.write_text(dumped([GOOD, GOOD | {"id": "b", "value": {"run": run, "what": "pass@1"}}]))
+    monkeypatch.setattr(claims, "FILE", path)
+    error = pipeline.refused(capsys, "claims")
+    assert "claims.yaml: claim 'b': " in error and named in error
 
 
-def test_the_name_of_an_evaluation_changes_no_plan(trained, copy, capsys):
-    named = trained.config("name=cold")
-    assert complete_pairs(named, load(trained.config())) == [0]
-    pipeline = copy("base-seed0", "sft-fork1-seed0")
-    assert pipeline("eval", "name=cold") == 0
-    error = pipeline.refused(capsys, "claims", "name=cold", "sft.epochs=5")
-    assert "was made with a config that is not the sweep's" in error
-
-
-def test_results_of_other_configs_are_refused(copy, trained, capsys):
-    """A base of another config, or a second pair that differs in more than its seeds, is named and not mixed in."""
-    pipeline = copy("eval.json", "eval.npz")
-    assert pipeline("claims") == 0
-    assert "base-seed0 was made with a config that" in pipeline.refused(capsys, "claims", "pretrain.steps=41")
-    assert "was made with a config that is not the sweep's" in pipeline.refused(capsys, "claims", "sft.epochs=5")
-    assert "made with other settings" in pipeline.refused(capsys, "claims", "eval.policy=temperature=2")
-    learned = next(r for r in load(pipeline.config()).records if r["run"] == "sft-fork1-seed0")
-    learned |= {"stage": "rl", "variant": "rl-grpo-FWD-fork1-epoch1", "setup_hash": "fewer updates"}
-    with pytest.raises(ValueError, match="not the sweep's"):
-        claims.require_planned(pipeline.config(), Results([learned], {}, np.ones(1)), [0], {learned["variant"]})
-    for others in ({"seed": 7}, {"variant": "of-no-claim"}):  # which no claim reads
-        claims.require_planned(
-            pipeline.config(), Results([learned | others], {}, np.ones(1)), [0], {learned["variant"]}
-        )
-    evaluation = json.loads((pipeline.folder / "eval.json").read_text())
-    for record in [dict(r) for r in evaluation["records"] if r["variant"] in ("base", "data")]:
-        again = record | {"base_seed": 1, "run": record["run"].replace("seed0", "seed1")}
-        again["seed"] = None if record["seed"] is None else 1
-        again["setup_hash"] = record["setup_hash"] if record["fork_rate"] != 0.5 else "another"
-        evaluation["records"].append(again)
-    with np.load(pipeline.folder / "eval.npz") as stored:
-        arrays = {name: stored[name] for name in stored.files}
-    arrays |= {name.replace("seed0", "seed1"): array for name, array in arrays.items()}
-    np.savez(pipeline.folder / "eval.npz", **arrays)
-    del evaluation["checksum"]
-    evaluation["npz_hash"] = digest((pipeline.folder / "eval.npz").read_bytes())
-    evaluation["checksum"] = fingerprint(evaluation)
-    (pipeline.folder / "eval.json").write_text(json.dumps(evaluation))
-    assert load(pipeline.config()).pairs() == [0, 1]
-    assert "sft-fork0.5-seed1 was made with a config that is not the sweep's" in pipeline.refused(capsys, "claims")
+def test_the_command_judges_the_runs_of_its_config_only(copy, capsys):
+    """Runs of another config are another pair or none; a label and unfinished studies change nothing."""
+    pipeline = copy("base", "fork0.5", "fork1", measured=True)
+    assert pipeline("claims", "name=cold") == 0
+    judged = files.read_json(pipeline.folder / "claims.json")
+    verdicts = {row["id"]: row["verdict"] for row in judged["claims"]}
+    assert {"gain", "no-forks", "rl-forward"} <= verdicts.keys() and "search" not in verdicts
+    assert verdicts["gain"] == "fails" and verdicts["no-forks"] == verdicts["rl-forward"] == "not run"
+    assert (judged["study"], judged["pairs"], judged["wanted"]) == ("star", 1, 5)
+    assert "1 pair of seeds; provisional, 5 pairs are wanted" in capsys.readouterr().out
+    for override in ("pretrain.steps=41", "sft.epochs=5"):
+        assert "no pair of a base and its fine-tuning was measured" in pipeline.refused(capsys, "claims", override)
+    assert "nothing was measured with these settings" in pipeline.refused(capsys, "claims", "eval.policy=temperature=2")
+    assert pipeline("claims", "reproduce.study=mixed") == 0
+    assert "no claims are made about the study mixed" in capsys.readouterr().out

@@ -8,58 +8,53 @@ import pytest
 
 from experiments import contrast
 from experiments.results import load
+from tests.starts import Starts
 
 SMALL = ["rl.updates=4", "rl.problems=16", "rl.prompts=4", "rl.lr=0.01"]
 
 
-@pytest.fixture
-def finished(copy):
-    pipeline = copy("base-seed0", "sft-fork0.5-seed0", "sft-fork1-seed0")
-    assert pipeline("sft", "sft.fork_rate=0") == 0
-    for run in contrast.RUNS:
-        assert pipeline("rl", *run.overrides, *SMALL) == 0
-    assert pipeline("eval") == 0
-    return pipeline
-
-
-def test_compares_all_runs(finished, capsys):
-    contrast.compare(finished.config())
-    found = json.loads((finished.folder / "contrast.json").read_text())
-    results = load(finished.config())
-    for run, row in zip(contrast.RUNS, found["runs"], strict=True):
-        mode = None if run.mode == "free" else run.mode
-        k = "" if run.advantage == "grpo" else run.k
-        last = results.tuned(0, f"rl-{run.advantage}{k}-{run.mode}-fork{run.rate:g}-epoch1")[-1]
-        first = next(r for r in results.tuned(0, fork_rate=run.rate) if r["epoch"] == 1)
+def test_compares_all_runs(copy, monkeypatch, capsys):
+    """The whole command: it makes what is missing, measures it and compares every run with where it started."""
+    starts, pipeline = Starts(monkeypatch), copy("base", "fork0.5", "fork1", measured=True)
+    assert pipeline("contrast", *SMALL) == 0 and starts.commands == ["sft"] + ["rl"] * 6
+    compared = json.loads((pipeline.folder / "contrast.json").read_text())
+    config = pipeline.config(*SMALL)
+    plans, results = contrast.planned(config), load(config)
+    assert [row["run"] for row in compared["runs"]] == [plan.name for plan in plans]
+    for plan, row in zip(plans, compared["runs"], strict=True):
+        rl, rate = plan.config.rl, plan.config.sft.fork_rate
+        mode = None if rl.mode == "free" else rl.mode
+        keys = {"fork_rate": rate, "rl.mode": rl.mode, "advantage": rl.advantage, "rl.k": rl.k}
+        last = results.where(keys, "rl")[-1]
+        (first,) = results.where({"fork_rate": rate}, epoch=1)
         for i, k in enumerate((1, 16, 64)):
             before, after = results.solved(first, k, mode), results.solved(last, k, mode)
             assert row["start"][i] == pytest.approx(before.mean()) and row["end"][i] == pytest.approx(after.mean())
             assert row["change"][str(k)]["mean"] == pytest.approx((after - before).mean())
-    forward, reverse = (next(r for r in found["runs"] if r["run"].startswith(n)) for n in ("forward", "reverse"))
+    by_name = {row["run"]: row for row in compared["runs"]}
+    forward, reverse = by_name[contrast.FORWARD], by_name[contrast.REVERSE]
     difference = forward["change"]["64"]["mean"] - reverse["change"]["64"]["mean"]
-    assert found["forward_minus_reverse"]["64"]["mean"] == pytest.approx(difference)
-    assert set(found["above_grpo"]) == {r.name for r in contrast.RUNS if r.mode == "FWD"} - {contrast.FORWARD.name}
-    line = contrast.trajectory(finished.config(), results, 0, contrast.FORWARD)
+    assert compared["forward_minus_reverse"]["64"]["mean"] == pytest.approx(difference)
+    assert compared["above_grpo"].keys() == {name for name in by_name if "forward" in name} - {contrast.FORWARD}
+    line = contrast.trajectory(results, plans[0])
     assert line.shape == (1 + 3, 3, 64) and (np.diff(line, axis=1) >= -1e-12).all()
     assert "forward minus reverse" in capsys.readouterr().out
 
 
 def test_a_missing_run_is_named(copy):
-    pipeline = copy("base-seed0", "sft-fork1-seed0")
-    assert pipeline("eval") == 0
+    pipeline = copy("base", "fork1", measured=True)
+    config = pipeline.config(*SMALL)
     with pytest.raises(ValueError, match="no forward, GRPO of pair 0"):
-        contrast.compare(pipeline.config())
-    with pytest.raises(ValueError, match="no pair of base and fine-tuned run"):
-        contrast.compare(pipeline.config("sft.loss=gem=0.7"))
+        contrast.compare(config, contrast.planned(config))
 
 
 def test_the_document_shows_what_was_committed():
     """Every cell of the RL table is a number of the committed result, to its digits."""
     root = Path(__file__).parent.parent
-    found = json.loads((root / "experiments" / "results" / "contrast.json").read_text())
+    committed = json.loads((root / "experiments" / "results" / "contrast.json").read_text())
     page = (root / "docs" / "mitigations.md").read_text().replace(" .", " 0.").replace("-.", "-0.").replace("+.", "+0.")
     page = page.replace("[.", "[0.")
-    for row in found["runs"]:
+    for row in committed["runs"]:
         ends = [f"{a:.3f} to {b:.3f}" for a, b in zip(row["start"], row["end"], strict=True)]
         change = row["change"]["64"]
         low, high = change["ci95"]

@@ -11,7 +11,7 @@ from data_gen import star
 from data_gen.star import Star
 from minifork.policy import parse
 from minifork.rollout import rollout
-from minifork.schema import Shape
+from minifork.settings import Shape
 from minifork.tree import Tree
 from tests.engines import SINKS, TASK, ends, forced, sample, star_case
 
@@ -109,12 +109,12 @@ def test_exact_does_not_depend_on_batch_order_or_threads(make_model, threads):
     with torch.no_grad():
         shuffled = ends(model, model.prefill(prompt[order]), dfa[order], SINKS, TASK.trace_len)
         alone = [ends(model, model.prefill(prompt[i : i + 1]), dfa[i : i + 1], SINKS, TASK.trace_len) for i in range(5)]
-    some = ends(model, prompts[3:14], dfa[3:14], SINKS, TASK.trace_len)
+    middle = ends(model, prompts[3:14], dfa[3:14], SINKS, TASK.trace_len)
     threads(2)
     two_threads = ends(model, prompts, dfa, SINKS, TASK.trace_len)
     np.testing.assert_allclose(shuffled, together[order], atol=1e-6)
     np.testing.assert_allclose(np.concatenate(alone), together[:5], atol=1e-6)
-    np.testing.assert_allclose(some, together[3:14], atol=1e-6)
+    np.testing.assert_allclose(middle, together[3:14], atol=1e-6)
     np.testing.assert_allclose(two_threads, together, atol=1e-6)
 
 
@@ -126,17 +126,17 @@ def test_rollouts_do_not_depend_on_threads(make_model, threads, n):
     prompts = torch.randint(12, (5, 8), generator=generator)
     dfa = torch.randint(6, (5, 6, 12), generator=generator)
     dfa[:, 4:] = torch.arange(4, 6)[:, None]
-    found = []
+    drawn = []
     for count in (1, 2, 3):
         threads(count)
         with torch.no_grad():
-            found.append(
+            drawn.append(
                 rollout(
                     Tree(model, model.prefill(prompts), dfa, 2, 6, parse("temperature=1")), n, 1, traces=True
                 ).traces
             )
-    for one in found[1:]:
-        assert torch.equal(one.tokens, found[0].tokens) and torch.allclose(one.logp, found[0].logp, atol=1e-5)
+    for one in drawn[1:]:
+        assert torch.equal(one.tokens, drawn[0].tokens) and torch.allclose(one.logp, drawn[0].logp, atol=1e-5)
 
 
 def test_exact_length_limit(make_model):

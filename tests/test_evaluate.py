@@ -4,46 +4,46 @@ Cross-checks have false-alarm rates of 1e-3 an evaluation, with fixed seeds.
 """
 
 import json
-import os
-import shutil
 import threading
 
 import numpy as np
 import pytest
 
-from minifork import evaluate, passk, policy, records, runs, strata
+from minifork import evaluate, files, passk, records, strata, tables
 from minifork import measure as measuring
+from minifork.evaluate import array_name
 from minifork.exact import exact
 from minifork.rollout import rollout
 from minifork.tree import Result
+from tests.pipeline import BASE
 
 
-def evaluated(pipeline, *overrides: str, name: str = "") -> tuple[dict, dict]:
-    assert pipeline("eval", *overrides, *([f"name={name}"] if name else [])) == 0
-    path = pipeline.folder / (f"eval-{name}.json" if name else "eval.json")
-    with np.load(path.with_suffix(".npz")) as stored:
-        return json.loads(path.read_text()), {key: stored[key] for key in stored.files}
+def evaluated(pipeline, *overrides: str) -> tuple[dict, dict]:
+    """What eval.json and eval.npz say once `eval` has run with overrides."""
+    assert pipeline("eval", *overrides) == 0
+    with np.load(pipeline.folder / "eval.npz") as stored:
+        return pipeline.view(), {key: stored[key] for key in stored.files}
 
 
 @pytest.fixture
 def two_runs(copy):
-    return copy("base-seed0", "sft-fork1-seed0")
+    return copy(BASE, "fork1")
 
 
 def test_sampled_evaluations_estimate_the_computed_one(two_runs):
     """Estimates lie within 5 of their own standard errors of the computed pass@k, for both samplers."""
     computed = evaluated(two_runs)[0]
     for engine in ("split", "rollout"):
-        sampled, arrays = evaluated(two_runs, f"eval.engine={engine}", "eval.rollouts=256", name=engine)
+        sampled, arrays = evaluated(two_runs, f"eval.engine={engine}", "eval.rollouts=256")
         assert sampled["engine"] == engine and computed["engine"] == "exact"
         for want, got in zip(computed["records"], sampled["records"], strict=True):
             assert got["n"] == 256 and want["n"] is None and got["pass_at_lo"] is None
             for k, value in want["pass_at"].items():
                 error = got["sampling_error"][k]
                 assert abs(got["pass_at"][k] - value) <= 5 * error + 1e-3, (engine, got["run"], k)
-            counts = arrays[records.array_key(got, None)] * 256
+            counts = arrays[array_name(got, "free")] * 256
             np.testing.assert_allclose(counts, np.rint(counts), atol=1e-9)
-            inside = [arrays[records.array_key(got, end)] * 256 for end in ("free_lo", "free_hi")]
+            inside = [arrays[array_name(got, end)] * 256 for end in ("free_lo", "free_hi")]
             assert (inside[0] <= counts + 0.5).all() and (inside[1] >= counts - 0.5).all()
             assert got["pass_at"]["16"] == pytest.approx(passk.unbiased(np.rint(counts).astype(int), 256, 16).mean())
             assert got["fork"] == want["fork"] and got["mode"] == want["mode"]
@@ -53,14 +53,14 @@ def test_sampled_evaluations_estimate_the_computed_one(two_runs):
 
 
 def test_auto_splits_when_the_budget_is_spent(two_runs):
-    small, _ = evaluated(two_runs, "eval.budget=10", name="auto")
+    small, _ = evaluated(two_runs, "eval.budget=10")
     assert small["engine"] == "split" and all(r["n"] == 1024 for r in small["records"])
     assert all(c["engine"] == "split" and c["by"] == "rollout" for c in small["checks"])
 
 
 def test_exact_gives_certified_bounds_when_the_budget_is_spent(two_runs, capsys):
     full = evaluated(two_runs)[0]
-    bounds, arrays = evaluated(two_runs, "eval.engine=exact", "eval.budget=100", name="bounds")
+    bounds, arrays = evaluated(two_runs, "eval.engine=exact", "eval.budget=100")
     for want, got in zip(full["records"], bounds["records"], strict=True):
         assert got["n"] is None
         for k, value in want["pass_at"].items():
@@ -70,15 +70,16 @@ def test_exact_gives_certified_bounds_when_the_budget_is_spent(two_runs, capsys)
         assert (got["rho"] is None) == (got["pass_at_hi"]["1"] - got["pass_at_lo"]["1"] > 1e-6)
     assert any(r["pass_at_hi"]["1"] - r["pass_at_lo"]["1"] > 0.05 for r in bounds["records"])
     assert "pass@k is certified within" in capsys.readouterr().out
-    assert (arrays["base-seed0/base/plain/free_hi"] >= arrays["base-seed0/base/plain/free"]).all()
-    assert "not computed" in two_runs.refused(capsys, "figures", "name=bounds")
+    low, high = (arrays[array_name(bounds["records"][0], what)] for what in ("free", "free_hi"))
+    assert (high >= low).all() and (high > low).any()
+    assert "not computed" in two_runs.refused(capsys, "figures", "eval.engine=exact", "eval.budget=100")
 
 
 def test_decoders_change_what_is_measured(two_runs):
     """Greedy p is 0 or 1 and pass@k does not grow; fork statistics are the model's, whatever the decoder."""
     plain = evaluated(two_runs)[0]
-    greedy, arrays = evaluated(two_runs, "eval.policy=greedy", name="greedy")
-    cold = evaluated(two_runs, "eval.policy=temperature=0.5,top_p=0.95", name="cold")[0]
+    greedy, arrays = evaluated(two_runs, "eval.policy=greedy")
+    cold = evaluated(two_runs, "eval.policy=temperature=0.5,top_p=0.95")[0]
     assert (plain["policy"], greedy["policy"], cold["policy"]) == (
         "temperature=1", "greedy", "temperature=0.5,top_p=0.95",
     )  # fmt: skip
@@ -92,10 +93,10 @@ def test_decoders_change_what_is_measured(two_runs):
 
 @pytest.mark.parametrize("where", ["first", "fork", "entropy"])
 def test_stratified_decoders(two_runs, where):
-    result, arrays = evaluated(two_runs, f"eval.stratify={where}", "eval.strata=3", name=where)
+    result, arrays = evaluated(two_runs, f"eval.stratify={where}", "eval.strata=3")
     assert result["policy"] == f"temperature=1 {where}=3"
     for record in result["records"]:
-        p = arrays[records.array_key(record, "strata")]
+        p = arrays[array_name(record, "strata")]
         assert p.shape == (64, 3) and record["rho"] is record["forced"] is None
         assert record["pass_at"]["16"] == pytest.approx(strata.solve_rate(p, [16]).mean())
         assert (record["hit_rate"] is not None) == (where == "entropy")
@@ -106,7 +107,7 @@ def test_strata_are_checked_with_draws_of_their_own(two_runs, monkeypatch):
     """Or the p-values of one problem's strata would depend on each other, and the false-alarm rate would not hold."""
     seeds, real = [], measuring.sample
     monkeypatch.setattr(measuring, "sample", lambda tree, n, seed: seeds.append(seed) or real(tree, n, seed))
-    evaluated(two_runs, "eval.stratify=first", "eval.strata=3", name="first")
+    evaluated(two_runs, "eval.stratify=first", "eval.strata=3")
     assert seeds and len(set(seeds[:3])) == 3 and measuring.SEED not in seeds
 
 
@@ -115,48 +116,61 @@ def test_nothing_ends_within_the_budget():
     result = Result("exact", np.zeros((4, 3)), np.ones(4), None, 1, np.zeros((4, 3)))
     record = records.coverage(result, [1, 2], passk.resamples(4, 10))
     assert record["tokens"] is None and record["pass_at_lo"] == {"1": 0, "2": 0} and record["pass_at_hi"]["2"] == 1
-    row = {"run": "x", "test_set": "plain", "forced": {"FWD": record | {"wasted": None}}}
-    assert records.mode_table([row]).splitlines()[1].split() == ["x", "0.000", "-", "-"]
+    row = {"run": "x", "tags": {}, "test_set": "plain", "forced": {"FWD": record | {"wasted": None}}}
+    assert tables.mode_table([row]).splitlines()[1].split() == ["x", "0.000", "-", "-"]
 
 
-def test_two_evaluations_that_end_at_once_wait_for_each_other(tmp_path):
-    path = tmp_path / "eval.json"
-    writer = threading.Thread(target=evaluate.save, args=(path, {"n": 1}, {"p": np.zeros(2)}))
-    with runs.alone(tmp_path):
+def test_two_evaluations_that_end_at_once_wait_for_each_other(two_runs):
+    """Or eval.json would be of one and eval.npz of the other."""
+    config = two_runs.config()
+    evaluations = evaluate.measure_missing(config)
+    writer = threading.Thread(target=evaluate.write_view, args=(config, evaluations))
+    with files.locked(two_runs.folder):
         writer.start()
         writer.join(0.3)
-        assert writer.is_alive() and not path.exists()
+        assert writer.is_alive() and not [*two_runs.folder.glob("eval.*")]
     writer.join(30)
-    assert path.exists() and path.with_suffix(".npz").exists()
+    assert two_runs.view()["npz_hash"] == files.digest((two_runs.folder / "eval.npz").read_bytes())
 
 
 def test_stratified_decoders_keep_the_budget(two_runs):
     """With too few prefixes p_ij is bounded, and the bounds hold the p_ij that are computed with enough."""
-    whole, _ = evaluated(two_runs, "eval.stratify=first", "eval.strata=3", name="whole")
-    result, _ = evaluated(two_runs, "eval.stratify=first", "eval.strata=3", "eval.budget=70", name="few")
-    for record, known in zip(result["records"], whole["records"], strict=True):
+    whole, _ = evaluated(two_runs, "eval.stratify=first", "eval.strata=3")
+    result, _ = evaluated(two_runs, "eval.stratify=first", "eval.strata=3", "eval.budget=70")
+    for record, computed in zip(result["records"], whole["records"], strict=True):
         low, high = (record[f"pass_at_{end}"]["16"] for end in ("lo", "hi"))
-        assert low < high and low <= known["pass_at"]["16"] <= high
+        assert low < high and low <= computed["pass_at"]["16"] <= high
     assert all(check["agrees"] for check in result["checks"])
 
 
 def test_a_run_that_lost_a_snapshot_is_left_out(two_runs, capsys):
-    (two_runs.folder / "sft-fork1-seed0" / "epochs" / "e4.pt").unlink()
-    assert two_runs("eval") == 0
-    out = capsys.readouterr().out
-    assert "sft-fork1-seed0: left out, epochs/e4.pt is missing" in out and "sft-fork1-seed0  " not in out
+    lost = two_runs.run("fork1") / "epochs" / "e4.pt"
+    lost.unlink()
+    view, _ = evaluated(two_runs)
+    assert f"{two_runs.run('fork1')}: left out, {lost}: no such weights" in capsys.readouterr().out
+    assert [record["run"] for record in view["records"]] == [two_runs.run(BASE).name]
 
 
-def test_named_evaluations_stay_apart(two_runs, capsys):
+def test_runs_of_other_data_are_left_out(two_runs, capsys):
+    """Their order of branches apart, which plain test sets ignore."""
+    smaller = ["data.length=2", "pretrain.steps=1"]
+    assert two_runs("pretrain", *smaller) == two_runs("eval", "data.branch_order=published") == 0
+    assert f"{two_runs.folder}: 1 runs of other data are left out" in capsys.readouterr().out
+    assert len(two_runs.view()["records"]) == 4
+    (record,) = evaluated(two_runs, *smaller)[0]["records"]
+    assert record["run"] == two_runs.at("base", *smaller).name
+    assert "2 runs of other data are left out" in capsys.readouterr().out
+
+
+def test_figures_are_of_the_settings_that_they_are_given(two_runs, capsys):
+    """Results with other settings do not stand in for them."""
     evaluated(two_runs)
-    before = (two_runs.folder / "eval.json").read_bytes()
-    evaluated(two_runs, "eval.policy=greedy", name="greedy")
-    assert (two_runs.folder / "eval.json").read_bytes() == before
-    assert two_runs("figures", "name=greedy") == two_runs("claims", "name=greedy", "eval.policy=greedy") == 0
-    assert (two_runs.folder / "claims-greedy.json").exists() and not (two_runs.folder / "claims.json").exists()
-    assert (two_runs.folder / "figures-greedy" / "crossing.png").exists()
-    evaluated(two_runs, "eval.stratify=fork", "eval.strata=2", name="fork")
-    assert "stratified" in two_runs.refused(capsys, "figures", "name=fork")
+    greedy, stratified = ["eval.policy=greedy"], ["eval.stratify=fork", "eval.strata=2"]
+    assert "nothing was measured with these settings" in two_runs.refused(capsys, "figures", *greedy)
+    evaluated(two_runs, *greedy)
+    assert two_runs("figures", *greedy) == two_runs("figures") == 0
+    evaluated(two_runs, *stratified)
+    assert "stratified" in two_runs.refused(capsys, "figures", *stratified)
 
 
 @pytest.mark.parametrize(
@@ -178,7 +192,7 @@ def test_named_evaluations_stay_apart(two_runs, capsys):
 )
 def test_bad_values(two_runs, capsys, override, named):
     assert named in two_runs.refused(capsys, "eval", override)
-    assert not (two_runs.folder / "eval.json").exists()
+    assert not [*two_runs.folder.rglob("eval*")]
 
 
 def test_stratified_decoders_are_not_sampled(two_runs, capsys):
@@ -186,8 +200,7 @@ def test_stratified_decoders_are_not_sampled(two_runs, capsys):
 
 
 def test_the_valid_stream_is_another_set(two_runs):
-    assert two_runs("eval") == two_runs("eval", "eval.split=valid", "name=valid") == 0
-    test, valid = (json.loads((two_runs.folder / name).read_text()) for name in ("eval.json", "eval-valid.json"))
+    test, valid = evaluated(two_runs)[0], evaluated(two_runs, "eval.split=valid")[0]
     assert (test["split"], valid["split"]) == ("test", "valid") and test["data_hash"] != valid["data_hash"]
     assert test["records"][0]["pass_at"]["1"] != valid["records"][0]["pass_at"]["1"]
 
@@ -215,10 +228,10 @@ def test_bounds_that_rollouts_contradict_fail_the_cross_check(two_runs, monkeypa
     assert two_runs("eval") == 1
 
 
-def test_agreement(trained, copy, capsys):
+def test_agreement(copy, capsys):
     """The whole grid of engines, models and policies on the small pipeline; false alarms below 1e-3."""
-    pipeline = copy("base-seed0", "sft-fork0.5-seed0", "sft-fork1-seed0")
-    assert "sft-fork0-seed0" in pipeline.refused(capsys, "agreement")
+    pipeline = copy(BASE, "fork0.5", "fork1")
+    assert f"{pipeline.at('sft', 'sft.fork_rate=0')}: no such finished run" in pipeline.refused(capsys, "agreement")
     assert pipeline("sft", "sft.fork_rate=0") == 0
     assert pipeline("agreement") == 0
     assert capsys.readouterr().out.count("agree   ") == 16
@@ -232,8 +245,8 @@ def test_bench(copy, monkeypatch, capsys):
     from experiments import bench
 
     monkeypatch.setattr(bench, "ROUNDS", 1)
-    pipeline = copy("base-seed0")
-    assert "model.width: 32 -> 48" in pipeline.refused(capsys, "bench", "model.width=48")
+    pipeline = copy(BASE)
+    assert "no such finished run" in pipeline.refused(capsys, "bench", "model.width=48")
     assert pipeline("bench") == 0
     result = json.loads(capsys.readouterr().out.splitlines()[-1])
     assert {"prefill", "exact", "split", "rollout", "recompute"} <= set(result["engines"])
@@ -241,91 +254,5 @@ def test_bench(copy, monkeypatch, capsys):
     assert result["rollout_against"]["recompute"] > 0
 
 
-def test_what_is_known_is_kept(copy, trained, capsys, monkeypatch):
-    """A second evaluation measures only what changed; its file is what a whole one writes, but for timings."""
-    pipeline = copy("base-seed0", "sft-fork1-seed0")
-    assert pipeline("eval") == 0
-    before = json.loads((pipeline.folder / "eval.json").read_text())
-    measured, real = [], evaluate.measure_one
-
-    def counted(config, checkpoint, *rest):
-        measured.append(str(checkpoint.path.relative_to(pipeline.folder)))
-        return real(config, checkpoint, *rest)
-
-    monkeypatch.setattr(evaluate, "measure_one", counted)
-    capsys.readouterr()
-    assert pipeline("eval") == 0 and not measured
-    assert "4 of 4 results are the last evaluation's" in capsys.readouterr().out
-    assert json.loads((pipeline.folder / "eval.json").read_text()) == before
-
-    weights = pipeline.folder / "sft-fork1-seed0" / "epochs" / "e2.pt"
-    saved = runs.load_weights(weights)
-    saved["model"]["head.weight"] *= 1.5
-    runs.save_weights(weights, saved)
-    assert pipeline("eval") == 0 and measured == ["sft-fork1-seed0/epochs/e2.pt"]
-    shutil.copy(trained.folder / "sft-fork1-seed0" / "epochs" / "e2.pt", weights)
-    measured.clear()
-    assert pipeline("eval", "eval.bootstrap=51") == 0 and len(measured) == 4  # other settings
-    measured.clear()
-    assert pipeline("eval") == 0 and len(measured) == 4
-    measured.clear()
-    monkeypatch.setitem(policy.STEPS, "mine", policy.STEPS["top_k"])  # its file is known: the same code
-    assert pipeline("eval") == 0 and not measured
-    monkeypatch.setattr(evaluate, "_code", lambda config: "other code")
-    assert pipeline("eval") == 0 and len(measured) == 4
-    assert json.loads((pipeline.folder / "eval.json").read_text())["records"] == before["records"]
-
-
-def test_only_what_is_wanted_is_measured(two_runs, capsys):
-    """What was found before stays, wanted or not, and what is measured is what a whole evaluation measures."""
-
-    def epochs(wanted) -> list[int | None]:
-        assert evaluate.evaluate(two_runs.config(), wanted) == 0
-        return [record["epoch"] for record in json.loads((two_runs.folder / "eval.json").read_text())["records"]]
-
-    assert epochs(lambda checkpoint: checkpoint.final) == [None, 4]
-    assert "evaluating 2 of 4 checkpoints" in capsys.readouterr().out
-    assert epochs(lambda checkpoint: checkpoint.epoch == 1) == [None, 1, 4]
-    partial, _ = evaluated(two_runs)
-    assert [record["epoch"] for record in partial["records"]] == [None, 1, 2, 4]
-    (two_runs.folder / "eval.json").unlink()
-    assert evaluated(two_runs)[0]["records"] == partial["records"]
-
-
 def test_a_policy_that_loses_all_probability_is_refused(two_runs, capsys):
     assert "not finite" in two_runs.refused(capsys, "eval", "eval.policy=temperature=1e-20,temperature=1e-20")
-
-
-@pytest.mark.parametrize("stopped", [0, 1, 2])
-def test_a_pair_can_be_read_wherever_saving_stops(two_runs, monkeypatch, stopped):
-    """Killed before the arrays are there, before eval.json is, or before the arrays have their last name: the old pair
-    or the new one can be read, and the next evaluation goes on."""
-    evaluated(two_runs)
-    old = evaluate.read_evaluation(two_runs.folder / "eval.json")[0]
-    moved, real = [], os.replace
-
-    def replace_or_stop(*paths):
-        moved.append(paths)
-        if len(moved) > stopped:
-            raise KeyboardInterrupt
-        real(*paths)
-
-    monkeypatch.setattr(os, "replace", replace_or_stop)
-    assert two_runs("eval", "eval.bootstrap=51") == 130
-    monkeypatch.setattr(os, "replace", real)
-    found, arrays = evaluate.read_evaluation(two_runs.folder / "eval.json")
-    assert (found == old) == (stopped < 2) and arrays
-    for bootstrap in ("eval.bootstrap=51", "eval.bootstrap=52"):
-        evaluated(two_runs, bootstrap)
-        assert not (two_runs.folder / f"eval{evaluate.COMING}").exists()
-        evaluate.read_evaluation(two_runs.folder / "eval.json")
-
-
-@pytest.mark.parametrize("file", ["eval.json", "eval.npz"])
-def test_a_damaged_evaluation_is_made_anew(copy, file):
-    pipeline = copy("base-seed0")
-    assert pipeline("eval") == 0
-    before = json.loads((pipeline.folder / "eval.json").read_text())["records"]
-    (pipeline.folder / file).write_bytes((pipeline.folder / file).read_bytes()[:-40])
-    assert pipeline("eval") == 0
-    assert json.loads((pipeline.folder / "eval.json").read_text())["records"] == before

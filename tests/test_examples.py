@@ -12,7 +12,7 @@ import torch
 from examples.new_decoder import typical
 from examples.new_loss import focal
 from examples.new_task import Ordered
-from minifork import losses
+from minifork import losses, runs
 from minifork.policy import top_p
 from tests.conftest import SMALL
 
@@ -34,9 +34,9 @@ def run(name: str, *overrides: str) -> str:
 
 
 def test_new_loss(copy):
-    pipeline = copy("base-seed0")
+    pipeline = copy("base")
     run("new_loss", f"runs={pipeline.root}")
-    assert (pipeline.folder / "sft-fork1-focal2-seed0" / "epochs" / "e4.pt").exists()
+    assert runs.read(pipeline.at("sft", "sft.loss=focal=2")).complete
 
 
 def test_focal_loss():
@@ -47,10 +47,10 @@ def test_focal_loss():
 
 
 def test_new_decoder(copy):
-    pipeline = copy("base-seed0", "sft-fork1-seed0")
+    pipeline = copy("base", "fork1")
     run("new_decoder", f"runs={pipeline.root}")
-    found = json.loads((pipeline.folder / "eval-typical.json").read_text())
-    assert found["policy"] == "typical=0.9" and all(check["agrees"] for check in found["checks"])
+    view = pipeline.view()
+    assert view["policy"] == "typical=0.9" and all(check["agrees"] for check in view["checks"])
 
 
 def test_typical_by_hand():
@@ -58,8 +58,7 @@ def test_typical_by_hand():
     uniform = torch.zeros(1, 4)
     assert torch.isfinite(typical(uniform, 1.0)).all() and torch.equal(top_p(uniform, 1.0), typical(uniform, 1.0))
     p = torch.tensor([[0.4, 0.15, 0.15, 0.15, 0.15]])  # entropy 1.50: surprise .92 for the first, 1.90 for the others
-    kept = torch.isfinite(typical(p.log(), 0.5))[0].tolist()
-    assert kept == [False, True, True, True, True]
+    assert torch.isfinite(typical(p.log(), 0.5))[0].tolist() == [False, True, True, True, True]
 
 
 def test_new_task(tmp_path):

@@ -1,25 +1,27 @@
-"""Anything may be written in a config, an override, a sweep, a claim or a result file: it is taken or refused in one
-line, and never ends in another exception."""
+"""Anything may be written in a config, an override, a study, a claim, a run's record or a measurement: it is taken or
+refused in one line, and never ends in another exception."""
 
 import contextlib
-import copy
+import copy as copies
 import io
 import json
-from pathlib import Path
+import shutil
+from unittest import mock
 
+import pytest
 import yaml
-from hypothesis import given, settings
+from hypothesis import example, given, settings
 from hypothesis import strategies as st
 
-from experiments import claims, sweep
+from experiments import claims, study
 from experiments.results import load
 from minifork import config as configs
-from minifork import records, runs
+from minifork import evaluate, files, listing, runs
 from minifork.cli import main
 from minifork.config import from_tree, to_tree
+from tests.pipeline import BASE
 
-CONFIGS = Path(__file__).parent.parent / "experiments" / "configs"
-TREES = [to_tree(configs.load(str(path), [])) for path in sorted(CONFIGS.glob("*.yaml"))]
+TREES = [to_tree(configs.load(name)) for name in ("arith", "mixed", "star")]
 fuzz = settings(max_examples=100, deadline=None, derandomize=True, database=None)
 scalars = st.one_of(
     st.none(), st.booleans(), st.integers(), st.floats(), st.text(max_size=12),
@@ -30,10 +32,10 @@ values = st.recursive(scalars, lambda inner: st.lists(inner, max_size=3) | st.di
 
 def keys(tree: dict, prefix: str = "") -> list[str]:
     """Dotted keys of a mapping, sections included."""
-    found = []
+    names = []
     for name, value in tree.items():
-        found += [prefix + name, *(keys(value, f"{prefix}{name}.") if isinstance(value, dict) else [])]
-    return found
+        names += [prefix + name, *(keys(value, f"{prefix}{name}.") if isinstance(value, dict) else [])]
+    return names
 
 
 def taken_or_refused(function, *arguments) -> object:
@@ -45,17 +47,23 @@ def taken_or_refused(function, *arguments) -> object:
         return None
 
 
-@fuzz
-@given(st.sampled_from(range(len(TREES))), st.data())
-def test_any_value_anywhere_in_a_config(index, data):
-    tree = copy.deepcopy(TREES[index])
-    for key in data.draw(st.lists(st.sampled_from(keys(tree)), min_size=1, max_size=2)):
+def spoil(tree: dict, data) -> None:
+    """Put any values at one or two places of a mapping."""
+    names = st.one_of(st.sampled_from([*tree]), st.sampled_from(keys(tree)))
+    for key in data.draw(st.lists(names, min_size=1, max_size=2)):
         *sections, name = key.split(".")
         at = tree
         for section in sections:
             at = at.get(section) if isinstance(at, dict) else None
         if isinstance(at, dict):
             at[name] = data.draw(values)
+
+
+@fuzz
+@given(st.sampled_from(range(len(TREES))), st.data())
+def test_any_value_anywhere_in_a_config(index, data):
+    tree = copies.deepcopy(TREES[index])
+    spoil(tree, data)
     config = taken_or_refused(from_tree, tree, "fuzzed.yaml")
     if config is not None:
         assert to_tree(from_tree(to_tree(config), "again")) == to_tree(config)
@@ -73,25 +81,27 @@ def test_any_text_as_a_config(tmp_path_factory, text):
 @given(st.sampled_from(keys(TREES[-1])), st.one_of(st.text(max_size=12), scalars.map(str)), st.text(max_size=8))
 def test_any_override(key, value, name):
     for override in (f"{key}={value}", f"{key}.{name}={value}", f"{name}={value}", name):
-        taken_or_refused(configs.load, str(CONFIGS / "star.yaml"), [override])
+        taken_or_refused(configs.load, "star", [override])
 
 
 entries = st.lists(
-    st.dictionaries(st.sampled_from([*keys(TREES[-1]), "stage", "x"]), st.one_of(values, st.just("a{pair}{x}"))),
+    st.dictionaries(
+        st.sampled_from([*keys(TREES[-1]), *study.WORDS, "x"]),
+        st.one_of(values, st.sampled_from(["x4", "/4", "a {seed} {x}", "rl", "wise"])),
+        max_size=4,
+    ),
     max_size=2,
 )
 
 
 @fuzz
 @given(st.one_of(entries, values))
-def test_any_sweep(tmp_path_factory, content):
-    path = tmp_path_factory.getbasetemp() / "sweep.yaml"
+@example([{"task": {}}])
+def test_any_study(tmp_path_factory, content):
+    path = tmp_path_factory.getbasetemp() / "study.yaml"
     path.write_text(yaml.safe_dump(content))
-    tree = copy.deepcopy(TREES[-1])
-    tree["reproduce"]["sweep"] = str(path)
-    config = from_tree(tree, "fuzzed.yaml")
-    for job in taken_or_refused(sweep.read, config, range(2)) or ():
-        taken_or_refused(sweep.finished, config, job)
+    config = configs.load("star", [f"reproduce.study={path}", f"runs={path.parent / 'none'}"])
+    taken_or_refused(lambda: [plan.command for plan in study.plans(config, study.read(str(path)), range(2))])
 
 
 @fuzz
@@ -106,33 +116,70 @@ def test_any_value_anywhere_in_the_claims(tmp_path_factory, data):
     taken_or_refused(claims.read, path)
 
 
-parts = {"schema": st.just(records.SCHEMA), "records": values, "settings": scalars, "n_problems": scalars}
+@pytest.fixture(scope="module")
+def measured(trained, tmp_path_factory):
+    """A config whose runs are copies of the base, which was measured, and a fine-tuning, which was not."""
+    root = tmp_path_factory.mktemp("measured")
+    shutil.copytree(trained.run(BASE), root / "star" / trained.run(BASE).name)
+    shutil.copytree(trained.run("fork1"), root / "star" / trained.run("fork1").name, ignore=lambda *_: ["eval"])
+    return trained.config(f"runs={root}")
+
+
+@contextlib.contextmanager
+def spoilt(path, content, data):
+    """A JSON file with other content, or where that is None with other values in it, for as long as the block lasts.
+
+    Its checksum, if it has one, is right, as someone might write it who edits it, unless what was measured is changed.
+    """
+    before = path.read_bytes()
+    tree, original = json.loads(before), json.loads(before)
+    if content is None:
+        spoil(tree, data)
+        content = tree
+        if "checksum" in original and tree.get("record") == original["record"]:
+            tree["checksum"] = files.fingerprint({key: value for key, value in tree.items() if key != "checksum"})
+    try:
+        path.write_text(json.dumps(content))
+        with contextlib.redirect_stdout(io.StringIO()):
+            yield
+    finally:
+        path.write_bytes(before)
+
+
+changes = st.one_of(st.none(), st.none(), values)
 
 
 @fuzz
-@given(content=st.one_of(values, st.fixed_dictionaries(parts, optional={"npz_hash": scalars, "checks": values})))
-def test_any_json_as_results(trained, tmp_path_factory, content):
-    """Also with the right checksum, as someone might write it who edits a result."""
-    config = trained.config(f"runs={tmp_path_factory.getbasetemp() / 'fuzzed'}")
-    folder = Path(config.runs) / "star"
-    folder.mkdir(parents=True, exist_ok=True)
-    if isinstance(content, dict) and "schema" in content:
-        content["npz_hash"] = runs.digest((trained.folder / "eval.npz").read_bytes())
-        content["checksum"] = configs.fingerprint(content)
-    (folder / "eval.json").write_text(json.dumps(content))
-    (folder / "eval.npz").write_bytes((trained.folder / "eval.npz").read_bytes())
-    taken_or_refused(load, config)
+@given(changes, st.data(), st.sampled_from(["base", "sft"]))
+def test_any_value_anywhere_in_a_record(measured, content, data, stage):
+    with spoilt(runs.folder_of(measured, stage) / runs.RECORD, content, data):
+        taken_or_refused(listing.list_runs, measured, [], False)
+        taken_or_refused(load, measured)
+        taken_or_refused(runs.finished, measured, "sft")
 
 
 @fuzz
-@given(st.lists(st.one_of(st.sampled_from(["pretrain", "sft", "eval", "--config", "--resume", "--debug", "x=1"]),
-                          st.text(max_size=8)), max_size=4))  # fmt: skip
-def test_any_command_line(words):
-    """Exit code 1 or argparse's 2 (0 for help), one `minifork: ...` line or argparse's usage."""
+@given(changes, st.data(), st.booleans())
+def test_any_value_anywhere_in_a_measurement(measured, content, data, of_this_version):
+    (path,) = runs.folder_of(measured, "base").glob("eval/*.json")
+    version = evaluate._version if of_this_version else lambda *_: "another"
+    with spoilt(path, content, data), mock.patch("minifork.evaluate._version", version):
+        results = taken_or_refused(load, measured)
+    assert results is None or results.records[0]["current"] == of_this_version
+
+
+WORDS = ["sft", "eval", "claims", "config", "runs", "--config", "--resume", "--debug", "star", "x=1", "seed=1"]
+
+
+@fuzz
+@given(st.lists(st.one_of(st.sampled_from(WORDS), st.text(max_size=8)), max_size=4))
+def test_any_command_line(tmp_path_factory, words):
+    """Where no run is: done, or refused in one `minifork: ...` line (code 1), or argparse's usage (2, 0 for help)."""
     if "--debug" in words:
         return  # asks for the traceback
     out, err = io.StringIO(), io.StringIO()
-    with contextlib.redirect_stdout(out), contextlib.redirect_stderr(err):
+    empty = contextlib.chdir(tmp_path_factory.mktemp("empty"))
+    with contextlib.redirect_stdout(out), contextlib.redirect_stderr(err), empty:
         try:
             code = main(words)
         except SystemExit as stopped:

@@ -19,10 +19,7 @@ from minifork.tree import Tree
 from tests.host_twin import Twin
 from tests.test_kernel import CASES, make_tree, twin_only
 
-pytestmark = [
-    pytest.mark.gpu,
-    pytest.mark.skipif(not torch.cuda.is_available(), reason="no CUDA device"),
-]
+pytestmark = [pytest.mark.gpu, pytest.mark.skipif(not torch.cuda.is_available(), reason="no CUDA device")]
 POLICIES = ["temperature=1", "temperature=0.7,top_p=0.9", "top_k=3", "min_p=0.2,temperature=1.5"]
 
 

@@ -6,11 +6,14 @@ import re
 import subprocess
 import sys
 from pathlib import Path
+from typing import Any
 
 import pytest
 
-from data_gen import audit, streams
+from data_gen import audit
 from minifork import config as configs
+from minifork import stages
+from minifork.schema import TASKS
 
 ROOT = Path(__file__).parent.parent
 PACKAGES = ("data_gen", "minifork", "experiments")
@@ -30,14 +33,14 @@ def name_of(path: Path) -> str:
 
 def imported(path: Path) -> set[str]:
     """Top-level packages a module imports, anywhere in it."""
-    found = set()
+    packages = set()
     for node in ast.walk(ast.parse(path.read_text())):
         if isinstance(node, ast.Import):
-            found |= {alias.name.split(".")[0] for alias in node.names}
+            packages |= {alias.name.split(".")[0] for alias in node.names}
         elif isinstance(node, ast.ImportFrom):
             assert node.level == 0, f"{name_of(path)}: relative import"
-            found.add(node.module.split(".")[0])
-    return found
+            packages.add(node.module.split(".")[0])
+    return packages
 
 
 def test_the_packages_are_found():
@@ -82,7 +85,11 @@ def test_nothing_reads_the_clock_on_the_wall(path):
 
 @pytest.mark.parametrize(
     ("module", "unwanted"),
-    [("minifork.cli", ["torch", "matplotlib", "experiments"]), ("data_gen.audit", ["torch", "minifork", "yaml"])],
+    [
+        ("minifork.cli", ["torch", "matplotlib", "experiments"]),
+        ("minifork.listing", ["torch", "matplotlib", "experiments"]),
+        ("data_gen.audit", ["torch", "minifork", "yaml"]),
+    ],
 )
 def test_what_an_import_drags_in(module, unwanted):
     code = f"import sys, {module}; print(sorted(m for m in {unwanted} if m in sys.modules))"
@@ -105,13 +112,26 @@ def test_importing_everything_prints_and_writes_nothing(tmp_path):
     assert not list(tmp_path.iterdir())
 
 
-def test_runtime_dependencies():
+def setup_argument(name: str) -> Any:
+    """What setup.py hands to setup()."""
     calls = [node for node in ast.walk(ast.parse((ROOT / "setup.py").read_text())) if isinstance(node, ast.Call)]
-    arguments = {k.arg: k.value for call in calls for k in call.keywords}
-    required = ast.literal_eval(arguments["install_requires"])
+    return ast.literal_eval({k.arg: k.value for call in calls for k in call.keywords}[name])
+
+
+def test_runtime_dependencies():
+    required = setup_argument("install_requires")
     assert {re.split(r"[<>=!~ ;\[]", requirement)[0].lower() for requirement in required} == RUNTIME
-    assert ast.literal_eval(arguments["packages"]) == list(PACKAGES)
-    assert set(ast.literal_eval(arguments["entry_points"])["console_scripts"]) == {"minifork = minifork.cli:main"}
+    assert setup_argument("packages") == list(PACKAGES)
+    assert set(setup_argument("entry_points")["console_scripts"]) == {"minifork = minifork.cli:main"}
+
+
+@pytest.mark.parametrize("package", PACKAGES)
+def test_what_code_reads_is_installed_with_it(package):
+    """Configs, studies, claims, the kernel and the report's template; not the results that are kept."""
+    files = [path for path in (ROOT / package).rglob("*.*") if path.suffix not in (".py", ".pyc")]
+    patterns = setup_argument("package_data").get(package, [])
+    shipped = [path for pattern in patterns for path in (ROOT / package).glob(pattern)]
+    assert sorted(shipped) == sorted(path for path in files if "results" not in path.parts)
 
 
 def test_every_runtime_dependency_is_used_and_pinned():
@@ -124,12 +144,9 @@ def test_every_runtime_dependency_is_used_and_pinned():
     assert RUNTIME | {"pytest", "hypothesis", "ruff"} <= pinned
 
 
-@pytest.mark.parametrize("path", sorted((ROOT / "experiments" / "configs").glob("*.yaml")), ids=lambda path: path.name)
-def test_shipped_sets_do_not_leak(path):
+@pytest.mark.parametrize("task", sorted(TASKS))
+def test_shipped_sets_do_not_leak(task):
     """An audit of clean data objects with probability 1e-3; the data are a fixed function of the config."""
-    config = configs.load(path, [])
-    plan = config.sft
-    checks = audit.audit(
-        config.data, streams.sft_examples(config.data, plan.mixture, config.seed, plan.traces), plan.fork_rate
-    )
+    config = configs.load(task)
+    checks = audit.audit(config.data, stages.sft_data(config, 0), config.sft.fork_rate)
     assert not any(c.flagged for c in checks), audit.table(checks)

@@ -26,7 +26,7 @@ from minifork.kernel import SOURCE, Build
 from minifork.philox import uniform
 from minifork.policy import parse
 from minifork.rollout import SAMPLE, rollout
-from minifork.schema import Shape
+from minifork.settings import Shape
 from minifork.tree import Tree
 from tests.host_twin import Twin
 
@@ -247,10 +247,7 @@ def test_edges_of_tiles(make_model, twin, problems, n):
 
 
 RACES = {  # two neighbouring phases, and both in one
-    "norm before its sums": (
-        r"PHASE\(norm_sums\(tile, tid\)\)\s+PHASE\(norm",
-        "PHASE(norm_sums(tile, tid); norm",
-    ),
+    "norm before its sums": (r"PHASE\(norm_sums\(tile, tid\)\)\s+PHASE\(norm", "PHASE(norm_sums(tile, tid); norm"),
     "attention before its queries": (
         r"PRODUCT\(queries_keys_values\(tile, w, layer, WORKER\)\)\s+PHASE\(attend",
         "PHASE(queries_keys_values(tile, w, layer, tid); attend",
@@ -270,8 +267,8 @@ def test_a_planted_race_is_caught(make_model, folder, race):
     planted = re.sub(*RACES[race], source)
     assert planted != source
     clean = outcome(Twin(folder), tree, "reference")
-    found = [outcome(Twin(folder, order, source=planted), tree, "reference") for order in ("forward", "reversed")]
-    assert any(one != clean for one in found)
+    results = [outcome(Twin(folder, order, source=planted), tree, "reference") for order in ("forward", "reversed")]
+    assert any(one != clean for one in results)
 
 
 def swapped_fragments(matrix):
@@ -340,10 +337,10 @@ def test_a_cpu_uses_torch(make_model):
     assert np.array_equal(backends.sample(tree, 20, 1).ends, rollout(tree, 20, 1).ends)
 
 
-def test_gpu_check_without_a_gpu(config_file, tmp_path, capsys):
+def test_gpu_check_without_a_gpu(tmp_path, capsys):
     if torch.cuda.is_available():
         pytest.skip("there is one")
-    assert main(["gpu-check", "--config", config_file, f"runs={tmp_path}"]) == 0
+    assert main(["gpu-check", f"runs={tmp_path}"]) == 0
     assert "no CUDA device" in capsys.readouterr().out and not list(tmp_path.iterdir())
 
 

@@ -60,8 +60,8 @@ def test_drop_tail_drops_the_best_learned():
     logits = torch.zeros(4, 3, 2)
     logits[0, 0, 0], logits[1, :, 0], logits[2, 0, 0] = 5, 1, -3
     targets = torch.tensor([[0, IGNORE, IGNORE], [0, 0, 0], [0, IGNORE, IGNORE], [0, 0, IGNORE]])
-    kept = losses.cross_entropy(logits[2:], targets[2:])
-    assert float(parse("drop_tail=0.5")(logits, targets)) == pytest.approx(float(kept), rel=1e-6)
+    expected = losses.cross_entropy(logits[2:], targets[2:])
+    assert float(parse("drop_tail=0.5")(logits, targets)) == pytest.approx(float(expected), rel=1e-6)
     logits.requires_grad_()
     parse("drop_tail=0.5")(logits, targets).backward()
     assert (logits.grad[:2] == 0).all() and (logits.grad[2:, 0] != 0).all()

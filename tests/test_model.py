@@ -5,7 +5,7 @@ import pytest
 import torch
 
 from minifork.model import Rows
-from minifork.schema import Shape
+from minifork.settings import Shape
 
 SHAPES = [Shape(1, 16, 1), Shape(2, 24, 3), Shape(3, 32, 2)]
 VOCAB, PROMPT, CONTEXT = 11, 7, 12

@@ -280,40 +280,6 @@ def test_sampling_error_is_the_spread_of_simulated_estimates():
     assert abs(estimates.std() / error - 1) < Z / math.sqrt(2 * worlds)
 
 
-@hypothesis_settings
-@given(probabilities, st.integers(1, 6), st.floats(0.02, 0.6))
-def test_rollouts_needed_is_the_fewest(values, k, error):
-    """By trying every n from k up."""
-    p = np.array(values)
-    first = next((n for n in range(k, 300) if passk.sampling_error(p, n, k) <= error), None)
-    assert passk.rollouts_needed(p, k, error, most=299) == first
-
-
-@pytest.mark.parametrize("needed", [1, 2, 3, 900, 1024, 1025, 10**6 + 1, 900_000_000, 10**9])
-def test_rollouts_needed_in_closed_form(needed):
-    """At k = 1 the variance is p(1-p)/n; ``most`` counts as possible, whatever lies between powers of two."""
-    p, error = np.array([0.5]), math.sqrt(0.25 / (needed - 0.5))
-    assert passk.rollouts_needed(p, 1, error) == needed
-    assert passk.rollouts_needed(p, 1, error, most=needed) == needed
-    if needed > 1:
-        assert passk.rollouts_needed(p, 1, error, most=needed - 1) is None
-
-
-def test_rollouts_needed_at_its_ends():
-    assert passk.rollouts_needed(np.array([0.0, 1.0]), 7, 1e-9) == 7  # nothing to learn, and k is the fewest
-    assert passk.rollouts_needed(np.array([0.5]), 1, 1e-9) is None
-    assert passk.rollouts_needed(np.array([0.0]), 8, 0.1, most=7) is None
-    p = np.random.default_rng(0).beta(0.3, 0.5, size=200)
-    n = passk.rollouts_needed(p, 256, 2e-3)
-    assert n > 256 and passk.sampling_error(p, n, 256) <= 2e-3 < passk.sampling_error(p, n - 1, 256)
-
-
-@pytest.mark.parametrize("error", [0.0, -0.1, math.nan])
-def test_rollouts_needed_refuses_an_impossible_error(error):
-    with pytest.raises(ValueError, match="error is"):
-        passk.rollouts_needed(np.array([0.5]), 1, error)
-
-
 # Polarisation
 
 

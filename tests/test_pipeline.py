@@ -11,8 +11,10 @@ import pytest
 import torch
 
 from data_gen import star, streams, walks
-from minifork import losses, runs, stages
-from tests.pipeline import SFT, logged_steps, snapshot
+from minifork import checkpoints, losses, runs, stages
+from minifork.config import to_tree
+from minifork.weights import load_weights, weights_hash
+from tests.pipeline import BASE, SFT, edit_record, logged_steps, snapshot
 
 KS = [str(2**i) for i in range(7)]
 
@@ -21,7 +23,12 @@ KS = [str(2**i) for i in range(7)]
 def evaluation(trained):
     with np.load(trained.folder / "eval.npz") as stored:
         arrays = {name: stored[name] for name in stored.files}
-    return json.loads((trained.folder / "eval.json").read_text()), arrays
+    return trained.view(), arrays
+
+
+def records_of(pipeline, name: str) -> list[dict]:
+    """The records in eval.json of a run, by name."""
+    return [record for record in pipeline.view()["records"] if record["run"] == pipeline.run(name).name]
 
 
 # A whole run
@@ -31,29 +38,35 @@ def test_every_stage_succeeds(trained):
     assert trained.codes == [0] * (1 + len(SFT) + 3)
 
 
-@pytest.mark.parametrize("name", ["base-seed0", *SFT])
+@pytest.mark.parametrize("name", [BASE, *SFT])
 def test_artefacts_of_a_run(trained, name):
-    folder, base = trained.folder / name, name.startswith("base")
-    files = {str(p.relative_to(folder)) for p in folder.rglob("*") if p.is_file()}
-    epochs = set() if base else {"epochs/e1.pt", "epochs/e2.pt", "epochs/e4.pt"}
-    assert files == {"config.yaml", "meta.json", "metrics.jsonl", "ckpt.pt"} | epochs
-    meta = json.loads((folder / "meta.json").read_text())
-    steps = 40 if base else 16
-    assert meta["complete"] is True and meta["step"] == meta["steps"] == steps
-    assert meta["stage"] == ("base" if base else "sft") and meta["base_seed"] == 0 and meta["name"] == name
-    assert logged_steps(folder) == ([10, 20, 30, 40] if base else [10, 16])
-    overrides = SFT.get(name, [])
-    assert runs.read_config(folder) == trained.config(*overrides)
-    if not base:
-        last = runs.load_weights(folder / "epochs" / "e4.pt")["model"]
-        assert all(torch.equal(last[k], v) for k, v in runs.load_weights(folder / "ckpt.pt")["model"].items())
-        first = runs.load_weights(folder / "epochs" / "e1.pt")["model"]
+    folder, stage = trained.run(name), "base" if name == BASE else "sft"
+    files = {str(p.relative_to(folder)) for p in folder.rglob("*") if p.is_file() and p.parent.name != "eval"}
+    epochs = set() if name == BASE else {"epochs/e1.pt", "epochs/e2.pt", "epochs/e4.pt"}
+    assert files == {"run.json", "metrics.jsonl", "ckpt.pt"} | epochs
+    measured = {suffix: len([*folder.glob(f"eval/*.{suffix}")]) for suffix in ("json", "npz")}
+    assert measured == dict.fromkeys(measured, 1 if name == BASE else 6 if name == "cued" else 3)
+    assert logged_steps(folder) == ([10, 20, 30, 40] if name == BASE else [10, 16])
+    if name != BASE:
+        last = load_weights(folder / "epochs" / "e4.pt")["model"]
+        assert all(torch.equal(last[k], v) for k, v in load_weights(folder / "ckpt.pt")["model"].items())
+        first = load_weights(folder / "epochs" / "e1.pt")["model"]
         assert any(not torch.equal(first[k], v) for k, v in last.items())
+
+    record, config = json.loads((folder / "run.json").read_text()), trained.config(*SFT.get(name, []))
+    assert (record["format"], record["version"], record["stage"]) == ("minifork-run", 2, stage)
+    assert record["identity"] == runs.identity(config, stage) and folder.name.endswith(f"-{record['identity'][:8]}")
+    assert record["config"] == to_tree(config) and runs.read(folder).config == config
+    assert record["complete"] is True and record["step"] == record["steps"] == (40 if name == BASE else 16)
+    assert record["weights"] == {file: weights_hash(folder / file) for file in {"ckpt.pt"} | epochs}
+    base = trained.run(BASE)
+    start = {"run": base.name, "file": "ckpt.pt", "weights": weights_hash(base / "ckpt.pt")}
+    assert record["parent"] == (None if name == BASE else start)
 
 
 def test_training_learns(trained):
     """The loss of the base falls below that of guessing a node, and fine-tuning lowers it further."""
-    lines = (trained.folder / "base-seed0" / "metrics.jsonl").read_text().splitlines()
+    lines = (trained.run(BASE) / "metrics.jsonl").read_text().splitlines()
     losses = [json.loads(line)["loss"] for line in lines]
     assert losses[-1] < losses[0] and losses[-1] < np.log(12)
 
@@ -62,21 +75,22 @@ def in_unit(values) -> bool:
     return all(0 <= v <= 1 for v in values)
 
 
-def test_schema_of_the_evaluation(evaluation):
+def test_schema_of_the_evaluation(trained, evaluation):
     result, _ = evaluation
     assert set(result) >= {
-        "schema", "task", "engine", "policy", "grading", "split", "n_problems", "data_hash", "records",
+        "schema", "task", "engine", "policy", "grading", "split", "n_problems", "data_hash", "settings", "records",
     }  # fmt: skip
-    assert (result["schema"], result["task"], result["engine"], result["n_problems"]) == (4, "star", "exact", 64)
-    records = result["records"]
-    assert [(r["run"], r["epoch"]) for r in records if r["stage"] == "base"] == [("base-seed0", None)]
+    assert (result["schema"], result["task"], result["engine"], result["n_problems"]) == (5, "star", "exact", 64)
+    assert records_of(trained, BASE) == [record for record in result["records"] if record["stage"] == "base"]
+    assert [record["epoch"] for record in records_of(trained, BASE)] == [None]
     for name in SFT:
-        for test_set in ("plain", "cue1") if name == "cued-seed0" else ("plain",):
-            assert [r["epoch"] for r in records if r["run"] == name and r["test_set"] == test_set] == [1, 2, 4]
-    assert len(records) == 1 + 3 * len(SFT) + 3
+        for test_set in ("plain", "cue1") if name == "cued" else ("plain",):
+            mine = [record for record in records_of(trained, name) if record["test_set"] == test_set]
+            assert [record["epoch"] for record in mine] == [1, 2, 4]
+    assert len(result["records"]) == 1 + 3 * len(SFT) + 3
 
 
-def test_records_of_the_evaluation(evaluation):
+def test_records_of_the_evaluation(trained, evaluation):
     for r in evaluation[0]["records"]:
         assert list(r["pass_at"]) == list(r["pass_at_lo"]) == list(r["pass_at_hi"]) == list(r["ci95"]) == KS
         passed = [r["pass_at"][k] for k in KS]
@@ -96,21 +110,24 @@ def test_records_of_the_evaluation(evaluation):
             assert fork[name] is None or 0 <= fork[name] <= 1
         assert 0 <= fork["entropy"] <= np.log(2) + 1e-9
         assert 0 <= r["mode"]["p_forward"] <= 1 and 0 <= r["mode"]["entropy"] <= np.log(2) + 1e-9
+        assert r["current"] is True
         if r["stage"] == "base":
-            assert (r["seed"], r["fork_rate"], r["variant"], fork["train_p_right"]) == (None, None, "base", None)
+            assert (r["seed"], r["fork_rate"], r["tags"], fork["train_p_right"]) == (None, None, {}, None)
         else:
             assert r["seed"] == 0 and fork["train_p_right"] is not None
-    variants = {r["run"]: (r["variant"], r["fork_rate"]) for r in evaluation[0]["records"] if r["stage"] == "sft"}
-    assert variants == {
-        "sft-fork0.5-seed0": ("data", 0.5),
-        "sft-fork1-seed0": ("data", 1.0),
-        "sft-problem-seed0": ("problem", 0.5),
-        "fresh-seed0": ("fresh", 1.0),
-        "cued-seed0": ("cued", 1.0),
+    tags = {name: records_of(trained, name)[0]["tags"] for name in SFT}
+    assert tags == {
+        "fork0.5": {"sft.fork_rate": 0.5},
+        "fork1": {},
+        "problem": {"sft.fork_rate": 0.5, "sft.allocation": "problem"},
+        "fresh": {"sft.fresh": True},
+        "cued": {"sft.cue_rate": 1.0},
     }
-    hashes = {r["run"]: r["config_hash"] for r in evaluation[0]["records"]}
-    assert len(set(hashes.values())) == len(hashes)
-    assert len({r["setup_hash"] for r in evaluation[0]["records"]}) == len(hashes)  # one seed: each its own
+    assert [records_of(trained, name)[0]["fork_rate"] for name in SFT] == [0.5, 1, 0.5, 1, 1]
+    assert len({r["identity"] for r in evaluation[0]["records"]}) == 1 + len(SFT)
+    hashes = {(r["run"], r["epoch"]): r["weights_hash"] for r in evaluation[0]["records"]}
+    same = [hashes[trained.run(name).name, 1] for name in ("fork1", "fresh")]
+    assert same[0] == same[1] and len({*hashes.values()}) == len(hashes) - 1  # fresh traces begin with epoch 2
 
 
 def test_arrays_are_what_the_records_say(evaluation):
@@ -136,20 +153,21 @@ def test_arrays_are_what_the_records_say(evaluation):
         assert r["mode"]["entropy"] == pytest.approx(-(modes * np.log(modes)).sum(axis=1).mean())
 
 
-@pytest.mark.parametrize(("name", "epoch"), [("base-seed0", None), ("sft-fork0.5-seed0", 2), ("sft-fork1-seed0", 4)])
+@pytest.mark.parametrize(("name", "epoch"), [(BASE, None), ("fork0.5", 2), ("fork1", 4)])
 @torch.no_grad()
 def test_p_is_teacher_forced_probability(trained, evaluation, name, epoch):
     """From the saved weights and the test stream alone: both accepted traces, the mode, the fork."""
     result, arrays = evaluation
     config = trained.config()
     task, problems = config.data, streams.test_problems(config.data, 64)
-    model = stages.new_model(config, 0).eval()
-    file = trained.folder / name / ("ckpt.pt" if epoch is None else f"epochs/e{epoch}.pt")
+    model = checkpoints.new_model(config, 0).eval()
+    folder = trained.run(name)
+    file = folder / ("ckpt.pt" if epoch is None else f"epochs/e{epoch}.pt")
     model.load_state_dict(torch.load(file, weights_only=True)["model"])
     prompt = torch.from_numpy(task.prompts(problems))
     assert streams.data_hash(prompt.numpy()) == result["data_hash"]
     total, first = np.zeros(64), {}
-    key = f"{name}/{'base' if epoch is None else f'e{epoch}'}/plain"
+    key = f"{folder.name}/{'base' if epoch is None else f'e{epoch}'}/plain"
     for mode in ("FWD", "REV"):
         trace = torch.from_numpy(task.traces(problems, 1 - np.full(64, mode == "FWD")))
         logits = model(torch.cat([prompt, trace], dim=1))[:, task.prompt_len - 1 : -1].double()
@@ -160,32 +178,29 @@ def test_p_is_teacher_forced_probability(trained, evaluation, name, epoch):
             branch = torch.softmax(logits[:, 2].gather(1, torch.from_numpy(task.children(problems))), dim=1).numpy()
             np.testing.assert_allclose(arrays[f"{key}/fork"], branch, atol=1e-5)
     np.testing.assert_allclose(arrays[f"{key}/free"], total, atol=1e-5)
-    record = next(r for r in result["records"] if r["run"] == name and r["epoch"] == epoch)
+    record = next(r for r in records_of(trained, name) if r["epoch"] == epoch)
     expected = (first["FWD"] / (first["FWD"] + first["REV"])).mean()
     assert record["mode"]["p_forward"] == pytest.approx(expected, abs=1e-5)
 
 
-def test_the_cross_check_covers_every_run(evaluation):
+def test_the_cross_check_covers_every_run(trained, evaluation):
     checks = evaluation[0]["checks"]
-    assert sorted(check["run"] for check in checks) == sorted(["base-seed0", *SFT])
+    assert sorted(check["run"] for check in checks) == sorted(trained.run(name).name for name in (BASE, *SFT))
     assert all(check["agrees"] and 0 <= check["p_value"] <= 1 for check in checks)
 
 
-def test_evaluation_repeats_itself(copy, evaluation):
-    pipeline = copy("base-seed0", "sft-fork1-seed0")
+def test_evaluation_repeats_itself(copy, trained):
+    pipeline = copy(BASE, "fork1")
     assert pipeline("eval") == 0
-    again = json.loads((pipeline.folder / "eval.json").read_text())["records"]
-    wanted = [r for r in evaluation[0]["records"] if r["run"] in ("base-seed0", "sft-fork1-seed0")]
-    assert again == wanted
+    assert pipeline.view()["records"] == records_of(trained, BASE) + records_of(trained, "fork1")
 
 
 def test_evaluation_names_what_it_leaves_out(copy, capsys):
-    pipeline = copy("base-seed0", "sft-fork1-seed0")
-    meta = pipeline.folder / "sft-fork1-seed0" / "meta.json"
-    meta.write_text(meta.read_text().replace('"complete": true', '"complete": false'))
+    pipeline = copy(BASE, "fork1")
+    edit_record(pipeline.run("fork1"), complete=False)
     assert pipeline("eval") == 0
-    assert "sft-fork1-seed0: left out, unfinished" in capsys.readouterr().out
-    assert [r["run"] for r in json.loads((pipeline.folder / "eval.json").read_text())["records"]] == ["base-seed0"]
+    assert f"{pipeline.run('fork1')}: left out, unfinished" in capsys.readouterr().out
+    assert [r["run"] for r in pipeline.view()["records"]] == [pipeline.run(BASE).name]
 
 
 def test_figures(trained):
@@ -195,15 +210,14 @@ def test_figures(trained):
 
 
 def test_claims(trained):
-    found = json.loads((trained.folder / "claims.json").read_text())
-    rows = {row["id"]: row for row in found["claims"]}
-    held, tested = (sum(row["verdict"] in of for row in rows.values()) for of in (["holds"], ["holds", "fails"]))
+    rows = {row["id"]: row for row in json.loads((trained.folder / "claims.json").read_text())["claims"]}
+    verdicts = [row["verdict"] for row in rows.values()]
+    held, tested = verdicts.count("holds"), len(verdicts) - verdicts.count("not run")
     assert f"{held} of {tested} claims hold on 1 pair of seeds; provisional, 5 pairs are wanted" in trained.printed
     missing = {name for name, row in rows.items() if row["verdict"] == "not run"}
     ran = {"gain", "loss-16", "loss-64", "cue", "repetition", "memorised", "guessed", "data-level", "problem-level"}
     assert ran < set(rows) - missing and {"no-forks", "dose", "scarcity", "rl-forward"} < missing
-    records = json.loads((trained.folder / "eval.json").read_text())["records"]
-    base, tuned = (next(r for r in reversed(records) if r["run"] == run) for run in ("base-seed0", "sft-fork1-seed0"))
+    base, tuned = records_of(trained, BASE)[-1], records_of(trained, "fork1")[-1]
     assert rows["gain"]["effect"] == pytest.approx(tuned["pass_at"]["1"] - base["pass_at"]["1"])
     assert rows["memorised"]["effect"] == pytest.approx(tuned["fork_train"]["accuracy"])
     assert rows["guessed"]["effect"] == pytest.approx(tuned["fork"]["accuracy"])
@@ -222,10 +236,10 @@ def test_finished_stages_are_not_redone(trained, capsys):
 
 
 def test_fine_tuning_leaves_the_base_alone(copy):
-    pipeline = copy("base-seed0")
-    before = snapshot(pipeline.folder / "base-seed0")
+    pipeline = copy(BASE)
+    before = snapshot(pipeline.run(BASE))
     assert pipeline("sft", "seed=5") == 0
-    assert snapshot(pipeline.folder / "base-seed0") == before
+    assert snapshot(pipeline.run(BASE)) == before
 
 
 # What is learned from
@@ -233,7 +247,7 @@ def test_fine_tuning_leaves_the_base_alone(copy):
 
 @pytest.mark.parametrize("overrides", [[], ["sft.fresh=true"], ["sft.fork_rate=0.5"]])
 def test_loss_is_on_whole_traces_each_once_an_epoch(copy, monkeypatch, overrides):
-    pipeline, seen, real = copy("base-seed0"), [], losses.cross_entropy
+    pipeline, seen, real = copy(BASE), [], losses.cross_entropy
 
     def cross_entropy(logits, targets, value):
         seen.append(targets.numpy())
@@ -253,32 +267,30 @@ def test_loss_is_on_whole_traces_each_once_an_epoch(copy, monkeypatch, overrides
 @pytest.mark.parametrize("loss", ["label_smoothing=0.1", "gem=0.7", "coverage=8", "drop_tail=0.25"])
 def test_fine_tunes_with_every_loss(copy, loss):
     """In a folder of its own, to other weights."""
-    pipeline = copy("base-seed0", "sft-fork1-seed0")
-    assert pipeline("sft", f"sft.loss={loss}") == 0
-    folder = pipeline.folder / f"sft-fork1-{loss.replace('=', '')}-seed0"
+    pipeline, override = copy(BASE, "fork1"), f"sft.loss={loss}"
+    assert pipeline("sft", override) == 0
     weights = [
-        torch.load(path / "ckpt.pt", weights_only=True)["model"] for path in (folder, folder.parent / "sft-fork1-seed0")
+        load_weights(path / "ckpt.pt")["model"] for path in (pipeline.at("sft", override), pipeline.run("fork1"))
     ]
     assert not torch.equal(weights[0]["head.weight"], weights[1]["head.weight"])
 
 
 def test_impossible_losses_are_refused_before_anything_is_made(copy, capsys):
-    pipeline = copy("base-seed0")
+    pipeline = copy(BASE)
     assert "coverage is 0.5" in pipeline.refused(capsys, "sft", "sft.loss=coverage=0.5")
     assert "does not exist" in pipeline.refused(capsys, "sft", "sft.loss=hinge")
-    assert sorted(path.name for path in pipeline.folder.iterdir()) == ["base-seed0"]
+    assert [*pipeline.folder.iterdir()] == [pipeline.run(BASE)]
 
 
 # Other seeds
 
 
 def test_seeds_matter_and_thread_through(copy):
-    pipeline = copy("base-seed0", "sft-fork1-seed0")
-    assert pipeline("sft", "seed=1", "sft.epochs=1") == 0
-    one = runs.load_weights(pipeline.folder / "sft-fork1-seed1" / "ckpt.pt")["model"]
-    zero = runs.load_weights(pipeline.folder / "sft-fork1-seed0" / "epochs" / "e1.pt")["model"]
+    pipeline = copy(BASE, "fork1")
+    assert pipeline("sft", "seed=1") == 0
+    one, zero = (load_weights(pipeline.at("sft", f"seed={seed}") / "ckpt.pt")["model"] for seed in (1, 0))
     assert any(not torch.equal(one[k], v) for k, v in zero.items())
-    assert json.loads((pipeline.folder / "sft-fork1-seed1" / "meta.json").read_text())["seed"] == 1
+    assert runs.read(pipeline.at("sft", "seed=1")).values["seed"] == 1
 
 
 def test_base_batches_come_from_the_walks_stream(trained):

@@ -63,14 +63,14 @@ def stay(name: str, value: float, row: list[float]) -> set[int] | None:
     if name == "top_k":
         return possible & set(ranked(row)[: int(value)])
     if name == "top_p" and value < 1:
-        p, kept, before = shares(row), set(), 0.0
+        p, nucleus, before = shares(row), set(), 0.0
         for i in ranked(row):
             if abs(before - value) <= NEAR:
                 return None
             if before < value:
-                kept.add(i)
+                nucleus.add(i)
             before += p[i]
-        return possible & kept
+        return possible & nucleus
     if name == "min_p":
         ratios = [math.exp(x - top) for x in row]
         if any(0 < r < 1 and abs(r - value) <= NEAR * r for r in ratios):
@@ -88,11 +88,11 @@ def stay(name: str, value: float, row: list[float]) -> set[int] | None:
 
 
 def reference(name: str, value: float, row: list[float]) -> list[float] | None:
-    kept = stay(name, value, row)
-    if kept is None:
+    stays = stay(name, value, row)
+    if stays is None:
         return None
     scale = value if name == "temperature" and value > 0 else 1.0
-    return [x / scale if i in kept else -math.inf for i, x in enumerate(row)]
+    return [x / scale if i in stays else -math.inf for i, x in enumerate(row)]
 
 
 def apply(name: str, value: float, row: list[float]) -> list[float]:

@@ -1,17 +1,17 @@
 """A random integer before the trace: drawn anew whenever an example is shown, averaged over when p is computed."""
 
-import json
-
 import numpy as np
 import pytest
 import torch
 
 from data_gen import streams
-from minifork import losses, measure, runs, stages
+from minifork import checkpoints, losses, problems, runs, stages
 from minifork.exact import exact
 from minifork.tree import Tree
+from tests.pipeline import BASE
 
 PREFIX = 3
+PREFIXED = f"sft.prefix={PREFIX}"
 
 
 def test_drawn_anew_and_not_learned(copy, monkeypatch):
@@ -22,16 +22,16 @@ def test_drawn_anew_and_not_learned(copy, monkeypatch):
         seen.append(targets.numpy())
         return real(logits, targets)
 
-    pipeline = copy("base-seed0")
+    pipeline = copy(BASE)
     monkeypatch.setitem(losses.LOSSES, "cross_entropy", (cross_entropy, *losses.LOSSES["cross_entropy"][1:]))
-    config = pipeline.config(f"sft.prefix={PREFIX}")
+    config = pipeline.config(PREFIXED)
     batch_at, prompt = stages._sft_batches(config), config.data.prompt_len
     inputs = np.stack([batch_at(step)[0] for step in range(16)]).reshape(4, 64, -1)
     drawn, order = inputs[..., prompt], inputs[..., :prompt].reshape(4, 64, -1)
     assert set(drawn.ravel()) == set(range(PREFIX))
     by_problem = [dict(zip(map(bytes, order[e]), drawn[e], strict=True)) for e in range(4)]
     assert all(by_problem[0] != other for other in by_problem[1:])
-    assert pipeline("sft", f"sft.prefix={PREFIX}") == 0
+    assert pipeline("sft", PREFIXED) == 0
     targets = np.concatenate(seen).reshape(4, 64, config.data.trace_len)  # the integer itself is no target
     traces = sorted(stages.sft_data(config, 0).tokens[:, prompt:].tolist())
     assert all(sorted(epoch) == traces for epoch in targets.tolist())
@@ -39,64 +39,62 @@ def test_drawn_anew_and_not_learned(copy, monkeypatch):
 
 def test_p_is_the_mean_over_prefixes(copy):
     """What eval.json says is the mean of what each integer, as a fixed end of the prompts, gives."""
-    pipeline = copy("base-seed0")
-    assert pipeline("sft", f"sft.prefix={PREFIX}") == pipeline("eval") == 0
-    record = json.loads((pipeline.folder / "eval.json").read_text())["records"][-1]
-    assert record["run"] == "sft-fork1-prefix3-seed0" and record["variant"] == "data-prefix3"
+    pipeline = copy(BASE)
+    assert pipeline("sft", PREFIXED) == pipeline("eval") == 0
+    record = pipeline.view()["records"][-1]
+    assert record["run"] == pipeline.at("sft", PREFIXED).name and record["tags"] == {"sft.prefix": PREFIX}
     with np.load(pipeline.folder / "eval.npz") as stored:
-        p = stored["sft-fork1-prefix3-seed0/e4/plain/free"]
-    config = pipeline.config(f"sft.prefix={PREFIX}")
-    problems = streams.test_problems(config.data, 64)
-    model = stages.load_run(pipeline.folder / record["run"] / "epochs" / "e4.pt", config)
-    plain = measure.problem_set(config.data, problems, "cpu")
-    of_prefix = []
+        p = stored[f"{record['run']}/e4/plain/free"]
+    config = pipeline.config(PREFIXED)
+    model = checkpoints.load(runs.require(config, "sft").checkpoint(4))
+    plain = problems.problem_set(config.data, streams.test_problems(config.data, 64), "cpu")
+    by_prefix = []
     for drawn in range(PREFIX):
         prompts = model.prefill(torch.cat([plain.prompts, torch.full((64, 1), drawn)], dim=1))
         tree = Tree(model, prompts, plain.dfa, len(plain.sinks), config.data.trace_len)
-        of_prefix.append(exact(tree).p_lo)
-    np.testing.assert_allclose(p, np.mean(of_prefix, axis=0), rtol=1e-4)
-    assert (np.ptp(of_prefix, axis=0) > 1e-3 * p).any()  # the prefix matters
+        by_prefix.append(exact(tree).p_lo)
+    np.testing.assert_allclose(p, np.mean(by_prefix, axis=0), rtol=1e-4)
+    assert (np.ptp(by_prefix, axis=0) > 1e-3 * p).any()  # the prefix matters
     assert record["pass_at"]["1"] == pytest.approx(p.mean())
     assert record["pass_at"]["1"] + sum(record["errors"].values()) == pytest.approx(1)
 
 
 def test_one_prefix_is_a_longer_prompt(copy):
     """With a single integer there is nothing to average: rows are problems."""
-    config = copy("base-seed0").config()
-    problems = streams.test_problems(config.data, 8)
-    plain, one = (measure.problem_set(config.data, problems, "cpu", prefix=n) for n in (0, 1))
+    config = copy(BASE).config()
+    drawn = streams.test_problems(config.data, 8)
+    plain, one, three = (problems.problem_set(config.data, drawn, "cpu", prefix=n) for n in (0, 1, 3))
     assert one.prefixes == plain.prefixes == 1 and (one.prompts[:, -1] == 0).all()
     assert torch.equal(one.prompts[:, :-1], plain.prompts) and torch.equal(one.dfa, plain.dfa)
-    three = measure.problem_set(config.data, problems, "cpu", prefix=3)
-    values = np.arange(24.0)
     assert three.prompts[:6, -1].tolist() == [0, 1, 2, 0, 1, 2]
-    assert measure.over_prefixes(three, values).tolist() == [1, 4, 7, 10, 13, 16, 19, 22]
+    assert problems.over_prefixes(three, np.arange(24.0)).tolist() == [1, 4, 7, 10, 13, 16, 19, 22]
 
 
 def test_what_it_does_not_go_with(copy, capsys):
-    pipeline = copy("base-seed0")
+    pipeline = copy(BASE)
     assert "sft.prefix" in pipeline.refused(capsys, "sft", "sft.prefix=9")  # 8 labels
     assert "sft.prefix" in pipeline.refused(capsys, "sft", "sft.prefix=-1")
-    assert "sft.prefix" in pipeline.refused(capsys, "rl", f"sft.prefix={PREFIX}")
-    assert pipeline("sft", f"sft.prefix={PREFIX}") == 0
-    assert "sft.prefix" in pipeline.refused(capsys, "rl", "rl.start=sft-fork1-prefix3-seed0", "rl.epoch=4")
+    assert "sft.prefix" in pipeline.refused(capsys, "rl", PREFIXED)
+    assert pipeline("sft", PREFIXED) == 0
+    assert "sft.prefix" in pipeline.refused(capsys, "rl", PREFIXED, "rl.epoch=4")
     for override in ("eval.engine=split", "eval.stratify=fork"):
         assert pipeline("eval", override) == 0
-        assert "sft-fork1-prefix3-seed0: left out, its p is an average" in capsys.readouterr().out
+        assert f"{pipeline.at('sft', PREFIXED)}: left out, its p is an average" in capsys.readouterr().out
 
 
 def test_a_budget_too_small_for_its_average_leaves_it_out(copy, capsys):
     """By name; what auto can sample instead is evaluated all the same."""
-    pipeline = copy("base-seed0", "sft-fork1-seed0")
-    assert pipeline("sft", f"sft.prefix={PREFIX}") == pipeline("eval", "eval.budget=50") == 0
-    assert "prefix3-seed0/epochs/e4.pt: left out, its p is an average over prefixes" in capsys.readouterr().out
-    records = runs.read_json(pipeline.folder / "eval.json")["records"]
-    assert {record["run"] for record in records} == {"base-seed0", "sft-fork1-seed0"}
+    pipeline = copy(BASE, "fork1")
+    assert pipeline("sft", PREFIXED) == pipeline("eval", "eval.budget=50") == 0
+    left_out = pipeline.at("sft", PREFIXED) / "epochs" / "e4.pt"
+    assert f"{left_out}: left out, its p is an average over prefixes" in capsys.readouterr().out
+    measured = {record["run"] for record in pipeline.view()["records"]}
+    assert measured == {pipeline.run(BASE).name, pipeline.run("fork1").name}
 
 
 def test_a_context_as_long_as_a_trace_is_enough(copy):
     """The prefix takes the place of the last token, which no model needs to read."""
     pipeline = copy()
     tight = [f"walks.seq_len={pipeline.config().data.prompt_len + pipeline.config().data.trace_len}"]
-    assert pipeline("pretrain", *tight) == pipeline("sft", *tight, f"sft.prefix={PREFIX}") == 0
-    assert pipeline("eval", *tight) == pipeline("eval", *tight, "name=check") == 0
+    assert pipeline("pretrain", *tight) == pipeline("sft", *tight, PREFIXED) == 0
+    assert pipeline("eval", *tight) == 0 and len(pipeline.view()["records"]) == 4

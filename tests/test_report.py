@@ -10,14 +10,22 @@ import torch
 
 from data_gen import streams
 from experiments.explorer import LIVE, unfold
+from experiments.report import claims_table
 from experiments.results import load
-from minifork import measure, runs, stages
+from minifork import checkpoints, files, measure, runs
 from minifork.exact import exact
 from minifork.policy import Policy
+from minifork.problems import problem_set
+from minifork.weights import load_weights, save_weights
 from tests.browser import CHROMIUM, Page
 
 CUT = {"verdict": "fails", "says": "", "by": "us", "effect": 1.0, "ci95": [], "rule": ""}
 browser = pytest.mark.skipif(CHROMIUM is None, reason="needs Chromium")
+
+
+def explored(page: Path) -> str:
+    """The data of a page's explorer, as it is written there."""
+    return re.search(r'<script id="data" type="application/json">(.*?)</script>', page.read_text())[1]
 
 
 @pytest.fixture(scope="module")
@@ -45,8 +53,8 @@ def test_is_one_small_file_that_asks_for_nothing(made):
 def test_trees_of_the_explorer_are_the_models(trained):
     """Every prefix's probability is the product of the model's own next-token probabilities; ends add up to p."""
     config = trained.config()
-    model = stages.load_run(trained.folder / "sft-fork1-seed0" / "epochs" / "e4.pt", config)
-    problems = measure.problem_set(config.data, streams.test_problems(config.data, 6), "cpu")
+    model = checkpoints.load(runs.require(config, "sft").checkpoint(4))
+    problems = problem_set(config.data, streams.test_problems(config.data, 6), "cpu")
     tree = measure.tree_of(model, config.data, problems, Policy())
     for i, nodes in enumerate(unfold(tree, least=0.0)):
         accepted = sum(share for *_, share, sink in nodes if sink == 0) / 1000
@@ -61,25 +69,31 @@ def test_trees_of_the_explorer_are_the_models(trained):
             with torch.no_grad():
                 logp = model(sequence[None, :-1])[0].log_softmax(dim=-1)
             start = problems.prompts.shape[1] - 1
-            own = sum(float(logp[start + j, t]) for j, t in enumerate([*path, token]))
-            assert share / 1000 == pytest.approx(np.exp(own), abs=0.001)
+            summed = sum(float(logp[start + j, t]) for j, t in enumerate([*path, token]))
+            assert share / 1000 == pytest.approx(np.exp(summed), abs=0.001)
         assert {nodes[p][3] for p, *_ in nodes if p != -1} <= {LIVE}
 
 
-@pytest.mark.parametrize("change", [{"claims": [{}]}, {"pairs": "1"}, {"claims": 3}, {"claims": [CUT]}])
-def test_damaged_verdicts_are_named(copy, capsys, change):
-    pipeline = copy("base-seed0", "sft-fork1-seed0", "eval.json", "eval.npz", "claims.json")
+def test_damaged_verdicts_are_named(copy, capsys):
+    pipeline = copy("base", "fork1", measured=True)
+    assert pipeline("claims") == 0
     path = pipeline.folder / "claims.json"
-    runs.write_json(path, runs.read_json(path) | change)
-    assert "claims.json: damaged or edited" in pipeline.refused(capsys, "report")
+    judged = files.read_json(path)
+    for change in ({"claims": [{}]}, {"pairs": "1"}, {"claims": 3}, {"claims": [CUT]}):
+        files.write_json(path, judged | change)
+        assert "claims.json: damaged or edited" in pipeline.refused(capsys, "report")
 
 
 @browser
 def test_slider_and_picker(page, trained):
     """Moving them shows what eval.json says of that snapshot and problem."""
     results = load(trained.config())
-    records = [results.base(0), *results.tuned(0, fork_rate=1.0)]
-    assert page.js("document.querySelector('#run option').textContent") == "one mode a problem, FORK_RATE 1"
+    records = [results.base(0), *results.tuned(0, 1)]
+    names = page.js("[...document.querySelectorAll('#run option')].map((option) => option.textContent)")
+    made = [f"FORK_RATE {rate}" for rate in ("0.5", "1")] + ["both modes for every problem"]
+    assert names == [*made, "FORK_RATE 1, fresh traces every epoch"]  # the cued run is about another test set
+    page.js("document.getElementById('run').value = 1")
+    page.js("document.getElementById('run').dispatchEvent(new Event('change'))")
     assert page.js("document.getElementById('epoch').textContent") == "the base model"
     for snapshot, record in enumerate(records):
         for problem in (0, 5):
@@ -90,24 +104,24 @@ def test_slider_and_picker(page, trained):
             right = page.js("document.querySelector('#graph .branch').textContent")
             share = f"{100 * results.array(record, 'fork')[problem, 0]:.1f} %"
             assert right == f"right {share}"
-            said = page.js("document.getElementById('summary').textContent")
-            p = results.p(record)[problem]
-            assert f"probability {p:.3f}; at least one of 16 with {1 - (1 - p) ** 16:.3f}" in said
-            assert f"the right branch has {share}." in said
+            summary = page.js("document.getElementById('summary').textContent")
+            p = results.array(record)[problem]
+            assert f"probability {p:.3f}; at least one of 16 with {1 - (1 - p) ** 16:.3f}" in summary
+            assert f"the right branch has {share}." in summary
             assert page.js("document.querySelectorAll('#tree text').length") >= 1
     assert page.js("document.getElementById('epoch').textContent") == "epoch 4"
     assert not page.errors and all(url.startswith("file://") for url in page.requests)
 
 
 @browser
-def test_graph_and_tree_are_told_to_screen_readers(page):
+def test_screen_readers_read_graph_and_tree(page):
     nodes = page.call("Accessibility.getFullAXTree")["nodes"]
-    told = [(node["role"]["value"], node["name"]["value"]) for node in nodes if "name" in node]
+    read = [(node["role"]["value"], node["name"]["value"]) for node in nodes if "name" in node]
     right = page.js("document.querySelector('#graph .branch').textContent").removeprefix("right ")
-    (graph,) = [name for role, name in told if role == "image" and name.startswith("from ")]
+    (graph,) = [name for role, name in read if role == "image" and name.startswith("from ")]
     assert re.fullmatch(rf"from \S+, right branch \S+, \S+: {re.escape(right)}; wrong branch .*", graph)
     rows = page.js("[...document.querySelectorAll('#tree text')].map((row) => row.firstChild.textContent.trim())")
-    assert rows and set(rows) <= {name.strip() for role, name in told if role == "StaticText"}
+    assert rows and set(rows) <= {name.strip() for role, name in read if role == "StaticText"}
 
 
 @browser
@@ -142,38 +156,38 @@ def test_nothing_overflows_in_light_and_dark(made, tmp_path, dark):
 
 
 def test_needs_results(copy, capsys):
-    pipeline = copy("base-seed0")
-    assert "eval.json" in pipeline.refused(capsys, "report")
+    pipeline = copy("base")
+    assert "nothing was measured with these settings" in pipeline.refused(capsys, "report")
     assert pipeline("eval") == 0
-    assert "no pair of base and fine-tuned run" in pipeline.refused(capsys, "report")
+    assert "no pair of a base and its fine-tuning was measured" in pipeline.refused(capsys, "report")
 
 
-def test_refuses_what_was_not_evaluated(copy, capsys):
-    """Other settings, or weights that changed since."""
-    pipeline = copy("base-seed0", "sft-fork1-seed0")
-    assert pipeline("eval") == 0
-    assert "made with other settings" in pipeline.refused(capsys, "report", "eval.policy=top_p=0.9")
-    weights = pipeline.folder / "sft-fork1-seed0" / "epochs" / "e2.pt"
-    saved = runs.load_weights(weights)
+def test_refuses_weights_that_are_not_those_of_the_run(copy, capsys):
+    pipeline = copy("base", "fork1", measured=True)
+    path = pipeline.run("fork1") / runs.snapshot(2)
+    saved = load_weights(path)
     saved["model"]["head.weight"] *= 1.5
-    runs.save_weights(weights, saved)
-    assert "e2.pt: changed since it was evaluated" in pipeline.refused(capsys, "report")
+    save_weights(path, saved)
+    assert "e2.pt: holds other weights than its run recorded" in pipeline.refused(capsys, "report")
 
 
-def test_graphs_without_a_fork(copy):
-    pipeline = copy("base-seed0", "sft-fork1-seed0")
-    assert pipeline("eval", "eval.forked=false") == pipeline("report", "eval.forked=false") == 0
-    text = (pipeline.folder / "report.html").read_text()
-    data = json.loads(re.search(r'<script id="data" type="application/json">(.*?)</script>', text)[1])
-    assert {len(problem["branches"]) for problem in data["problems"]} == {1}
+def test_shows_the_settings_that_were_asked_for(copy, capsys):
+    """Graphs without a fork and another decoder; the verdicts, which are about the plain ones, are marked."""
+    pipeline, settings = copy("base", "fork1", measured=True), ["eval.forked=false", "eval.policy=top_p=0.9"]
+    assert "nothing was measured with these settings" in pipeline.refused(capsys, "report", *settings)
+    assert pipeline("claims") == pipeline("eval", *settings) == 0
+    for overrides, branches in (([], 2), (settings, 1)):
+        assert pipeline("report", *overrides) == 0
+        path = pipeline.folder / "report.html"
+        text, data = path.read_text(), json.loads(explored(path))
+        assert {len(problem["branches"]) for problem in data["problems"]} == {branches}
+        assert ("OUT OF DATE" in text) == ("top_p=0.9" in text) == bool(overrides)
 
 
-def test_words_of_claims_are_escaped(trained, made):
-    from experiments.report import claims_table
-
+def test_words_of_claims_are_escaped(made):
     row = {"verdict": "not run", "says": "<b>&", "by": "us", "effect": None, "rule": "> 0", "why": "a run is missing"}
-    table = claims_table(Path("runs"), {"pairs": 1, "wanted": 5, "sweep": "x", "claims": [row]}, False)
+    table = claims_table(Path("runs"), {"pairs": 1, "wanted": 5, "study": "x", "claims": [row]}, False)
     assert "OUT OF DATE" in table and "&gt; 0" in table
     assert "<b>&" not in table and "&lt;b&gt;&amp;" in table
-    data = re.search(r'<script id="data" type="application/json">(.*?)</script>', made.read_text())[1]
+    data = explored(made)
     assert len(json.loads(data)["problems"]) == 24 and "<" not in data

@@ -9,8 +9,8 @@ from pathlib import Path
 import pytest
 import torch
 
-from minifork import runs
-from tests.pipeline import SFT, assert_same_training, ctrl_c
+from minifork.weights import load_weights
+from tests.pipeline import SFT, assert_same_training, ctrl_c, logged_steps
 
 
 @pytest.mark.parametrize(
@@ -21,21 +21,21 @@ def test_pretraining_resumes_bit_for_bit(trained, copy, capsys, moment, step):
     with ctrl_c(moment, step):
         assert pipeline("pretrain") == 130
     assert "interrupted" in capsys.readouterr().err
-    saved = runs.load_weights(pipeline.folder / "base-seed0" / "ckpt.pt")["step"]
+    saved = load_weights(pipeline.run("base") / "ckpt.pt")["step"]
     assert step <= saved <= step + 1
     assert pipeline("pretrain", "--resume") == 0
-    assert_same_training(pipeline.folder / "base-seed0", trained.folder / "base-seed0")
+    assert_same_training(pipeline.run("base"), trained.run("base"))
 
 
-@pytest.mark.parametrize("name", ["sft-fork1-seed0", "fresh-seed0"])
+@pytest.mark.parametrize("name", ["fork1", "fresh"])
 @pytest.mark.parametrize(("moment", "step"), [("before", 6), ("between", 3), ("between", 9)])
 def test_fine_tuning_resumes_bit_for_bit(trained, copy, name, moment, step):
     """Step 3 ends epoch 1, whose snapshot must not be lost."""
-    pipeline = copy("base-seed0")
+    pipeline = copy("base")
     with ctrl_c(moment, step):
         assert pipeline("sft", *SFT[name]) == 130
     assert pipeline("sft", "--resume", *SFT[name]) == 0
-    assert_same_training(pipeline.folder / name, trained.folder / name)
+    assert_same_training(pipeline.run(name), trained.run(name))
 
 
 def test_interrupted_twice(trained, copy):
@@ -44,7 +44,7 @@ def test_interrupted_twice(trained, copy):
         with ctrl_c("before", after):
             assert pipeline(*arguments) == 130
     assert pipeline("pretrain", "--resume") == 0
-    assert_same_training(pipeline.folder / "base-seed0", trained.folder / "base-seed0")
+    assert_same_training(pipeline.run("base"), trained.run("base"))
 
 
 def test_interrupting_leaves_the_signal_handler_as_it_was(copy):
@@ -80,10 +80,10 @@ def test_resumes_bit_for_bit_after_a_kill(trained, copy, step):
         env={**os.environ, "OMP_NUM_THREADS": "1", "MKL_NUM_THREADS": "1"},
     )
     assert process.returncode == -signal.SIGKILL, process.stderr
-    checkpoint = pipeline.folder / "base-seed0" / "ckpt.pt"
-    assert runs.load_weights(checkpoint)["step"] == 18 if step == 20 else not checkpoint.exists()
+    checkpoint = pipeline.run("base") / "ckpt.pt"
+    assert load_weights(checkpoint)["step"] == 18 if step == 20 else not checkpoint.exists()
     assert pipeline("pretrain", "--resume") == 0
-    assert_same_training(pipeline.folder / "base-seed0", trained.folder / "base-seed0")
+    assert_same_training(pipeline.run("base"), trained.run("base"))
 
 
 def test_a_failed_save_at_the_end_is_resumed(trained, copy, monkeypatch, capsys):
@@ -101,16 +101,20 @@ def test_a_failed_save_at_the_end_is_resumed(trained, copy, monkeypatch, capsys)
     monkeypatch.undo()
     assert "--resume" in pipeline.refused(capsys, "pretrain")
     assert pipeline("pretrain", "--resume") == 0
-    assert_same_training(pipeline.folder / "base-seed0", trained.folder / "base-seed0")
+    assert_same_training(pipeline.run("base"), trained.run("base"))
 
 
-def test_a_run_that_failed_early_may_be_corrected(copy, capsys):
-    """Killed before its first checkpoint it has only snapshots; another config then starts anew, without them."""
-    pipeline = copy("base-seed0")
-    folder = pipeline.folder / "sft-fork1-seed0"
-    assert pipeline("sft") == 0
-    for name in ("ckpt.pt", "meta.json"):
-        (folder / name).unlink()
-    assert pipeline("sft", "sft.epochs=2", "sft.lr=0.002") == 0
-    assert sorted(path.name for path in folder.glob("epochs/*")) == ["e1.pt", "e2.pt"]
-    assert "another config" in pipeline.refused(capsys, "sft")
+DAMAGED = ["[]", "3", "", '{"loss": 1}', '{"step": "a"}', '{"step": null}', '{"step": 50, "lo', "\xff\xfe"]
+
+
+def test_what_is_no_metric_is_dropped(trained, copy):
+    """Of a log that a crash damaged the lines before the checkpoint stay; a resumed run logs the rest again."""
+    pipeline = copy()
+    with ctrl_c("before", 21):
+        assert pipeline("pretrain") == 130
+    folder = pipeline.run("base")
+    assert logged_steps(folder) == [10, 20]
+    with (folder / "metrics.jsonl").open("a", encoding="latin-1") as log:
+        log.write("\n".join(['{"step": 30, "loss": 9}', *DAMAGED]))
+    assert pipeline("pretrain", "--resume") == 0
+    assert_same_training(folder, trained.run("base"))

@@ -1,8 +1,8 @@
 """Rewards, advantages and objectives by hand, by brute force and against the exact engine; the stage, small."""
 
 import itertools
-import json
 import math
+import shutil
 
 import numpy as np
 import pytest
@@ -10,12 +10,16 @@ import torch
 
 import minifork.rl as learning
 from data_gen.walks import IGNORE
-from minifork import backends, config, evaluate, measure, stages
+from minifork import backends, checkpoints, measure, runs, stages
+from minifork import config as configs
 from minifork.exact import exact
 from minifork.losses import token_logp
 from minifork.policy import Policy
+from minifork.problems import problem_set, training_forks
 from minifork.rl import grpo_advantage, passk_advantage, sequences
 from minifork.rollout import rollout
+from minifork.weights import load_weights
+from tests.pipeline import BASE
 
 RL = ["rl.problems=24", "rl.prompts=8", "rl.group=6", "rl.updates=12", "rl.lr=0.003", "rl.epoch=4"]
 
@@ -24,7 +28,7 @@ RL = ["rl.problems=24", "rl.prompts=8", "rl.group=6", "rl.updates=12", "rl.lr=0.
 def start(trained):
     """The config of an RL run from the trained pipeline, and the model it starts from."""
     settings = trained.config(*RL)
-    return settings, stages.load_run(stages.start_of(settings), settings)
+    return settings, checkpoints.load(runs.require(settings, "sft").checkpoint(4))
 
 
 # advantages
@@ -41,16 +45,16 @@ def test_grpo_by_hand():
 def test_passk_is_the_mean_over_all_groups_of_k(n):
     """(best of the k - mean) / deviation, averaged over the subsets of k that hold the rollout."""
     for k, reward in itertools.product(range(1, n + 1), itertools.product((0.0, 1.0), repeat=n)):
-        best = {some: max(reward[i] for i in some) for some in itertools.combinations(range(n), k)}
+        best = {chosen: max(reward[i] for i in chosen) for chosen in itertools.combinations(range(n), k)}
         mean = sum(best.values()) / len(best)
         deviation = math.sqrt(mean * (1 - mean))
         expected = [0.0] * n
         if deviation > 1e-6:
             for i in range(n):
-                mine = [value for some, value in best.items() if i in some]
+                mine = [value for chosen, value in best.items() if i in chosen]
                 expected[i] = (sum(mine) / len(mine) - mean) / deviation
-        found = passk_advantage(torch.tensor([reward]), k)[0]
-        np.testing.assert_allclose(found, expected, atol=1e-5)
+        advantage = passk_advantage(torch.tensor([reward]), k)[0]
+        np.testing.assert_allclose(advantage, expected, atol=1e-5)
 
 
 def test_passk_of_one_is_grpo():
@@ -64,25 +68,25 @@ def test_passk_of_one_is_grpo():
 def test_sequences_score_as_the_rollouts_were_drawn(start):
     """Teacher-forced log-probabilities of the targets are those the sampler reports; forced tokens are no targets."""
     settings, model = start
-    problems = measure.problem_set(settings.data, learning.problems_of(settings, 0), "cpu")
+    problems = problem_set(settings.data, learning.problems_of(settings, 0), "cpu")
     tree = measure.tree_of(model, settings.data, problems, Policy())
-    for some in (tree, measure.force_mode(tree, settings.data, "REV")):
-        traces = rollout(some, 5, 1, traces=True).traces
-        inputs, targets = sequences(problems.prompts, traces.tokens, settings.data.eos, some.forced_len)
+    for one in (tree, measure.force_mode(tree, settings.data, "REV")):
+        traces = rollout(one, 5, 1, traces=True).traces
+        inputs, targets = sequences(problems.prompts, traces.tokens, settings.data.eos, one.forced_len)
         with torch.no_grad():
             logp = token_logp(model(inputs, problems.prompts.shape[1] - 1), targets)
         np.testing.assert_allclose(logp, traces.logp.flatten(0, 1), atol=1e-4)
-        assert (targets[:, : some.forced_len] == IGNORE).all()
-        assert torch.equal(targets[:, some.forced_len :], traces.tokens.flatten(0, 1)[:, some.forced_len :])
+        assert (targets[:, : one.forced_len] == IGNORE).all()
+        assert torch.equal(targets[:, one.forced_len :], traces.tokens.flatten(0, 1)[:, one.forced_len :])
 
 
 @pytest.mark.parametrize("mode", ["free", "FWD", "REV"])
 @pytest.mark.parametrize("k", [1, 7])
 def test_exact_objective_is_pass_at_k(start, mode, k):
     settings, model = start
-    settings = config.from_tree(config.to_tree(settings) | {"rl": vars(settings.rl) | {"k": k, "mode": mode}}, "test")
+    settings = configs.changed(settings, {"rl.k": k, "rl.mode": mode})
     loss, tokens = learning.exact_objective(settings, "cpu")(model, 3)
-    problems = measure.problem_set(settings.data, learning.problems_of(settings, 3), "cpu")
+    problems = problem_set(settings.data, learning.problems_of(settings, 3), "cpu")
     tree = measure.tree_of(model, settings.data, problems, Policy())
     p = exact(tree if mode == "free" else measure.force_mode(tree, settings.data, mode)).p_lo
     assert float(loss.detach()) == pytest.approx(-float(np.mean(1 - (1 - p) ** k)), abs=1e-5) and tokens > 0
@@ -92,9 +96,7 @@ def test_the_group_gradient_is_the_exact_one_on_average(start, monkeypatch):
     """With rewards minus their mean as advantages and no KL, REINFORCE follows the gradient of pass@1, but that it
     weighs long traces less: over many rollouts the two point nearly the same way."""
     settings, model = start
-    tree = config.to_tree(settings)
-    tree["rl"] |= {"group": 4000, "kl": 0.0, "k": 1}
-    settings = config.from_tree(tree, "test")
+    settings = configs.changed(settings, {"rl.group": 4000, "rl.kl": 0.0, "rl.k": 1})
     monkeypatch.setitem(learning.ADVANTAGES, "grpo", lambda reward, k: reward - reward.mean(dim=1, keepdim=True))
     gradients = []
     for objective in (learning.group_objective(settings, model, "cpu"), learning.exact_objective(settings, "cpu")):
@@ -121,23 +123,26 @@ def test_every_update_draws_anew_and_problems_come_round(start):
 
 @pytest.mark.parametrize("advantage", ["grpo", "passk", "exact"])
 def test_rewards_raise_pass_at_1(copy, advantage):
-    pipeline = copy("base-seed0")
+    pipeline = copy(BASE)
     tuned = ["sft.fork_rate=0.5", "sft.traces=512", "sft.epochs=4", "sft.lr=0.01"]  # right often enough to learn from
     assert pipeline("sft", *tuned) == 0
-    name = f"rl.advantage={advantage}"
-    assert pipeline("rl", *RL, *tuned, "rl.updates=60", "rl.k=2", name) == pipeline("eval") == 0
-    records = json.loads((pipeline.folder / "eval.json").read_text())["records"]
-    mine = [record for record in records if record["stage"] == "rl"]
+    changes = [*RL, *tuned, "rl.updates=60", "rl.k=2", f"rl.advantage={advantage}"]
+    assert pipeline("rl", *changes) == pipeline("eval") == 0
+    records = pipeline.view()["records"]
+    mine = [record for record in records if record["run"] == pipeline.at("rl", *changes).name]
     assert [record["epoch"] for record in mine] == [1, 2, 4, 8, 16, 32, 60]
-    assert mine[0]["variant"] == ("rl-grpo" if advantage == "grpo" else f"rl-{advantage}2") + "-free-fork0.5-epoch4"
-    before = next(r for r in records if r["run"] == "sft-fork0.5-seed0" and r["epoch"] == 4)
+    assert mine == [record for record in records if record["stage"] == "rl"] and mine[0]["fork_rate"] == 0.5
+    assert mine[0]["tags"].get("rl.advantage", "grpo") == advantage and mine[0]["tags"]["sft.traces"] == 512
+    before = next(r for r in records if r["run"] == pipeline.at("sft", *tuned).name and r["epoch"] == 4)
     assert mine[-1]["pass_at"]["1"] > before["pass_at"]["1"] + 0.02
 
 
 def test_resumes_bit_for_bit(copy, monkeypatch):
-    pipeline = copy("base-seed0", "sft-fork1-seed0")
-    assert pipeline("rl", *RL, "sft.fork_rate=1", "name=whole") == 0
-    calls, real = [], backends.sample
+    pipeline = copy(BASE, "fork1")
+    folder, real = pipeline.at("rl", *RL), backends.sample
+    assert pipeline("rl", *RL) == 0
+    whole, calls = load_weights(folder / "ckpt.pt")["model"], []
+    shutil.rmtree(folder)
 
     def interrupted(*arguments, **named):
         calls.append(1)
@@ -146,41 +151,57 @@ def test_resumes_bit_for_bit(copy, monkeypatch):
         return real(*arguments, **named)
 
     monkeypatch.setattr(learning, "sample", interrupted)
-    assert pipeline("rl", *RL, "sft.fork_rate=1", "name=halves") == 130
-    assert pipeline("rl", "--resume", *RL, "sft.fork_rate=1", "name=halves") == 0
-    one, other = (
-        torch.load(pipeline.folder / name / "ckpt.pt", weights_only=True)["model"] for name in ("whole", "halves")
-    )
-    assert all(torch.equal(one[key], other[key]) for key in one)
+    assert pipeline("rl", *RL) == 130 and not runs.read(folder).complete
+    assert pipeline("rl", "--resume", *RL) == 0
+    halves = load_weights(folder / "ckpt.pt")["model"]
+    assert all(torch.equal(whole[key], halves[key]) for key in whole)
 
 
 def test_groups_without_signal_are_said(copy, capsys, monkeypatch):
     monkeypatch.setattr(learning, "PATIENCE", 3)
     monkeypatch.setitem(learning.ADVANTAGES, "grpo", lambda reward, k: reward * 0)
-    pipeline = copy("base-seed0", "sft-fork1-seed0")
-    assert pipeline("rl", *RL, "sft.fork_rate=1") == 0
+    pipeline = copy(BASE, "fork1")
+    assert pipeline("rl", *RL) == 0
     assert capsys.readouterr().out.count("no group had both right and wrong rollouts for 3 updates") == 1
 
 
 def test_bad_starts_are_refused(copy, capsys):
-    pipeline = copy("base-seed0", "sft-fork1-seed0")
-    assert "no such weights" in pipeline.refused(capsys, "rl", "sft.fork_rate=0.5")
-    assert "e3.pt" in pipeline.refused(capsys, "rl", "sft.fork_rate=1", "rl.epoch=3")
-    assert "another config" in pipeline.refused(
-        capsys, "rl", "rl.start=sft-fork1-seed0", "model.width=64", "rl.epoch=4"
-    )
-    assert "sft.fork_rate=1" in pipeline.refused(capsys, "rl", *RL, "rl.start=sft-fork1-seed0", "sft.fork_rate=0")
-    assert pipeline("rl", *RL, "rl.start=sft-fork1-seed0", "sft.epochs=2", "name=named", "rl.updates=1") == 0
-    assert pipeline("rl", *RL, "rl.epoch=0", "name=from-base", "rl.updates=1") == 0
+    """A start that was not made, an epoch that is not kept; the base is a start too."""
+    pipeline = copy(BASE, "fork1")
+    for override in ("sft.fork_rate=0.5", "model.width=64", "sft.epochs=2"):
+        error = pipeline.refused(capsys, "rl", *RL, override)
+        assert f"{pipeline.at('sft', override)}: no such finished run; make it with `minifork sft" in error
+    assert "e3.pt: no such weights" in pipeline.refused(capsys, "rl", *RL, "rl.epoch=3")
+    assert sorted(pipeline.folder.iterdir()) == sorted([pipeline.run(BASE), pipeline.run("fork1")])
+    assert pipeline("rl", *RL, "rl.epoch=0", "rl.updates=1", "sft.fork_rate=0.5") == 0
+
+
+def test_a_run_names_its_start(copy):
+    """A fine-tuned run's snapshot, or the base; the sft section decides the run only if it starts from there."""
+    pipeline = copy(BASE, "fork1")
+    from_base = [*RL, "rl.epoch=0", "rl.updates=1"]
+    assert pipeline("rl", *RL, "rl.updates=1") == pipeline("rl", *from_base) == 0
+    tuned, base = runs.read(pipeline.at("rl", *RL, "rl.updates=1")), runs.read(pipeline.at("rl", *from_base))
+    start = {"run": pipeline.run("fork1").name, "file": "epochs/e4.pt"}
+    assert tuned.record["parent"] == start | {"weights": runs.read(pipeline.run("fork1")).checkpoint(4).weights}
+    assert base.record["parent"] == runs.read(pipeline.run("fork1")).record["parent"]
+    assert pipeline.at("rl", *from_base, "sft.fork_rate=0.5") == base.folder
+    assert pipeline.at("rl", *RL, "rl.updates=1", "sft.fork_rate=0.5") != tuned.folder
 
 
 def test_training_forks_are_those_of_the_run_it_started_from(copy):
-    pipeline = copy("base-seed0", "sft-fork1-seed0")
-    assert pipeline("rl", *RL, "rl.start=sft-fork1-seed0", "seed=5", "name=named", "rl.updates=1") == 0
-    assert pipeline("rl", *RL, "rl.epoch=0", "name=from-base", "rl.updates=1") == 0
-    found = {c.meta["name"]: evaluate.training_forks(c, 64) for c in evaluate.find_checkpoints(pipeline.config())}
-    assert found["from-base"] is None
-    assert np.array_equal(found["named"].labels, found["sft-fork1-seed0"].labels)
+    """A run that started from the base has none."""
+    pipeline, seeded = copy(BASE), [*RL, "seed=5", "rl.updates=1"]
+    assert pipeline("sft", "seed=5") == pipeline("rl", *seeded) == pipeline("rl", *seeded, "rl.epoch=0") == 0
+    assert pipeline("eval") == 0
+    config = pipeline.config(*seeded)
+    task, model = config.data, checkpoints.load(runs.require(config, "rl").checkpoint(1))
+    forks = problem_set(task, training_forks(task, config.sft, 5, 64, 64), "cpu")
+    expected = measure.branch_probabilities(measure.tree_of(model, task, forks, Policy()), forks)
+    with np.load(pipeline.folder / "eval.npz") as arrays:
+        name = pipeline.at("rl", *seeded).name
+        np.testing.assert_array_equal(arrays[f"{name}/e1/plain/fork_train"], expected)
+        assert f"{pipeline.at('rl', *seeded, 'rl.epoch=0').name}/e1/plain/fork_train" not in arrays.files
 
 
 @pytest.mark.parametrize(

@@ -19,7 +19,7 @@ from minifork.model import Rows
 from minifork.philox import uniform
 from minifork.policy import parse
 from minifork.rollout import rollout
-from minifork.schema import Shape
+from minifork.settings import Shape
 from minifork.split import split
 from minifork.tree import Tree
 from tests.engines import KS_LEVEL, SINKS, TASK, Z, ends, normal_of_chi_square, sample, star_case
@@ -198,8 +198,8 @@ def test_lengths_agree(random_case):
     """Mean lengths by sink: exact within five standard errors of split's and rollout's; lengths add up."""
     model, prompts, dfa, _ = random_case
     tree = Tree(model, prompts, dfa, RANDOM_SINKS, LONGEST)
-    known, n = exact(tree), 2000
-    mean = known.tokens.sum(axis=1)
+    computed, n = exact(tree), 2000
+    mean = computed.tokens.sum(axis=1)
     for sampled in (split(tree, n, 3), rollout(tree, n, 3)):
         error = LONGEST / 2 / math.sqrt(n)  # the standard error of a length is at most this
         assert np.abs(sampled.tokens.sum(axis=1) - mean).max() < 5 * error

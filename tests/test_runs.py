@@ -1,114 +1,492 @@
-"""Run folders stay whole: interrupted writes, full disks, damaged and hostile files, other people's folders."""
+"""Runs are records: what decides their identity, the folder each has, what it started from, and what is refused."""
 
-import json
+import dataclasses
 import os
-import pickle
+import re
 import resource
+import shutil
 import subprocess
 import sys
 from pathlib import Path
 
 import pytest
 import torch
-import yaml
-from hypothesis import HealthCheck, given, settings
-from hypothesis import strategies as st
 
 from minifork import config as configs
-from minifork import runs
-from tests.pipeline import SFT, snapshot
+from minifork import files, runs
+from minifork.cli import main
+from minifork.schema import Config
+from minifork.weights import weights_hash
+from tests.pipeline import SFT, Pipeline, assert_same_training, ctrl_c, edit_record, replace_weights, snapshot
+from tests.test_files import everything
 
-
-def everything(folder: Path) -> set[str]:
-    """Relative paths of all files, hidden ones included."""
-    return {str(path.relative_to(folder)) for path in folder.rglob("*") if path.is_file()}
+ROOT = Path(__file__).parent.parent
+ONE_CORE = {**os.environ, "OMP_NUM_THREADS": "1", "MKL_NUM_THREADS": "1"}
+RL = ["rl.updates=2", "rl.problems=8", "rl.prompts=4"]
 
 
 @pytest.fixture
-def config(config_file, small, tmp_path):
-    return configs.load(config_file, [*small, f"runs={tmp_path / 'runs'}"])
+def empty(small, tmp_path) -> Pipeline:
+    """A pipeline without runs."""
+    return Pipeline(tmp_path / "runs", small)
 
 
-def changed(config, **values):
-    return configs.from_tree({**configs.to_tree(config), **values}, "here")
+def process(script: str, *arguments: str) -> subprocess.CompletedProcess:
+    """A Python script's end, with what it printed as text."""
+    command = [sys.executable, "-c", script, *arguments]
+    return subprocess.run(command, capture_output=True, text=True, cwd=ROOT, env=ONE_CORE)
 
 
-# Atomic writes
+# Identity
+
+OTHER = {  # another legal value of the keys whose type does not give one
+    "preset": "paper",
+    "runs": "elsewhere",
+    "name": "mine",
+    "device": "auto",
+    "data.branch_order": "published",
+    "data.modes": "FWD,REV,SEARCH",
+    "pretrain.optimizer": "adamw",
+    "sft.modes": "REV,FWD",
+    "sft.fork_rate": 0.5,
+    "sft.allocation": "problem",
+    "sft.loss": "gem=0.7",
+    "sft.optimizer": "muon",
+    "rl.mode": "FWD",
+    "rl.advantage": "passk",
+    "rl.optimizer": "muon",
+    "wise.weights": "0.5",
+    "eval.split": "valid",
+    "eval.grading": "answer",
+    "eval.engine": "exact",
+    "eval.policy": "top_p=0.9",
+    "eval.stratify": "first",
+    "reproduce.study": "frontier",
+}
+BASE = ("task", "base_seed", "data", "walks", "model", "pretrain")
+TUNED = (*BASE, "seed", "data.branch_order", "sft")
+DECIDE = {"base": BASE, "sft": TUNED, "wise": (*TUNED, "wise"), "rl": (*TUNED, "rl")}
 
 
-@pytest.mark.parametrize(
-    "error",
-    [OSError(28, "No space left on device"), OSError(30, "Read-only file system"), RuntimeError("write failed\nmore")],
-)
-def test_a_failed_write_keeps_the_old_file(tmp_path, error):
-    path = tmp_path / "deep" / "file.bin"
-    runs.write_atomically(path, lambda file: file.write(b"old"))
-
-    def half(file):
-        file.write(b"new, but on")
-        file.flush()
-        raise error
-
-    with pytest.raises(
-        OSError, match=r"file\.bin: cannot be saved \((No space left on device|Read-only file system|write failed)\)"
-    ) as raised:
-        runs.write_atomically(path, half)
-    assert "\n" not in str(raised.value)
-    assert path.read_bytes() == b"old" and everything(tmp_path) == {"deep/file.bin"}
+def differing(config: Config, key: str) -> tuple[Config, Config]:
+    """Two configs that differ in a key and nothing else."""
+    if key == "task":
+        return config, dataclasses.replace(config, task="mixed")
+    if key == "eval.grading":  # star has one value only
+        config = configs.load("arith")
+    if key == "sft.allocation":
+        config = configs.changed(config, {"sft.fork_rate": 0.5})
+    value = configs.flat(config)[key]
+    default = {bool: lambda: not value, int: lambda: value + 1, float: lambda: value + 0.125}
+    return config, configs.changed(config, {key: OTHER[key] if key in OTHER else default[type(value)]()})
 
 
-@pytest.mark.parametrize("error", [KeyboardInterrupt(), ValueError("not about the disk")])
-def test_other_errors_pass_unchanged(tmp_path, error):
-    path = tmp_path / "file.bin"
-    path.write_bytes(b"old")
-
-    def half(file):
-        file.write(b"new")
-        raise error
-
-    with pytest.raises(type(error)) as raised:
-        runs.write_atomically(path, half)
-    assert raised.value is error
-    assert path.read_bytes() == b"old" and everything(tmp_path) == {"file.bin"}
+@pytest.mark.parametrize("key", configs.keys(Config))
+def test_a_stage_is_decided_by_its_keys_and_no_others(empty, key):
+    one, two = differing(empty.config(), key)
+    for stage in runs.STAGES:
+        decides = {key, key.split(".")[0]} & {*DECIDE[stage]} and key != "sft.allow_leak"
+        decides = decides and not (stage == "base" and key == "data.branch_order")  # walks are always shuffled
+        assert (runs.identity(one, stage) != runs.identity(two, stage)) == bool(decides), stage
+        assert (key in runs.deciding_values(one, stage)) == bool(decides), stage
+        assert (runs.folder_of(one, stage).name[-9:] != runs.folder_of(two, stage).name[-9:]) == bool(decides), stage
 
 
-def test_the_new_file_appears_only_when_whole(tmp_path):
-    path, seen = tmp_path / "file.bin", []
-    path.write_bytes(b"old")
-
-    def write(file):
-        file.write(b"new")
-        file.flush()
-        seen.append(path.read_bytes())
-
-    runs.write_atomically(path, write)
-    assert seen == [b"old"] and path.read_bytes() == b"new" and everything(tmp_path) == {"file.bin"}
+def test_rl_is_decided_by_what_it_starts_from(empty):
+    """From a snapshot by how that was tuned, from the base not."""
+    from_snapshot, from_base = empty.config(), empty.config("rl.epoch=0")
+    assert runs.identity(from_snapshot, "rl") != runs.identity(from_base, "rl")
+    for config, decides in ((from_snapshot, True), (from_base, False)):
+        tuned, trained = (configs.changed(config, {key: 0.125}) for key in ("sft.lr", "pretrain.lr"))
+        assert (runs.identity(config, "rl") != runs.identity(tuned, "rl")) == decides
+        assert ("sft.lr" in runs.deciding_values(config, "rl")) == decides
+        assert runs.identity(config, "rl") != runs.identity(trained, "rl")
 
 
-def test_a_folder_that_cannot_be_made(tmp_path):
-    (tmp_path / "file").write_text("in the way")
-    with pytest.raises(OSError, match="cannot be saved") as raised:
-        runs.write_json(tmp_path / "file" / "meta.json", {})
-    assert str(tmp_path / "file" / "meta.json") in str(raised.value)
+def test_stages_and_close_values_are_told_apart(empty):
+    """0.5 and 0.5000001 print alike; a config's stages share most keys."""
+    config = empty.config("sft.fork_rate=0.5")
+    close = configs.changed(config, {"sft.fork_rate": 0.5000001})
+    identities = {runs.identity(one, stage) for one in (config, close) for stage in runs.STAGES}
+    assert len(identities) == 7 and all(re.fullmatch("[0-9a-f]{12}", digits) for digits in identities)
+    assert runs.folder_of(config, "sft") != runs.folder_of(close, "sft")
 
 
-def test_json(tmp_path):
-    path = tmp_path / "x.json"
-    runs.write_json(path, {"a": [1, 2.5, None, True]})
-    assert runs.read_json(path) == {"a": [1, 2.5, None, True]}
-    with pytest.raises(ValueError):
-        runs.write_json(path, {"a": float("nan")})
-    assert runs.read_json(path) == {"a": [1, 2.5, None, True]}
-    for broken in ("", '{"a": 1', "\xff"):
-        path.write_text(broken, encoding="latin-1")
-        with pytest.raises(ValueError, match=r"x\.json: not a JSON file"):
-            runs.read_json(path)
-    with pytest.raises(ValueError, match=r"none\.json: no such file"):
-        runs.read_json(tmp_path / "none.json")
+def test_a_new_key_leaves_identities_as_they_were(empty, monkeypatch):
+    """A key with the value from before it existed counts as no key at all, with another value it counts."""
+    config, real = empty.config(), configs.flat
+    with monkeypatch.context() as earlier:
+        earlier.setattr(configs, "flat", lambda c: {k: v for k, v in real(c).items() if k != "walks.informed"})
+        before = {stage: runs.identity(config, stage) for stage in runs.STAGES}
+    assert all(runs.identity(config, stage) != before[stage] for stage in runs.STAGES)
+    monkeypatch.setattr(configs, "before", lambda task: {"walks.informed": 0.0})
+    assert {stage: runs.identity(config, stage) for stage in runs.STAGES} == before
+    informed = configs.changed(config, {"walks.informed": 0.5})
+    assert all(runs.identity(informed, stage) != before[stage] for stage in runs.STAGES)
+
+
+def test_a_record_from_before_a_key_existed(copy, monkeypatch, capsys):
+    """It is read with the value from before, which need not be the default, and is no other run for it."""
+    pipeline = copy("base")
+    record = files.read_json(pipeline.run("base") / runs.RECORD)
+    del record["config"]["walks"]["informed"]
+    monkeypatch.setattr(configs, "before", lambda task: {"walks.informed": 0.5})
+    config = pipeline.config("walks.informed=0.5")
+    folder = runs.folder_of(config, "base")
+    assert not folder.exists()
+    folder.mkdir()
+    files.write_json(folder / runs.RECORD, record | {"identity": runs.identity(config, "base")})
+    shutil.copy(pipeline.run("base") / runs.WEIGHTS, folder)
+    assert runs.read(folder).config.walks.informed == 0.5
+    assert pipeline("pretrain", "walks.informed=0.5") == 0
+    assert "nothing to do" in capsys.readouterr().out
+
+
+# Folders
+
+
+def test_folders(empty):
+    """<label>-<8 digits of the identity>; the label says the stage, FORK_RATE and seed, or what `name` says."""
+    labels = {
+        ("base", "base_seed=2"): "base-seed2",
+        ("sft", "seed=3", "sft.fork_rate=0.25"): "sft-fork0.25-seed3",
+        ("sft", "sft.fork_rate=0"): "sft-fork0-seed0",
+        ("rl", "rl.mode=FWD"): "rl-fork1-seed0",
+        ("wise", "wise.weights=0.5"): "wise-fork1-seed0",
+        ("sft", "name=mine"): "mine",
+    }
+    for (stage, *overrides), label in labels.items():
+        digits = runs.identity(empty.config(*overrides), stage)[:8]
+        assert empty.at(stage, *overrides) == empty.root / "star" / f"{label}-{digits}"
+    assert not empty.root.exists()  # asking makes nothing
+
+
+@pytest.mark.parametrize("label", ["name=other", "name=sft-fork0-seed9", "name=base-00000000"])
+def test_a_label_makes_no_other_run(trained, capsys, label):
+    before = snapshot(trained.root)
+    assert trained("pretrain", label) == trained("sft", label) == 0
+    assert capsys.readouterr().out.splitlines() == [
+        f"{trained.run(name)} is complete: nothing to do" for name in ("base", "fork1")
+    ]
+    assert snapshot(trained.root) == before
+
+
+@pytest.mark.parametrize("name", ["mine-{}", "mine"])
+def test_a_folder_may_be_renamed(copy, capsys, name):
+    """Its digits give a run away, and without them its record does."""
+    pipeline = copy("base")
+    folder = pipeline.folder / name.format(pipeline.run("base").name[-8:])
+    pipeline.run("base").rename(folder)
+    assert pipeline.run("base") == folder and pipeline("pretrain") == 0
+    assert pipeline("sft", "sft.epochs=1") == 0
+    assert runs.read(pipeline.at("sft", "sft.epochs=1")).record["parent"]["run"] == folder.name
+
+
+def test_all_runs_may_be_moved(copy, capsys):
+    """A runs folder that was moved is as good as before: no record is read for where it lies."""
+    pipeline = copy("base", "fork1", measured=True)
+    assert pipeline("rl", *RL) == 0
+    moved = Pipeline(pipeline.root.rename(pipeline.root.parent / "moved"), pipeline.small[:-1])
+    assert moved("sft") == moved("rl", *RL) == moved("wise") == moved("eval") == 0
+    assert "left out" not in capsys.readouterr().out and not pipeline.root.exists()
+
+
+# Making a run
+
+
+def holder(empty: Pipeline, *arguments: str) -> subprocess.Popen:
+    """A process that holds the folder of the base that the overrides ask for."""
+    script = """if True:
+        import sys, time
+        from minifork import config, runs
+        with runs.hold(config.load("star", sys.argv[1:]), "base", None, False) as run:
+            print(run.folder, flush=True)
+            time.sleep(60)
+    """
+    command = [sys.executable, "-c", script, *empty.small, *arguments]
+    return subprocess.Popen(command, stdout=subprocess.PIPE, text=True, cwd=ROOT)
+
+
+def test_two_processes_that_want_one_run(empty, capsys):
+    """The second gets the same folder, whatever it calls it, and is refused; a lock ends with a killed holder."""
+    with holder(empty, "name=first") as first:
+        folder = Path(first.stdout.readline().strip())
+        assert folder.name.startswith("first-") and empty.run("base") == empty.at("base", "name=second") == folder
+        error = empty.refused(capsys, "pretrain", "name=second")
+        assert f"{folder}: another process is working on this run" in error
+        assert list(empty.folder.iterdir()) == [folder] and not list(folder.iterdir())
+        assert empty("pretrain", "base_seed=1") == 0  # other runs are free
+        first.kill()
+    assert empty("pretrain", "name=second") == 0
+    assert runs.read(folder).complete and len(list(empty.folder.iterdir())) == 2
+
+
+def test_two_processes_that_begin_at_once(empty):
+    """One makes the run; the other is refused, or finds it made."""
+    command = [sys.executable, "-m", "minifork", *empty.arguments("pretrain")]
+    labelled = [[*command, f"name={name}"] for name in ("one", "two")]
+    both = [subprocess.Popen(c, stderr=subprocess.PIPE, text=True, cwd=ROOT, env=ONE_CORE) for c in labelled]
+    errors = [process.communicate()[1] for process in both]
+    codes = [process.returncode for process in both]
+    assert sorted(codes) in ([0, 0], [0, 1]), errors
+    assert all("another process is working on this run" in errors[i] for i in (0, 1) if codes[i])
+    (folder,) = empty.folder.iterdir()
+    assert runs.read(folder).complete
+
+
+def test_states_of_a_run(copy):
+    """New, unfinished, complete; nothing stays of a run in which nothing was written."""
+    pipeline = copy("base")
+    config, folder = pipeline.config(), pipeline.run("fork1")
+    start = runs.require(config, "base").checkpoint(None)
+    assert runs.find(config, "sft") is runs.finished(config, "sft") is None
+    with runs.hold(config, "sft", start, resume=False) as run:
+        assert run.folder == folder and folder.is_dir() and not run.complete and run.record["step"] == 0
+    assert not folder.exists()
+    with ctrl_c("before", 3):
+        assert pipeline("sft") == 130
+    assert runs.find(config, "sft").record["step"] == 4 and runs.finished(config, "sft") is None
+    with (
+        pytest.raises(ValueError, match="unfinished run; continue it with --resume"),
+        runs.hold(config, "sft", start, resume=False),
+    ):
+        pass
+    with runs.hold(config, "sft", start, resume=True) as run:
+        assert run.record["step"] == 4 and run.record["parent"]["weights"] == start.weights
+    assert pipeline("sft", "--resume") == 0
+    assert runs.finished(config, "sft").complete
+    with runs.hold(config, "sft", start, resume=False) as run:
+        assert run.complete
+
+
+@pytest.mark.parametrize("record", [True, False])
+def test_a_run_killed_before_its_first_checkpoint_starts_anew(trained, copy, record):
+    """Without --resume, and without the snapshots that it left."""
+    pipeline = copy("base", "fork1")
+    folder = pipeline.run("fork1")
+    shutil.copy(folder / "epochs" / "e4.pt", folder / "epochs" / "e3.pt")
+    (folder / runs.WEIGHTS).unlink()
+    if record:
+        edit_record(folder, complete=False, step=0, weights={}, legs=[])
+    else:
+        (folder / runs.RECORD).unlink()
+    assert pipeline("sft") == 0
+    assert_same_training(folder, trained.run("fork1"))
+
+
+def test_a_folder_of_somebody_elses_files(copy):
+    """What a run does not know stays where it is."""
+    pipeline = copy("base")
+    mine = pipeline.run("fork1") / "notes.txt"
+    mine.parent.mkdir()
+    mine.write_text("mine")
+    assert pipeline("sft") == 0 and mine.read_text() == "mine"
+
+
+def test_a_record_keeps_the_config_of_the_last_command(copy):
+    """Of what decides nothing, such as the label; the run is the same."""
+    pipeline = copy("base")
+    with ctrl_c("before", 3):
+        assert pipeline("sft", "name=mine", "save_every=5") == 130
+    assert pipeline("sft", "--resume", "save_every=2", "eval.problems=32") == 0
+    run = runs.read(pipeline.run("fork1"))
+    assert run.name.startswith("mine-") and (run.config.name, run.config.save_every) == ("", 2)
+    assert run.config == pipeline.config("save_every=2", "eval.problems=32")
+    assert run.identity == runs.identity(run.config, "sft")
+
+
+def test_a_finished_stage_answers_without_torch(trained):
+    """Importing it takes seconds."""
+    script = """if True:
+        import sys
+        from minifork.cli import main
+        assert main(["pretrain", *sys.argv[1:]]) == main(["sft", *sys.argv[1:]]) == main(["runs", sys.argv[-1]]) == 0
+        assert "torch" not in sys.modules
+    """
+    done = process(script, *trained.small)
+    assert done.returncode == 0, done.stderr
+    assert done.stdout.count("is complete: nothing to do") == 2 and f"{1 + len(SFT)} runs" in done.stdout
+
+
+# Records
+
+
+def test_what_a_record_says(trained):
+    for name in ("base", *SFT):
+        run, base = runs.read(trained.run(name)), runs.read(trained.run("base"))
+        record, config = files.read_json(run.folder / runs.RECORD), trained.config(*SFT.get(name, []))
+        assert (record["format"], record["version"]) == (runs.FORMAT, runs.VERSION)
+        assert record["identity"] == run.identity == runs.identity(config, run.stage)
+        assert record["config"] == configs.to_tree(config) and run.config == config
+        start = {"run": base.name, "file": "ckpt.pt", "weights": base.record["weights"]["ckpt.pt"]}
+        assert record["parent"] == (None if name == "base" else start)
+        assert {*record["weights"]} == {str(path.relative_to(run.folder)) for path in run.folder.rglob("*.pt")}
+        assert all(weights_hash(run.folder / file) == digits for file, digits in record["weights"].items())
+        (leg,) = record["legs"]
+        assert (leg["from"], leg["to"], record["steps"]) == (0, record["step"], record["step"])
+    tags = {name: runs.read(trained.run(name)).tags(trained.config()) for name in SFT}
+    assert tags["problem"] == {"sft.fork_rate": 0.5, "sft.allocation": "problem"}
+    assert tags["cued"] == {"sft.cue_rate": 1.0} and tags["fork1"] == {}
+    assert runs.read(trained.run("fork1")).tags()["model.width"] == 32  # by default beside what ships
+
+
+def test_legs_of_an_interrupted_run(copy, threads):
+    """Each says its steps, the machine, torch, the threads and the seconds."""
+    pipeline = copy()
+    threads(2)
+    with ctrl_c("before", 3):
+        assert pipeline("pretrain") == 130
+    threads(1)
+    assert pipeline("pretrain", "--resume") == 0
+    record = runs.read(pipeline.run("base")).record
+    made = {"machine": runs.machine(), "torch": torch.__version__}
+    expected = [{"from": 0, "to": 4, "threads": 2} | made, {"from": 4, "to": 40, "threads": 1} | made]
+    assert [{key: value for key, value in leg.items() if key != "seconds"} for leg in record["legs"]] == expected
+    assert record["seconds"] == pytest.approx(sum(leg["seconds"] for leg in record["legs"]), abs=0.11)
+
+
+DAMAGE = {  # contents of run.json, or changes of what it says
+    "empty": "",
+    "cut": '{"format": "minifork-run"',
+    "list": "[]",
+    "bare": '{"format": "minifork-run", "version": 2}',
+    "identity": {"identity": None},
+    "stage": {"stage": "other"},
+    "complete": {"complete": "yes"},
+    "step": {"step": "9"},
+    "steps": {"steps": None},
+    "weights": {"weights": []},
+    "hash": {"weights": {"ckpt.pt": 3}},
+    "legs": {"legs": None},
+    "parent": {"parent": "base"},
+    "parent's keys": {"parent": {"run": "base"}},
+    "config": {"config": 3},
+    "a value": {"config": {"task": "star", "sft": {"lr": "x"}}},
+    "a task": {"config": {"task": "chess"}},
+    "newer": {"version": runs.VERSION + 1},
+    "foreign": {"format": "other"},
+    "unmarked": {"format": None},
+}
+WAYS_OUT = {"newer": "update this one", "foreign": "move it elsewhere", "unmarked": "move it elsewhere"}
+
+
+@pytest.mark.parametrize("how", DAMAGE)
+def test_records_that_cannot_be_read(copy, capsys, how):
+    """The run's own command names the record and the way out, as do those that need the run; others do without it."""
+    pipeline = copy("base", "fork1", "fork0.5", measured=True)
+    for name, commands in (("fork1", ("sft", "rl", "wise")), ("base", ("pretrain", "sft"))):
+        folder, damage = pipeline.run(name), DAMAGE[how]
+        whole = (folder / runs.RECORD).read_text()
+        if isinstance(damage, str):
+            (folder / runs.RECORD).write_text(damage)
+        else:
+            edit_record(folder, **damage)
+        for command in commands:
+            error = pipeline.refused(capsys, command, "sft.fork_rate=1")
+            assert str(folder / runs.RECORD) in error and WAYS_OUT.get(how, "remove") in error, command
+        assert pipeline("runs") == 0
+        assert f"{folder}: left out, {folder / runs.RECORD}: " in capsys.readouterr().out
+        if name == "fork1":
+            assert pipeline("eval") == 0
+            assert f"{folder}: left out, {folder / runs.RECORD}: " in capsys.readouterr().out
+            assert {record["run"] for record in pipeline.view()["records"]} == {
+                pipeline.run(other).name for other in ("base", "fork0.5")
+            }
+        (folder / runs.RECORD).write_text(whole)
+
+
+def test_the_way_out_of_a_damaged_record(trained, copy, capsys):
+    """Doing what the line says makes the run again."""
+    pipeline = copy("base", "fork1")
+    record = pipeline.run("fork1") / runs.RECORD
+    record.write_text("")
+    assert "remove it and run its stage again" in pipeline.refused(capsys, "sft")
+    record.unlink()
+    assert pipeline("sft") == 0
+    assert_same_training(record.parent, trained.run("fork1"))
+
+
+# Parents
+
+
+def made_anew(copy, name: str, file: str) -> Pipeline:
+    """A base, a tuned run, RL and a mixture, of which one was made anew on another machine."""
+    pipeline = copy("base", "fork1", measured=True)
+    assert pipeline("rl", *RL) == pipeline("wise", "wise.weights=0.5") == 0
+    replace_weights(pipeline.run(name), file)
+    return pipeline
+
+
+def test_a_base_that_was_made_anew_is_named(copy, capsys):
+    """By all that stands on it; runs that begin now start from the new one."""
+    pipeline = made_anew(copy, "base", "ckpt.pt")
+    tuned, base = pipeline.run("fork1"), pipeline.run("base") / "ckpt.pt"
+    line = f"{tuned} started from other weights than {base} holds now; remove it and run it again"
+    for command in (["sft"], ["sft", "--resume"], ["rl", *RL], ["rl", "rl.updates=1", *RL[1:]], ["wise"]):
+        assert line in pipeline.refused(capsys, *command)
+    assert pipeline("eval") == 0
+    printed = capsys.readouterr().out
+    folders = [tuned, pipeline.at("rl", *RL), pipeline.at("wise", "wise.weights=0.5")]
+    assert all(f"{folder}: left out, {line}" in printed for folder in folders)
+    assert {record["stage"] for record in pipeline.view()["records"]} == {"base"}
+    assert pipeline("sft", "seed=1", "sft.epochs=1") == 0
+    assert runs.read(pipeline.at("sft", "seed=1", "sft.epochs=1")).record["parent"]["weights"] == weights_hash(base)
+
+
+def test_a_snapshot_that_was_made_anew_is_named(copy, capsys):
+    """By those that start from it: RL from epoch 1, but no mixture, which is known by the last."""
+    pipeline = made_anew(copy, "fork1", "epochs/e1.pt")
+    line = f"{pipeline.at('rl', *RL)} started from other weights than {pipeline.run('fork1') / 'epochs' / 'e1.pt'}"
+    assert line in pipeline.refused(capsys, "rl", *RL)
+    assert pipeline("sft") == pipeline("wise", "wise.weights=0.5") == pipeline("eval") == 0
+    assert capsys.readouterr().out.count("left out") == 1
+    assert pipeline("rl", "rl.updates=1", *RL[1:]) == 0
+
+
+def test_a_base_that_was_made_anew_under_another_name_is_named(copy, capsys):
+    """The label is for people: what a run started from is known by what it is."""
+    pipeline = copy("base", "fork1")
+    base = pipeline.run("base")
+    base.rename(base.parent / f"other{base.name[-9:]}")
+    assert pipeline("sft") == 0
+    replace_weights(pipeline.run("base"), "ckpt.pt")
+    assert "started from other weights" in pipeline.refused(capsys, "sft")
+
+
+def test_an_unfinished_run_does_not_go_on_from_another_base(copy, capsys):
+    pipeline = copy("base")
+    with ctrl_c("before", 6):
+        assert pipeline("sft") == 130
+    replace_weights(pipeline.run("base"), "ckpt.pt")
+    assert "started from other weights" in pipeline.refused(capsys, "sft", "--resume")
+
+
+def test_a_base_that_is_gone_is_missed_only_by_new_runs(copy, capsys):
+    pipeline = copy("base", "fork1", measured=True)
+    shutil.rmtree(pipeline.run("base"))
+    assert pipeline("sft") == pipeline("eval") == 0
+    assert "left out" not in capsys.readouterr().out
+    error = pipeline.refused(capsys, "sft", "seed=1")
+    assert str(pipeline.run("base")) in error and "minifork pretrain base_seed=0" in error
+
+
+# Removal
+
+
+def test_runs_are_removed(copy, capsys):
+    """Those that the filters name and no other, and none that a process works on."""
+    pipeline = copy("base", "fork1", "fresh")
+    run, command = runs.read(pipeline.run("fresh")), ["runs", "--remove", f"runs={pipeline.root}", "sft.fresh=true"]
+    with files.locked(run.folder):
+        assert main(command) == 1
+    assert f"{run.folder}: a process is working on this run; it stays" in capsys.readouterr().err
+    assert run.folder.exists()
+    assert main(command) == 0
+    assert "1 runs, " in capsys.readouterr().out
+    assert {path.name for path in pipeline.folder.iterdir()} == {pipeline.run(name).name for name in ("base", "fork1")}
 
 
 # A full disk
-
 
 FILL = """
 import resource, sys
@@ -118,301 +496,33 @@ sys.exit(main(sys.argv[2:]))
 """
 
 
+def fails_on_a_full_disk(limit: int, pipeline: Pipeline, *command: str) -> str:
+    """The line of a command that fails as it may write no more than ``limit`` bytes a file."""
+    failed = process(FILL, str(limit), *pipeline.arguments(*command))
+    assert failed.returncode == 1, failed.stderr
+    assert failed.stderr.startswith("minifork: ") and failed.stderr.count("\n") == 1, failed.stderr
+    assert "cannot be saved" in failed.stderr and "runs=" in failed.stderr
+    return failed.stderr
+
+
 @pytest.mark.skipif(not hasattr(resource, "RLIMIT_FSIZE"), reason="no limit on file sizes here")
-def test_a_full_disk_is_one_line(config_file, small, tmp_path):
+def test_a_full_disk_is_one_line(empty):
     """A process that may write no more than 40 kB a file, less than a checkpoint, stands for a full disk."""
-    command = ["pretrain", "--config", config_file, *small, f"runs={tmp_path}"]
-    process = subprocess.run(
-        [sys.executable, "-c", FILL, "40000", *command],
-        capture_output=True,
-        text=True,
-        cwd=Path(__file__).parent.parent,
-        env={**os.environ, "OMP_NUM_THREADS": "1"},
-    )
-    assert process.returncode == 1, process.stderr
-    lines = process.stderr.strip().splitlines()
-    assert len(lines) == 1 and lines[0].startswith("minifork: ") and "Traceback" not in process.stderr
-    assert "ckpt.pt" in lines[0] and "cannot be saved" in lines[0] and "runs=" in lines[0]
-    assert everything(tmp_path) <= {"star/base-seed0/config.yaml", "star/base-seed0/metrics.jsonl"}
+    assert "ckpt.pt" in fails_on_a_full_disk(40_000, empty, "pretrain")
+    assert everything(empty.run("base")) <= {"run.json", "metrics.jsonl"}
+    assert empty("pretrain") == 0
 
 
 @pytest.mark.skipif(not hasattr(resource, "RLIMIT_FSIZE"), reason="no limit on file sizes here")
 @pytest.mark.parametrize(
-    ("stage", "limit"), [("sft", 40_000), ("wise", 40_000), ("eval", 2_000), ("figures", 2_000), ("report", 20_000)]
+    ("stage", "limit"), [("sft", 40_000), ("wise", 40_000), ("eval", 1_500), ("figures", 2_000), ("report", 20_000)]
 )
 def test_a_full_disk_loses_nothing(copy, stage, limit):
-    """The stage fails in one line, what was there stays as it was, and with room again the command succeeds."""
-    pipeline = copy("base-seed0", *([] if stage == "sft" else [*SFT, "eval.json", "eval.npz"]))
-    overrides = ["eval.problems=48"] if stage == "eval" else []  # else it keeps what it knows, and writes nothing
+    """What was there stays as it was, and with room again the command succeeds."""
+    pipeline = copy("base", *([] if stage == "sft" else SFT), measured=True)
+    overrides = ["eval.problems=48"] if stage == "eval" else []  # else nothing is missing
     before = snapshot(pipeline.folder)
-    process = subprocess.run(
-        [sys.executable, "-c", FILL, str(limit), *pipeline.arguments(stage, *overrides)],
-        capture_output=True,
-        text=True,
-        cwd=Path(__file__).parent.parent,
-        env={**os.environ, "OMP_NUM_THREADS": "1"},
-    )
-    assert process.returncode == 1, process.stderr
-    assert process.stderr.startswith("minifork: ") and process.stderr.count("\n") == 1, process.stderr
+    fails_on_a_full_disk(limit, pipeline, stage, *overrides)
     after = snapshot(pipeline.folder)
     assert {name: after[name] for name in before} == before
-    resume = ["--resume"] if stage == "sft" else []
-    assert pipeline(stage, *overrides, *resume) == 0
-
-
-# Checkpoints
-
-
-class Payload:
-    """Unpickling this would run a command."""
-
-    def __init__(self, marker: Path):
-        self.marker = marker
-
-    def __reduce__(self):
-        return os.system, (f"touch {self.marker}",)
-
-
-def refuses(path: Path) -> str:
-    with pytest.raises(ValueError) as raised:
-        runs.load_weights(path)
-    message = str(raised.value)
-    assert str(path) in message and "\n" not in message
-    return message
-
-
-def test_weights_round_trip(tmp_path):
-    path = tmp_path / "ckpt.pt"
-    payload = {"model": {"w": torch.arange(6.0).view(2, 3)}, "step": 7, "rng": torch.arange(4, dtype=torch.uint8)}
-    runs.save_weights(path, payload)
-    loaded = runs.load_weights(path)
-    assert loaded["step"] == 7 and torch.equal(loaded["model"]["w"], payload["model"]["w"])
-    assert torch.equal(loaded["rng"], payload["rng"])
-
-
-def test_damaged_weights(tmp_path):
-    path = tmp_path / "ckpt.pt"
-    assert "no such checkpoint" in refuses(path)
-    runs.save_weights(path, {"model": {"w": torch.zeros(1000)}})
-    whole = path.read_bytes()
-    for size in (0, 1, 2, 10, 100, len(whole) // 2, len(whole) - 1):
-        path.write_bytes(whole[:size])
-        refuses(path)
-    path.write_bytes(b"not a checkpoint, just some text\n" * 50)
-    refuses(path)
-    path.unlink()
-    path.mkdir()
-    refuses(path)
-
-
-@settings(max_examples=200, deadline=None, derandomize=True, database=None)
-@given(st.integers(0, 10**9), st.integers(0, 7))
-def test_a_flipped_bit_is_noticed_or_harmless(tmp_path_factory, place, bit):
-    """Anywhere in the file: refused by name, or the same weights are read (padding, dates)."""
-    path = tmp_path_factory.getbasetemp() / "flipped.pt"
-    weights = {"w": torch.arange(50.0)}
-    runs.save_weights(path, {"model": weights})
-    content = bytearray(path.read_bytes())
-    content[place % len(content)] ^= 1 << bit
-    path.write_bytes(content)
-    try:
-        found = runs.load_weights(path)
-    except ValueError as error:
-        assert "flipped.pt" in str(error)
-    else:
-        assert torch.equal(found["model"]["w"], weights["w"])
-
-
-def test_foreign_weights(tmp_path):
-    path = tmp_path / "ckpt.pt"
-    foreign = [{"model": {"w": torch.zeros(2)}}, {"format": "other-1"}, [1, 2], torch.zeros(3), "minifork-1", None]
-    for value in foreign:
-        torch.save(value, path)
-        refuses(path)
-    for value in ([1], {"a": 1.5}, "words"):
-        path.write_bytes(pickle.dumps(value, protocol=2))
-        refuses(path)
-
-
-def test_malicious_weights_run_nothing(tmp_path):
-    path, marker = tmp_path / "ckpt.pt", tmp_path / "executed"
-    path.write_bytes(pickle.dumps(Payload(marker), protocol=2))
-    refuses(path)
-    torch.save({"format": runs.FORMAT, "model": {}, "extra": Payload(marker)}, path)
-    refuses(path)
-    torch.save(torch.nn.Linear(2, 2), path)
-    refuses(path)
-    assert not marker.exists()
-    pickle.loads(pickle.dumps(Payload(marker)))  # the payload does work where it is let in
-    assert marker.exists()
-
-
-@settings(
-    max_examples=150,
-    deadline=None,
-    derandomize=True,
-    database=None,
-    suppress_health_check=[HealthCheck.function_scoped_fixture],
-)
-@pytest.mark.filterwarnings("ignore:Detected pickle protocol")
-@given(st.one_of(st.binary(max_size=40), st.binary(max_size=12).map(lambda tail: b"\x80\x02" + tail + b".")))
-def test_random_bytes_are_refused(tmp_path, content):
-    path = tmp_path / "ckpt.pt"
-    path.write_bytes(content)
-    refuses(path)
-
-
-# Folders
-
-
-def test_folders(config):
-    sft = configs.to_tree(config)["sft"]
-    root = Path(config.runs) / "star"
-    assert runs.run_folder(config, "base") == root / "base-seed0"
-    assert runs.run_folder(config, "sft") == root / "sft-fork1-seed0"
-    assert (
-        runs.run_folder(changed(config, seed=3, sft={**sft, "fork_rate": 0.25}), "sft") == root / "sft-fork0.25-seed3"
-    )
-    assert runs.run_folder(changed(config, sft={**sft, "fork_rate": 0.0}), "sft") == root / "sft-fork0-seed0"
-    problem = changed(config, sft={**sft, "fork_rate": 0.5, "allocation": "problem"})
-    assert runs.run_folder(problem, "sft") == root / "sft-problem-seed0"
-    assert runs.run_folder(changed(config, name="mine"), "sft") == root / "mine"
-    assert runs.base_folder(changed(config, name="mine", base_seed=2)) == root / "base-seed2"
-
-
-def begin(config, complete: bool) -> Path:
-    folder = runs.run_folder(config, "sft")
-    assert runs.state_of(folder, config, "sft", False) == "new"
-    runs.write_config(folder / "config.yaml", config)
-    runs.save_weights(folder / "ckpt.pt", {"step": 3})
-    runs.write_json(folder / "meta.json", {"stage": "sft", "complete": complete})
-    return folder
-
-
-def test_states_of_a_folder(config):
-    folder = runs.run_folder(config, "sft")
-    assert runs.state_of(folder, config, "sft", False) == "new" and not folder.exists()
-    begin(config, complete=False)
-    assert runs.read_config(folder) == config
-    with pytest.raises(ValueError, match="unfinished run; continue it with --resume"):
-        runs.state_of(folder, config, "sft", False)
-    assert runs.state_of(folder, config, "sft", True) == "resume"
-    assert not runs.is_complete(folder)
-    runs.write_json(folder / "meta.json", {"stage": "sft", "complete": True})
-    assert runs.is_complete(folder)
-    assert runs.state_of(folder, config, "sft", False) == runs.state_of(folder, config, "sft", True) == "complete"
-
-
-def test_a_run_killed_before_its_first_checkpoint_starts_anew(config):
-    folder = begin(config, complete=False)
-    (folder / "ckpt.pt").unlink()
-    (folder / "meta.json").unlink()
-    for resume in (False, True):
-        assert runs.state_of(folder, config, "sft", resume) == "new"
-
-
-@pytest.mark.parametrize(
-    ("section", "key", "value"),
-    [
-        ("sft", "lr", 0.125),
-        ("sft", "fork_rate", 1.0000001),
-        ("sft", "fresh", True),
-        ("data", "nodes", 9),
-        ("model", "layers", 3),
-        ("walks", "stop", 0.5),
-        ("pretrain", "steps", 41),
-    ],
-)
-def test_a_folder_of_another_config_is_refused(config, section, key, value):
-    tree = configs.to_tree(config)
-    if key == "fork_rate":  # prints as %g like its neighbour, and is still another run
-        config = changed(config, sft={**tree["sft"], "fork_rate": 0.5})
-        value = 0.5000001
-        tree = configs.to_tree(config)
-    folder = begin(config, complete=True)
-    other = changed(config, **{section: {**tree[section], key: value}})
-    for resume in (False, True):
-        with pytest.raises(ValueError) as raised:
-            runs.state_of(folder, other, "sft", resume)
-        assert str(folder) in str(raised.value) and f"{section}.{key}: {tree[section][key]} -> {value}" in str(
-            raised.value
-        )
-    assert runs.read_config(folder) == config
-
-
-def test_a_folder_of_another_base_seed_is_refused(config):
-    folder = begin(config, complete=True)
-    with pytest.raises(ValueError, match="base_seed: 0 -> 1"):
-        runs.state_of(folder, changed(config, base_seed=1), "sft", False)
-
-
-def test_what_does_not_change_a_run_does_not_change_its_identity(config):
-    folder = begin(config, complete=True)
-    tree = configs.to_tree(config)
-    other = changed(config, save_every=7, device="auto", eval={**tree["eval"], "problems": 500})
-    assert runs.state_of(folder, other, "sft", False) == "complete"
-    base = runs.identity(config, "base")
-    assert base == runs.identity(changed(config, seed=5, sft={**tree["sft"], "lr": 0.125}), "base")
-
-
-def test_a_run_of_another_stage_is_refused(config):
-    """A base may be asked for in the folder of a fine-tuning and the reverse: their configs can be equal."""
-    folder = Path(config.runs) / "star" / "mine"
-    named = changed(config, name="mine")
-    runs.write_config(folder / "config.yaml", named)
-    runs.save_weights(folder / "ckpt.pt", {"step": 3})
-    runs.write_json(folder / "meta.json", {"stage": "base", "complete": True})
-    with pytest.raises(ValueError, match="mine"):
-        runs.state_of(folder, named, "sft", False)
-
-
-def test_folders_without_a_readable_config(config):
-    folder = runs.run_folder(config, "sft")
-    folder.mkdir(parents=True)
-    (folder / "notes.txt").write_text("mine")
-    with pytest.raises(ValueError, match=r"config\.yaml"):
-        runs.state_of(folder, config, "sft", False)
-    for text in ("", "a: [", "task: star\n", "- 1\n"):
-        (folder / "config.yaml").write_text(text)
-        with pytest.raises(ValueError, match=r"config\.yaml"):
-            runs.state_of(folder, config, "sft", True)
-    assert (folder / "notes.txt").read_text() == "mine"
-
-
-@pytest.mark.parametrize("content", ["[]", "3", "null", '"complete"'])
-def test_a_foreign_meta_is_no_finished_run(config, content):
-    """Valid JSON that is no mapping: refused by name, or taken for unfinished, but no crash."""
-    folder = begin(config, complete=True)
-    (folder / "meta.json").write_text(content)
-    try:
-        assert not runs.is_complete(folder)
-    except ValueError as error:
-        assert "meta.json" in str(error)
-
-
-def test_config_files_are_plain_yaml(config):
-    folder = begin(config, complete=True)
-    assert configs.from_tree(yaml.safe_load((folder / "config.yaml").read_text()), "here") == config
-
-
-# Metrics
-
-
-def test_keep_metrics_until(tmp_path):
-    runs.keep_metrics_until(tmp_path, 20)  # nothing to do
-    assert everything(tmp_path) == set()
-    path = tmp_path / "metrics.jsonl"
-    lines = [json.dumps({"step": step, "loss": 1.5}) for step in (10, 20, 30, 40)]
-    path.write_text("\n".join(lines) + '\n{"step": 50, "lo')
-    runs.keep_metrics_until(tmp_path, 20)
-    assert path.read_text() == "".join(line + "\n" for line in lines[:2])
-    runs.keep_metrics_until(tmp_path, 0)
-    assert path.read_text() == "" and everything(tmp_path) == {"metrics.jsonl"}
-
-
-def test_keep_metrics_drops_what_is_no_metric(tmp_path):
-    path = tmp_path / "metrics.jsonl"
-    path.write_text('{"step": 10}\n[]\n3\n\n{"loss": 1}\n{"step": "a"}\n{"step": null}\n{"step": 20}\n')
-    path.write_bytes(path.read_bytes() + b"\xff\xfe\n")
-    runs.keep_metrics_until(tmp_path, 100)
-    assert path.read_text() == '{"step": 10}\n{"step": 20}\n'
+    assert pipeline(stage, *overrides, *(["--resume"] if stage == "sft" else [])) == 0

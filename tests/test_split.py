@@ -30,12 +30,12 @@ def test_split_follows_exact(make_model, decoder):
     """PIT of the counts in every sink, over 150 problems; and, for sums over problems, the normal bound."""
     tree, _ = dag_tree(make_model, problems=150, policy=policy.parse(decoder))
     p, n, rng = exact(tree).ends, 300, np.random.default_rng(0)
-    found = counts(split(tree, n, seed=5))
-    assert (found.sum(axis=1) == n).all()
+    drawn = counts(split(tree, n, seed=5))
+    assert (drawn.sum(axis=1) == n).all()
     for sink in range(2):
-        assert agree.uniform_p(agree.randomised_pit(found[:, sink], n, p[:, sink], rng)) > KS_LEVEL
+        assert agree.uniform_p(agree.randomised_pit(drawn[:, sink], n, p[:, sink], rng)) > KS_LEVEL
         spread = np.sqrt((n * p * (1 - p)).sum(axis=0))[sink]
-        assert abs((found - n * p).sum(axis=0)[sink]) <= Z * spread + 1e-6
+        assert abs((drawn - n * p).sum(axis=0)[sink]) <= Z * spread + 1e-6
 
 
 @pytest.mark.parametrize("n", [1, 10, 2000])
@@ -97,8 +97,8 @@ def test_first_tokens_are_multinomial():
     n, m, generators = 40, 20_000, {}
     each = splitting._split(np.tile(p, (m, 1)), np.full(m, n), np.zeros(m, dtype=np.int64), 0, 9, generators)
     assert (each.sum(axis=1) == n).all() and (each[:, p == 0] == 0).all()
-    some = p > 0
-    deviation = (each.mean(axis=0) - n * p)[some] / np.sqrt(n * p * (1 - p) / m)[some]
+    possible = p > 0
+    deviation = (each.mean(axis=0) - n * p)[possible] / np.sqrt(n * p * (1 - p) / m)[possible]
     assert (np.abs(deviation) < Z).all()
     expected = n * (np.diag(p) - np.outer(p, p))
     assert np.abs(np.cov(each.T, bias=True) - expected).max() < 0.4  # four standard errors of a variance of 10
@@ -150,8 +150,8 @@ def test_a_broadcast_first_token_is_caught(make_model, monkeypatch):
         return real(p, np.ones_like(count), problem, depth, seed, generators) * count[:, None]
 
     monkeypatch.setattr(splitting, "_split", broadcast)
-    found = counts(split(tree, 300, 5))[:, 0]
-    assert agree.uniform_p(agree.randomised_pit(found, 300, p, np.random.default_rng(0))) < 1e-6
+    drawn = counts(split(tree, 300, 5))[:, 0]
+    assert agree.uniform_p(agree.randomised_pit(drawn, 300, p, np.random.default_rng(0))) < 1e-6
 
 
 def test_bf16_softmax_is_caught(make_model, monkeypatch):
@@ -163,8 +163,8 @@ def test_bf16_softmax_is_caught(make_model, monkeypatch):
         return torch.log_softmax(real(self, logits, problem).bfloat16(), dim=-1).float()
 
     def chi_square(n: int) -> float:
-        found = counts(split(tree, n, 5))[:, 0]
-        return float(((found - n * p) ** 2 / (n * p * (1 - p) + 1e-9)).mean())
+        drawn = counts(split(tree, n, 5))[:, 0]
+        return float(((drawn - n * p) ** 2 / (n * p * (1 - p) + 1e-9)).mean())
 
     # under the null the mean of 150 squared z is 1 +- .12; fp32 noise of 1e-7 adds nothing visible
     assert chi_square(10**8) < 1.5
@@ -185,5 +185,5 @@ def test_an_off_by_one_cache_is_caught(make_model, monkeypatch):
         return out
 
     monkeypatch.setattr(Rows, "attend", late)
-    found = counts(split(tree, 10**4, 5))[:, 0]
-    assert agree.uniform_p(agree.randomised_pit(found, 10**4, p, np.random.default_rng(0))) < 1e-6
+    drawn = counts(split(tree, 10**4, 5))[:, 0]
+    assert agree.uniform_p(agree.randomised_pit(drawn, 10**4, p, np.random.default_rng(0))) < 1e-6

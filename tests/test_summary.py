@@ -7,7 +7,6 @@ import pytest
 
 from experiments.results import load
 from experiments.summary import summary, table
-from minifork import runs
 
 ROOT = Path(__file__).parent.parent
 COMMITTED = [
@@ -16,32 +15,29 @@ COMMITTED = [
 
 
 def test_rows_are_means_of_the_last_checkpoints(trained):
-    found = summary(trained.config())
-    assert json.loads((trained.folder / "summary.json").read_text()) == found and found["pairs"] == 1
-    rows = {row["name"]: row for row in found["rows"]}
-    names = {row["runs"][0] for row in found["rows"]}
-    assert set(rows) == {
-        "base", "FORK_RATE 0.5", "FORK_RATE 1", "both modes for every problem", "FORK_RATE 1, branch cued",
-        "FORK_RATE 1, fresh traces every epoch",
-    }  # fmt: skip
-    assert names == {path.name for path in trained.folder.iterdir() if "seed0" in path.name}
+    """One row for the base and for each run of the study that was made, of the test set that the run is about."""
     results = load(trained.config())
-    last = {
-        "FORK_RATE 1": results.tuned(0, "data", 1.0),
-        "FORK_RATE 1, branch cued": results.tuned(0, "cued", test_set="cue1"),
+    summed = summary(trained.config())
+    assert json.loads((trained.folder / "summary.json").read_text()) == summed
+    assert (summed["study"], summed["pairs"]) == ("star", 1) and summed["command"] and summed["config_hash"]
+    assert summed["train_minutes"] == round(sum(run.record["seconds"] for run in results.runs.values()) / 60, 1)
+    rows = {row["name"]: row for row in summed["rows"]}
+    names = {
+        "base": results.base(0),
+        "FORK_RATE 0.5": results.tuned(0, 0.5)[-1],
+        "FORK_RATE 1": results.tuned(0, 1)[-1],
+        "both modes for every problem": results.where({"fork_rate": 0.5, "allocation": "problem"})[-1],
+        "FORK_RATE 1, fresh traces every epoch": results.where({"fresh": True})[-1],
+        "FORK_RATE 1, branch cued": results.where({"cue_rate": 1}, test_set="cue1")[-1],
     }
-    for name, records in last.items():
+    assert set(rows) == set(names)
+    for name, record in names.items():
+        assert rows[name]["runs"] == [record["run"]]
         for k in (1, 16, 64):
             value = rows[name]["pass_at"][str(k)]
-            assert value["mean"] == pytest.approx(records[-1]["pass_at"][str(k)])
+            assert value["mean"] == pytest.approx(record["pass_at"][str(k)])
             assert value["ci95"][0] <= value["mean"] <= value["ci95"][1]
-        assert rows[name]["fork_accuracy"]["mean"] == pytest.approx(records[-1]["fork"]["accuracy"])
-
-
-def test_folders_that_are_no_runs_do_not_matter(copy):
-    pipeline = copy("base-seed0", "sft-fork1-seed0")
-    runs.write_json(pipeline.folder / "junk" / "meta.json", {})
-    assert pipeline("eval") == 0 and summary(pipeline.config())["pairs"] == 1
+        assert rows[name]["fork_accuracy"]["mean"] == pytest.approx(record["fork"]["accuracy"])
 
 
 def test_table():
@@ -52,9 +48,9 @@ def test_table():
 
 @pytest.mark.parametrize("path", sorted((ROOT / "experiments" / "results").glob("*-claims.json")), ids=lambda p: p.name)
 def test_the_readme_shows_the_claims_that_fail(path):
-    found = json.loads(path.read_text())
-    assert found["command"] and found["config_hash"] and found["machine"]
-    for row in [row for row in found["claims"] if row["verdict"] == "fails"]:
+    committed = json.loads(path.read_text())
+    assert committed["command"] and committed["config_hash"] and committed["machine"]
+    for row in [row for row in committed["claims"] if row["verdict"] == "fails"]:
         low, high = row["ci95"]
         number = f"{row['effect']:.3f} [{low:.3f}, {high:.3f}]".replace("0.", ".")
         assert number in (ROOT / "README.md").read_text(), row["id"]
@@ -62,6 +58,7 @@ def test_the_readme_shows_the_claims_that_fail(path):
 
 @pytest.mark.parametrize("path", COMMITTED, ids=lambda path: path.name)
 def test_the_readme_shows_what_was_committed(path):
-    found = json.loads(path.read_text())
-    assert table(found) in (ROOT / "README.md").read_text()
-    assert found["sweep"] and found["config_hash"] and found["machine"] and found["train_minutes"] > 0
+    committed = json.loads(path.read_text())
+    assert table(committed) in (ROOT / "README.md").read_text()
+    assert {"study", "sweep"} & committed.keys()  # "sweep" is what version 0.1 wrote
+    assert committed["config_hash"] and committed["machine"] and committed["train_minutes"] > 0

@@ -1,0 +1,270 @@
+"""Studies: what to run, in one notation, and the runner that makes what is missing.
+
+A study is a list of mappings, in YAML (experiments/studies/) or in Python. Each is a run and what it changes in the
+config; of a key with several values every one is run, for every pair of seeds:
+
+    - {as: "FORK_RATE {sft.fork_rate}", sft.fork_rate: [0, 0.5, 1]}     # three fine-tunings
+    - {as: forward RL, stage: rl, sft.fork_rate: 1, rl.mode: FWD}       # one RL run
+
+Beside keys of the config (x4 and /4 mean four times the config's value and a quarter of it) an entry may give `as`,
+what results call the run; `stage`, sft if none is given; `test_set`, which one results are about, plain if none is
+given; `needs`, a mode that the task must have; `choose`, a key whose best value a study picks.
+
+Runs that others start from are made too. Bases use all cores one after the other. The rest run side by side with one
+core each, so that a run's weights do not depend on how many run at once.
+"""
+
+import itertools
+import os
+import re
+import signal
+import subprocess
+import sys
+import time
+from collections.abc import Iterable
+from concurrent.futures import ThreadPoolExecutor, as_completed
+from dataclasses import dataclass, replace
+from pathlib import Path
+from typing import Any
+
+from tqdm import tqdm
+
+from minifork import cli, losses, runs
+from minifork import config as configs
+from minifork.config import read_yaml
+from minifork.evaluate import evaluate, require_policy
+from minifork.schema import Config
+
+FOLDER = Path(__file__).parent / "studies"
+WORDS = ("as", "stage", "test_set", "needs", "choose")
+ONE_CORE = {"OMP_NUM_THREADS": "1", "MKL_NUM_THREADS": "1"}
+RESERVED = range(5, 10)  # pairs of seeds
+ATTEMPTS = 3  # of a run that is killed
+INTERRUPTED = (130, -signal.SIGINT)  # by Ctrl-C, which may come before the command line is there to meet it
+
+
+@dataclass(frozen=True)
+class Plan:
+    """One run of a study: what results call it, its stage and config, the test set that results are about, and the
+    key whose value is to be chosen, if any."""
+
+    name: str
+    stage: str
+    config: Config
+    test_set: str = "plain"
+    choose: str = ""
+
+    @property
+    def identity(self) -> str:
+        """The identity of its run."""
+        return runs.identity(self.config, self.stage)
+
+    @property
+    def command(self) -> list[str]:
+        """The command that makes its run or goes on with it."""
+        name = runs.COMMANDS[self.stage]
+        resume = ["--resume"] if cli.COMMANDS[name].flags == cli.RESUME else []
+        return [sys.executable, "-m", "minifork", name, *resume, *configs.arguments(self.config)]
+
+    @property
+    def log(self) -> Path:
+        """Where the output of that command goes."""
+        folder = runs.folder_of(self.config, self.stage)
+        return folder.parent / "logs" / f"{folder.name}.log"
+
+    @property
+    def value(self) -> Any:
+        """The value of the key that is to be chosen."""
+        return configs.flat(self.config)[self.choose]
+
+
+def study(config: Config) -> None:
+    """Make and evaluate the runs of the config's study; raises ValueError naming a run that failed."""
+    run(plans(config, read(config.reproduce.study), range(config.reproduce.pairs)))
+    if evaluate(config):
+        raise ValueError(f"{runs.task_folder(config)}: the engines disagree (see above)")
+
+
+# notation
+
+
+def read(name: str) -> list[dict]:
+    """The entries of a study, a YAML file or the name of one in experiments/studies/.
+
+    Raises ValueError naming the file when it holds none.
+    """
+    path = path_of(name)
+    try:
+        entries = read_yaml(path)
+    except FileNotFoundError:
+        names = ", ".join(sorted(p.stem for p in FOLDER.glob("*.yaml")))
+        raise ValueError(f"{path}: no such study; reproduce.study is a YAML file or one of {names}") from None
+    if not isinstance(entries, list) or not entries or not all(isinstance(entry, dict) for entry in entries):
+        raise ValueError(f"{path}: a study is a list of mappings, such as - {{sft.fork_rate: [0, 1]}}")
+    return entries
+
+
+def path_of(name: str) -> Path:
+    """The file of a study."""
+    return Path(name) if name.endswith(".yaml") else FOLDER / f"{name}.yaml"
+
+
+def plans(config: Config, entries: list[dict], pairs: Iterable[int]) -> list[Plan]:
+    """The runs of entries for pairs of seeds; those that need a mode that the task has not are left out.
+
+    Raises ValueError naming the entry that is wrong.
+    """
+    return [plan for pair in pairs for entry in entries for plan in _expanded(config, entry, pair)]
+
+
+def _expanded(config: Config, entry: dict, pair: int) -> list[Plan]:
+    """The runs of one entry for a pair of seeds: the product of its values."""
+    words = {word: entry[word] for word in WORDS if word in entry}
+    changes = {key: value for key, value in entry.items() if key not in WORDS}
+    stage, where = words.get("stage", "sft"), f"entry {entry}"
+    if stage not in runs.STAGES:
+        raise ValueError(f"{where}: stage is {stage!r}: choose {', '.join(runs.STAGES)}")
+    if not all(isinstance(word, str) for word in words.values()):
+        raise ValueError(f"{where}: {', '.join(words)} must be words")
+    if words.get("needs", "FWD") not in config.data.mode_names:
+        return []
+    if seeds := changes.keys() & set(runs.SEEDS):
+        raise ValueError(f"{where}: {min(seeds)} is that of the pair")
+    if "choose" in words and words["choose"] not in changes:
+        raise ValueError(f"{where}: choose is {words['choose']!r}, which is none of its keys")
+    values = [value if isinstance(value, list) else [value] for value in changes.values()]
+    if [] in values:
+        raise ValueError(f"{where}: an empty list makes no run")
+    expanded = []
+    for chosen in itertools.product(*values):
+        one = _scaled(config, dict(zip(changes, chosen, strict=True))) | {"seed": pair, "base_seed": pair}
+        changed = configs.changed(config, one, where)
+        _check(changed, stage, where)
+        name = _filled(words.get("as", stage), configs.flat(changed), where)
+        expanded.append(Plan(name, stage, changed, words.get("test_set", "plain"), words.get("choose", "")))
+    return expanded
+
+
+def _scaled(config: Config, changes: dict) -> dict:
+    """Changes with x4 and /4 replaced by four times and a quarter of the config's value."""
+    values = configs.flat(config)
+    for key, text in changes.items():
+        match = re.fullmatch(r"([x/])([1-9]\d*)", text) if isinstance(text, str) else None
+        if match and type(values.get(key)) is int:
+            factor = int(match[2])
+            scaled = values[key] * factor if match[1] == "x" else max(1, values[key] // factor)
+            changes = changes | {key: scaled}
+    return changes
+
+
+def _check(config: Config, stage: str, where: str) -> None:
+    """Raise ValueError for what a stage or the evaluation would refuse hours later."""
+    try:
+        losses.parse(config.sft.loss)
+        require_policy(config)
+    except ValueError as error:
+        raise ValueError(f"{where}: {error}") from None
+    if stage == "wise" and len(config.wise.shares) > 1:
+        raise ValueError(f"{where}: wise.weights is {config.wise.weights!r}: a run has one share, give a list of words")
+
+
+def _filled(text: str, values: dict[str, Any], where: str) -> str:
+    """A name with the keys in braces replaced by their values."""
+
+    def fill(match: re.Match) -> str:
+        if match[1] not in values:
+            raise ValueError(f"{where}: {match[0]!r} is no key of the config")
+        value = values[match[1]]
+        return f"{value:g}" if isinstance(value, float) else configs.word(value)
+
+    return re.sub(r"\{([^}]*)\}", fill, text)
+
+
+# running
+
+
+def run(plans: Iterable[Plan]) -> None:
+    """Make the runs of plans, and those that they start from, as far as they are missing, stage after stage.
+
+    Raises ValueError naming the runs that failed, after all others of their stage are done, and for reserved pairs.
+    """
+    needed = _with_parents(plans)
+    if reserved := {plan.config.seed for plan in needed} & set(RESERVED):
+        raise ValueError(f"pair {min(reserved)}: pairs 5 to 9 are kept for a confirmation that nobody has looked at")
+    for stage in runs.STAGES:
+        missing = [plan for plan in needed if plan.stage == stage and not runs.finished(plan.config, stage)]
+        if stage == "base":
+            for plan in missing:
+                _on_all_cores(plan)
+        elif missing:
+            _side_by_side(missing)
+
+
+def _with_parents(plans: Iterable[Plan]) -> list[Plan]:
+    """Plans and the runs that they start from, each run once."""
+    needed: dict[str, Plan] = {}
+    for plan in plans:
+        stage: str | None = plan.stage
+        while stage:
+            needed.setdefault(runs.identity(plan.config, stage), replace(plan, stage=stage))
+            stage = runs.parent_stage(plan.config, stage)
+    return list(needed.values())
+
+
+def _on_all_cores(plan: Plan) -> None:
+    """Make a run in a process of its own; raises ValueError with its command when it fails."""
+    with subprocess.Popen(plan.command) as process:
+        try:
+            code = process.wait()
+        except KeyboardInterrupt:
+            process.wait()  # it got the same Ctrl-C, and saves
+            raise
+    if code in INTERRUPTED:
+        raise KeyboardInterrupt
+    if code:
+        raise ValueError(f"a stage failed (see above): {' '.join(plan.command[1:])}")
+
+
+def _side_by_side(plans: list[Plan]) -> None:
+    """Make runs with one core each, `reproduce.workers` at a time; what they print goes to runs/<task>/logs/.
+
+    Raises ValueError naming the runs that failed, after all others are done.
+    """
+    workers, failed = plans[0].config.reproduce.workers or len(os.sched_getaffinity(0)), []
+    started = time.monotonic()
+    with tqdm(total=len(plans), unit="run", disable=None) as bar, ThreadPoolExecutor(workers) as pool:
+        waiting = {pool.submit(_attempt, plan): plan.log for plan in plans}
+        try:
+            for done, future in enumerate(as_completed(waiting), 1):
+                log, code = waiting[future], future.result()
+                if code in INTERRUPTED:
+                    raise KeyboardInterrupt
+                failed += [log] if code else []
+                bar.set_postfix_str(log.stem)
+                bar.update()
+                if bar.disable:
+                    minutes = (time.monotonic() - started) / 60
+                    state = "FAILED" if code else "done"
+                    print(f"[{done}/{len(plans)}] {log.stem}: {state} ({minutes:.1f} minutes so far)", flush=True)
+        except BaseException:
+            pool.shutdown(wait=False, cancel_futures=True)  # those that run get the same Ctrl-C and save
+            raise
+    if failed:
+        raise ValueError(f"{len(failed)} of {len(plans)} runs failed: {'; '.join(map(_last_line, failed))}")
+
+
+def _attempt(plan: Plan) -> int:
+    """Make a run on one core, again when it is killed; its last exit code."""
+    log, code = plan.log, 0
+    log.parent.mkdir(parents=True, exist_ok=True)
+    for _ in range(ATTEMPTS):
+        with log.open("ab") as file:
+            code = subprocess.run(plan.command, env={**os.environ, **ONE_CORE}, stdout=file, stderr=file).returncode
+        if code >= 0 or code in INTERRUPTED:
+            break
+    return code
+
+
+def _last_line(log: Path) -> str:
+    lines = log.read_text(errors="replace").strip().splitlines()
+    return f"{log}: {lines[-1] if lines else 'no output'}"

@@ -1,0 +1,33 @@
+"""Looking at what there is: the resolved config with its comments, and the runs of a task."""
+
+from minifork import config as configs
+from minifork import runs
+from minifork.schema import Config
+
+
+def print_config(config: Config) -> None:
+    """Print every key with its value, its comment, and where it differs from what ships."""
+    print(configs.described(config))
+
+
+def list_runs(config: Config, filters: list[str], remove: bool) -> None:
+    """Print the runs of the config's task that have the values of ``filters``, "key=value" each; delete them if asked.
+
+    Raises ValueError for a key that does not exist, and for a run that a process is working on.
+    """
+    kinds = configs.keys(Config, task=config.task)
+    valid = {key: kinds[key] for stage in runs.STAGES for key in runs.deciding_values(config, stage)} | {"stage": str}
+    wanted = configs.parsed(filters, valid, "the command line")
+    chosen = [run for run in runs.all_runs(config) if wanted.items() <= (run.values | {"stage": run.stage}).items()]
+    sizes = {run.name: sum(path.stat().st_size for path in run.folder.rglob("*") if path.is_file()) for run in chosen}
+    for run in chosen:
+        seeds = " ".join(f"{name}={run.values[name]}" for name in runs.SEEDS if name in run.values)
+        tags = f"{seeds} {configs.tag_text(run.tags(config))}".strip()
+        progress = "complete" if run.complete else f"{run.record['step']}/{run.record['steps']}"
+        print(f"{run.stage:<5}{progress:>12}{sizes[run.name] / 1e6:>9.1f} MB  {run.folder}  {tags}")
+    total = f"{len(chosen)} runs, {sum(sizes.values()) / 1e6:.1f} MB"
+    if remove:
+        for run in chosen:
+            runs.remove(run)
+        total += " removed"
+    print(total)
