@@ -266,5 +266,5 @@ def _attempt(plan: Plan) -> int:
 
 
 def _last_line(log: Path) -> str:
-    lines = log.read_text(errors="replace").strip().splitlines()
+    lines = log.read_text(encoding="utf-8", errors="replace").strip().splitlines()
     return f"{log}: {lines[-1] if lines else 'no output'}"

@@ -160,7 +160,7 @@ def test_sets(run: Run) -> list[TestSet]:
     """The test sets of a run: the plain one, and where its training data gave the branch away a matched one."""
     prefix = 0 if run.stage == "base" else run.config.sft.prefix
     sets, cue_rate = [TestSet(prefix=prefix)], run.config.sft.cue_rate
-    if run.stage == "sft" and cue_rate:
+    if run.stage in ("sft", "wise") and cue_rate:
         sets.append(TestSet(f"cue{cue_rate:g}", cue_rate=cue_rate, prefix=prefix))
     if run.stage != "base" and run.config.data.branch_order == "published":
         sets.append(TestSet("published", "published", prefix=prefix))

@@ -44,7 +44,7 @@ UNDECIDING = {"base": ("data.branch_order",), "sft": ("sft.allow_leak",)}  # wal
 
 @dataclass(frozen=True)
 class Checkpoint:
-    """Weights that a finished run kept: the epoch (update; None of a base) they are from, the hash they must have."""
+    """A file of weights of a finished run, and the epoch that it is from (of RL the update, of a base None)."""
 
     run: "Run"
     epoch: int | None

@@ -187,7 +187,7 @@ def _keep_metrics_until(path: Path, step: int) -> None:
     """Drop logged lines past ``step``: a resumed run will log them again."""
     if not path.exists():
         return
-    lines = [line for line in path.read_text(errors="replace").splitlines() if _step_of(line) <= step]
+    lines = [line for line in path.read_text(encoding="utf-8", errors="replace").splitlines() if _step_of(line) <= step]
     write_atomically(path, lambda file: file.write("".join(f"{line}\n" for line in lines).encode()))
 
 

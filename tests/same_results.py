@@ -44,16 +44,16 @@ def run(checkout: Path, root: Path, task: str, stage: str, overrides: list[str])
 
 def results(root: Path) -> Counter:
     """Every file of weights and every array of p below root, by its name without the run's, as hashes."""
-    found: Counter = Counter()
+    hashes: Counter = Counter()
     for path in root.rglob("*.pt"):
         model = torch.load(path, weights_only=True)["model"]
         content = b"".join(name.encode() + model[name].numpy().tobytes() for name in sorted(model))
-        found[path.name, hashlib.sha256(content).hexdigest()] += 1
+        hashes[path.name, hashlib.sha256(content).hexdigest()] += 1
     for path in root.rglob("eval.npz"):
         with np.load(path) as arrays:
             for name in arrays.files:
-                found[name.partition("/")[2], hashlib.sha256(arrays[name].tobytes()).hexdigest()] += 1
-    return found
+                hashes[name.partition("/")[2], hashlib.sha256(arrays[name].tobytes()).hexdigest()] += 1
+    return hashes
 
 
 def main(old: str, new: str, folder: str | None = None) -> int:
