@@ -26,7 +26,7 @@ BENCH := .venv/bench
 endif
 
 CONFIG   := --config $(TASK) $(if $(PRESET),preset=$(PRESET))
-MINIFORK := $(PYTHON) -m minifork
+MINIFORK := $(PYTHON) -m experiments
 BASE     := $(MINIFORK) pretrain --resume $(CONFIG) base_seed=$(BASE_SEED) $(ARGS)
 SEEDS    := base_seed=$(BASE_SEED) seed=$(SEED)
 STUDIED  := $(CONFIG) reproduce.pairs=$(PAIRS) $(if $(STUDY),reproduce.study=$(STUDY))
@@ -124,6 +124,7 @@ faults: $(ENV) ## kill every stage many times and compare with undisturbed runs 
 lint: $(ENV) ## check style
 	@$(PYTHON) -m ruff check .
 	@$(PYTHON) -m ruff format --check .
+	@$(PYTHON) -m mypy
 
 clean: ## remove the environment and caches (runs/ stays)
 	rm -rf .venv .pytest_cache .ruff_cache .hypothesis build *.egg-info

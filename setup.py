@@ -1,4 +1,4 @@
-from setuptools import setup
+from setuptools import find_packages, setup
 
 setup(
     name="minifork",
@@ -7,17 +7,18 @@ setup(
     long_description=open("README.md", encoding="utf-8").read(),
     long_description_content_type="text/markdown",
     license="MIT",
-    packages=["data_gen", "minifork", "experiments"],
+    packages=find_packages(include=["data_gen*", "minifork*", "experiments*"]),
     package_data={
         "experiments": ["studies/*.yaml", "claims.yaml", "report.html"],
-        "minifork": ["csrc/*.cu", "configs/*.yaml"],
+        "minifork": ["gpu/*.cu", "configs/*.yaml", "py.typed"],
     },
     python_requires=">=3.10",
     install_requires=["torch>=2.9", "numpy", "einops", "tqdm", "pyyaml", "matplotlib"],
     extras_require={
-        "dev": ["pytest", "pytest-xdist", "hypothesis", "ruff"],  # xdist: files of tests side by side, one a core
+        # xdist runs files of tests side by side, one a core; coverage is for `make coverage`, mypy for `make lint`
+        "dev": ["pytest", "pytest-xdist", "hypothesis", "ruff", "mypy", "types-PyYAML", "coverage"],
         "kernel-dev": ["nvidia-cuda-nvrtc"],  # compiles the CUDA kernel where there is no GPU, for its tests
         "bench": ["transformers"],  # the sampler that most people know, timed beside ours
     },
-    entry_points={"console_scripts": ["minifork = minifork.cli:main"]},
+    entry_points={"console_scripts": ["minifork = experiments.cli:main"]},
 )

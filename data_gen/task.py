@@ -1,6 +1,6 @@
 """What a task is to the rest of the project: problems as tokens, traces, automata and walks.
 
-The tasks are `data_gen.star.Star`, `data_gen.mixed.Mixed` (stars of several sizes) and `data_gen.arith.Arith`. A
+The tasks are `data_gen.star.Star`, `data_gen.sizes.Sizes` (stars of several sizes) and `data_gen.arith.Arith`. A
 problem is a prompt of ``prompt_len`` tokens; a trace answers it in one of the task's ``modes``, names its mode
 first and ends with EOS. Problems come in batches of a type of the task's own that knows its length and can be
 indexed and concatenated.

@@ -10,7 +10,7 @@ import torch
 from torch import Tensor
 
 from minifork.cli import main
-from minifork.policy import STEPS
+from minifork.decoding.policy import STEPS
 
 
 def typical(logits: Tensor, value: float) -> Tensor:

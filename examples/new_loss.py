@@ -9,7 +9,7 @@ from torch import Tensor
 
 from data_gen.walks import IGNORE
 from minifork.cli import main
-from minifork.losses import LOSSES, token_logp
+from minifork.training.losses import LOSSES, token_logp
 
 
 def focal(logits: Tensor, targets: Tensor, value: float) -> Tensor:

@@ -1,8 +1,8 @@
 """Which claims hold: experiments/claims.yaml against the last evaluation.
 
 A claim's number is a mean over pairs of seeds, its interval a bootstrap that resamples pairs and problems
-(`minifork.passk.hierarchical`), the same problems for all runs. It holds if the whole interval lies strictly inside the
-range that was fixed beforehand, and fails otherwise. A share that is recovered is judged as what is won beyond that
+(`minifork.statistics.intervals`), the same problems for all runs. It holds if the whole interval lies strictly inside
+the range that was fixed beforehand, and fails otherwise. A share that is recovered is judged as what is won beyond that
 share of what was lost, which is linear, and only where at least LOST was lost.
 """
 
@@ -15,13 +15,15 @@ from typing import Any, get_type_hints
 import numpy as np
 
 from experiments import study
-from experiments.gap import DRAWS, LOST
 from experiments.results import Results, load
+from experiments.studies.gap import DRAWS, LOST
 from minifork import config as configs
-from minifork import passk, records, runs
+from minifork import runs
 from minifork.config import read_yaml
-from minifork.files import write_json
+from minifork.measuring import quantities
 from minifork.schema import Config
+from minifork.statistics import intervals, passk
+from minifork.storage.files import write_json
 
 FILE = Path(__file__).parent / "claims.yaml"
 TERMS = ("value", "minus", "over")  # of a claim; over may be a number
@@ -200,7 +202,7 @@ def judge(claim: Claim, results: Results, pairs: list[int]) -> dict:
         number = np.diff(np.stack(list(draws.values())), axis=0).min(axis=0)
     else:
         number = draws["value"] - draws.get("minus", 0.0)
-    low, high = passk.interval(number[1:])
+    low, high = intervals.interval(number[1:])
     inside = (claim.at_least is None or low > claim.at_least) and (claim.at_most is None or high < claim.at_most)
     found = {"verdict": "holds" if inside else "fails", "effect": float(number[0]), "ci95": [float(low), float(high)]}
     return row | found | {"why": None}
@@ -220,9 +222,9 @@ def _recovered(claim: Claim, won: np.ndarray, lost: np.ndarray) -> dict:
     """
     if lost[0] < LOST:
         return {"verdict": "fails", "effect": None, "ci95": None, "why": f"only {lost[0]:.3f} was lost"}
-    low, _ = passk.interval((won - claim.at_least * lost)[1:])
-    ends = passk.interval(won[1:] / lost[1:]).tolist() if lost.min() >= LOST else None
-    verdict = "holds" if low > 0 and passk.interval(lost[1:])[0] > 0 else "fails"
+    low, _ = intervals.interval((won - claim.at_least * lost)[1:])
+    ends = intervals.interval(won[1:] / lost[1:]).tolist() if lost.min() >= LOST else None
+    verdict = "holds" if low > 0 and intervals.interval(lost[1:])[0] > 0 else "fails"
     return {"verdict": verdict, "effect": float(won[0] / lost[0]), "ci95": ends, "why": None}
 
 
@@ -232,7 +234,7 @@ def of_pairs(results: Results, pairs: list[int], term: Term) -> np.ndarray:
     Raises NotRunError when a pair lacks the run, ValueError when it has several that the term could mean.
     """
     values = np.stack([_of_pair(results, pair, term) for pair in pairs])
-    weights = np.concatenate([np.full((1, len(pairs)), 1 / len(pairs)), passk.pair_resamples(len(pairs), DRAWS, 1)])
+    weights = np.concatenate([np.full((1, len(pairs)), 1 / len(pairs)), intervals.pair_resamples(len(pairs), DRAWS, 1)])
     return np.einsum("dp,pd->d", weights, values)
 
 
@@ -257,11 +259,11 @@ def statistic(results: Results, record: dict, term: Term) -> np.ndarray:
         rest = results.array(record, "rest")
         return _weights(rest) @ rest
     if name == "mode entropy":
-        entropy = records.entropy(results.array(record, "modes"))
+        entropy = quantities.entropy(results.array(record, "modes"))
         return _weights(entropy) @ entropy
     where = "fork_train" if name.startswith("train") else "fork"
     quantity = name.removeprefix("train ").removeprefix("fork ").replace(" ", "_")
-    value, counted = records.fork_quantities(results.array(record, where))[quantity]
+    value, counted = quantities.fork_quantities(results.array(record, where))[quantity]
     weights = _weights(value)
     with np.errstate(invalid="ignore"):
         return (weights @ (value * counted)) / (weights @ counted)
@@ -274,7 +276,7 @@ def _weights(values: np.ndarray) -> np.ndarray:
 
 @lru_cache(maxsize=4)
 def _shares(n: int) -> np.ndarray:
-    return np.concatenate([np.full((1, n), 1 / n), passk.resamples(n, DRAWS)])
+    return np.concatenate([np.full((1, n), 1 / n), intervals.resamples(n, DRAWS)])
 
 
 def line(row: dict) -> str:

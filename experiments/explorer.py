@@ -6,11 +6,12 @@ import torch
 from data_gen.task import Problems, Task
 from experiments import study
 from experiments.results import Results
-from minifork import measure, policy
+from minifork import measure
 from minifork.checkpoints import load
-from minifork.problems import ProblemSet, draw, problem_set
+from minifork.decoding import policy
+from minifork.decoding.traces import Tree
+from minifork.measuring.problems import ProblemSet, draw, problem_set
 from minifork.schema import Config
-from minifork.tree import Tree
 
 PROBLEMS = 24
 LEAST = 0.01  # probability below which a prefix is not drawn
@@ -61,13 +62,13 @@ def _problem(task: Task, problem: Problems) -> dict:
 @torch.no_grad()
 def _snapshot(config: Config, problems: ProblemSet, results: Results, record: dict) -> dict:
     """One set of weights on all problems under the config's decode policy: p as measured, all else in thousandths."""
-    task, model = config.data, load(results.runs[record["run"]].checkpoint(record["epoch"]))
-    tree = measure.tree_of(model, task, problems, policy.parse(config.eval.policy))
+    model = load(results.runs[record["run"]].checkpoint(record["epoch"]))
+    tree = measure.tree_of(model, problems, policy.parse(config.eval.policy))
     return {
         "epoch": record["epoch"] or 0,
         "p": [float(f"{value:.6g}") for value in results.array(record)[: len(tree)].tolist()],  # pass@16 is made of it
         "fork": _thousandths(measure.branch_probabilities(tree, problems)),
-        "mode": _thousandths(measure.mode_probabilities(tree, task, problems)),
+        "mode": _thousandths(measure.mode_probabilities(tree, problems)),
         "trees": unfold(tree),
     }
 

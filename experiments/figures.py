@@ -15,10 +15,11 @@ from matplotlib.axes import Axes
 from matplotlib.figure import Figure
 
 from experiments.results import Results, load
-from minifork import passk, runs
-from minifork.files import write_atomically
-from minifork.records import fork_quantities
+from minifork import runs
+from minifork.measuring.quantities import fork_quantities
 from minifork.schema import Config
+from minifork.statistics import intervals, passk
+from minifork.storage.files import write_atomically
 
 EPOCH_COLOURS = matplotlib.colormaps["viridis"]
 RIGHT, WRONG, SKILL, POLARISATION, MANY = "#0072B2", "#D55E00", "#56B4E9", "#E69F00", "#CC79A7"  # Okabe and Ito
@@ -183,7 +184,7 @@ def whiskers(value: np.ndarray, low: np.ndarray, high: np.ndarray) -> np.ndarray
 def _estimate(statistic: Callable[[np.ndarray], np.ndarray], weights: np.ndarray) -> np.ndarray:
     """A statistic [draws, ...] of problem weights [draws, n] as float64[3, ...]: low, value, high."""
     value = statistic(np.full((1, weights.shape[1]), 1 / weights.shape[1]))[0]
-    low, high = passk.interval(statistic(weights))
+    low, high = intervals.interval(statistic(weights))
     return np.stack([low, value, high])
 
 
@@ -237,5 +238,5 @@ def _fork_mean(branch: np.ndarray, quantity: str) -> np.ndarray:
     value, where = fork_quantities(branch)[quantity]
     if where.sum() < 5:  # an interval from a handful of problems would say nothing
         return np.full(3, np.nan)
-    weights = passk.resamples(len(value), BOOTSTRAP)
+    weights = intervals.resamples(len(value), BOOTSTRAP)
     return _estimate(lambda w: (w @ (value * where)) / np.maximum(w @ where, 1e-12), weights)

@@ -16,9 +16,10 @@ from experiments import figures
 from experiments.claims import interval
 from experiments.explorer import explorer
 from experiments.results import load
-from minifork import policy, runs
-from minifork.files import read_json, write_atomically
+from minifork import runs
+from minifork.decoding import policy
 from minifork.schema import Config
+from minifork.storage.files import read_json, write_atomically
 
 TEMPLATE = Path(__file__).parent / "report.html"
 NO_CLAIMS = "<p>No verdicts: none are made about this study, or <code>make claims</code> was not run yet.</p>"

@@ -8,11 +8,12 @@ import numpy as np
 
 from experiments import study
 from minifork import config as configs
-from minifork import passk, runs
+from minifork import runs
 from minifork.evaluate import array_name, find_targets, record_of, stored
-from minifork.files import fingerprint
 from minifork.runs import Run
 from minifork.schema import Config
+from minifork.statistics import intervals, passk
+from minifork.storage.files import fingerprint
 
 
 class ANY:
@@ -164,6 +165,6 @@ def load(config: Config) -> Results:
         for record, one in zip(records, evaluations, strict=True)
         for what, array in one.measurement.arrays.items()
     }
-    weights = passk.resamples(config.eval.problems, config.eval.bootstrap)
+    weights = intervals.resamples(config.eval.problems, config.eval.bootstrap)
     return Results(config, {one.target.checkpoint.run.name: one.target.checkpoint.run for one in evaluations},
                    records, arrays, weights)  # fmt: skip

@@ -15,32 +15,22 @@ core each, so that a run's weights do not depend on how many run at once.
 """
 
 import itertools
-import os
 import re
-import signal
-import subprocess
 import sys
-import time
 from collections.abc import Iterable
-from concurrent.futures import ThreadPoolExecutor, as_completed
-from dataclasses import dataclass, replace
+from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
-from tqdm import tqdm
-
-from minifork import cli, losses, runs
+from minifork import cli, runs
 from minifork import config as configs
 from minifork.config import read_yaml
-from minifork.evaluate import evaluate, require_policy
+from minifork.evaluate import require_policy
 from minifork.schema import Config
+from minifork.training import losses
 
 FOLDER = Path(__file__).parent / "studies"
 WORDS = ("as", "stage", "test_set", "needs", "choose")
-ONE_CORE = {"OMP_NUM_THREADS": "1", "MKL_NUM_THREADS": "1"}
-RESERVED = range(5, 10)  # pairs of seeds
-ATTEMPTS = 3  # of a run that is killed
-INTERRUPTED = (130, -signal.SIGINT)  # by Ctrl-C, which may come before the command line is there to meet it
 
 
 @dataclass(frozen=True)
@@ -76,13 +66,6 @@ class Plan:
     def value(self) -> Any:
         """The value of the key that is to be chosen."""
         return configs.flat(self.config)[self.choose]
-
-
-def study(config: Config) -> None:
-    """Make and evaluate the runs of the config's study; raises ValueError naming a run that failed."""
-    run(plans(config, read(config.reproduce.study), range(config.reproduce.pairs)))
-    if evaluate(config):
-        raise ValueError(f"{runs.task_folder(config)}: the engines disagree (see above)")
 
 
 # notation
@@ -178,93 +161,3 @@ def _filled(text: str, values: dict[str, Any], where: str) -> str:
         return f"{value:g}" if isinstance(value, float) else configs.word(value)
 
     return re.sub(r"\{([^}]*)\}", fill, text)
-
-
-# running
-
-
-def run(plans: Iterable[Plan]) -> None:
-    """Make the runs of plans, and those that they start from, as far as they are missing, stage after stage.
-
-    Raises ValueError naming the runs that failed, after all others of their stage are done, and for reserved pairs.
-    """
-    needed = _with_parents(plans)
-    if reserved := {plan.config.seed for plan in needed} & set(RESERVED):
-        raise ValueError(f"pair {min(reserved)}: pairs 5 to 9 are kept for a confirmation that nobody has looked at")
-    for stage in runs.STAGES:
-        missing = [plan for plan in needed if plan.stage == stage and not runs.finished(plan.config, stage)]
-        if stage == "base":
-            for plan in missing:
-                _on_all_cores(plan)
-        elif missing:
-            _side_by_side(missing)
-
-
-def _with_parents(plans: Iterable[Plan]) -> list[Plan]:
-    """Plans and the runs that they start from, each run once."""
-    needed: dict[str, Plan] = {}
-    for plan in plans:
-        stage: str | None = plan.stage
-        while stage:
-            needed.setdefault(runs.identity(plan.config, stage), replace(plan, stage=stage))
-            stage = runs.parent_stage(plan.config, stage)
-    return list(needed.values())
-
-
-def _on_all_cores(plan: Plan) -> None:
-    """Make a run in a process of its own; raises ValueError with its command when it fails."""
-    with subprocess.Popen(plan.command) as process:
-        try:
-            code = process.wait()
-        except KeyboardInterrupt:
-            process.wait()  # it got the same Ctrl-C, and saves
-            raise
-    if code in INTERRUPTED:
-        raise KeyboardInterrupt
-    if code:
-        raise ValueError(f"a stage failed (see above): {' '.join(plan.command[1:])}")
-
-
-def _side_by_side(plans: list[Plan]) -> None:
-    """Make runs with one core each, `reproduce.workers` at a time; what they print goes to runs/<task>/logs/.
-
-    Raises ValueError naming the runs that failed, after all others are done.
-    """
-    workers, failed = plans[0].config.reproduce.workers or len(os.sched_getaffinity(0)), []
-    started = time.monotonic()
-    with tqdm(total=len(plans), unit="run", disable=None) as bar, ThreadPoolExecutor(workers) as pool:
-        waiting = {pool.submit(_attempt, plan): plan.log for plan in plans}
-        try:
-            for done, future in enumerate(as_completed(waiting), 1):
-                log, code = waiting[future], future.result()
-                if code in INTERRUPTED:
-                    raise KeyboardInterrupt
-                failed += [log] if code else []
-                bar.set_postfix_str(log.stem)
-                bar.update()
-                if bar.disable:
-                    minutes = (time.monotonic() - started) / 60
-                    state = "FAILED" if code else "done"
-                    print(f"[{done}/{len(plans)}] {log.stem}: {state} ({minutes:.1f} minutes so far)", flush=True)
-        except BaseException:
-            pool.shutdown(wait=False, cancel_futures=True)  # those that run get the same Ctrl-C and save
-            raise
-    if failed:
-        raise ValueError(f"{len(failed)} of {len(plans)} runs failed: {'; '.join(map(_last_line, failed))}")
-
-
-def _attempt(plan: Plan) -> int:
-    """Make a run on one core, again when it is killed; its last exit code."""
-    log, code = plan.log, 0
-    log.parent.mkdir(parents=True, exist_ok=True)
-    for _ in range(ATTEMPTS):
-        with log.open("ab") as file:
-            code = subprocess.run(plan.command, env={**os.environ, **ONE_CORE}, stdout=file, stderr=file).returncode
-        if code >= 0 or code in INTERRUPTED:
-            break
-    return code
-
-
-def _last_line(log: Path) -> str:
-    lines = log.read_text(encoding="utf-8", errors="replace").strip().splitlines()
-    return f"{log}: {lines[-1] if lines else 'no output'}"

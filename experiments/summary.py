@@ -7,11 +7,12 @@ made them. Where a copy is kept in experiments/results/, a test holds the README
 import numpy as np
 
 from experiments import study
-from experiments.gap import DRAWS
 from experiments.results import Results, load
-from minifork import passk, runs
-from minifork.files import write_json
+from experiments.studies.gap import DRAWS
+from minifork import runs
 from minifork.schema import Config
+from minifork.statistics import intervals
+from minifork.storage.files import write_json
 
 KS = (1, 16, 64)
 
@@ -63,7 +64,7 @@ def _row(results: Results, last: list[dict], name: str) -> dict:
 
 def interval(values: np.ndarray) -> dict:
     """The mean of values [pairs, n] and its 95 % interval, pairs and problems resampled."""
-    low, high = passk.interval(passk.hierarchical(values, DRAWS))
+    low, high = intervals.interval(intervals.hierarchical(values, DRAWS))
     return {"mean": float(values.mean()), "ci95": [float(low), float(high)]}
 
 

@@ -1,4 +1,4 @@
-"""``python -m minifork`` is the ``minifork`` command."""
+"""``python -m minifork`` runs the core commands."""
 
 import sys
 

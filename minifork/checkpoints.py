@@ -5,10 +5,10 @@ from pathlib import Path
 import torch
 from torch import Tensor
 
-from minifork.model import GPT
+from minifork.gpt import GPT
 from minifork.runs import Checkpoint
 from minifork.schema import Config
-from minifork.weights import hash_of, load_weights
+from minifork.storage.weights import hash_of, load_weights
 
 
 def pick_device(config: Config) -> str:

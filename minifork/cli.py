@@ -1,4 +1,4 @@
-"""The command line: ``minifork COMMAND --config star key=value ...``.
+"""The core commands: ``python -m minifork COMMAND --config star key=value ...``; `experiments.cli` adds its own.
 
 Each command is a function in the module that does the work, imported only when it is asked for, so that
 ``--help`` and finished stages answer at once.
@@ -7,6 +7,7 @@ Each command is a function in the module that does the work, imported only when 
 import argparse
 import importlib
 import sys
+from collections.abc import Mapping
 from dataclasses import dataclass
 
 from minifork import config as configs
@@ -28,27 +29,24 @@ RESUME = (("resume", "continue an unfinished run"),)
 AGAIN = (("again", "measure anew what another version of the code measured"),)
 REMOVE = (("remove", "delete the runs that are listed"),)
 COMMANDS = {
-    "pretrain": Command("minifork.stages:pretrain", "train the base model on random graph walks", RESUME, "base"),
-    "sft": Command("minifork.stages:sft", "fine-tune the base model on traces (sft.fork_rate=0.5 ...)", RESUME, "sft"),
-    "rl": Command("minifork.stages:rl", "go on by rewards from a fine-tuned run (rl.advantage=grpo ...)", RESUME, "rl"),
-    "wise": Command("minifork.wise:wise", "interpolate the weights of a fine-tuned run and its base"),
+    "pretrain": Command(
+        "minifork.training.stages:pretrain", "train the base model on random graph walks", RESUME, "base"
+    ),
+    "sft": Command(
+        "minifork.training.stages:sft", "fine-tune the base model on traces (sft.fork_rate=0.5 ...)", RESUME, "sft"
+    ),
+    "rl": Command(
+        "minifork.training.stages:rl", "go on by rewards from a fine-tuned run (rl.advantage=grpo ...)", RESUME, "rl"
+    ),
+    "wise": Command("minifork.training.wise_ft:wise", "interpolate the weights of a fine-tuned run and its base"),
     "eval": Command("minifork.evaluate:evaluate", "exact pass@k of every run, cross-checked by another engine", AGAIN),
-    "audit": Command("minifork.stages:audit_command", "look for surface features that give the right branch away"),
+    "audit": Command(
+        "minifork.training.stages:audit_command", "look for surface features that give the right branch away"
+    ),
     "config": Command("minifork.listing:print_config", "print every key with its value, and what differs"),
     "runs": Command(
         "minifork.listing:list_runs", "list runs, those with key=value (fork_rate=1 stage=sft ...)", REMOVE
     ),
-    "figures": Command("experiments.figures:figures", "draw the figures of what was measured"),
-    "claims": Command("experiments.claims:claims", "say which claims hold"),
-    "report": Command("experiments.report:report", "write claims, figures and an explorer as one HTML file"),
-    "agreement": Command("experiments.agreement:agreement", "test exact, split and rollout against each other"),
-    "bench": Command("experiments.bench:bench", "time the engines against common ways to sample"),
-    "frontier": Command("experiments.frontier:frontier", "compare all mitigations with early stopping"),
-    "contrast": Command("experiments.contrast:contrast", "compare RL on forward and on reverse traces"),
-    "sensitivity": Command("experiments.sensitivity:sensitivity", "map shrinkage over the regime's settings"),
-    "gpu-check": Command("experiments.gpu_check:gpu_check", "check and time everything that needs a GPU"),
-    "study": Command("experiments.study:study", "run and evaluate what reproduce.study lists"),
-    "reproduce": Command("experiments.reproduce:reproduce", "a study with its figures, claims and table"),
 }
 
 WHAT = "Why do fine-tuned reasoning models lose coverage?"
@@ -61,13 +59,13 @@ go to <runs>/<task>/, where every run has a folder of its own, and eval.json, fi
 about all of them."""
 
 
-def parser() -> argparse.ArgumentParser:
-    """The parser of the whole command line."""
+def parser(commands: Mapping[str, Command]) -> argparse.ArgumentParser:
+    """The parser of a command line with these commands."""
     top = argparse.ArgumentParser(prog="minifork", description=WHAT, epilog=EPILOG, formatter_class=RAW)
     top.add_argument("--debug", action="store_true", help="show tracebacks")
-    commands = top.add_subparsers(dest="command", required=True, metavar="COMMAND")
-    for name, command in COMMANDS.items():
-        one = commands.add_parser(name, help=command.what, description=command.what, epilog=EPILOG, formatter_class=RAW)
+    sub = top.add_subparsers(dest="command", required=True, metavar="COMMAND")
+    for name, command in commands.items():
+        one = sub.add_parser(name, help=command.what, description=command.what, epilog=EPILOG, formatter_class=RAW)
         one.add_argument("--debug", action="store_true", default=argparse.SUPPRESS, help="show tracebacks")
         one.add_argument("--config", default="star", help="a config that ships (default: star), or a YAML file")
         one.add_argument("overrides", nargs="*", metavar="key=value", help="a key of the config; preset=name")
@@ -76,10 +74,10 @@ def parser() -> argparse.ArgumentParser:
     return top
 
 
-def main(arguments: list[str] | None = None) -> int:
+def main(arguments: list[str] | None = None, commands: Mapping[str, Command] = COMMANDS) -> int:
     """Run a command; returns the exit code: 0, 1 (refused or failed), 130 (interrupted)."""
-    options = parser().parse_args(arguments)
-    command = COMMANDS[options.command]
+    options = parser(commands).parse_args(arguments)
+    command = commands[options.command]
     try:
         return _run(command, options)
     except (ValueError, OSError) as error:
@@ -107,7 +105,3 @@ def _run(command: Command, options: argparse.Namespace) -> int:
         return 0
     module, function = command.function.split(":")
     return int(getattr(importlib.import_module(module), function)(config, **flags) or 0)
-
-
-if __name__ == "__main__":
-    sys.exit(main())

@@ -1,7 +1,7 @@
 """Evaluation: pass@k of every run of a task, what it is made of, and a check by another engine.
 
 Every checkpoint is measured once under given settings, and the measurement is kept with its run
-(`minifork.measurements`). All checkpoints are measured on the same test problems and all intervals use the same
+(`minifork.storage.measurements`). All checkpoints are measured on the same test problems and all intervals use the same
 resamples, so differences between runs are paired. runs/<task>/eval.json and eval.npz are a view of what was measured
 with the settings of the last command.
 """
@@ -18,14 +18,16 @@ from tqdm import tqdm
 
 from data_gen import streams
 from minifork import config as configs
-from minifork import measurements, policy, runs, tables
+from minifork import runs, tables
 from minifork.checkpoints import load, pick_device
-from minifork.files import digest, locked, write_atomically, write_json
+from minifork.decoding import policy
 from minifork.measure import Measurement, NotComputedError, measure
-from minifork.problems import ProblemSet, draw, problem_set, training_forks
+from minifork.measuring.problems import ProblemSet, draw, problem_set, training_forks
 from minifork.runs import Checkpoint, Run
 from minifork.schema import Config
-from minifork.version import measuring_version
+from minifork.storage import measurements
+from minifork.storage.files import digest, locked, write_atomically, write_json
+from minifork.storage.version import measuring_version
 
 SCHEMA = 5  # of eval.json; raised when what others read of it changes
 SECONDS_BETWEEN_LINES = 10
@@ -228,7 +230,7 @@ def _measure(config: Config, target: Target) -> None:
         if forks is not None:
             training = problem_set(config.data, forks, device, prefix=target.test_set.prefix)
     key = key_of(config, target)
-    measured = measure(model, config.data, test, settings, training, key.test_set["checked"])
+    measured = measure(model, test, settings, training, key.test_set["checked"])
     measurements.save(run.folder, key, measured)
 
 

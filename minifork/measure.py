@@ -8,15 +8,17 @@ import numpy as np
 import torch
 
 from data_gen.task import PAD, Task
-from minifork import agree, passk, policy, records, strata
-from minifork.backends import sample
-from minifork.exact import exact
-from minifork.model import GPT
-from minifork.policy import Policy
-from minifork.problems import ProblemSet, over_prefixes
+from minifork.decoding import policy, stratified
+from minifork.decoding.exact import exact
+from minifork.decoding.policy import Policy
+from minifork.decoding.split import split
+from minifork.decoding.traces import EXACT, Result, Tree
+from minifork.gpt import GPT
+from minifork.gpu.backends import sample
+from minifork.measuring import quantities
+from minifork.measuring.problems import ProblemSet, over_prefixes
 from minifork.settings import Eval
-from minifork.split import split
-from minifork.tree import EXACT, Result, Tree
+from minifork.statistics import agreement, intervals
 
 SEED, CHECK_SEED = 0, 1  # the samples that check a result are not those that made it
 
@@ -48,7 +50,7 @@ class NotComputedError(ValueError):
 
 
 def measure(
-    model: GPT, task: Task, problems: ProblemSet, settings: Eval, training: ProblemSet | None, checked: bool
+    model: GPT, problems: ProblemSet, settings: Eval, training: ProblemSet | None, checked: bool
 ) -> Measurement:
     """pass@k of a model and what it is made of.
 
@@ -59,17 +61,17 @@ def measure(
     rest of a trace given the right branch. Raises NotComputedError, and ValueError for a policy that is none.
     """
     decoder = policy.parse(settings.policy)
-    tree = tree_of(model, task, problems, decoder)
-    weights = passk.resamples(settings.problems, settings.bootstrap)
-    how = iid if settings.stratify == "none" else stratified
-    measured = how(settings, task, tree, problems, weights, checked)
+    tree = tree_of(model, problems, decoder)
+    weights = intervals.resamples(settings.problems, settings.bootstrap)
+    how = measure_iid if settings.stratify == "none" else measure_stratified
+    measured = how(settings, tree, problems, weights, checked)
     arrays = {"fork": branch_probabilities(tree, problems)}
     if training is not None:
-        arrays["fork_train"] = branch_probabilities(tree_of(model, task, training, decoder), training)
+        arrays["fork_train"] = branch_probabilities(tree_of(model, training, decoder), training)
     record = measured.record | {"fork_train": None}
-    record |= {name: records.fork_statistics(p) for name, p in arrays.items()}
-    arrays["modes"] = mode_probabilities(tree, task, problems)
-    record["mode"] = records.mode_statistics(arrays["modes"], task.mode_names)
+    record |= {name: quantities.fork_statistics(p) for name, p in arrays.items()}
+    arrays["modes"] = mode_probabilities(tree, problems)
+    record["mode"] = quantities.mode_statistics(arrays["modes"], problems.task.mode_names)
     if settings.grading == "steps":
         arrays["rest"] = rest_probability(tree, problems)
         record["fork"]["p_rest"] = float(arrays["rest"].mean())
@@ -88,9 +90,11 @@ def _drawn_prefix(problems: ProblemSet, result: Result) -> Result:
 
 
 @torch.no_grad()
-def tree_of(model: GPT, task: Task, problems: ProblemSet, policy: Policy) -> Tree:
+def tree_of(model: GPT, problems: ProblemSet, policy: Policy) -> Tree:
     """The traces of a model on these problems; prompts are encoded here, once for all engines."""
-    return Tree(model, model.prefill(problems.prompts), problems.dfa, len(problems.sinks), task.trace_len, policy)
+    return Tree(
+        model, model.prefill(problems.prompts), problems.dfa, len(problems.sinks), problems.task.trace_len, policy
+    )
 
 
 def force_mode(tree: Tree, task: Task, mode: str) -> Tree:
@@ -119,36 +123,34 @@ def rest_probability(tree: Tree, problems: ProblemSet) -> np.ndarray:
     return over_prefixes(problems, exact(tree.force(right)).p_lo)
 
 
-def mode_probabilities(tree: Tree, task: Task, problems: ProblemSet) -> np.ndarray:
+def mode_probabilities(tree: Tree, problems: ProblemSet) -> np.ndarray:
     """float64[n, modes]: the model's probability of each mode, renormalised over them."""
-    tokens = [task.mode_token(mode) for mode in task.mode_names]
+    tokens = [problems.task.mode_token(mode) for mode in problems.task.mode_names]
     return over_prefixes(problems, torch.softmax(tree.prompts.logits[:, tokens].double(), dim=1).cpu().numpy())
 
 
-def shortest_trace(task: Task, problems: ProblemSet, mode: str) -> np.ndarray:
+def shortest_trace(problems: ProblemSet, mode: str) -> np.ndarray:
     """int64[n]: the tokens of the shortest trace of each problem that is right in this mode."""
-    begun = problems.dfa[:, 0, task.mode_token(mode)].cpu()
+    begun = problems.dfa[:, 0, problems.task.mode_token(mode)].cpu()
     return 1 + problems.shortest.gather(1, begun[:, None])[:: problems.prefixes, 0].numpy()
 
 
-def iid(
-    settings: Eval, task: Task, tree: Tree, problems: ProblemSet, weights: np.ndarray, checked: bool
-) -> Measurement:
+def measure_iid(settings: Eval, tree: Tree, problems: ProblemSet, weights: np.ndarray, checked: bool) -> Measurement:
     """i.i.d. samples, free and with each mode forced, by the engine that eval.engine names."""
-    ks = powers_of_two(settings.max_k)
+    task, ks = problems.task, powers_of_two(settings.max_k)
     trees = {None: tree} | {mode: force_mode(tree, task, mode) for mode in task.mode_names}
     solved = {
         mode: solve(settings.engine, t, settings.budget, settings.rollouts, SEED, settings.bf16)
         for mode, t in trees.items()
     }
     found = {mode: _drawn_prefix(problems, result) for mode, result in solved.items()}
-    record = records.coverage(found[None], ks, weights)
+    record = quantities.coverage(found[None], ks, weights)
     record["forced"] = {
-        mode: records.coverage(found[mode], ks, weights)
-        | {"wasted": records.wasted(found[mode], shortest_trace(task, problems, mode))}
+        mode: quantities.coverage(found[mode], ks, weights)
+        | {"wasted": quantities.wasted(found[mode], shortest_trace(problems, mode))}
         for mode in task.mode_names
     }
-    record["errors"] = records.errors(found[None], problems.sinks)
+    record["errors"] = quantities.errors(found[None], problems.sinks)
     p = {mode or "free": result.p_lo for mode, result in found.items()}
     for mode, result in found.items():
         if not result.exact:
@@ -159,8 +161,8 @@ def iid(
     return Measurement(record, p, check(settings, tree, solved[None]) if checked and not rounded else None)
 
 
-def stratified(
-    settings: Eval, task: Task, tree: Tree, problems: ProblemSet, weights: np.ndarray, checked: bool
+def measure_stratified(
+    settings: Eval, tree: Tree, problems: ProblemSet, weights: np.ndarray, checked: bool
 ) -> Measurement:
     """Samples spread over the top tokens at the position that eval.stratify names, computed within eval.budget.
 
@@ -172,24 +174,24 @@ def stratified(
     prefix, hit_rate = fork, None
     length = torch.full((len(tree),), fork.shape[1] if settings.stratify == "fork" else 0, device=fork.device)
     if settings.stratify == "entropy":
-        prefix, length = strata.highest_entropy(tree)
-        hit_rate = float(strata.right_after(fork, prefix, length).float().mean())
-    result = strata.stratify(tree, prefix, length, settings.strata, lambda t: exact(t, settings.budget))
-    record = records.stratified(result, powers_of_two(settings.max_k), weights)
+        prefix, length = stratified.highest_entropy(tree)
+        hit_rate = float(stratified.right_after(fork, prefix, length).float().mean())
+    result = stratified.stratify(tree, prefix, length, settings.strata, lambda t: exact(t, settings.budget))
+    record = quantities.stratified_coverage(result, powers_of_two(settings.max_k), weights)
     record |= {"forced": None, "errors": None, "hit_rate": hit_rate}
     verdict = None
     if checked:
         some, n = slice(0, settings.check_problems), settings.check_rollouts
         started, seeds = time.monotonic(), itertools.count(CHECK_SEED)  # one each, or strata would share their draws
-        other = strata.stratify(
+        other = stratified.stratify(
             tree[some], prefix[some], length[some], settings.strata, lambda t: sample(t, n, next(seeds))
         )
         counts = np.rint(other.p_lo * n).astype(int).ravel()
         low, high = result.p_lo[some].ravel(), result.p_hi[some].ravel()
         if np.array_equal(low, high):
-            p_value = agree.uniform_p(agree.randomised_pit(counts, n, low, np.random.default_rng(0)))
+            p_value = agreement.uniform_p(agreement.randomised_pit(counts, n, low, np.random.default_rng(0)))
         else:
-            p_value = agree.outside_p(counts, n, low, high)
+            p_value = agreement.outside_p(counts, n, low, high)
         verdict = _verdict("exact", "rollout", p_value, len(counts), n, started)
     return Measurement(record, {"strata": result.p_lo}, verdict)
 
@@ -198,7 +200,7 @@ def p_interval(result: Result) -> np.ndarray:
     """float64[2, B]: where p is not known exactly, its certified bounds, or the Jeffreys 95 % interval if sampled."""
     if result.n is None:
         return np.stack([result.p_lo, result.p_hi])
-    return passk.beta_interval(result.accepted, result.n)
+    return intervals.beta_interval(result.accepted, result.n)
 
 
 def check(settings: Eval, tree: Tree, result: Result) -> dict:
@@ -214,11 +216,13 @@ def check(settings: Eval, tree: Tree, result: Result) -> dict:
     other = sampler(tree[:count], n, CHECK_SEED)
     rng = np.random.default_rng(0)
     if result.exact:
-        p_value = agree.uniform_p(agree.randomised_pit(other.accepted, n, result.p_lo[:count], rng))
+        p_value = agreement.uniform_p(agreement.randomised_pit(other.accepted, n, result.p_lo[:count], rng))
     elif result.n is None:
-        p_value = agree.outside_p(other.accepted, n, result.p_lo[:count], result.p_hi[:count])
+        p_value = agreement.outside_p(other.accepted, n, result.p_lo[:count], result.p_hi[:count])
     else:
-        p_value = agree.uniform_p(agree.two_sample_pit(other.accepted, n, result.accepted[:count], result.n, rng))
+        p_value = agreement.uniform_p(
+            agreement.two_sample_pit(other.accepted, n, result.accepted[:count], result.n, rng)
+        )
     return _verdict(result.engine, other.engine, p_value, count, n, started)
 
 

@@ -4,7 +4,7 @@
     metrics.jsonl   one line a logged step
     ckpt.pt         weights, optimizer, step
     epochs/e<n>.pt  weights after epoch n (SFT, WiSE-FT) or update n (RL)
-    eval/           what was measured of its weights (`minifork.measurements`)
+    eval/           what was measured of its weights (`minifork.storage.measurements`)
 
 A run is what decides its weights: its *identity* hashes the deciding keys of its config together with the identity of
 its parent. Its folder is <label>-<8 digits of the identity>; the label is for people and is never read. Nothing here
@@ -24,8 +24,8 @@ from pathlib import Path
 from typing import Any
 
 from minifork import config as configs
-from minifork import files, legacy
 from minifork.schema import Config
+from minifork.storage import files, legacy
 
 RECORD, WEIGHTS = "run.json", "ckpt.pt"
 FORMAT, VERSION = "minifork-run", 2
@@ -116,7 +116,7 @@ class Run:
     def weights_hash(self, file: str) -> str:
         """The recorded hash of a file of weights; runs of version 0.1 recorded none, so theirs is computed."""
         if file not in self.record["weights"]:
-            from minifork.weights import weights_hash
+            from minifork.storage.weights import weights_hash
 
             self.record["weights"][file] = weights_hash(self.folder / file)
         return self.record["weights"][file]

@@ -9,12 +9,12 @@ import math
 from dataclasses import dataclass
 
 from data_gen.arith import Arith
-from data_gen.mixed import Mixed
+from data_gen.sizes import Sizes
 from data_gen.star import Star
 from data_gen.streams import Mixture
 from minifork.settings import Eval, Shape, require
 
-TASKS = {"star": Star, "mixed": Mixed, "arith": Arith}
+TASKS = {"star": Star, "mixed": Sizes, "arith": Arith}
 ADVANTAGES = ("grpo", "passk", "exact")
 PAIRS = 5  # of seeds that a study may use
 
@@ -173,7 +173,7 @@ class Config:
     device: str
     compile: bool
     save_every: int
-    data: Star | Mixed | Arith
+    data: Star | Sizes | Arith
     walks: Walks
     model: Shape
     pretrain: Pretrain

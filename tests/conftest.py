@@ -8,9 +8,9 @@ from collections.abc import Callable, Iterator
 import pytest
 import torch
 
-from minifork.model import GPT
+from minifork.gpt import GPT
 from minifork.settings import Shape
-from tests.pipeline import SFT, Pipeline
+from tests.helpers.pipeline import SFT, Pipeline
 
 SMALL = """
     device=cpu save_every=3 data.nodes=8 data.branches=2 data.length=3 walks.seq_len=24

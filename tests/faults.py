@@ -19,10 +19,10 @@ from pathlib import Path
 import numpy as np
 import torch
 
-from minifork import measurements
-from minifork.files import read_json
 from minifork.measure import Measurement
-from minifork.weights import load_weights
+from minifork.storage import measurements
+from minifork.storage.files import read_json
+from minifork.storage.weights import load_weights
 from tests.conftest import SMALL
 
 KILLS = {"pretrain": 15, "sft": 15, "rl": 15, "eval": 8, "reproduce": 7}

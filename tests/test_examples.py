@@ -12,8 +12,9 @@ import torch
 from examples.new_decoder import typical
 from examples.new_loss import focal
 from examples.new_task import Ordered
-from minifork import losses, runs
-from minifork.policy import top_p
+from minifork import runs
+from minifork.decoding.policy import top_p
+from minifork.training import losses
 from tests.conftest import SMALL
 
 EXAMPLES = sorted((Path(__file__).parent.parent / "examples").glob("new_*.py"))

@@ -12,8 +12,8 @@ import pytest
 
 from data_gen import audit
 from minifork import config as configs
-from minifork import stages
 from minifork.schema import TASKS
+from minifork.training import stages
 
 ROOT = Path(__file__).parent.parent
 PACKAGES = ("data_gen", "minifork", "experiments")
@@ -23,7 +23,7 @@ MAY_IMPORT = {
     "minifork": {"minifork", "data_gen", "numpy", "torch", "einops", "tqdm", "yaml"},
     "experiments": {"experiments", "minifork", "data_gen", "numpy", "torch", "tqdm", "yaml", "matplotlib"},
 }
-EXTRAS = {"experiments/bench.py": {"transformers"}}  # imported inside functions only, and not required
+EXTRAS = {"experiments/checks/bench.py": {"transformers"}}  # imported inside functions only, and not required
 RUNTIME = {"torch", "numpy", "einops", "tqdm", "pyyaml", "matplotlib"}
 
 
@@ -122,7 +122,7 @@ def test_runtime_dependencies():
     required = setup_argument("install_requires")
     assert {re.split(r"[<>=!~ ;\[]", requirement)[0].lower() for requirement in required} == RUNTIME
     assert setup_argument("packages") == list(PACKAGES)
-    assert set(setup_argument("entry_points")["console_scripts"]) == {"minifork = minifork.cli:main"}
+    assert set(setup_argument("entry_points")["console_scripts"]) == {"minifork = experiments.cli:main"}
 
 
 @pytest.mark.parametrize("package", PACKAGES)

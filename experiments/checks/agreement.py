@@ -1,0 +1,86 @@
+"""Do the engines agree? exact, split and rollout on the same problems, four models and four decode policies.
+
+For every sink that is reached: counts of split and of rollouts follow the exact probabilities (randomised
+PIT), and both samples come from the same ones (conditional randomised PIT). Every p-value is uniform if the
+engines agree; with Bonferroni's correction over all of them, a false alarm has probability below LEVEL.
+"""
+
+from dataclasses import replace
+from itertools import product
+
+import numpy as np
+from tqdm import tqdm
+
+from minifork import config as configs
+from minifork import measure, runs
+from minifork.checkpoints import load, pick_device
+from minifork.decoding import policy
+from minifork.decoding.exact import exact
+from minifork.decoding.split import split
+from minifork.decoding.traces import Tree
+from minifork.evaluate import problems_for
+from minifork.gpu.backends import sample
+from minifork.schema import Config
+from minifork.statistics.agreement import randomised_pit, two_sample_pit, uniform_p
+from minifork.storage.files import write_json
+
+POLICIES = ("temperature=1", "temperature=0.7,top_p=0.95", "temperature=1.5,top_k=8", "min_p=0.1")
+FORK_RATES = (0.0, 0.5, 1.0)
+PROBLEMS, SPLITS, LEVEL = 500, 2000, 1e-3
+REACHED = 1e-3  # sinks with less mean probability hold too few traces to test
+
+
+def agreement(config: Config) -> int:
+    """Test the config's base and its fine-tunings at r = 0, .5 and 1; returns 1 when engines disagree.
+
+    Raises ValueError naming a run that is missing, and for an eval.budget within which p is not computed.
+    """
+    count = min(PROBLEMS, config.eval.problems)
+    some = replace(config.eval, problems=count, check_problems=min(count, config.eval.check_problems))
+    config, device = replace(config, eval=some), pick_device(config)
+    found_runs = [runs.require(config, "base")]
+    found_runs += [runs.require(configs.changed(config, {"sft.fork_rate": rate}), "sft") for rate in FORK_RATES]
+    last = {run.name: run.checkpoints()[-1] for run in found_runs}
+    problems = problems_for(config, device)
+    found = []
+    for name, decoder in tqdm(list(product(last, POLICIES)), desc="agreement", disable=None):
+        model = load(last[name]).to(device)
+        tree = measure.tree_of(model, problems, policy.parse(decoder))
+        found += [
+            {"run": name, "policy": decoder, **test}
+            for test in compare(tree, problems.sinks, config.eval.check_rollouts, config.eval.budget)
+        ]
+    level = LEVEL / len(found)
+    for name, decoder in product(last, POLICIES):
+        tests = [t for t in found if (t["run"], t["policy"]) == (name, decoder)]
+        smallest = {pair: min(t["p_value"] for t in tests if t["test"] == pair) for pair in {t["test"] for t in tests}}
+        verdict = "agree" if min(smallest.values()) >= level else "DISAGREE"
+        text = "  ".join(f"{pair} {p:.2g}" for pair, p in sorted(smallest.items()))
+        print(f"{verdict:<9}{name:<22}{decoder:<28}smallest p: {text}")
+    failed = sum(test["p_value"] < level for test in found)
+    print(f"{len(found)} tests on {count} problems, {failed} below {level:.1e}; false alarms <= {LEVEL:g} in all")
+    result = {"n_problems": count, "level": level, "splits": SPLITS, "rollouts": config.eval.check_rollouts}
+    write_json(runs.task_folder(config) / "agreement.json", result | {"tests": found})
+    return 1 if failed else 0
+
+
+def compare(tree: Tree, sinks: tuple[str, ...], n: int, budget: int) -> list[dict]:
+    """p-values of the three comparisons for every sink that is reached; n rollouts a problem.
+
+    Raises ValueError when the budget of prefixes does not suffice to compute p.
+    """
+    p = exact(tree, budget)
+    if not p.exact:
+        raise ValueError(f"eval.budget is {budget}: too few prefixes to compute p, which is compared; raise it")
+    samples = {"split": split(tree, SPLITS, 1), "rollout": sample(tree, n, 2)}
+    counts = {name: np.rint(s.ends * s.n).astype(np.int64) for name, s in samples.items()}
+    rng, found = np.random.default_rng(0), []
+    for sink in np.flatnonzero(p.ends.mean(axis=0) > REACHED):
+        one, other = counts["split"][:, sink], counts["rollout"][:, sink]
+        pits = {
+            "exact/split": randomised_pit(one, SPLITS, p.ends[:, sink], rng),
+            "exact/rollout": randomised_pit(other, n, p.ends[:, sink], rng),
+            "split/rollout": two_sample_pit(other, n, one, SPLITS, rng),
+        }
+        found += [{"test": pair, "sink": sinks[sink], "p_value": uniform_p(pit)} for pair, pit in pits.items()]
+    return found

@@ -1,0 +1,109 @@
+"""Stratified decoding: samples spread evenly over the top tokens at one position, then i.i.d. after it.
+
+The samples of such a decoder are not i.i.d., so the usual pass@k does not apply. With k_j of the k samples
+on branch token j, and p_ij the probability that a trace for problem i which begins with the forced prefix
+and token j is accepted,
+
+    pass@k = mean_i 1 - prod_j (1 - p_ij)^{k_j}
+
+The paper (arXiv 2605.17026) spreads over the top 8 *first* tokens; the first token is often not the fork.
+"""
+
+from collections.abc import Callable
+from dataclasses import dataclass
+
+import numpy as np
+import torch
+from numpy.typing import ArrayLike
+from torch import Tensor
+
+from minifork.decoding.exact import exact
+from minifork.decoding.policy import greedy
+from minifork.decoding.traces import Result, Tree
+
+
+@dataclass(frozen=True)
+class Strata:
+    """The m strata of B problems: tokens int64[B, m] (by falling probability, or as given), bounds of p_ij
+    float64[B, m]."""
+
+    tokens: np.ndarray
+    p_lo: np.ndarray
+    p_hi: np.ndarray
+
+
+def stratify(
+    tree: Tree, prefix: Tensor, length: Tensor, m: int | Tensor, engine: Callable[[Tree], Result] = exact
+) -> Strata:
+    """The p_ij of a decoder that takes each of the model's m top tokens after a forced prefix.
+
+    prefix: int64[B, T], of which the first ``length`` int64[B] tokens are forced. The tokens are ranked by the
+    model's own probabilities, or given as int64[B, m], say the branches that a task knows of; whatever follows
+    them is sampled under the tree's policy. Raises ValueError for m outside 1 .. V, for a prefix that leaves no
+    room for two more tokens, and what the engine raises.
+    """
+    vocab, given = tree.model.vocab_size, m if isinstance(m, Tensor) else None
+    m = m if given is None else given.shape[1]
+    if not 1 <= m <= vocab:
+        raise ValueError(f"m is {m}: a vocabulary of {vocab} tokens has 1 to {vocab} strata")
+    if given is not None and (given.min() < 0 or given.max() >= vocab):
+        raise ValueError(f"m holds tokens outside 0 .. {vocab - 1}: every problem needs as many strata")
+    tokens = torch.zeros(len(tree), m, dtype=torch.int64, device=tree.dfa.device)
+    p_lo, p_hi = np.zeros((2, len(tree), m))
+    for forced in length.unique().tolist():
+        some = (length == forced).nonzero()[:, 0]
+        part, before = tree[some], prefix[some, :forced]
+        tokens[some] = _top(part.force(before), m) if given is None else given[some]
+        for j in range(m):
+            result = engine(part.force(torch.cat([before, tokens[some, j : j + 1]], dim=1)))
+            p_lo[some.cpu().numpy(), j], p_hi[some.cpu().numpy(), j] = result.p_lo, result.p_hi
+    return Strata(tokens.cpu().numpy(), p_lo, p_hi)
+
+
+def solve_rate(p: np.ndarray, ks: ArrayLike) -> np.ndarray:
+    """1 - prod_j (1 - p_ij)^{k_j}, float64[B, K], from p float64[B, m] and ks int[K].
+
+    The k samples are dealt to the strata in turn, the first strata first: k_j = k // m, one more for the
+    first k mod m.
+    """
+    ks, m = np.asarray(ks)[:, None], p.shape[1]
+    k = ks // m + (np.arange(m) < ks % m)
+    with np.errstate(divide="ignore"):
+        log_miss = np.log1p(-np.clip(p, 0.0, 1.0))[:, None, :]
+    return -np.expm1(np.where(k > 0, k * np.where(k > 0, log_miss, 0.0), 0.0).sum(axis=2))
+
+
+@torch.no_grad()
+def highest_entropy(tree: Tree) -> tuple[Tensor, Tensor]:
+    """Where on its greedy trace the model is least certain: the trace int64[B, T] and the position int64[B].
+
+    The entropy is that of the model's next token, without the policy; the first such position wins, and
+    the last that max_new allows is left out, since nothing could follow the token there.
+    """
+    rows, logits = tree.force(None).after_forced()
+    state = torch.zeros_like(rows.problem)
+    best, position = torch.full_like(logits[:, 0], -1.0), torch.zeros_like(state)
+    trace = []
+    for step in range(tree.max_new - 1):
+        tree.require_finite(logits, rows.problem)
+        logp = torch.log_softmax(logits.float(), dim=-1)
+        entropy = -(logp.exp() * logp).sum(dim=-1)
+        higher = (state < tree.first_sink) & (entropy > best)
+        best, position = torch.where(higher, entropy, best), torch.where(higher, step, position)
+        trace.append(greedy(logits).argmax(dim=-1))
+        state = tree.dfa[rows.problem, state, trace[-1]]
+        logits = tree.model.decode(trace[-1], rows)
+    return torch.stack(trace, dim=1), position
+
+
+def right_after(prefix: Tensor, trace: Tensor, position: Tensor) -> Tensor:
+    """bool[B]: whether a position int64[B] on a trace int64[B, T] is the one right after a prefix int64[B, F]."""
+    return (position == prefix.shape[1]) & (trace[:, : prefix.shape[1]] == prefix).all(dim=1)
+
+
+@torch.no_grad()
+def _top(tree: Tree, m: int) -> Tensor:
+    """int64[B, m]: the most probable next tokens after the forced ones, equal ones by id."""
+    rows, logits = tree.after_forced()
+    tree.require_finite(logits, rows.problem)
+    return logits.sort(dim=-1, descending=True, stable=True).indices[:, :m]

@@ -1,0 +1,109 @@
+"""Which way to run rollouts: on a CPU the torch reference; on a GPU the fused kernel, or a CUDA graph of torch
+operations where the kernel cannot run. All draw the same tokens from the same logits."""
+
+import warnings
+from functools import lru_cache
+
+import torch
+from torch import Tensor
+
+from minifork.decoding.rollout import rollout
+from minifork.decoding.traces import Result, Tree
+from minifork.gpu import kernel
+from minifork.gpu.driver import GPU, UnavailableError
+from minifork.gpu.graphed import empty_rows, graphed
+from minifork.gpu.kernel import Build
+
+_tested: set[Build] = set()
+TOLERANCE = 1e-3  # of a token's probability in fp32 against torch's; a few may miss it, at the edge of a policy's cut
+MISSES = 1e-3  # share of tokens
+TOLERANCE_BF16 = 0.02  # of the mean over tokens
+
+
+def sample(tree: Tree, n: int, seed: int, traces: bool = False, bf16: bool = False) -> Result:
+    """Where n rollouts a problem end, as `minifork.decoding.rollout.rollout`, in the fastest way there is.
+
+    bf16: let the kernel calculate in bf16, which moves p by up to some percent (docs/kernel.md).
+    """
+    if tree.dfa.device.type != "cuda":
+        return rollout(tree, n, seed, traces)
+    reason = kernel.unsupported(tree)
+    if reason is None:
+        try:
+            gpu = machine(tree.dfa.device)
+            rows = ready(gpu, tree, gpu.rows(len(tree) * n), bf16)
+            return kernel.run(tree, n, seed, gpu, rows, bf16, traces)
+        except UnavailableError as error:
+            reason = str(error)
+    warn_once(f"rollouts run without the fused kernel, several times slower: {reason}")
+    return rollout(tree, n, seed, traces) if traces else graphed(tree, n, seed)
+
+
+@lru_cache
+def machine(device: torch.device) -> GPU:
+    """The GPU, with the kernels loaded so far. Raises UnavailableError."""
+    return GPU(device)
+
+
+def ready(gpu: GPU, tree: Tree, rows: int, bf16: bool) -> int:
+    """The rows a block decodes: ``rows``, or fewer where so many do not fit. Raises UnavailableError where none do.
+
+    A kernel that was just compiled is tested first; the cache remembers that it passed.
+    """
+    sizes = [size for size in kernel.TILES if size <= rows]
+    for size in sizes:
+        build = kernel.build_for(tree, size, bf16)
+        try:
+            entry = gpu.function(build).entry
+        except UnavailableError:
+            if size == sizes[-1]:
+                raise
+            continue
+        if build not in _tested and not (entry.tested and entry.tested.exists()):
+            self_test(gpu, tree, size, bf16)
+            if entry.tested:
+                entry.tested.touch()
+        _tested.add(build)
+        return size
+    raise UnavailableError("no tile fits")
+
+
+def self_test(machine: kernel.Machine, tree: Tree, rows: int, bf16: bool) -> None:
+    """Compare the probabilities of tokens that the kernel sampled with torch's; raises if they differ."""
+    some = tree[: min(len(tree), 64)]
+    traces = kernel.run(some, 32, 0, machine, rows, bf16, traces=True).traces
+    scored = kernel.score(some, traces.tokens, machine, rows, bf16)
+    expected = teacher_forced(some, traces.tokens)
+    apart = (scored.exp() - expected.exp()).abs()
+    apart = apart[traces.tokens >= 0]
+    far = float(apart.mean()) > TOLERANCE_BF16 if bf16 else float((~(apart <= TOLERANCE)).float().mean()) > MISSES
+    if far or not torch.isfinite(apart).all():
+        raise UnavailableError("it disagrees with torch on this GPU")
+    if float((scored - traces.logp.double()).abs().max()) > 1e-5:
+        raise UnavailableError("it scores its own traces otherwise than it sampled them")
+
+
+@torch.no_grad()
+def teacher_forced(tree: Tree, tokens: Tensor) -> Tensor:
+    """The log-probabilities float64[B, n, T] of traces int64[B, n, T] (-1 past the end) under the tree's policy.
+
+    By torch, in fp32; 0 past the end and for the tree's forced tokens.
+    """
+    count, n, length = tokens.shape
+    rows = empty_rows(tree, n)
+    flat = tokens.reshape(count * n, length)
+    logp = torch.zeros(flat.shape, dtype=torch.float64, device=flat.device)
+    logits = tree.prompts.logits[rows.problem]
+    for step in range(length):
+        if step >= tree.forced_len:
+            each = torch.log_softmax(tree.policy(logits).double(), dim=1)
+            logp[:, step] = each.gather(1, flat[:, step : step + 1].clamp(min=0))[:, 0]
+        if step < length - 1:
+            logits = tree.model.decode(flat[:, step].clamp(min=0), rows)
+    return logp.where(flat >= 0, 0.0).view(tokens.shape)
+
+
+@lru_cache
+def warn_once(text: str) -> None:
+    """Say it the first time only."""
+    warnings.warn(text, stacklevel=3)

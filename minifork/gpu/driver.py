@@ -1,0 +1,92 @@
+"""The compiled kernel on a GPU: loaded and launched through the CUDA driver."""
+
+import ctypes
+from dataclasses import dataclass, field
+from pathlib import Path
+
+import torch
+
+from minifork.gpu.build import Entry, UnavailableError, cache_folder, compiled
+from minifork.gpu.kernel import TILES, Args, Build
+
+SHARED_BYTES = 8  # CU_FUNC_ATTRIBUTE_MAX_DYNAMIC_SHARED_SIZE_BYTES
+
+
+@dataclass
+class GPU:
+    """A machine (see `minifork.gpu.kernel.Machine`): one CUDA device. Raises UnavailableError when it is too old."""
+
+    device: torch.device
+    folder: Path = field(default_factory=cache_folder)
+
+    def __post_init__(self) -> None:
+        major, minor = torch.cuda.get_device_capability(self.device)
+        if major < 8:
+            raise UnavailableError(f"compute capability {major}.{minor} (it needs 8.0)")
+        self.arch = f"sm_{major}{minor}"
+        self.processors = torch.cuda.get_device_properties(self.device).multi_processor_count
+        self.loaded: dict[Build, _Function] = {}
+        try:
+            self.driver = ctypes.CDLL("libcuda.so.1")
+        except OSError:
+            raise UnavailableError("libcuda.so.1, the driver, is not found") from None
+
+    def rows(self, work: int) -> int:
+        """The largest tile that still gives every multiprocessor a block."""
+        return next((rows for rows in TILES if work >= rows * self.processors), TILES[-1])
+
+    def blocks(self, build: Build, work: int) -> int:
+        resident = self.function(build).resident * self.processors
+        return max(1, min(resident, -(-work // build.rows)))
+
+    def launch(self, build: Build, args: Args, blocks: int) -> None:
+        function = self.function(build)
+        with torch.cuda.device(self.device):
+            stream = ctypes.c_void_p(torch.cuda.current_stream().cuda_stream)
+            pointers = (ctypes.c_void_p * 1)(ctypes.cast(ctypes.byref(args), ctypes.c_void_p))
+            threads, shared = 256, function.shared
+            self._check(
+                self.driver.cuLaunchKernel(function.handle, blocks, 1, 1, threads, 1, 1, shared, stream, pointers, None)
+            )
+
+    def function(self, build: Build) -> "_Function":
+        """The loaded kernel; compiled and loaded at the first call."""
+        if build not in self.loaded:
+            torch.zeros(1, device=self.device)  # makes torch's context the current one
+            entry = compiled(build, self.arch, self.folder)
+            with torch.cuda.device(self.device):
+                self.loaded[build] = self._load(entry)
+        return self.loaded[build]
+
+    def _load(self, entry: Entry) -> "_Function":
+        module, handle, address, size = (ctypes.c_void_p() for _ in range(4))
+        driver, where = self.driver, ctypes.byref
+        self._check(driver.cuModuleLoadData(where(module), entry.cubin))
+        self._check(driver.cuModuleGetFunction(where(handle), module, b"decode"))
+        self._check(driver.cuModuleGetGlobal_v2(where(address), where(size), module, b"tile_bytes"))
+        shared = ctypes.c_int()
+        self._check(driver.cuMemcpyDtoH_v2(where(shared), address, ctypes.c_size_t(4)))
+        self._check(driver.cuFuncSetAttribute(handle, SHARED_BYTES, shared))
+        resident = ctypes.c_int()
+        occupancy = driver.cuOccupancyMaxActiveBlocksPerMultiprocessor
+        self._check(occupancy(where(resident), handle, 256, ctypes.c_size_t(shared.value)))
+        if resident.value < 1:
+            raise UnavailableError(f"a block needs {shared.value} bytes of shared memory, more than this GPU has")
+        return _Function(module, handle, shared.value, resident.value, entry)
+
+    def _check(self, code: int) -> None:
+        if code:
+            text = ctypes.c_char_p()
+            self.driver.cuGetErrorString(code, ctypes.byref(text))
+            raise UnavailableError(f"CUDA driver: {(text.value or b'').decode() or code}")
+
+
+@dataclass(frozen=True)
+class _Function:
+    """A loaded kernel: driver handles, bytes of shared memory, blocks that a multiprocessor holds, its cache entry."""
+
+    module: ctypes.c_void_p
+    handle: ctypes.c_void_p
+    shared: int
+    resident: int
+    entry: Entry

@@ -1,0 +1,126 @@
+"""What is said of one checkpoint: pure functions from engine results to plain dictionaries."""
+
+from collections.abc import Sequence
+
+import numpy as np
+
+from minifork.decoding import stratified
+from minifork.decoding.stratified import Strata
+from minifork.decoding.traces import Result
+from minifork.statistics import intervals, passk
+
+TAUS = (0.01, 0.05, 0.25, 0.5, 0.75, 0.95)
+
+
+def coverage(result: Result, ks: Sequence[int], weights: np.ndarray) -> dict:
+    """pass@k and what it is made of, from one engine result.
+
+    pass_at: computed where p is, with certified pass_at_lo and pass_at_hi (where these are not equal,
+    pass_at is the lower one, and what depends on the mean p is null); the unbiased estimate, for k <= n only
+    and without bounds, where p is sampled. ci95: the 95 % interval of a bootstrap over problems, weights
+    float64[draws, n problems].
+    """
+    p = result.p_lo
+    if result.n is None:
+        solved = passk.solve_rate(p[:, None], ks)
+        low, high = (passk.pass_at_k(bound, ks) for bound in (result.p_lo, result.p_hi))
+        bounds = {"pass_at_lo": by_k(ks, low), "pass_at_hi": by_k(ks, high)}
+        rho = passk.rho(p)
+    else:
+        ks = [k for k in ks if k <= result.n]
+        solved = unbiased(result, ks)
+        bounds = {"pass_at_lo": None, "pass_at_hi": None}
+        rho = float(passk.polarisation(p.mean(), unbiased(result, [2]).mean(axis=0), [2])[1][0])
+    passed = solved.mean(axis=0)
+    loss, index = passk.polarisation(p.mean(), passed, ks)
+    known = result.exact or result.n is not None
+    return {
+        "engine": result.engine,
+        "n": result.n,
+        "tokens": float(result.tokens.sum() / result.ends.sum()) if result.ends.any() else None,
+        "pass_at": by_k(ks, passed),
+        **bounds,
+        "ci95": ci95(ks, weights @ solved),
+        "J": by_k(ks, loss) if known else None,
+        "index": by_k(ks, index) if known else None,
+        "rho": rho if known else None,
+        "cover_at": {f"{tau:g}": float(v) for tau, v in zip(TAUS, passk.cover_at(p, TAUS), strict=True)},
+        "sampling_error": None if result.n is None else by_k(ks, [passk.sampling_error(p, result.n, k) for k in ks]),
+    }
+
+
+def wasted(result: Result, shortest: np.ndarray) -> float | None:
+    """Tokens by which an accepted trace is longer than it had to be, averaged over accepted traces; None without any.
+
+    shortest: int64[B], the tokens of the shortest accepted trace of each problem.
+    """
+    accepted = result.ends[:, 0]
+    return float((result.tokens[:, 0] - accepted * shortest).sum() / accepted.sum()) if accepted.any() else None
+
+
+def unbiased(result: Result, ks: Sequence[int]) -> np.ndarray:
+    """The unbiased estimate of 1 - (1 - p_i)^k, float64[B, K], from a sampled result."""
+    return np.stack([passk.unbiased(result.accepted, result.n, k) for k in ks], axis=1)
+
+
+def stratified_coverage(result: Strata, ks: Sequence[int], weights: np.ndarray) -> dict:
+    """pass@k of a stratified decoder; what is defined for i.i.d. samples only is null."""
+    low, high = (stratified.solve_rate(p, ks) for p in (result.p_lo, result.p_hi))
+    missing = dict.fromkeys(("tokens", "J", "index", "rho", "cover_at", "sampling_error"))
+    return {
+        "engine": "exact",
+        "n": None,
+        "pass_at": by_k(ks, low.mean(axis=0)),
+        "pass_at_lo": by_k(ks, low.mean(axis=0)),
+        "pass_at_hi": by_k(ks, high.mean(axis=0)),
+        "ci95": ci95(ks, weights @ low),
+        **missing,
+    }
+
+
+def by_k(ks: Sequence[int], values: Sequence[float]) -> dict[str, float]:
+    """{"1": .., "2": .., ..}"""
+    return {str(k): float(v) for k, v in zip(ks, values, strict=True)}
+
+
+def ci95(ks: Sequence[int], draws: np.ndarray) -> dict[str, list[float]]:
+    """The 95 % interval at each k, from bootstrap draws float64[draws, K]."""
+    low, high = intervals.interval(draws)
+    return {str(k): [float(a), float(b)] for k, a, b in zip(ks, low, high, strict=True)}
+
+
+def errors(result: Result, sinks: Sequence[str]) -> dict[str, float]:
+    """The share of each way to fail, averaged over problems; with pass@1 they sum to 1 where all is known."""
+    return dict(zip(sinks[1:], result.ends.mean(axis=0)[1:].tolist(), strict=True))
+
+
+def fork_statistics(branch: np.ndarray) -> dict:
+    """What a model does at the fork, from float64[n, d] with the right branch first; entropies in nats."""
+    statistics = {}
+    for name, (value, where) in fork_quantities(branch).items():
+        statistics[name] = float(value[where].mean()) if where.any() else None
+    return {**statistics, "n": len(branch)}
+
+
+def fork_quantities(branch: np.ndarray) -> dict[str, tuple[np.ndarray, np.ndarray]]:
+    """The per-problem values [n] behind each fork statistic, and the problems bool[n] it averages over."""
+    top, right, everywhere = branch.max(axis=1), branch.argmax(axis=1) == 0, np.ones(len(branch), dtype=bool)
+    return {
+        "p_right": (branch[:, 0], everywhere),
+        "accuracy": (right.astype(float), everywhere),
+        "entropy": (entropy(branch), everywhere),
+        "confidence_right": (top, right),
+        "confidence_wrong": (top, ~right),
+        "wrong_commit": ((branch[:, 0] < 0.05).astype(float), everywhere),
+    }
+
+
+def mode_statistics(modes: np.ndarray, names: Sequence[str]) -> dict:
+    """Mean probability of each mode, float64[n, modes], and the mean entropy (nats) of the choice."""
+    mean = dict(zip(names, modes.mean(axis=0).tolist(), strict=True))
+    return {"p_forward": mean["FWD"], "entropy": float(entropy(modes).mean()), "p": mean}
+
+
+def entropy(p: np.ndarray) -> np.ndarray:
+    """Entropy in nats of the last axis."""
+    return -np.sum(p * np.log(np.maximum(p, 1e-300)), axis=-1)

@@ -1,0 +1,131 @@
+"""pass@k and what it is made of.
+
+With p_i the probability that one sampled trace for problem i is accepted:
+
+    pass@k   = mean_i 1 - (1 - p_i)^k                exact p_i
+    ceiling  C_k = 1 - (1 - mean p)^k                the pass@k if every problem had the mean p
+    loss     J_k = C_k - pass@k                      polarisation loss (Jensen gap), >= 0
+    index        = J_k / (C_k - mean p)              polarisation index, in [0, 1]
+    rho      = Var(p) / (mean p (1 - mean p))        the index at k = 2
+
+A fall in pass@k is a fall of the ceiling (mean skill) plus a rise of J_k (polarisation).
+"""
+
+import math
+
+import numpy as np
+from numpy.typing import ArrayLike
+
+_BLOCK = 4_000_000  # entries of an array that is made at a time
+_FACTORS = 1000  # of a product, above which its Stirling series is as accurate
+
+
+def solve_rate(p: ArrayLike, k: ArrayLike) -> np.ndarray:
+    """1 - (1 - p)^k in fp64, stable for p near 0 and 1; p and k broadcast against each other."""
+    p = np.clip(np.asarray(p, dtype=np.float64), 0.0, 1.0)
+    with np.errstate(divide="ignore"):
+        return -np.expm1(np.asarray(k, dtype=np.float64) * np.log1p(-p))
+
+
+def pass_at_k(p: np.ndarray, ks: ArrayLike) -> np.ndarray:
+    """pass@k for each of ks, float64[K], from per-problem probabilities float64[n]."""
+    return solve_rate(p[:, None], ks).mean(axis=0)
+
+
+def unbiased(correct: ArrayLike, n: int, k: int) -> np.ndarray:
+    """The unbiased estimator 1 - C(n-c, k)/C(n, k) of Chen et al. (2021), float64, one value a problem.
+
+    correct: int[...], accepted rollouts out of n. Raises ValueError for k outside 1..n, where the
+    estimator does not exist, and for counts outside 0..n.
+    """
+    correct = np.asarray(correct)
+    if not 1 <= k <= n:
+        raise ValueError(f"k is {k}: with n = {n} rollouts pass@k can be estimated for k = 1 .. {n}")
+    if ((correct < 0) | (correct > n)).any():
+        raise ValueError(f"correct has counts outside 0 .. n = {n}")
+    some, place = np.unique(correct, return_inverse=True)
+    log_miss = _log_miss(some.astype(np.float64), n, k)[place.reshape(correct.shape)]
+    return np.where(n - correct < k, 1.0, 0.0 - np.expm1(log_miss))  # 0 - 0 is 0, -0 would print its sign
+
+
+def _log_miss(c: np.ndarray, n: int, k: int) -> np.ndarray:
+    """log C(n-c, k)/C(n, k), float64[m], from c [m]; meaningless where c + k > n.
+
+    The ratio is a product of min(c, k) factors 1 - max(c, k)/(n - j). Where these are many it is the
+    difference of Stirling series, in which the terms of order n log n cancel exactly.
+    """
+    few, many = np.minimum(c, k), np.maximum(c, k)
+    j = np.arange(min(_FACTORS, int(few.max(initial=0))))
+    with np.errstate(divide="ignore", invalid="ignore"):
+        factors = np.where(j < few[:, None], np.log1p(-many[:, None] / (n - j)), 0.0)
+        c = np.minimum(c, n - k - 1.0)
+        a, b, rest = n - c, n - float(k), n - c - k
+        series = (a + 0.5) * np.log1p(-c / n) + (b + 0.5) * np.log1p(-k / n) - (rest + 0.5) * np.log1p(-(c + k) / n)
+        series += (1 / a + 1 / np.maximum(b, 1) - 1 / n - 1 / rest) / 12
+    return np.where(few > _FACTORS, series, factors.sum(axis=1))
+
+
+def estimator_variance(p: np.ndarray, n: int, k: int) -> np.ndarray:
+    """Variance of the unbiased estimator from n rollouts of one problem, float64[m], at p float64[m], in blocks of
+    p that bound memory.
+
+    The estimator averages over all k-subsets; two of them that share j rollouts both miss with probability
+    (1-p)^(2k-j), and covary by the excess over (1-p)^2k. Raises ValueError for k outside 1..n.
+    """
+    if not 1 <= k <= n:
+        raise ValueError(f"k is {k}: with n = {n} rollouts pass@k can be estimated for k = 1 .. {n}")
+    shared = np.arange(max(0, 2 * k - n), k + 1)
+    # how often two share j, from ratios of neighbours: log factorials have too few digits at large n
+    j = shared[:-1].astype(np.float64)
+    steps = 2 * np.log(k - j) - np.log(j + 1) - np.log(n - 2 * k + j + 1)
+    log_share = np.concatenate([[0.0], np.cumsum(steps)])
+    share = np.exp(log_share - log_share.max())
+    share /= share.sum()
+    blocks = np.array_split(p, max(1, min(len(p), len(p) * len(shared) // _BLOCK)))
+    return np.concatenate([_covariance(block[:, None], shared, k) @ share for block in blocks])
+
+
+def _covariance(p: np.ndarray, shared: np.ndarray, k: int) -> np.ndarray:
+    """How two k-subsets of rollouts that share so many covary in missing, float64[m, S], from p float64[m, 1]."""
+    with np.errstate(divide="ignore", invalid="ignore"):
+        log_miss = np.log1p(-np.clip(p, 0.0, 1.0))
+        covariance = np.exp(log_miss * (2 * k - shared)) * -np.expm1(log_miss * shared)
+    return np.where(log_miss > -np.inf, covariance, 0.0)
+
+
+def sampling_error(p: np.ndarray, n: int, k: int) -> float:
+    """Standard error that n rollouts a problem leave in pass@k of these problems, p float64[m].
+
+    With estimates c/n in place of p, problems of no or of n accepted rollouts seem to leave none.
+    """
+    return math.sqrt(estimator_variance(p, n, k).sum()) / len(p)
+
+
+def cover_at(p: np.ndarray, taus: ArrayLike) -> np.ndarray:
+    """Cover@tau, float64[T]: the share of problems with p_i >= tau. Large k alone rewards rare luck."""
+    return (p[:, None] >= np.asarray(taus)).mean(axis=0)
+
+
+def polarisation(mean_p: np.ndarray, passed: np.ndarray, ks: ArrayLike) -> tuple[np.ndarray, np.ndarray]:
+    """J_k and the polarisation index from mean p [...] and pass@k [..., K]; the index is 0/0 = 0 at k = 1."""
+    mean_p = np.asarray(mean_p)[..., None]
+    ceiling = solve_rate(mean_p, ks)
+    loss = np.maximum(ceiling - passed, 0.0)
+    room = ceiling - mean_p
+    return loss, np.divide(loss, room, out=np.zeros_like(loss), where=room > 1e-12)
+
+
+def rho(p: np.ndarray) -> float:
+    """Var(p) / (mean p (1 - mean p)); 0 when the mean is 0 or 1."""
+    mean = float(p.mean())
+    return float(p.var()) / (mean * (1 - mean)) if 0 < mean < 1 else 0.0
+
+
+def log_choose(n: int, k: ArrayLike) -> np.ndarray:
+    """log C(n, k), float64[...], to about 1e-16 n log n; -inf outside 0 .. n."""
+    k = np.asarray(k)
+    factorial = np.vectorize(math.lgamma, otypes=[float])
+    inside = (k >= 0) & (k <= n)
+    within = np.where(inside, k, 0)
+    log = math.lgamma(n + 1) - factorial(within + 1.0) - factorial(n - within + 1.0)
+    return np.where(inside, log, -np.inf)

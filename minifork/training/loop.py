@@ -1,0 +1,242 @@
+"""The training loop, one for every stage: what a step learns from is a pure function of the step and the weights,
+so it resumes anywhere."""
+
+import json
+import math
+import signal
+import sys
+import threading
+import time
+from collections.abc import Callable, Iterator
+from contextlib import contextmanager
+from dataclasses import dataclass, field
+from pathlib import Path
+
+import numpy as np
+import torch
+from torch import Tensor, nn
+from tqdm import tqdm
+
+from data_gen.walks import IGNORE
+from minifork.checkpoints import load_state
+from minifork.gpt import GPT
+from minifork.runs import WEIGHTS, Run, machine
+from minifork.schema import Optim
+from minifork.storage.files import append_line, write_atomically
+from minifork.storage.weights import load_weights, save_weights
+from minifork.training.losses import Loss
+
+BatchAt = Callable[[int], tuple[np.ndarray, np.ndarray]]
+Objective = Callable[[nn.Module, int], tuple[Tensor, int]]
+METRICS = "metrics.jsonl"
+_SECONDS_BETWEEN_LINES = 10
+
+
+@dataclass(frozen=True)
+class Job:
+    """What to train: objective(model, step) gives the loss, and how many tokens it is on; step counted from 0.
+
+    snapshots: the file to keep the weights in after so many steps, e.g. {32: "epochs/e1.pt"}.
+    """
+
+    run: Run
+    objective: Objective
+    steps: int
+    optim: Optim
+    snapshots: dict[int, str] = field(default_factory=dict)
+
+
+def supervised(batch_at: BatchAt, loss: Loss, device: str) -> Objective:
+    """A loss of the logits on batches: batch_at(step) gives inputs and targets int64[B, T]."""
+
+    def objective(model: nn.Module, step: int) -> tuple[Tensor, int]:
+        batch = batch_at(step)
+        first = int((batch[1] != IGNORE).any(axis=0).argmax())  # nothing is learned before it
+        inputs, targets = (torch.from_numpy(a).to(device) for a in batch)
+        with torch.autocast("cuda", dtype=torch.bfloat16, enabled=device == "cuda"):
+            return loss(model(inputs, first), targets[:, first:]), inputs.numel()
+
+    return objective
+
+
+def fit(model: GPT, job: Job, device: str) -> None:
+    """Train a model in place until job.steps, from the run's checkpoint if it has one.
+
+    The same steps give the same weights, bit for bit on one CPU with the same number of threads, however
+    often training is interrupted. Raises ValueError when the loss is not finite.
+    """
+    model.to(device)
+    run, optimizers = job.run, make_optimizers(model, job.optim)
+    first, spent, weights = 0, 0.0, {}
+    if (run.folder / WEIGHTS).exists():
+        first, spent, weights = _restore(model, optimizers, job, device)
+    _keep_metrics_until(run.folder / METRICS, first)
+    leg = {"from": first, "machine": machine(), "torch": torch.__version__, "threads": torch.get_num_threads()}
+    legs = [*run.record["legs"], leg]
+    run.save(steps=job.steps)
+    started = time.monotonic()
+    forward = torch.compile(model) if run.config.compile else model
+
+    def save(step: int) -> None:
+        seconds = spent + time.monotonic() - started
+        state = {"model": model.state_dict(), "optimizers": [o.state_dict() for o in optimizers]}
+        progress = {"step": step, "seconds": seconds, "snapshots": weights}
+        last = save_weights(run.folder / WEIGHTS, state | progress)
+        leg.update(to=step, seconds=round(seconds - spent, 1))
+        hashes = weights | {WEIGHTS: last}
+        run.save(step=step, complete=step == job.steps, seconds=round(seconds, 1), legs=legs, weights=hashes)
+
+    step = first
+    with _progress(run.name, job.steps, first) as show, _interrupt_between_steps() as interrupted:
+        while step < job.steps:
+            loss, tokens = _step(forward, optimizers, job, step)
+            step += 1
+            show(step, loss, tokens, run.folder / METRICS)
+            if file := job.snapshots.get(step):
+                weights[file] = save_weights(run.folder / file, {"model": model.state_dict(), "step": step})
+            if interrupted():
+                save(step)
+                raise KeyboardInterrupt
+            if step % run.config.save_every == 0:
+                save(step)
+    save(job.steps)
+    print(f"{run.name}: {job.steps} steps in {spent + time.monotonic() - started:.0f} s", flush=True)
+
+
+def make_optimizers(model: GPT, optim: Optim) -> list[torch.optim.Optimizer]:
+    """AdamW for every parameter, or Muon for the matrices inside blocks and AdamW for the rest.
+
+    Each group keeps its peak learning rate as "peak"; `_step` sets the scheduled one.
+    """
+    inner = [p for p in model.blocks.parameters() if p.dim() == 2] if optim.optimizer == "muon" else []
+    rest = [p for p in model.parameters() if not any(p is q for q in inner)]
+    settings = {"weight_decay": optim.weight_decay, "betas": (0.9, 0.95), "fused": True}
+    optimizers: list[torch.optim.Optimizer] = [torch.optim.AdamW(rest, lr=optim.lr, **settings)]
+    if inner:
+        optimizers.append(torch.optim.Muon(inner, lr=optim.muon_lr, weight_decay=optim.weight_decay))
+    for optimizer in optimizers:
+        for group in optimizer.param_groups:
+            group["peak"] = group["lr"]
+    return optimizers
+
+
+def schedule(step: int, steps: int, warmup: float) -> float:
+    """The share of the peak learning rate at a step (from 0): linear warm-up, then cosine to 0."""
+    warm = max(1, round(warmup * steps))
+    if step < warm:
+        return (step + 1) / warm
+    return 0.5 * (1 + math.cos(math.pi * (step - warm) / max(1, steps - warm)))
+
+
+def _step(model: nn.Module, optimizers: list[torch.optim.Optimizer], job: Job, step: int) -> tuple[float, int]:
+    loss, tokens = job.objective(model, step)
+    loss.backward()
+    nn.utils.clip_grad_norm_(model.parameters(), job.optim.clip)
+    share = schedule(step, job.steps, job.optim.warmup)
+    for optimizer in optimizers:
+        for group in optimizer.param_groups:
+            group["lr"] = share * group["peak"]
+        optimizer.step()
+        optimizer.zero_grad()
+    value = loss.item()
+    if not math.isfinite(value):
+        raise ValueError(f"{job.run.folder}: the loss is {value} at step {step}; lower the learning rate")
+    return value, tokens
+
+
+def _restore(
+    model: GPT, optimizers: list[torch.optim.Optimizer], job: Job, device: str
+) -> tuple[int, float, dict[str, str]]:
+    """Load the run's checkpoint; returns its step, the seconds behind it, and the hashes of the snapshots before it."""
+    path = job.run.folder / WEIGHTS
+    saved = load_weights(path, device)
+    load_state(model, saved, path)
+    try:
+        for optimizer, state in zip(optimizers, saved["optimizers"], strict=True):
+            fresh = _kinds(optimizer)
+            optimizer.load_state_dict(state)
+            parameters = [p for group in optimizer.param_groups for p in group["params"]]
+            if _kinds(optimizer) != fresh or not all(_fits(optimizer, p) for p in parameters):
+                raise ValueError
+        step, seconds, hashes = saved["step"], saved["seconds"], saved.get("snapshots", {})
+        if type(step) is not int or not 0 < step <= job.steps or not 0 <= seconds < math.inf:
+            raise ValueError
+        return step, float(seconds), dict(hashes)
+    except (KeyError, ValueError, TypeError, AttributeError, RuntimeError):
+        raise ValueError(f"{path}: its optimizer state does not fit this config; remove the folder") from None
+
+
+def _kinds(optimizer: torch.optim.Optimizer) -> list[dict[str, type]]:
+    """What an optimizer's groups hold, by name."""
+    return [{name: type(value) for name, value in group.items()} for group in optimizer.param_groups]
+
+
+def _fits(optimizer: torch.optim.Optimizer, parameter: Tensor) -> bool:
+    """Whether an optimizer's state is what its kind keeps of a parameter: torch's fused steps do not look."""
+    state = optimizer.state.get(parameter, {})
+    kept = {"momentum_buffer"} if isinstance(optimizer, torch.optim.Muon) else {"step", "exp_avg", "exp_avg_sq"}
+    return state.keys() == kept and all(
+        isinstance(value, Tensor)
+        and value.shape == (() if name == "step" else parameter.shape)
+        and (value.dtype, value.layout) == (torch.float32, torch.strided)
+        for name, value in state.items()
+    )
+
+
+def _keep_metrics_until(path: Path, step: int) -> None:
+    """Drop logged lines past ``step``: a resumed run will log them again."""
+    if not path.exists():
+        return
+    lines = [line for line in path.read_text(encoding="utf-8", errors="replace").splitlines() if _step_of(line) <= step]
+    write_atomically(path, lambda file: file.write("".join(f"{line}\n" for line in lines).encode()))
+
+
+def _step_of(line: str) -> float:
+    """The step of a metrics line; a damaged line, say one cut short by a crash, counts as past every step."""
+    try:
+        return float(json.loads(line)["step"])
+    except (ValueError, KeyError, TypeError, OverflowError, RecursionError):
+        return float("inf")
+
+
+@contextmanager
+def _interrupt_between_steps() -> Iterator[Callable[[], bool]]:
+    """Hold Ctrl-C back until a step is whole: a half-taken optimizer step could not be resumed exactly."""
+    pressed = []
+    if threading.current_thread() is not threading.main_thread():  # only the main thread sees signals
+        yield lambda: False
+        return
+    previous = signal.getsignal(signal.SIGINT)
+
+    def hold(*_: object) -> None:
+        pressed.append(True)
+        signal.signal(signal.SIGINT, previous)  # a second Ctrl-C stops at once
+
+    signal.signal(signal.SIGINT, hold)
+    try:
+        yield lambda: bool(pressed)
+    finally:
+        signal.signal(signal.SIGINT, previous)
+
+
+@contextmanager
+def _progress(name: str, steps: int, first: int) -> Iterator[Callable[[int, float, int, Path], None]]:
+    """A tqdm bar on a terminal, else a plain line every few seconds; logs every 10th step and the last."""
+    bar = tqdm(total=steps, initial=first, desc=name, unit="step", disable=not sys.stderr.isatty())
+    clock = {"line": time.monotonic(), "start": time.monotonic(), "tokens": 0}
+
+    def show(step: int, loss: float, tokens: int, metrics: Path) -> None:
+        now = time.monotonic()
+        clock["tokens"] += tokens
+        rate = clock["tokens"] / max(now - clock["start"], 1e-9)
+        bar.set_postfix(loss=f"{loss:.4f}", tok_s=f"{rate:,.0f}", refresh=False)
+        bar.update()
+        if step % 10 == 0 or step == steps:
+            append_line(metrics, {"step": step, "loss": round(loss, 6), "tokens_per_s": round(rate)})
+        if bar.disable and (now - clock["line"] > _SECONDS_BETWEEN_LINES):
+            eta = (now - clock["start"]) / (step - first) * (steps - step)
+            print(f"{name}: step {step}/{steps} loss {loss:.4f} {rate:,.0f} tok/s ETA {eta:.0f} s", flush=True)
+            clock["line"] = now
+
+    with bar:
+        yield show

@@ -1,0 +1,153 @@
+"""Reinforcement learning with verifiable rewards: rollouts of the current model, rewarded by their DFA.
+
+GRPO (arXiv 2402.03300) without clipping: every update uses fresh rollouts once, so its ratios are 1. For a group of n
+rollouts of one problem with rewards r and advantages A(r), and pi_0 the model that training started from,
+
+    loss = - mean_i [ 1/|o_i| sum_t A_i log pi(o_it) ] + kl mean_i [ 1/|o_i| sum_t (pi_0/pi - log(pi_0/pi) - 1)(o_it) ]
+
+Where every accepted trace can be written down, p_i is a differentiable function of the weights, and the policy
+gradient of pass@k needs no samples: `exact_objective`.
+"""
+
+import math
+from collections.abc import Callable
+from dataclasses import replace
+from functools import lru_cache
+
+import numpy as np
+import torch
+from torch import Tensor, nn
+
+from data_gen import streams
+from data_gen.task import PAD, Problems, Task
+from data_gen.walks import IGNORE
+from minifork import measure
+from minifork.decoding.policy import Policy
+from minifork.gpu.backends import sample
+from minifork.measuring.problems import problem_set
+from minifork.schema import Config
+from minifork.training.loop import Objective
+from minifork.training.losses import sequence_logp, token_logp
+
+FREE = "free"
+POOL_STEP = 10**6  # of the training stream, far from the steps that fine-tuning draws from
+PATIENCE = 50  # updates without any signal before it is said
+
+
+def grpo_advantage(reward: Tensor, k: int = 1) -> Tensor:
+    """(r - mean) / std over each group, float[B, n]; 0 where all rewards of a group are equal."""
+    spread = reward.std(dim=1, keepdim=True, correction=0)
+    return torch.where(spread > 0, (reward - reward.mean(dim=1, keepdim=True)) / spread.clamp(min=1e-6), 0.0)
+
+
+def passk_advantage(reward: Tensor, k: int) -> Tensor:
+    """The advantage when k of a group's n rollouts are judged by the best of them, float[B, n].
+
+    The analytical form of Chen et al. 2025 (arXiv 2508.10751): with w wrong rollouts the mean reward is
+    R = 1 - C(w, k)/C(n, k), its deviation s = sqrt(R (1 - R)); right rollouts get (1 - R)/s, wrong ones
+    (1 - R - C(w-1, k-1)/C(n-1, k-1))/s. 0 where s is 0. Raises ValueError for k > n.
+    """
+    n = reward.shape[1]
+    if not 1 <= k <= n:
+        raise ValueError(f"rl.k is {k}: of a group of {n} it can be 1 to {n}")
+    mean = 1 - np.array([math.comb(wrong, k) / math.comb(n, k) for wrong in range(n + 1)])
+    with_one_wrong = [math.comb(max(wrong - 1, 0), k - 1) / math.comb(n - 1, k - 1) for wrong in range(n + 1)]
+    spread = np.sqrt(mean * (1 - mean))
+    scale = np.divide(1, spread, out=np.zeros(n + 1), where=spread > 1e-9)
+    right, wrong_one = (1 - mean) * scale, (1 - mean - np.array(with_one_wrong)) * scale
+    count = (reward == 0).sum(dim=1)
+    table = torch.as_tensor(np.stack([wrong_one, right]), dtype=torch.float32, device=reward.device)
+    return torch.where(reward > 0, table[1][count, None], table[0][count, None])
+
+
+ADVANTAGES: dict[str, Callable[[Tensor, int], Tensor]] = {"grpo": grpo_advantage, "passk": passk_advantage}
+
+
+def objective(config: Config, reference: nn.Module, device: str) -> Objective:
+    """What `minifork.training.loop.fit` minimises in the config's kind of RL."""
+    if config.rl.advantage == "exact":
+        return exact_objective(config, device)
+    return group_objective(config, reference, device)
+
+
+@lru_cache(maxsize=2)
+def _pool(task: Task, seed: int, count: int) -> Problems:
+    """The problems to learn from, of the training stream, drawn apart from those of fine-tuning."""
+    return streams.problems(task, seed, "train", count, POOL_STEP)
+
+
+def problems_of(config: Config, step: int) -> Problems:
+    """The problems of an update: a fixed pool, shuffled anew for every pass over it."""
+    plan = config.rl
+    passes, places = np.divmod(np.arange(step * plan.prompts, (step + 1) * plan.prompts), plan.problems)
+    chosen = np.empty_like(places)
+    for number in np.unique(passes):
+        rng = streams.generator(config.seed, "train", POOL_STEP + 1 + int(number), "shuffle")
+        chosen[passes == number] = rng.permutation(plan.problems)[places[passes == number]]
+    return _pool(config.data, config.seed, plan.problems)[chosen]
+
+
+def group_objective(config: Config, reference: nn.Module, device: str) -> Objective:
+    """Policy gradient with group advantages from sampled rollouts; rl.mode forces the mode token or leaves it free."""
+    plan, task, barren = config.rl, config.data, 0
+
+    def update(model: nn.Module, step: int) -> tuple[Tensor, int]:
+        nonlocal barren
+        batch = problem_set(task, problems_of(config, step), device)
+        tree = measure.tree_of(model, batch, Policy())
+        tree = replace(tree, ids=tree.ids + step * plan.prompts)  # draws of their own for every update
+        tree = tree if plan.mode == FREE else measure.force_mode(tree, task, plan.mode)
+        traces = sample(tree, plan.group, config.seed, traces=True).traces
+        reward = (traces.sink == 0).float()
+        advantage = ADVANTAGES[plan.advantage](reward, plan.k)
+        barren = 0 if bool(advantage.any()) else barren + 1
+        if barren == PATIENCE:
+            print(f"no group had both right and wrong rollouts for {PATIENCE} updates: there is nothing to learn from")
+
+        inputs, targets = sequences(batch.prompts, traces.tokens, task.eos, tree.forced_len)
+        given = batch.prompts.shape[1] - 1
+        logp = token_logp(model(inputs, given), targets)
+        with torch.no_grad():
+            anchor = token_logp(reference(inputs, given), targets)
+        present = targets != IGNORE
+        ratio = anchor - logp
+        kl = ratio.exp() - ratio - 1
+        each = (kl * plan.kl - advantage.reshape(-1, 1) * logp) * present
+        return (each.sum(dim=1) / present.sum(dim=1).clamp(min=1)).mean(), inputs.numel()
+
+    return update
+
+
+def exact_objective(config: Config, device: str) -> Objective:
+    """-mean_i [1 - (1 - p_i)^k], p_i the sum over the problem's accepted traces, differentiated through the model.
+
+    The policy gradient of pass@k without variance, where every mode has one accepted trace (SEARCH has more).
+    """
+    plan, task = config.rl, config.data
+    modes = task.mode_names if plan.mode == FREE else (plan.mode,)
+    forced = int(plan.mode != FREE)
+
+    def update(model: nn.Module, step: int) -> tuple[Tensor, int]:
+        problems = problems_of(config, step)
+        prompts = torch.from_numpy(task.prompts(problems)).to(device)
+        traces = [task.traces(problems, np.full(len(problems), task.mode_names.index(mode))) for mode in modes]
+        tokens = torch.from_numpy(np.stack(traces, axis=1)).to(device)
+        inputs, targets = sequences(prompts, tokens, task.eos, forced)
+        logp = sequence_logp(model(inputs, prompts.shape[1] - 1), targets).view(len(problems), len(modes))
+        p = logp.double().exp().sum(dim=1).clamp(max=1 - 1e-9)
+        return torch.expm1(plan.k * torch.log1p(-p)).mean().float(), inputs.numel()
+
+    return update
+
+
+def sequences(prompts: Tensor, traces: Tensor, filler: int, skip: int) -> tuple[Tensor, Tensor]:
+    """Inputs int64[B n, P + T - 1] and targets int64[B n, T] of traces int64[B, n, T] (PAD past the end) after prompts
+    int64[B, P]; the targets are those of the inputs from place P - 1 on.
+
+    Targets are the traces' tokens but for the first ``skip`` (forced ones), IGNORE elsewhere.
+    """
+    count, n, length = traces.shape
+    tokens = torch.cat([prompts.repeat_interleave(n, dim=0), traces.reshape(count * n, length)], dim=1)
+    targets = tokens[:, prompts.shape[1] :].clone()
+    targets[:, :skip] = IGNORE
+    return tokens.where(tokens != PAD, filler)[:, :-1], targets

@@ -1,0 +1,100 @@
+"""Star problems of several sizes: every answer is that of the star of the problem's own size."""
+
+import numpy as np
+import pytest
+
+from data_gen import audit, star, streams, walks
+from data_gen.sizes import Sizes
+from data_gen.star import Star
+from data_gen.streams import Mixture
+from data_gen.task import PAD
+
+SIZES = {"2x4": (2, 4), "3x3": (3, 3), "6x2": (6, 2)}
+MIXED = Sizes(10, ",".join(SIZES))
+
+
+@pytest.mark.parametrize("forked", [True, False])
+def test_every_problem_is_a_star_of_its_size(forked):
+    mixed = MIXED if forked else Sizes(11, ",".join(SIZES))
+    problems = mixed.sample(np.random.default_rng(0), 60)
+    if not forked:
+        problems = mixed.hang_off(problems, np.arange(60) % 2 == 0)
+    assert np.bincount(problems.size).min() > 5
+    mode = np.arange(60) % 2
+    prompts, traces, dfa = mixed.prompts(problems), mixed.traces(problems, mode), mixed.dfa(problems)
+    children, identity, prefix = mixed.children(problems), mixed.identity(problems), mixed.fork_prefix(problems)
+    for i in range(60):
+        task = Star(mixed.nodes, *list(SIZES.values())[problems.size[i]])
+        alone = star.Problems(problems.labels[[i]], problems.order[[i]], problems.forked[[i]])
+        trace = task.traces(alone, mode[[i]])[0]
+        assert np.array_equal(prompts[i], task.prompts(alone)[0]) and identity[i] == task.identity(alone)[0]
+        assert traces[i, : len(trace)].tolist() == trace.tolist() and (traces[i, len(trace) :] == PAD).all()
+        assert children[i, : task.branches].tolist() == task.children(alone)[0].tolist()
+        assert (children[i, task.branches :] == PAD).all() and np.array_equal(prefix[i], task.fork_prefix(alone)[0])
+        other, rng = task.dfa(alone), np.random.default_rng(i)
+        for changed in range(len(trace)):
+            tokens = trace.copy()
+            tokens[changed] = rng.integers(mixed.vocab_size)
+            for length in range(len(tokens) + 1):
+                one, two = dfa.run(i, tokens[:length]), other.run(0, tokens[:length])
+                sinks = [
+                    d.sinks[s - d.first_sink] if s >= d.first_sink else "live" for d, s in ((dfa, one), (other, two))
+                ]
+                assert sinks[0] == sinks[1]
+        assert dfa.sinks[dfa.run(i, trace) - dfa.first_sink] == "accept"
+
+
+def test_walks_stay_on_their_own_graph():
+    inputs, targets = walks.walk_batch(MIXED, 0.0, 60, 0, 0, 40)
+    sizes = streams.problems(MIXED, 0, "walks", 40).size
+    for row, wanted, size in zip(inputs, targets, sizes, strict=True):
+        edges = row[: MIXED.graph_len].reshape(-1, 2).tolist()
+        learned = wanted[wanted != PAD].tolist()
+        while MIXED.eos in learned:
+            end = learned.index(MIXED.eos)
+            (mode, *nodes), learned = learned[:end], learned[end + 1 :]
+            steps = list(zip(nodes, nodes[1:], strict=False))
+            forward = mode == MIXED.mode_token("FWD")
+            assert all(([u, v] if forward else [v, u]) in edges for u, v in steps)
+            assert len(nodes) <= list(SIZES.values())[size][1]
+
+
+def test_sizes_are_drawn_evenly_and_streams_stay_apart():
+    problems = streams.problems(MIXED, 0, "train", 3000)
+    assert (np.abs(np.bincount(problems.size) - 1000) < 4.5 * np.sqrt(3000 * 2 / 9)).all()
+    test = MIXED.identity(streams.problems(MIXED, 1, "test", 500))
+    assert not set(MIXED.identity(problems).tolist()) & set(test.tolist())
+    assert MIXED.pass_at_1(0.3) == pytest.approx(np.mean([Star(10, *s).pass_at_1(0.3) for s in SIZES.values()]))
+
+
+def test_the_audit_looks_at_every_size():
+    mixture = Mixture("FWD,REV", 0.5, 0.0, False, "data", False)
+    checks = audit.audit(MIXED, streams.sft_examples(MIXED, mixture, 0, 600), 0.5)
+    assert not any(c.flagged for c in checks) and sum(check.name.endswith("linear probe") for check in checks) == 3
+    leaking = Sizes(10, ",".join(SIZES), "published")
+    checks = audit.audit(leaking, streams.sft_examples(leaking, mixture, 0, 600), 0.5)
+    assert {check.name for check in checks if check.flagged} >= {f"{size} first edge position" for size in SIZES}
+    cued = Mixture("FWD,REV", 1.0, 1.0, False, "data", False)
+    assert any(c.flagged for c in audit.audit(MIXED, streams.sft_examples(MIXED, cued, 0, 600), 1.0))
+
+
+@pytest.mark.parametrize(
+    ("arguments", "named"),
+    [
+        ((10, "2x4,3x4"), "data.sizes is '2x4,3x4': all must print as many edges, but 2x4 prints 6, 3x4 prints 9"),
+        ((10, "2x4,three"), "data.sizes is '2x4,three': write sizes as"),
+        ((10, ""), "data.sizes"),
+        ((6, "2x4"), "data.nodes is 6"),
+        ((10, "2x4", "sorted"), "data.branch_order"),
+    ],
+)
+def test_mixed_names_the_key(arguments, named):
+    with pytest.raises(ValueError, match=named):
+        Sizes(*arguments)
+
+
+def test_too_few_graphs_for_a_stream():
+    """Three labels give a star of three nodes three graphs; four streams cannot each have one."""
+    with pytest.raises(ValueError, match="data.nodes is 3: too few graphs to fill"):
+        for name in streams.STREAMS:
+            streams.problems(Sizes(3, "2x2"), 0, name, 1)

@@ -1,0 +1,135 @@
+"""Streams of problems and mixtures of traces: pure, nested, disjoint, with exact shares.
+
+Statistical tests use fixed seeds and |z| < 4.5, a false-alarm rate of 7e-6 for each statistic.
+"""
+
+import numpy as np
+import pytest
+from hypothesis import given
+from hypothesis import strategies as st
+
+from data_gen import streams
+from data_gen.star import Problems, Star
+from data_gen.streams import Mixture
+from tests.helpers.stars import REFERENCE, TINY, Graph, Z, grade, hypothesis_settings, z_score
+
+PLAIN = Mixture("FWD,REV", 0.5, 0.0, False, "data", False)
+
+
+def test_streams_docstring():
+    examples = streams.sft_examples(TINY, PLAIN, seed=0, n=2)
+    assert examples.tokens.tolist() == [
+        [2, 1, 1, 7, 3, 4, 2, 3, 2, 4, 10, 8, 2, 3, 4, 11],
+        [2, 0, 4, 7, 4, 2, 7, 3, 4, 0, 10, 9, 0, 2, 4, 11],
+    ]
+
+
+@hypothesis_settings
+@given(st.integers(0, 2**40), st.sampled_from(list(streams.STREAMS)), st.integers(0, 1000), st.integers(1, 300))
+def test_streams_are_pure_and_nested(seed, stream, step, n):
+    long = TINY.prompts(streams.problems(TINY, seed, stream, n + 40, step))
+    short = streams.problems(TINY, seed, stream, n, step)
+    assert (long[:n] == TINY.prompts(short)).all()
+    assert (streams.stream_of(TINY, short) == streams.STREAMS[stream]).all()
+
+
+def test_streams_differ_and_are_disjoint():
+    prompts, identities = {}, {}
+    for seed in range(3):
+        for stream in streams.STREAMS:
+            problems = streams.problems(TINY, seed, stream, 400, step=seed)
+            prompts[seed, stream] = TINY.prompts(problems)
+            identities.setdefault(stream, set()).update(TINY.identity(problems).tolist())
+    assert len({p.tobytes() for p in prompts.values()}) == len(prompts)
+    assert sum(map(len, identities.values())) == len(set().union(*identities.values()))
+    steps = [TINY.prompts(streams.problems(TINY, 0, "train", 50, step)).tobytes() for step in range(3)]
+    assert len(set(steps)) == 3
+
+
+def test_streams_share_the_graphs_evenly():
+    problems = REFERENCE.sample(np.random.default_rng(1), 8000)
+    counts = np.bincount(streams.stream_of(REFERENCE, problems), minlength=4)
+    assert all(abs(z_score(count, 8000, 0.25)) < Z for count in counts)
+
+
+def test_too_few_graphs():
+    task = Star(2, 1, 2)
+    identities = task.identity(task.sample(np.random.default_rng(0), 50))
+    empty = next(name for name, k in streams.STREAMS.items() if not (identities % np.uint64(4) == k).any())
+    with pytest.raises(ValueError, match="data.nodes"):
+        streams.problems(task, 0, empty, 1)
+
+
+@hypothesis_settings
+@given(st.integers(1, 200), st.integers(0, 20), st.booleans(), st.booleans(), st.integers(0, 99))
+def test_fork_shares_are_exact(n, twentieths, in_graph, fresh, seed):
+    rate = twentieths / 20
+    examples = streams.sft_examples(TINY, Mixture("FWD,REV", rate, 0.0, in_graph, "data", fresh), seed, n, epoch=3)
+    crossing = 0
+    for row, forward in zip(examples.tokens, examples.mode == 0, strict=True):
+        graph = Graph(TINY, row[: TINY.prompt_len])
+        answer = row[TINY.prompt_len :].tolist()
+        assert grade(TINY, graph, answer) == "accept"
+        assert (answer[0] == TINY.fwd) == forward
+        crossing += forward and len(graph.children[graph.start]) == 2
+    assert crossing == round(rate * n) and abs(crossing - rate * n) <= 0.5 + 1e-9
+
+
+@hypothesis_settings
+@given(st.integers(1, 60), st.integers(0, 99))
+def test_problem_allocation_gives_both_modes(n, seed):
+    examples = streams.sft_examples(TINY, Mixture("FWD,REV", 0.5, 0.0, False, "problem", False), seed, 2 * n)
+    prompt, mode = examples.tokens[:, : TINY.prompt_len], examples.tokens[:, TINY.prompt_len]
+    assert (prompt[::2] == prompt[1::2]).all()
+    assert (mode[::2] == TINY.fwd).all() and (mode[1::2] == TINY.rev).all()
+    odd = streams.sft_examples(TINY, Mixture("FWD,REV", 0.5, 0.0, False, "problem", False), seed, 2 * n - 1)
+    assert (odd.tokens == examples.tokens[:-1]).all()
+
+
+def test_epochs_repeat_unless_fresh():
+    def tokens(fresh: bool, epoch: int, seed: int = 0) -> bytes:
+        return streams.sft_examples(
+            TINY, Mixture("FWD,REV", 0.5, 0.0, False, "data", fresh), seed, 50, epoch
+        ).tokens.tobytes()
+
+    assert tokens(False, 0) == tokens(False, 7) == tokens(True, 0)
+    assert len({tokens(True, epoch) for epoch in range(4)} | {tokens(False, 0, seed=1)}) == 5
+
+
+def test_cue_rate_is_a_share_of_the_same_problems():
+    """About half of the uncued problems print the right first edge first by chance."""
+    uncued, cued = (streams.test_problems(REFERENCE, 1000, cue_rate=rate) for rate in (0.0, 1.0))
+    assert (REFERENCE.identity(uncued) == REFERENCE.identity(cued)).all()
+    half = streams.sft_examples(REFERENCE, Mixture("FWD,REV", 1.0, 0.5, False, "data", False), 0, 2000).problems
+
+    def first(problems: Problems) -> int:
+        order = np.argsort(problems.order, axis=1)
+        return int((order[:, 0] < order[:, 3]).sum())
+
+    assert first(cued) == 1000 and abs(z_score(first(uncued), 1000, 0.5)) < Z
+    assert abs(z_score(first(half) - 1000, 1000, 0.5)) < Z
+
+
+@pytest.mark.parametrize(
+    ("change", "key"),
+    [
+        ({"fork_rate": 1.5}, "sft.fork_rate"),
+        ({"fork_rate": float("nan")}, "sft.fork_rate"),
+        ({"fork_rate": 1.0, "cue_rate": -0.1}, "sft.cue_rate"),
+        ({"cue_rate": 0.5}, "sft.cue_rate needs sft.fork_rate=1"),
+        ({"allocation": "both"}, "sft.allocation"),
+        ({"allocation": "problem", "fork_rate": 0.25}, "sft.allocation=problem"),
+        ({"allocation": "problem", "fork_in_graph": True}, "sft.fork_in_graph=false"),
+    ],
+)
+def test_mixture_names_the_key(change, key):
+    with pytest.raises(ValueError, match=key):
+        Mixture(**{**vars(PLAIN), **change})
+
+
+def test_data_hash_sees_values_shape_and_type():
+    a = np.arange(6)
+    variants = [(a,), (a.reshape(2, 3),), (a.astype(np.int32),), (a[::-1],), (a, a), (a[:3], a[3:])]
+    hashes = [streams.data_hash(*arrays) for arrays in variants]
+    assert len(set(hashes)) == len(hashes) and all(len(h) == 12 for h in hashes)
+    assert streams.data_hash(a) == streams.data_hash(np.arange(12)[::2] // 2)

@@ -1,0 +1,148 @@
+"""Every task and mode through the command line, small: pretrain, fine-tune, evaluate, figures, claims."""
+
+import numpy as np
+import pytest
+
+from data_gen import streams
+from experiments.figures import fork
+from experiments.results import load
+from minifork import config as configs
+from minifork.schema import Config
+from tests.conftest import SMALL
+from tests.helpers.pipeline import Pipeline
+
+GENERAL = [override for override in SMALL if not override.startswith(("data.", "walks."))]
+ARITH = [*GENERAL, "sft.epochs=2", "data.labels=8", "data.length=2", "data.modulus=5", "walks.seq_len=40"]
+SEARCH = [*SMALL, "data.modes=FWD,REV,SEARCH", "walks.seq_len=36"]
+MIXED = [*GENERAL, "data.nodes=8", "data.sizes=2x3,4x2", "walks.seq_len=30"]
+
+
+class TaskPipeline(Pipeline):
+    """The command line on a small config of a task, its base already trained."""
+
+    def __init__(self, root, task: str, small: list[str]):
+        super().__init__(root, small)
+        self.task, self.folder = task, root / task
+        assert self("pretrain") == 0
+
+    def arguments(self, command: str, *overrides: str) -> list[str]:
+        return super().arguments(command, f"--config={self.task}", *overrides)
+
+    def config(self, *overrides: str) -> Config:
+        return configs.load(self.task, [*self.small, *overrides])
+
+
+PUBLISHED = ["data.branch_order=published", "sft.allow_leak=true"]
+GRADED = ["eval.grading=answer", "eval.budget=2000", "eval.rollouts=64"]
+RATIONALE = ["sft.modes=RAT"]
+
+
+@pytest.fixture(scope="module")
+def arith(tmp_path_factory):
+    pipeline = TaskPipeline(tmp_path_factory.mktemp("arith"), "arith", ARITH)
+    assert [pipeline("sft", *overrides) for overrides in ([], ["sft.fork_rate=0"], RATIONALE, PUBLISHED)] == [0] * 4
+    assert pipeline("eval") == 0
+    return pipeline
+
+
+def test_arith(arith, capsys):
+    assert arith("eval") == 0
+    result = arith.view()
+    assert result["task"] == "arith" and result["grading"] == "steps" and result["engine"] == "exact"
+    assert all(check["agrees"] for check in result["checks"]) and len(result["checks"]) == 5
+    sets = {(record["run"], record["test_set"]) for record in result["records"]}
+    published = arith.at("sft", *PUBLISHED).name
+    assert {name for name, test_set in sets if test_set == "published"} == {published}
+    assert len(sets) == 6 and (published, "plain") in sets
+    for record in result["records"]:
+        assert set(record["errors"]) == {
+            "malformed", "wrong_query", "look_up", "wrong_branch", "arithmetic", "early_stop", "too_long",
+        }  # fmt: skip
+        assert sum(record["errors"].values()) + record["pass_at"]["1"] == pytest.approx(1, abs=1e-6)
+        assert 0 <= record["fork"]["p_rest"] <= 1 and set(record["mode"]["p"]) == {"FWD", "REV", "RAT"}
+        wasted = [forced["wasted"] for forced in record["forced"].values()]
+        assert all(waste is None or abs(waste) < 1e-4 for waste in wasted)  # in a mode, right traces have one length
+    assert arith("figures") == arith("claims") == 0
+    out = capsys.readouterr().out
+    assert "claims hold on 1 pair" in out and "is missing" not in out
+
+
+def test_arith_graded_by_the_answer(arith, capsys):
+    """Anything goes but for the last number: far more is accepted, a guess sometimes; a small budget is not enough."""
+    assert arith("eval") == 0
+    steps = {(r["run"], r["epoch"], r["test_set"]): r for r in arith.view()["records"]}
+    assert arith("eval", *GRADED) == 0
+    assert "a guess is right with probability 0.2" in capsys.readouterr().out
+    result = arith.view()
+    assert result["grading"] == "answer" and result["guessing_floor"] == 0.2 and result["engine"] == "split"
+    assert all(check["agrees"] for check in result["checks"])
+    for record in result["records"]:
+        graded = steps[record["run"], record["epoch"], record["test_set"]]
+        assert record["pass_at"]["1"] > graded["pass_at"]["1"] - 0.05  # 64 x 64 rollouts: 6 standard errors
+        assert "wrong_answer" in record["errors"] and "p_rest" not in record["fork"]
+
+
+def test_a_report_on_what_samples_said(arith):
+    """Graded by the answer, far too many prefixes live to compute p again."""
+    assert arith("eval", *GRADED) == arith("report", *GRADED) == 0
+    assert "estimated from samples" in (arith.folder / "report.html").read_text()
+    assert arith("eval") == arith("report") == 0
+    assert "computed, not estimated" in (arith.folder / "report.html").read_text()
+
+
+def test_bases_serve_both_orders_and_no_other_data(arith, capsys):
+    assert arith("pretrain", "data.branch_order=published") == 0
+    assert "nothing to do" in capsys.readouterr().out
+    assert arith.at("base", "data.branch_order=published") == arith.at("base")
+    other = "data.modulus=7"
+    assert f"{arith.at('base', other)}: no such finished run" in arith.refused(capsys, "sft", other)
+
+
+def test_a_leaking_order_needs_leave(arith, capsys):
+    assert "first edge position" in arith.refused(capsys, "sft", "data.branch_order=published", "seed=1")
+
+
+def test_search(tmp_path, capsys):
+    pipeline = TaskPipeline(tmp_path, "star", SEARCH)
+    third = ["sft.modes=FWD,REV,SEARCH", "sft.fork_rate=0.3333"]
+    levels = [third, [*third, "sft.allocation=problem"]]
+    assert [pipeline("sft", *overrides) for overrides in levels] == [0, 0]
+    for override in ("eval.forked=true", "eval.forked=false"):
+        assert pipeline("eval", override) == 0
+        assert "SEARCH pass@1  tokens wasted" in capsys.readouterr().out
+        result = pipeline.view()
+        assert all(check["agrees"] for check in result["checks"])
+        for record in result["records"]:
+            assert set(record["forced"]) == {"FWD", "REV", "SEARCH"}
+            assert record["mode"]["p_forward"] == record["mode"]["p"]["FWD"]
+            assert sum(record["mode"]["p"].values()) == pytest.approx(1)
+            wasted = {mode: forced["wasted"] for mode, forced in record["forced"].items()}
+            assert abs(wasted["FWD"]) < 1e-5 > abs(wasted["REV"]) and -1e-5 < wasted["SEARCH"] <= 3 + 1e-5
+    names = {record["run"] for record in pipeline.view()["records"]}
+    assert names == {pipeline.at("base").name, *(pipeline.at("sft", *overrides).name for overrides in levels)}
+    study = [*third, "reproduce.study=search"]
+    assert pipeline("figures", *study) == pipeline("claims", *study) == pipeline("report", *study) == 0
+    out = capsys.readouterr().out
+    assert "claims hold on 1 pair" in out and "is missing" not in out
+
+
+def test_mixed(tmp_path):
+    pipeline = TaskPipeline(tmp_path, "mixed", MIXED)
+    assert pipeline("sft") == pipeline("eval") == 0
+    result = pipeline.view()
+    assert all(check["agrees"] for check in result["checks"]) and result["task"] == "mixed"
+    assert pipeline("claims") == 0
+    config = pipeline.config()
+    figure = fork(load(config), [0])
+    (words,) = [text for text in figure.axes[1].texts if "undecided" in text.get_text()]
+    branches = np.array([2, 4])[streams.test_problems(config.data, config.eval.problems).size]
+    assert words.get_text() == "mean ln d: undecided" and words.xy[1] == pytest.approx(np.log(branches).mean())
+    for engine in ("split", "rollout"):
+        assert pipeline("eval", f"eval.engine={engine}", "eval.rollouts=64") == 0
+
+
+def test_modes_that_a_task_lacks(tmp_path, capsys):
+    pipeline = Pipeline(tmp_path / "runs", SMALL)
+    assert "sft.modes" in pipeline.refused(capsys, "sft", "sft.modes=FWD,SEARCH")
+    assert "data.modes" in pipeline.refused(capsys, "pretrain", "data.modes=FWD,RAT")
+    assert "eval.grading" in pipeline.refused(capsys, "eval", "eval.grading=answer")

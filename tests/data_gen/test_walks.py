@@ -1,0 +1,140 @@
+"""Pretraining walks, checked against graphs rebuilt from the tokens by plain Python.
+
+Statistical tests use fixed seeds and |z| < 4.5, a false-alarm rate of 7e-6 for each statistic.
+"""
+
+import numpy as np
+import pytest
+
+from data_gen import streams, walks
+from data_gen.star import Star
+from tests.helpers.stars import REFERENCE, TINY, Graph, Z, verdict, z_score
+
+
+def test_walks_docstring():
+    inputs, targets = walks.walk_batch(TINY, stop=0.3, seq_len=24, seed=0, step=1, n=1)
+    assert inputs.tolist() == [[7, 0, 7, 1, 1, 6, 0, 5, 6, 1, 10, 9, 1, 7, 11, 7, 1, 10, 8, 7, 0, 5, 11, 7]]
+    learned = "REV 1 7 EOS FWD 7 0 5 EOS"
+    assert TINY.decode(targets[targets != walks.IGNORE]) == learned
+    assert np.flatnonzero(targets[0] != walks.IGNORE).tolist() == [10, 11, 12, 13, 17, 18, 19, 20, 21]
+
+
+def parse(task: Star, inputs: np.ndarray, targets: np.ndarray, count: int) -> tuple[Graph, list]:
+    """The graph of one sequence and its first ``count`` queries as (origin, other, forward, walk)."""
+    tokens = inputs.tolist()
+    graph = Graph(task, np.array([*tokens[: 2 * task.edges], tokens[0], tokens[0], task.sep]))
+    answer, at, queries = [False] * len(tokens), 2 * task.edges, []
+    while at < len(tokens):
+        query = tokens[at : at + 3]
+        body = tokens[at + 3 : tokens.index(task.eos, at) + 1] if task.eos in tokens[at:] else tokens[at + 3 :]
+        answer[at + 3 : at + 3 + len(body)] = [True] * len(body)
+        at += len(query) + len(body)
+        if len(queries) < count:
+            assert query[2] == task.sep and body[0] in (task.fwd, task.rev) and body[-1] == task.eos
+            forward = body[0] == task.fwd
+            origin, other = query[:2] if forward else query[1::-1]
+            queries.append((origin, other, forward, body[1:-1]))
+    learned = [t for t, is_answer in zip(tokens, answer, strict=True) if is_answer]
+    assert targets[targets != walks.IGNORE].tolist()[: len(learned)] == learned
+    at = np.flatnonzero(targets[:-1] != walks.IGNORE)
+    assert (targets[at] == inputs[at + 1]).all()
+    return graph, queries
+
+
+@pytest.mark.parametrize(("task", "stop"), [(REFERENCE, 0.3), (Star(14, 3, 3), 0.1)])
+def test_walks(task, stop):
+    """Mode, stops, branches and the free slot of walks, each against its rate; only valid edges are walked."""
+    whole = 3
+    length = 2 * task.edges + whole * (3 + task.trace_len)
+    parsed = []
+    for step in range(4):
+        batch = walks.walk_batch(task, stop, length, seed=2, step=step, n=256)
+        assert batch[0].shape == batch[1].shape == (256, length)
+        parsed += [parse(task, *row, whole) for row in zip(*batch, strict=True)]
+
+    modes, stops, ranks, origins, others, ends = [], [], [], [], [], []
+    for graph, queries in parsed:
+        nodes = sorted({node for edge in graph.edges for node in edge})
+        for origin, other, forward, walk in queries:
+            assert walk[0] == origin and origin in nodes and other in nodes
+            steps = list(zip(walk, walk[1:], strict=False))
+            assert all((edge if forward else edge[::-1]) in graph.edges for edge in steps)
+            modes.append(forward)
+            stops += [False] * len(steps)
+            if walk[-1] in (graph.children if forward else graph.parent):
+                stops.append(True)
+            if forward and len(graph.children.get(origin, [])) > 1 and steps:
+                # By printed order, whether the first edge was taken.
+                ranks.append(graph.children[origin].index(walk[1]) == 0)
+            origins.append(nodes.index(origin) == 0)
+            others.append(nodes.index(other) == 0)
+            ends.append(other == walk[-1])
+    for hits, rate in [
+        (modes, 0.5),
+        (stops, stop),
+        (ranks, 1 / task.branches),
+        (origins, 1 / task.graph_nodes),
+        (others, 1 / task.graph_nodes),
+        (ends, 1 / task.graph_nodes),
+    ]:
+        assert abs(z_score(sum(hits), len(hits), rate)) < Z
+
+
+def test_the_goal_slot_knows_nothing_of_the_walk():
+    """FWD walks that leave the root: the other slot names a node of the walked branch as often as chance."""
+    task, inside, trials, deeper = REFERENCE, 0, 0, 0
+    batch = walks.walk_batch(task, 0.3, 60, seed=4, step=0, n=1500)
+    for row in zip(*batch, strict=True):
+        graph, queries = parse(task, *row, 3)
+        for origin, other, forward, walk in queries:
+            if forward and len(graph.children.get(origin, [])) == 2 and len(walk) > 1:
+                branch = [walk[1]]
+                while branch[-1] in graph.children:
+                    branch += graph.children[branch[-1]]
+                trials, inside = trials + 1, inside + (other in branch)
+                deeper += other in branch and other not in walk
+    assert trials > 200 and abs(z_score(inside, trials, 3 / 7)) < Z
+    # After the first step of a walk, a branch of 3 has 2 - s nodes left after s further steps.
+    left = 2 - (0.7 + 0.7**2)
+    assert abs(z_score(deeper, trials, left / 7)) < Z
+
+
+def test_walk_batches_are_pure():
+    first = walks.walk_batch(TINY, 0.3, 40, seed=1, step=5, n=8)
+    walks.walk_batch(TINY, 0.3, 40, seed=1, step=6, n=8)
+    again = walks.walk_batch(TINY, 0.3, 40, seed=1, step=5, n=8)
+    assert all((a == b).all() for a, b in zip(first, again, strict=True))
+    others = [walks.walk_batch(TINY, 0.3, 40, seed, step, 8)[0].tobytes() for seed, step in ((1, 6), (2, 5))]
+    assert first[0].tobytes() not in others
+    assert (first[1] == walks.IGNORE).any() and first[0].min() >= 0
+
+
+def test_walk_graphs_come_from_the_walks_stream():
+    graphs = streams.problems(TINY, 1, "walks", 8, step=5)
+    inputs, _ = walks.walk_batch(TINY, 0.3, 40, seed=1, step=5, n=8)
+    assert (inputs[:, : 2 * TINY.edges] == TINY.edge_list(graphs).reshape(8, -1)).all()
+
+
+@pytest.mark.parametrize(
+    ("stop", "seq_len", "key"), [(1.0, 48, "walks.stop"), (-0.1, 48, "walks.stop"), (0.3, 20, "walks.seq_len")]
+)
+def test_walks_name_the_key(stop, seq_len, key):
+    with pytest.raises(ValueError, match=key):
+        walks.walk_batch(REFERENCE, stop, seq_len, 0, 0, 1)
+
+
+@pytest.mark.parametrize(("task", "stop"), [(REFERENCE, 0.3), (Star(14, 3, 3), 0.1)])
+def test_pass_at_1_of_an_ideal_walker(task, stop):
+    """The closed form against a plain simulation of the walker, graded by the DFA."""
+    rng = np.random.default_rng(7)
+    problems = streams.problems(task, 0, "test", 4000)
+    dfa, accepted = task.dfa(problems), 0
+    for i, prompt in enumerate(task.prompts(problems)):
+        graph = Graph(task, prompt)
+        forward = rng.random() < 0.5
+        next_nodes = graph.children if forward else {v: [u] for v, u in graph.parent.items()}
+        walk = [graph.start if forward else graph.goal]
+        while walk[-1] in next_nodes and rng.random() >= stop:
+            walk.append(rng.choice(next_nodes[walk[-1]]))
+        accepted += verdict(dfa, i, [task.fwd if forward else task.rev, *walk, task.eos]) == "accept"
+    assert abs(z_score(accepted, 4000, task.pass_at_1(stop))) < Z

@@ -1,0 +1,194 @@
+"""The report: one file that asks for nothing, and its explorer driven in a real browser."""
+
+import json
+import re
+from pathlib import Path
+
+import numpy as np
+import pytest
+import torch
+
+from data_gen import streams
+from experiments.explorer import LIVE, unfold
+from experiments.report import claims_table
+from experiments.results import load
+from minifork import checkpoints, measure, runs
+from minifork.decoding.exact import exact
+from minifork.decoding.policy import Policy
+from minifork.measuring.problems import problem_set
+from minifork.storage import files
+from minifork.storage.weights import load_weights, save_weights
+from tests.helpers.browser import CHROMIUM, Page
+
+CUT = {"verdict": "fails", "says": "", "by": "us", "effect": 1.0, "ci95": [], "rule": ""}
+browser = pytest.mark.skipif(CHROMIUM is None, reason="needs Chromium")
+
+
+def explored(page: Path) -> str:
+    """The data of a page's explorer, as it is written there."""
+    return re.search(r'<script id="data" type="application/json">(.*?)</script>', page.read_text())[1]
+
+
+@pytest.fixture(scope="module")
+def made(trained):
+    assert trained("report") == 0
+    return trained.folder / "report.html"
+
+
+@pytest.fixture
+def page(made, tmp_path):
+    with Page(made, tmp_path) as opened:
+        yield opened
+
+
+def test_is_one_small_file_that_asks_for_nothing(made):
+    text = made.read_text()
+    assert len(text) < 5e6 and not re.search(r"{{\w+}}", text)
+    links = re.findall(r"(?:src|href)\s*=\s*[\"']([^\"']*)|url\(([^)]*)\)|@import", text)
+    assert all((a or b).startswith("#") for a, b in links)
+    ids = re.findall(r'\bid="([^"]+)"', text)
+    assert len(set(ids)) == len(ids) and {a[1:] for a, _ in links if a} | {b[1:] for _, b in links if b} <= set(ids)
+    assert text.count("<svg role=") == 4 and "<text" in text  # figures are drawn, their words are words
+
+
+def test_trees_of_the_explorer_are_the_models(trained):
+    """Every prefix's probability is the product of the model's own next-token probabilities; ends add up to p."""
+    config = trained.config()
+    model = checkpoints.load(runs.require(config, "sft").checkpoint(4))
+    problems = problem_set(config.data, streams.test_problems(config.data, 6), "cpu")
+    tree = measure.tree_of(model, problems, Policy())
+    for i, nodes in enumerate(unfold(tree, least=0.0)):
+        accepted = sum(share for *_, share, sink in nodes if sink == 0) / 1000
+        assert accepted == pytest.approx(exact(tree).p_lo[i], abs=0.001 * len(nodes))
+    for i, nodes in enumerate(unfold(tree, least=0.05)):
+        assert nodes and all(share >= 50 for _, _, share, _ in nodes)
+        for parent, token, share, _ in nodes:
+            path = []
+            while parent != -1:
+                path, parent = [nodes[parent][1], *path], nodes[parent][0]
+            sequence = torch.cat([problems.prompts[i], torch.tensor([*path, token])])
+            with torch.no_grad():
+                logp = model(sequence[None, :-1])[0].log_softmax(dim=-1)
+            start = problems.prompts.shape[1] - 1
+            summed = sum(float(logp[start + j, t]) for j, t in enumerate([*path, token]))
+            assert share / 1000 == pytest.approx(np.exp(summed), abs=0.001)
+        assert {nodes[p][3] for p, *_ in nodes if p != -1} <= {LIVE}
+
+
+def test_damaged_verdicts_are_named(copy, capsys):
+    pipeline = copy("base", "fork1", measured=True)
+    assert pipeline("claims") == 0
+    path = pipeline.folder / "claims.json"
+    judged = files.read_json(path)
+    for change in ({"claims": [{}]}, {"pairs": "1"}, {"claims": 3}, {"claims": [CUT]}):
+        files.write_json(path, judged | change)
+        assert "claims.json: damaged or edited" in pipeline.refused(capsys, "report")
+
+
+@browser
+def test_slider_and_picker(page, trained):
+    """Moving them shows what eval.json says of that snapshot and problem."""
+    results = load(trained.config())
+    records = [results.base(0), *results.tuned(0, 1)]
+    names = page.js("[...document.querySelectorAll('#run option')].map((option) => option.textContent)")
+    made = [f"FORK_RATE {rate}" for rate in ("0.5", "1")] + ["both modes for every problem"]
+    assert names == [*made, "FORK_RATE 1, fresh traces every epoch"]  # the cued run is about another test set
+    page.js("document.getElementById('run').value = 1")
+    page.js("document.getElementById('run').dispatchEvent(new Event('change'))")
+    assert page.js("document.getElementById('epoch').textContent") == "the base model"
+    for snapshot, record in enumerate(records):
+        for problem in (0, 5):
+            page.js(f"document.getElementById('problem').value = {problem}")
+            page.js("document.getElementById('problem').dispatchEvent(new Event('change'))")
+            page.js(f"document.getElementById('slider').value = {snapshot}")
+            page.js("document.getElementById('slider').dispatchEvent(new Event('input'))")
+            right = page.js("document.querySelector('#graph .branch').textContent")
+            share = f"{100 * results.array(record, 'fork')[problem, 0]:.1f} %"
+            assert right == f"right {share}"
+            summary = page.js("document.getElementById('summary').textContent")
+            p = results.array(record)[problem]
+            assert f"probability {p:.3f}; at least one of 16 with {1 - (1 - p) ** 16:.3f}" in summary
+            assert f"the right branch has {share}." in summary
+            assert page.js("document.querySelectorAll('#tree text').length") >= 1
+    assert page.js("document.getElementById('epoch').textContent") == "epoch 4"
+    assert not page.errors and all(url.startswith("file://") for url in page.requests)
+
+
+@browser
+def test_screen_readers_read_graph_and_tree(page):
+    nodes = page.call("Accessibility.getFullAXTree")["nodes"]
+    read = [(node["role"]["value"], node["name"]["value"]) for node in nodes if "name" in node]
+    right = page.js("document.querySelector('#graph .branch').textContent").removeprefix("right ")
+    (graph,) = [name for role, name in read if role == "image" and name.startswith("from ")]
+    assert re.fullmatch(rf"from \S+, right branch \S+, \S+: {re.escape(right)}; wrong branch .*", graph)
+    rows = page.js("[...document.querySelectorAll('#tree text')].map((row) => row.firstChild.textContent.trim())")
+    assert rows and set(rows) <= {name.strip() for role, name in read if role == "StaticText"}
+
+
+@browser
+def test_keyboard(page):
+    """Everything is reached by Tab; arrows move the slider, Enter presses the buttons."""
+    reached = []
+    for _ in range(5):
+        page.press("Tab", 9)
+        reached.append(page.js("document.activeElement.id"))
+    assert reached == ["run", "previous", "problem", "next", "slider"]
+    names = [page.js(f"document.getElementById('{name}').labels[0]?.textContent") for name in ("problem", "slider")]
+    assert names == ["problem", "snapshot"]
+    page.press("ArrowRight", 39)
+    assert page.js("document.getElementById('epoch').textContent") == "epoch 1"
+    page.js("document.getElementById('next').focus()")
+    page.call("Input.dispatchKeyEvent", type="keyDown", key="Enter", code="Enter", windowsVirtualKeyCode=13, text="\r")
+    assert page.js("document.getElementById('problem').value") == "1"
+    page.js("document.getElementById('previous').click()")
+    page.js("document.getElementById('previous').click()")
+    assert page.js("document.getElementById('problem').value") == "23"
+
+
+@browser
+@pytest.mark.parametrize("dark", [False, True])
+def test_nothing_overflows_in_light_and_dark(made, tmp_path, dark):
+    for width in (400, 1100):
+        with Page(made, tmp_path / f"w{width}", width=width, dark=dark) as page:
+            assert page.js("document.documentElement.scrollWidth") <= width
+            background = page.js("getComputedStyle(document.body).backgroundColor")
+            assert (sum(map(int, re.findall(r"\d+", background)[:3])) < 200) == dark
+            page.screenshot(tmp_path / f"{width}.png")
+
+
+def test_needs_results(copy, capsys):
+    pipeline = copy("base")
+    assert "nothing was measured with these settings" in pipeline.refused(capsys, "report")
+    assert pipeline("eval") == 0
+    assert "no pair of a base and its fine-tuning was measured" in pipeline.refused(capsys, "report")
+
+
+def test_refuses_weights_that_are_not_those_of_the_run(copy, capsys):
+    pipeline = copy("base", "fork1", measured=True)
+    path = pipeline.run("fork1") / runs.snapshot(2)
+    saved = load_weights(path)
+    saved["model"]["head.weight"] *= 1.5
+    save_weights(path, saved)
+    assert "e2.pt: holds other weights than its run recorded" in pipeline.refused(capsys, "report")
+
+
+def test_shows_the_settings_that_were_asked_for(copy, capsys):
+    """Graphs without a fork and another decoder; the verdicts, which are about the plain ones, are marked."""
+    pipeline, settings = copy("base", "fork1", measured=True), ["eval.forked=false", "eval.policy=top_p=0.9"]
+    assert "nothing was measured with these settings" in pipeline.refused(capsys, "report", *settings)
+    assert pipeline("claims") == pipeline("eval", *settings) == 0
+    for overrides, branches in (([], 2), (settings, 1)):
+        assert pipeline("report", *overrides) == 0
+        path = pipeline.folder / "report.html"
+        text, data = path.read_text(), json.loads(explored(path))
+        assert {len(problem["branches"]) for problem in data["problems"]} == {branches}
+        assert ("OUT OF DATE" in text) == ("top_p=0.9" in text) == bool(overrides)
+
+
+def test_words_of_claims_are_escaped(made):
+    row = {"verdict": "not run", "says": "<b>&", "by": "us", "effect": None, "rule": "> 0", "why": "a run is missing"}
+    table = claims_table(Path("runs"), {"pairs": 1, "wanted": 5, "study": "x", "claims": [row]}, False)
+    assert "OUT OF DATE" in table and "&gt; 0" in table
+    assert "<b>&" not in table and "&lt;b&gt;&amp;" in table
+    data = explored(made)
+    assert len(json.loads(data)["problems"]) == 24 and "<" not in data

@@ -1,0 +1,242 @@
+"""Studies: the notation, that shipped ones can be planned, that runs are made once, and that failures are named."""
+
+import os
+import signal
+import stat
+import subprocess
+import sys
+import time
+
+import pytest
+import yaml
+
+from experiments import executors, study
+from minifork import config as configs
+from minifork import runs
+from minifork.storage import files
+from tests.helpers.pipeline import Pipeline, assert_same_training
+from tests.helpers.starts import Starts
+
+GRAPHS = {"sft.fork_in_graph": True, "sft.fork_rate": [0.5, 1]}  # two runs that `trained` has not
+SHIPPED = [  # a study, and a task and preset that it is meant for
+    *[("star", "star", preset) for preset in ("", "small", "paper")],
+    *[("arith", "arith", preset) for preset in ("", "small", "paper")],
+    *[("mixed", "mixed", preset) for preset in ("", "small")],
+    ("search", "star", "search"),
+    *[(name, "star", preset) for name in ("sensitivity", "rl", "stops") for preset in ("", "small")],
+    *[("frontier", task, preset) for task in ("star", "arith") for preset in ("", "small")],
+    ("frontier", "star", "search"),
+    ("frontier", "mixed", ""),
+]
+
+
+def test_notation():
+    """Pairs, then entries, then the product of values, the last fastest; names are filled in."""
+    entries = [
+        {"as": "w{model.width} r{sft.fork_rate} {sft.fresh}", "model.width": [32, 64], "sft.fork_rate": [0.25, 1],
+         "sft.fresh": True, "test_set": "cue1"},
+        {"stage": "rl", "rl.epoch": 2, "choose": "rl.epoch"},
+    ]  # fmt: skip
+    plans = study.plans(configs.load("star"), entries, [3, 4])
+    first = [f"w{width} r{rate} true" for width in (32, 64) for rate in ("0.25", "1")]
+    assert [plan.name for plan in plans] == [*first, "rl"] * 2
+    assert [(plan.config.seed, plan.config.base_seed) for plan in plans] == [(3, 3)] * 5 + [(4, 4)] * 5
+    assert {(plan.stage, plan.test_set, plan.choose) for plan in plans[:4]} == {("sft", "cue1", "")}
+    rl = plans[4]
+    assert (rl.stage, rl.test_set, rl.value, rl.config.rl.epoch) == ("rl", "plain", 2, 2)
+    assert rl.identity == runs.identity(rl.config, "rl") != plans[9].identity
+    changes = configs.tags(plans[0].config)
+    assert changes == {"model.width": 32, "sft.fork_rate": 0.25, "sft.fresh": True, "seed": 3, "base_seed": 3}
+
+
+def test_multiples_of_the_config():
+    config = configs.load("star", ["sft.traces=200", "sft.epochs=6"])
+    plans = study.plans(config, [{"sft.traces": ["x4", "/4", 100], "sft.epochs": "/4"}, {"sft.epochs": "/100"}], [0])
+    assert [plan.config.sft.traces for plan in plans] == [800, 50, 100, 200]
+    assert [plan.config.sft.epochs for plan in plans] == [1] * 4
+
+
+def test_entries_need_their_mode():
+    entries = [{"as": mode, "needs": mode} for mode in ("FWD", "RAT", "SEARCH")]
+    for (task, *preset), names in {("star",): ["FWD"], ("arith",): ["FWD", "RAT"],
+                                   ("star", "preset=search"): ["FWD", "SEARCH"]}.items():  # fmt: skip
+        assert [plan.name for plan in study.plans(configs.load(task, preset), entries, [0])] == names
+
+
+@pytest.mark.parametrize(
+    ("entry", "named"),
+    [
+        ({"sft.fork_rate": []}, "an empty list makes no run"),
+        ({"sft.frok_rate": 1}, "unknown key 'sft.frok_rate'; did you mean sft.fork_rate?"),
+        ({"stage": "pretrain"}, "stage is 'pretrain': choose base, sft, wise, rl"),
+        ({"as": 7}, "as must be words"),
+        ({"needs": ["RAT"]}, "needs must be words"),
+        ({"as": "x{sed}"}, "'{sed}' is no key of the config"),
+        ({"choose": "sft.lss", "sft.loss": ["gem=0.5", "gem=0.7"]}, "sft.lss"),
+        ({"sft.loss": "hinge"}, "sft.loss 'hinge' does not exist"),
+        ({"eval.policy": ["temperature=2", "nonsense"]}, "nonsense"),
+        ({"stage": "wise", "wise.weights": "0.25,0.5"}, "a run has one share"),
+        ({"sft.fork_rate": [0, "high"]}, "sft.fork_rate must be a number, not 'high'"),
+        ({"sft.epochs": 0}, "sft.epochs is 0"),
+        ({"sft.lr": "x4"}, "sft.lr must be a number, not 'x4'"),
+        ({"sft.epochs": "/0"}, "/0"),
+        ({"seed": [1, 2]}, "seed"),
+    ],
+)
+def test_what_cannot_be_run_is_refused_with_its_entry(entry, named):
+    """At once, not hours later."""
+    with pytest.raises(ValueError, match="entry {") as error:
+        study.plans(configs.load("star"), [{}, entry], [0])
+    assert named in str(error.value) and f"entry {entry}" in str(error.value)
+
+
+@pytest.mark.parametrize(
+    ("text", "named"),
+    [
+        ("sft.fork_rate: 1", "a study is a list of mappings"),
+        ("- sft.fork_rate", "a study is a list of mappings"),
+        ("[]", "a study is a list of mappings"),
+        ("- {a: [}", "not a YAML file"),
+        ("- {sft.lr: 1, sft.lr: 2}", "sft.lr is written twice"),
+    ],
+)
+def test_files_that_hold_no_study_are_named(tmp_path, text, named):
+    path = tmp_path / "mine.yaml"
+    path.write_text(text)
+    with pytest.raises(ValueError, match=r"mine\.yaml") as error:
+        study.read(str(path))
+    assert named in str(error.value)
+
+
+def test_an_unknown_study_lists_those_that_ship():
+    with pytest.raises(ValueError, match="arith, frontier, mixed, rl, search, sensitivity, star, stops"):
+        study.read("stars")
+
+
+@pytest.mark.parametrize(("name", "task", "preset"), SHIPPED)
+def test_shipped_studies_can_be_planned(name, task, preset):
+    """All runs differ, but for decoders on one; the commands that make them read back as the same configs."""
+    config = configs.load(task, [f"preset={preset}"] if preset else [])
+    plans = study.plans(config, study.read(name), [1])
+    assert len({(plan.identity, plan.config.eval) for plan in plans}) == len(plans) >= 2
+    for plan in plans:
+        _, source, *words = configs.arguments(plan.config)
+        assert configs.load(source, words) == plan.config
+        values = {one.value for one in plans if one.name == plan.name and one.choose}
+        assert bool(plan.choose) == (len(values) > 1)
+
+
+def test_every_shipped_study_is_planned_above():
+    assert {name for name, *_ in SHIPPED} == {path.stem for path in study.FOLDER.glob("*.yaml")}
+
+
+def test_an_entry_is_a_line_in_yaml_and_in_python(tmp_path):
+    """One more line gives its runs beside those that were there."""
+    path, config = tmp_path / "mine.yaml", configs.load("star")
+    entries = [{"as": "dose", "sft.fork_rate": [0, 1]}]
+    path.write_text(yaml.safe_dump(entries) + "- {as: slow, sft.lr: [1e-4, 2e-4]}\n")
+    entries.append({"as": "slow", "sft.lr": [1e-4, 2e-4]})
+    plans = study.plans(config, study.read(str(path)), [0])
+    assert plans == study.plans(config, entries, [0])
+    assert [plan.name for plan in plans] == ["dose", "dose", "slow", "slow"]
+
+
+@pytest.mark.parametrize("command", ["study", "reproduce", "frontier", "contrast", "sensitivity"])
+def test_pairs_that_nobody_has_looked_at_are_refused(copy, capsys, command):
+    assert "reproduce.pairs is 6" in copy().refused(capsys, command, "reproduce.pairs=6")
+
+
+# running
+
+
+def test_what_runs_start_from_is_made_once_and_first(copy, monkeypatch):
+    starts = Starts(monkeypatch, lambda command: 0)
+    entries = [
+        {"stage": "rl", "rl.mode": ["FWD", "free"]},
+        {"stage": "wise", "wise.weights": ["0.25", "0.5"]},
+        {"sft.fork_rate": [0.5, 1]},
+        {"eval.policy": ["temperature=1", "temperature=2"]},  # decoders on a run that is there already
+        {"stage": "rl", "rl.epoch": 0},
+    ]
+    executors.run(study.plans(copy().config("reproduce.workers=1"), entries, [0, 1]))
+    assert starts.commands == ["pretrain"] * 2 + ["sft"] * 4 + ["wise"] * 4 + ["rl"] * 6
+    assert starts.threads == [None] * 2 + ["1"] * 14
+
+
+def test_a_base_that_fails_stops_the_study(copy, monkeypatch):
+    starts = Starts(monkeypatch, lambda command: 1)
+    with pytest.raises(ValueError, match=r"a stage failed \(see above\): -m minifork pretrain --resume"):
+        executors.run(study.plans(copy().config(), [{}], [0, 1]))
+    assert starts.commands == ["pretrain"]
+
+
+@pytest.mark.parametrize("stage", ["pretrain", "sft"])
+def test_ctrl_c_in_a_run_stops_the_study(copy, monkeypatch, stage):
+    starts = Starts(monkeypatch, lambda command: 130 * (command[0] == stage))
+    with pytest.raises(KeyboardInterrupt):
+        executors.run(study.plans(copy().config("reproduce.workers=1"), [{}, {"stage": "rl"}], [0]))
+    assert starts.commands[-1] == stage
+
+
+def test_killed_runs_are_repeated_and_finished_ones_skipped(copy, small, tmp_path, capsys, monkeypatch):
+    """The first two starts die by SIGKILL. In the end both runs are whole, with the weights that one made alone has."""
+    wrapper, count = tmp_path / "python", tmp_path / "starts"
+    claim = f"mkdir {tmp_path}/first 2>/dev/null || mkdir {tmp_path}/second 2>/dev/null"  # succeeds twice in all
+    wrapper.write_text(f'#!/bin/sh\necho x >> {count}\n{claim} && kill -9 $$\nexec {sys.executable} "$@"\n')
+    wrapper.chmod(wrapper.stat().st_mode | stat.S_IXUSR)
+    monkeypatch.setattr(sys, "executable", str(wrapper))
+    pipeline = copy("base")
+    plans = study.plans(pipeline.config("reproduce.workers=2"), [GRAPHS], [0])
+    executors.run(plans)
+    assert "[2/2]" in capsys.readouterr().out and len(count.read_text().split()) == 4
+    folders = [runs.require(plan.config, "sft").folder for plan in plans]
+    logs = [(pipeline.folder / "logs" / f"{folder.name}.log").read_text() for folder in folders]
+    assert all("16 steps in" in log for log in logs)
+    executors.run(plans)
+    assert len(count.read_text().split()) == 4
+    alone = Pipeline(tmp_path / "alone", small)
+    assert alone("pretrain") == alone("sft", "sft.fork_in_graph=true") == 0
+    assert_same_training(folders[1], alone.at("sft", "sft.fork_in_graph=true"))
+
+
+def test_failures_are_named_after_all_others(copy, monkeypatch):
+    Starts(monkeypatch)
+    leaking, *plans = study.plans(copy("base").config(), [{"sft.cue_rate": 1}, GRAPHS], [0])
+    with pytest.raises(ValueError, match=r"1 of 2 runs failed: .*logs/sft-fork1-seed0-\w+\.log: minifork: leak audit"):
+        executors.run([leaking, plans[1]])
+    assert runs.finished(plans[1].config, "sft") and not runs.finished(leaking.config, "sft")
+
+
+def test_the_command_evaluates_what_it_made(copy, tmp_path, capsys, monkeypatch):
+    pipeline, mine = copy("base", "fork0.5", "fork1", measured=True), tmp_path / "mine.yaml"
+    mine.write_text("- {sft.fork_rate: [0.5, 1]}\n")
+    starts = Starts(monkeypatch)
+    assert pipeline("study", f"reproduce.study={mine}") == 0 and not starts.commands
+    assert {record["run"] for record in pipeline.view()["records"]} == {
+        pipeline.run(name).name for name in ("base", "fork0.5", "fork1")
+    }
+    monkeypatch.setattr(study, "evaluate", lambda _: 1)
+    assert "the engines disagree" in pipeline.refused(capsys, "study", f"reproduce.study={mine}")
+
+
+@pytest.mark.parametrize("stage", ["base", "sft"])
+def test_ctrl_c_saves(copy, tmp_path, stage):
+    """In a base on all cores and in a run beside others: exit code 130, what was done is saved."""
+    pipeline, mine = copy("base") if stage == "sft" else copy(), tmp_path / "mine.yaml"
+    mine.write_text("- {sft.fork_rate: 1, sft.epochs: 400}\n")
+    long = ["pretrain.steps=4000"] if stage == "base" else []
+    config = pipeline.config(f"reproduce.study={mine}", "save_every=10000", *long)
+    command = [sys.executable, "-m", "minifork", "study", *configs.arguments(config)]
+    folder = pipeline.at(stage, "sft.epochs=400", *long)
+    pipes = {"stdout": subprocess.DEVNULL, "stderr": subprocess.PIPE, "text": True}
+    with subprocess.Popen(command, env=os.environ | executors.ONE_CORE, start_new_session=True, **pipes) as process:
+        metrics = folder / "metrics.jsonl"
+        deadline = time.monotonic() + 120
+        while not metrics.exists() or not metrics.read_text():
+            assert time.monotonic() < deadline and process.poll() is None, process.stderr.read()
+            time.sleep(0.05)
+        os.killpg(process.pid, signal.SIGINT)
+        errors = process.communicate(timeout=120)[1]
+    assert process.returncode == 130 and "Traceback" not in errors, errors
+    record = files.read_json(folder / runs.RECORD)
+    assert 0 < record["step"] < record["steps"] and not record["complete"]

@@ -1,0 +1,132 @@
+"""Philox and draws from it, against known answers, plain Python and their distributions.
+
+Statistical tests have fixed seeds. Under the null, with seeds drawn anew, a KS p-value is below 1e-4 with
+probability 1e-4, and |z| above 4.5 with probability 7e-6.
+"""
+
+import itertools
+import math
+
+import numpy as np
+import pytest
+import torch
+from hypothesis import given, settings
+from hypothesis import strategies as st
+
+from minifork.decoding.philox import philox4x32, uniform
+from minifork.decoding.rollout import draw
+from minifork.statistics import agreement
+from tests.helpers.engines import KS_LEVEL, Z, normal_of_chi_square
+
+WORD = 0xFFFFFFFF
+BELOW_1 = 1 - 2.0**-24
+
+
+def words(text: str) -> list[int]:
+    return [int(word, 16) for word in text.split()]
+
+
+# Philox
+
+KNOWN_ANSWERS = [  # philox4x32-10 of the Random123 distribution (kat_vectors): counter, key, output
+    ("00000000 00000000 00000000 00000000", "00000000 00000000", "6627e8d5 e169c58d bc57ac4c 9b00dbd8"),
+    ("ffffffff ffffffff ffffffff ffffffff", "ffffffff ffffffff", "408f276d 41c83b0e a20bc7c6 6d5451fd"),
+    ("243f6a88 85a308d3 13198a2e 03707344", "a4093822 299f31d0", "d16cfe09 94fdcceb 5001e420 24126ea1"),
+]
+
+
+@pytest.mark.parametrize(("counter", "key", "output"), KNOWN_ANSWERS)
+def test_philox_known_answers(counter, key, output):
+    counter = [torch.tensor([word, 0]) for word in words(counter)]
+    assert [int(word[0]) for word in philox4x32(counter, tuple(words(key)))] == words(output)
+
+
+def philox_in_python(counter: list[int], key: list[int]) -> list[int]:
+    """The same function on Python's unbounded integers."""
+    (a, b, c, d), (k0, k1) = counter, key
+    for _ in range(10):
+        high0, low0 = divmod(a * 0xD2511F53, 1 << 32)
+        high1, low1 = divmod(c * 0xCD9E8D57, 1 << 32)
+        a, b, c, d = high1 ^ b ^ k0, low1, high0 ^ d ^ k1, low0
+        k0, k1 = (k0 + 0x9E3779B9) & WORD, (k1 + 0xBB67AE85) & WORD
+    return [a, b, c, d]
+
+
+@settings(max_examples=100, deadline=None, derandomize=True, database=None)
+@given(st.lists(st.integers(0, WORD), min_size=4, max_size=4), st.integers(0, 2**64 - 1))
+def test_philox_on_any_words(counter, seed):
+    key = [seed & WORD, seed >> 32]
+    expected = philox_in_python(counter, key)
+    assert [int(word) for word in philox4x32([torch.tensor(word) for word in counter], tuple(key))] == expected
+    rollout_id, step, problem, purpose = counter
+    u = uniform(seed, torch.tensor([rollout_id]), step, torch.tensor([problem]), purpose)
+    assert u.dtype == torch.float32 and u.item() == (expected[0] >> 8) / 2**24
+
+
+def test_uniform_is_uniform_and_on_its_grid():
+    n = 20_000
+    ids = torch.arange(n)
+    streams_of_draws = [
+        uniform(0, ids, 0, torch.zeros_like(ids), 0),  # over rollouts
+        uniform(0, torch.zeros_like(ids), 3, ids, 0),  # over problems
+        uniform(5, ids // 100, 2, ids % 100, 1),  # over both
+    ]
+    for u in streams_of_draws:
+        assert 0 <= u.min() and u.max() < 1
+        assert torch.equal(u.double() * 2**24, torch.floor(u.double() * 2**24))
+        assert agreement.ks_uniform(u.double().numpy()) > KS_LEVEL
+        serial = np.corrcoef(u[1:].numpy(), u[:-1].numpy())[0, 1]
+        assert abs(serial) * math.sqrt(n) < Z
+    first, second, third = (u.numpy() for u in streams_of_draws)
+    for a, b in itertools.combinations((first, second, third), 2):
+        assert abs(np.corrcoef(a, b)[0, 1]) * math.sqrt(n) < Z
+
+
+# draw
+
+
+def test_draw_is_the_inverse_cdf():
+    """Probabilities 1/8 1/8 1/4 0 1/2: exact boundaries, each belonging to the token above it."""
+    logits = torch.tensor([1.0, 1.0, 2.0, 0.0, 4.0]).log() + 3.0
+    cases = [(0, 0), (0.124, 0), (0.126, 1), (0.249, 1), (0.251, 2), (0.499, 2), (0.501, 4), (0.99, 4), (BELOW_1, 4)]
+    u = torch.tensor([u for u, _ in cases])
+    assert draw(logits.expand(len(cases), 5), u).tolist() == [token for _, token in cases]
+
+
+def test_draw_on_exact_boundaries():
+    equal = torch.zeros(4, 4)
+    assert draw(equal, torch.tensor([0.0, 0.25, 0.5, 0.75])).tolist() == [0, 1, 2, 3]
+    below = torch.tensor([0.25, 0.5, 0.75, 1.0]) - 2.0**-24
+    assert draw(equal, below).tolist() == [0, 1, 2, 3]
+
+
+@settings(max_examples=300, deadline=None, derandomize=True, database=None)
+@given(
+    st.lists(st.one_of(st.just(-math.inf), st.floats(-20, 20, width=32)), min_size=1, max_size=9).filter(
+        lambda row: max(row) > -math.inf
+    ),
+    st.integers(0, 2**24 - 1),
+)
+def test_draw_never_draws_the_impossible(row, grid):
+    u = grid / 2**24
+    for at in (0.0, u, BELOW_1):
+        token = draw(torch.tensor([row]), torch.tensor([at])).item()
+        assert row[token] > -math.inf
+        weights = np.exp(np.array(row) - max(row))
+        share = np.concatenate([[0], np.cumsum(weights)]) / weights.sum()
+        assert share[token] - 1e-6 <= at <= share[token + 1] + 1e-6
+    possible = [i for i, logit in enumerate(row) if logit > -math.inf]
+    assert draw(torch.tensor([row]), torch.tensor([0.0])).item() == possible[0]
+
+
+def test_draw_has_the_right_frequencies():
+    logits = torch.tensor([0.3, -1.0, -math.inf, 2.0, 0.0, 1.1, -3.0])
+    n = 100_000
+    ids = torch.arange(n)
+    tokens = draw(logits.expand(n, 7), uniform(11, ids, 0, torch.zeros_like(ids), 0))
+    counts = np.bincount(tokens.numpy(), minlength=7)
+    expected = n * torch.softmax(logits.double(), dim=0).numpy()
+    assert counts[2] == 0
+    possible = expected > 0
+    chi_square = ((counts - expected)[possible] ** 2 / expected[possible]).sum()
+    assert abs(normal_of_chi_square(chi_square, int(possible.sum()) - 1)) < Z

@@ -1,0 +1,344 @@
+"""Decode policies against references in plain Python, one token at a time.
+
+Where a rule compares sums or powers with a threshold, cases within 1e-5 of it are left out: fp32 may fall on
+either side there.
+"""
+
+import math
+
+import pytest
+import torch
+from hypothesis import assume, given, settings
+from hypothesis import strategies as st
+
+from minifork.decoding import policy
+from minifork.decoding.policy import Policy, parse
+
+NEAR = 1e-5
+hypothesis_settings = settings(max_examples=50, deadline=None, derandomize=True, database=None)
+
+# Coarse logits have many ties; removed tokens are among them, but never all.
+coarse = st.integers(-24, 24).map(lambda eighths: eighths / 8)
+fine = st.floats(-20, 20, width=32)
+
+
+def rows_of(size: int, logit=None) -> st.SearchStrategy[list[float]]:
+    logit = st.one_of(coarse, fine) if logit is None else logit
+    row = st.lists(st.one_of(logit, logit, logit, st.just(-math.inf)), min_size=size, max_size=size)
+    return row.filter(lambda row: max(row) > -math.inf)
+
+
+vocabulary = st.integers(1, 12)
+one_row = vocabulary.flatmap(rows_of)
+values = {
+    "temperature": st.one_of(st.sampled_from([0.0, 1.0, 0.7, 2.0, 1e-6, 1e-3, 1e6]), st.floats(0.01, 100)),
+    "greedy": st.just(1.0),
+    "top_k": st.integers(1, 14).map(float),
+    "top_p": st.one_of(st.just(1.0), st.floats(1e-3, 1)),
+    "min_p": st.one_of(st.sampled_from([0.0, 1.0]), st.floats(0, 1)),
+    "top_n_sigma": st.one_of(st.just(0.0), st.floats(0, 4)),
+}
+steps = st.sampled_from(sorted(values)).flatmap(lambda name: st.tuples(st.just(name), values[name]))
+
+
+# The references: which tokens stay, from a list of logits
+
+
+def ranked(row: list[float]) -> list[int]:
+    """Token ids, higher logit first, equal logits by lower id."""
+    return sorted(range(len(row)), key=lambda i: (-row[i], i))
+
+
+def shares(row: list[float]) -> list[float]:
+    top = max(row)
+    weights = [math.exp(x - top) for x in row]
+    return [w / math.fsum(weights) for w in weights]
+
+
+def stay(name: str, value: float, row: list[float]) -> set[int] | None:
+    """The ids that a step keeps; None where that is too close to call."""
+    top, possible = max(row), {i for i, x in enumerate(row) if x > -math.inf}
+    if name == "greedy" or (name, value) == ("temperature", 0):
+        return {row.index(top)}
+    if name == "top_k":
+        return possible & set(ranked(row)[: int(value)])
+    if name == "top_p" and value < 1:
+        p, nucleus, before = shares(row), set(), 0.0
+        for i in ranked(row):
+            if abs(before - value) <= NEAR:
+                return None
+            if before < value:
+                nucleus.add(i)
+            before += p[i]
+        return possible & nucleus
+    if name == "min_p":
+        ratios = [math.exp(x - top) for x in row]
+        if any(0 < r < 1 and abs(r - value) <= NEAR * r for r in ratios):
+            return None
+        return {i for i in possible if ratios[i] >= value}
+    if name == "top_n_sigma":
+        left = [row[i] for i in possible]
+        mean = math.fsum(left) / len(left)
+        deviation = math.sqrt(math.fsum((x - mean) ** 2 for x in left) / len(left))
+        least = top - value * deviation
+        if any(x < top and abs(x - least) <= 10 * NEAR for x in left):
+            return None
+        return {i for i in possible if row[i] == top or row[i] >= least}
+    return possible
+
+
+def reference(name: str, value: float, row: list[float]) -> list[float] | None:
+    stays = stay(name, value, row)
+    if stays is None:
+        return None
+    scale = value if name == "temperature" and value > 0 else 1.0
+    return [x / scale if i in stays else -math.inf for i, x in enumerate(row)]
+
+
+def apply(name: str, value: float, row: list[float]) -> list[float]:
+    return Policy(((name, value),))(torch.tensor(row)).tolist()
+
+
+# Every step
+
+
+@pytest.mark.parametrize("name", sorted(values))
+@hypothesis_settings
+@given(data=st.data(), row=one_row)
+def test_step_is_its_definition(name, data, row):
+    """The right tokens stay, in their places, with their own logits; at least one does."""
+    value = data.draw(values[name])
+    expected, got = reference(name, value, row), apply(name, value, row)
+    assume(expected is not None)
+    assert [x > -math.inf for x in got] == [x > -math.inf for x in expected]
+    assert any(x > -math.inf for x in got)
+    if name == "temperature":
+        assert got == pytest.approx(expected, rel=1e-6, abs=1e-30)
+    else:
+        assert got == expected
+
+
+@pytest.mark.parametrize("name", sorted(values))
+def test_step_on_a_large_vocabulary_with_ties(name):
+    """Where a sort that is not stable would show."""
+    generator = torch.Generator().manual_seed(0)
+    logits = (2 * torch.randn(4, 500, generator=generator)).round()
+    logits[:, ::7] = -math.inf
+    for value in {"temperature": [0, 0.7], "greedy": [1], "top_k": [1, 3, 77], "top_p": [0.0413, 0.4137, 0.9137]}.get(
+        name, [0, 0.31, 1]
+    ):
+        got = Policy(((name, value),))(logits)
+        for row, result in zip(logits.tolist(), got.tolist(), strict=True):
+            expected = reference(name, value, row)
+            assert expected is not None and result == pytest.approx(expected, rel=1e-6)
+
+
+@pytest.mark.parametrize("name", sorted(values))
+@hypothesis_settings
+@given(data=st.data(), size=vocabulary, count=st.integers(1, 5))
+def test_rows_do_not_see_each_other(name, data, size, count):
+    """A batch, with one leading axis or two, is each row alone."""
+    value = data.draw(values[name])
+    rows = data.draw(st.lists(rows_of(size), min_size=count, max_size=count))
+    assume(all(stay(name, value, row) is not None for row in rows))
+    logits = torch.tensor(rows)
+    got = Policy(((name, value),))(logits)
+    assert got.shape == logits.shape and got.dtype == torch.float32
+    torch.testing.assert_close(got, torch.tensor([apply(name, value, row) for row in rows]), rtol=1e-6, atol=0)
+    assert torch.equal(Policy(((name, value),))(logits.expand(2, count, size)), got.expand(2, count, size))
+
+
+def test_equal_logits_stay_by_lower_id():
+    row, gone = [1.0, 3.0, 3.0, 0.0, 3.0, 1.0], -math.inf
+    assert apply("greedy", 1, row) == [gone, 3, gone, gone, gone, gone]
+    assert apply("temperature", 0, row) == [gone, 3, gone, gone, gone, gone]
+    assert apply("top_k", 2, row) == [gone, 3, 3, gone, gone, gone]
+    assert apply("top_k", 4, row) == [1, 3, 3, gone, 3, gone]
+    assert apply("top_p", 0.4, row) == [gone, 3, 3, gone, gone, gone]
+    assert apply("min_p", 1, row) == apply("top_n_sigma", 0, row) == [gone, 3, 3, gone, 3, gone]  # no ranks there
+
+
+@pytest.mark.parametrize(("value", "count"), [(1e-9, 1), (0.24, 1), (0.26, 2), (0.49, 2), (0.51, 3), (0.76, 4), (1, 4)])
+def test_top_p_keeps_the_token_that_reaches_it(value, count):
+    assert apply("top_p", value, [0.0] * 4) == [0.0] * count + [-math.inf] * (4 - count)
+
+
+@pytest.mark.parametrize("value", [1e-300, 1e-46, 1e-45, 1e-38])
+def test_the_first_token_stays_however_small_top_p(value):
+    """Also where fp32 has no such number."""
+    assert apply("top_p", value, [1.0, 3.0, 2.0]) == [-math.inf, 3.0, -math.inf]
+
+
+def test_min_p_and_top_n_sigma_by_hand():
+    row = [math.log(p) for p in (0.5, 0.3, 0.15, 0.05)]
+    gone = -math.inf
+    assert [x > gone for x in apply("min_p", 0.29, row)] == [True, True, True, False]
+    assert [x > gone for x in apply("min_p", 0.31, row)] == [True, True, False, False]
+    # mean 101, deviation sqrt(3), whatever is gone already: 4 - 2.2 sqrt(3) > 0 > 4 - 2.4 sqrt(3)
+    for more in ([], [gone], [gone] * 3):
+        assert apply("top_n_sigma", 2.2, [104.0, 100.0, 100.0, 100.0, *more]) == [104.0, gone, gone, gone, *more]
+        assert apply("top_n_sigma", 2.4, [104.0, 100.0, 100.0, 100.0, *more]) == [104.0, 100.0, 100.0, 100.0, *more]
+
+
+@pytest.mark.parametrize("name", sorted(values))
+def test_one_token_stays_itself(name):
+    for value in {"top_k": [1, 5], "greedy": [1], "top_p": [1e-6, 0.5, 1]}.get(name, [0, 1]):
+        assert apply(name, value, [-3.5]) == [-3.5]
+
+
+@hypothesis_settings
+@given(one_row)
+def test_identities(row):
+    for text in ("temperature=1", "top_p=1", "min_p=0", "top_k=12", "top_k=1e300", "top_n_sigma=1e300"):
+        assert parse(text)(torch.tensor(row)).tolist() == row, text
+
+
+def test_top_p_of_1_keeps_a_tail_too_thin_for_fp32():
+    logits = torch.tensor([0.0, *[-40.0] * 50, -200.0])
+    assert torch.equal(parse("top_p=1")(logits), logits)
+
+
+@pytest.mark.parametrize("text", ["temperature=1e-20", "temperature=1e20", "temperature=1e-20,top_p=0.9,min_p=0.1"])
+def test_extreme_temperatures_leave_a_distribution(text):
+    logits = torch.tensor([12.0, 1000.0, -1000.0, -math.inf, 3.0])
+    p = torch.softmax(parse(text)(logits).double(), dim=-1)
+    cold = "e-20" in text
+    assert p.tolist() == pytest.approx([0, 1, 0, 0, 0] if cold else [1 / 4, 1 / 4, 1 / 4, 0, 1 / 4])
+
+
+# Composition
+
+
+@hypothesis_settings
+@given(st.lists(steps, max_size=4), vocabulary.flatmap(lambda size: rows_of(size, coarse)))
+def test_steps_apply_in_the_order_written(chain, row):
+    """Each to what the one before it left, renormalised."""
+    expected = row
+    for name, value in chain:
+        expected = reference(name, value, expected)
+        assume(expected is not None)
+    got = Policy(tuple(chain))(torch.tensor(row)).tolist()
+    assert got == pytest.approx(expected, rel=1e-5, abs=1e-30)
+
+
+@pytest.mark.parametrize(
+    ("text", "p", "count"),
+    [
+        ("top_p=0.45,temperature=2", (0.5, 0.3, 0.2), 1),
+        ("temperature=2,top_p=0.45", (0.5, 0.3, 0.2), 2),  # flatter: .415, .322, .263
+        ("top_p=0.5,top_k=2", (0.4, 0.3, 0.2, 0.1), 2),
+        ("top_k=2,top_p=0.5", (0.4, 0.3, 0.2, 0.1), 1),  # renormalised: .571, .429
+        ("top_k=3,greedy", (0.4, 0.3, 0.2, 0.1), 1),
+        ("temperature=0,top_p=0.99", (0.4, 0.3, 0.2, 0.1), 1),
+    ],
+)
+def test_order_matters(text, p, count):
+    logits = torch.tensor(p).log()
+    assert int((parse(text)(logits) > -math.inf).sum()) == count
+
+
+def test_arithmetic_is_fp32_and_the_input_stays():
+    logits = torch.tensor([1.0, 2.5, 2.5, -0.5])
+    for dtype in (torch.bfloat16, torch.float16, torch.float64, torch.float32):
+        typed, before = logits.to(dtype), logits.to(dtype).clone()
+        for text in ("temperature=1", "temperature=0.7,top_p=0.7", "top_k=2", "min_p=0.5", "top_n_sigma=1", "greedy"):
+            got = parse(text)(typed)
+            assert got.dtype == torch.float32 and torch.equal(got, parse(text)(logits))
+            assert torch.equal(typed, before)
+
+
+# Text
+
+
+@pytest.mark.parametrize(
+    ("text", "expected"),
+    [
+        ("temperature=0.7,top_p=0.95", (("temperature", 0.7), ("top_p", 0.95))),
+        (" temperature=0.7 , top_p=0.95 ", (("temperature", 0.7), ("top_p", 0.95))),
+        ("greedy", (("greedy", 1.0),)),
+        ("greedy=1", (("greedy", 1.0),)),
+        ("temperature=1", ()),
+        ("temperature=1.0,top_k=5", (("top_k", 5.0),)),
+        ("temperature=0", (("temperature", 0.0),)),
+        ("min_p=0.05,top_n_sigma=1.5,top_k=50", (("min_p", 0.05), ("top_n_sigma", 1.5), ("top_k", 50.0))),
+    ],
+)
+def test_parse(text, expected):
+    assert parse(text).steps == expected
+    assert parse(str(parse(text))) == parse(text)
+
+
+@pytest.mark.parametrize(
+    "text", ["temperature=0.7,top_p=0.95", "greedy", "temperature=1", "temperature=0", "top_k=50,min_p=0.1", "top_p=1"]
+)
+def test_text_is_kept(text):
+    assert str(parse(text)) == text
+
+
+@hypothesis_settings
+@given(st.lists(steps, max_size=4))
+def test_a_policy_survives_its_text(chain):
+    """To the last digit: results name their policy by this text."""
+    chain = tuple(step for step in chain if step != ("temperature", 1.0))
+    assert parse(str(Policy(chain))) == Policy(chain)
+
+
+def test_long_values_survive_their_text():
+    for text in ("temperature=0.123456789", "top_k=1234567", "top_p=0.99999999", "min_p=1e-10"):
+        assert str(parse(text)) == text
+        assert parse(str(parse(text))) == parse(text)
+
+
+def test_a_policy_equals_by_value():
+    same = [parse("top_k=5"), parse("top_k=5.0"), Policy((("top_k", 5),))]
+    others = [parse("top_k=6"), parse("top_k=5,greedy"), parse("greedy,top_k=5"), Policy()]
+    assert len(set(same)) == 1 and all(a == same[0] for a in same)
+    assert len({*same, *others}) == 5
+    assert parse("temperature=1") == Policy() == parse("temperature=1.0,temperature=1")
+    with pytest.raises(AttributeError):
+        same[0].steps = ()
+
+
+@pytest.mark.parametrize(
+    ("text", "named"),
+    [
+        ("temperature=-0.1", "temperature"),
+        ("temperature=1e-21", "temperature"),
+        ("temperature=1e21", "temperature"),
+        ("top_p=0", "top_p"),
+        ("top_p=1.5", "top_p"),
+        ("top_k=0", "top_k"),
+        ("top_k=2.5", "top_k"),
+        ("min_p=1.5", "min_p"),
+        ("greedy=2", "greedy"),
+        ("greedy=0", "greedy"),
+        ("beam=3", "'beam'.*temperature, greedy, top_k"),
+        ("Top_k=3", "'Top_k'"),
+        ("top_k=3,beam=3", "'beam'"),
+        ("top_p", "'top_p'.*name=value"),
+        ("top_k=3,top_p", "'top_p'.*name=value"),
+        ("top_p=", "'top_p='"),
+        ("top_p=a", "'top_p=a'"),
+        ("top_p=0.9=0.8", "'top_p=0.9=0.8'"),
+        ("greedy=", "'greedy='"),
+        ("", "''"),
+        ("greedy,", "''"),
+        ("=3", "''"),
+    ],
+)
+def test_bad_text_is_refused_by_name(text, named):
+    with pytest.raises(ValueError, match=f"^policy {named}"):
+        parse(text)
+
+
+@pytest.mark.parametrize("value", [-1.0, math.nan, math.inf, -math.inf])
+@pytest.mark.parametrize("name", sorted(values))
+def test_no_step_takes_such_a_value(name, value):
+    with pytest.raises(ValueError, match=f"^policy {name} is"):
+        Policy((("top_k", 3.0), (name, value)))
+    with pytest.raises(ValueError, match=f"^policy {name} is"):
+        parse(f"{name}={value}")
+
+
+def test_every_step_is_tested():
+    assert set(values) == set(policy.STEPS)

@@ -1,0 +1,151 @@
+"""What only a GPU can show: the CUDA build against its host twin and against torch, and how failures are met.
+
+`make gpu-check` runs these; everywhere else they are skipped. Statistical tests have a level of 1e-4 each.
+"""
+
+import warnings
+from dataclasses import replace
+
+import numpy as np
+import pytest
+import torch
+
+from minifork.decoding.rollout import rollout
+from minifork.decoding.traces import Tree
+from minifork.gpt import Prompts
+from minifork.gpu import backends, kernel
+from minifork.gpu import driver as cuda
+from minifork.gpu.driver import GPU, UnavailableError
+from minifork.gpu.graphed import graphed
+from minifork.statistics import agreement
+from tests.helpers.host_twin import Twin
+from tests.minifork.gpu.test_kernel import CASES, make_tree, twin_only
+
+pytestmark = [pytest.mark.gpu, pytest.mark.skipif(not torch.cuda.is_available(), reason="no CUDA device")]
+POLICIES = ["temperature=1", "temperature=0.7,top_p=0.9", "top_k=3", "min_p=0.2,temperature=1.5"]
+
+
+def on_gpu(tree: Tree) -> Tree:
+    """The same tree on the GPU, the very same numbers in its prompts."""
+    prompts = Prompts(*(t.cuda() for t in (tree.prompts.logits, tree.prompts.k, tree.prompts.v)))
+    forced = None if tree.forced is None else tree.forced.cuda()
+    return replace(
+        tree, model=tree.model.cuda(), prompts=prompts, dfa=tree.dfa.cuda(), forced=forced, ids=tree.ids.cuda()
+    )
+
+
+@pytest.fixture(scope="module")
+def gpu(tmp_path_factory) -> GPU:
+    return GPU(torch.device("cuda", torch.cuda.current_device()), tmp_path_factory.mktemp("kernels"))
+
+
+@pytest.fixture(scope="module")
+def twins(tmp_path_factory):
+    return tmp_path_factory.mktemp("twins")
+
+
+@twin_only
+@pytest.mark.parametrize("case", CASES)
+@pytest.mark.parametrize("policy", POLICIES)
+def test_fp32_is_bit_equal_to_the_host_twin(make_model, gpu, twins, case, policy):
+    tree = make_tree(make_model, case, 40, policy)
+    host = kernel.run(tree, 50, 3, Twin(twins), CASES[case][-1], False, traces=True)
+    device = kernel.run(on_gpu(tree), 50, 3, gpu, CASES[case][-1], False, traces=True)
+    assert np.array_equal(host.ends, device.ends) and np.array_equal(host.tokens, device.tokens)
+    assert torch.equal(host.traces.tokens, device.traces.tokens.cpu())
+    assert torch.equal(host.traces.logp, device.traces.logp.cpu())
+
+
+@pytest.mark.parametrize("bf16", [False, True])
+@pytest.mark.parametrize("case", CASES)
+def test_runs_again_alike_on_every_tiling(make_model, gpu, case, bf16):
+    tree = on_gpu(make_tree(make_model, case, 33))
+    results = [kernel.run(tree, 301, 7, gpu, rows, bf16, traces=True) for rows in (16, 32, 64, 64)]
+    for result in results[1:]:
+        assert np.array_equal(results[0].ends, result.ends)
+        assert torch.equal(results[0].traces.logp, result.traces.logp)
+
+
+@pytest.mark.parametrize("bf16", [False, True])
+@pytest.mark.parametrize("policy", POLICIES)
+def test_scores_are_torchs(make_model, gpu, bf16, policy):
+    for case in CASES:
+        backends.self_test(gpu, on_gpu(make_tree(make_model, case, 64, policy)), 32, bf16)
+
+
+@pytest.mark.parametrize("case", CASES)
+def test_backends_agree(make_model, case):
+    """Kernel, graph and torch on the same draws: equal but for draws on a boundary."""
+    tree = on_gpu(make_tree(make_model, case, 50))
+    with warnings.catch_warnings():
+        warnings.simplefilter("error")  # a fallback would warn
+        fused = backends.sample(tree, 400, 1)
+    plain, graph = rollout(tree, 400, 1), graphed(tree, 400, 1, rows=7000)
+    for other in (fused, graph):
+        moved = np.abs(other.ends - plain.ends).sum() * 400 / 2
+        assert moved <= 1 + 50 * 400 * 2e-4
+
+
+def test_graph_with_torchs_own_draws(make_model):
+    tree = on_gpu(make_tree(make_model, "narrow", 200))
+    one, other = graphed(tree, 500, None), rollout(tree, 500, 5)
+    pits = agreement.two_sample_pit(one.accepted, 500, other.accepted, 500, np.random.default_rng(0))
+    assert agreement.uniform_p(pits) > 1e-4
+
+
+def test_a_cache_entry_is_tested_once(make_model, tmp_path, monkeypatch):
+    tree, calls = on_gpu(make_tree(make_model, "reference", 40)), []
+    monkeypatch.setattr(backends, "_tested", set())
+    test = backends.self_test
+    monkeypatch.setattr(backends, "self_test", lambda *given: (calls.append(1), test(*given)))
+    for _ in range(2):
+        fresh = GPU(tree.dfa.device, tmp_path)
+        assert backends.ready(fresh, tree, 32, True) == 32
+        monkeypatch.setattr(backends, "_tested", set())
+    assert len(calls) == 1 and len(list(tmp_path.glob("*.tested"))) == 1
+    next(tmp_path.glob("*.cubin")).write_bytes(b"damaged")
+    assert backends.ready(GPU(tree.dfa.device, tmp_path), tree, 32, True) == 32
+    assert len(calls) == 2
+
+
+def test_falls_back_with_one_line(make_model, monkeypatch):
+    tree = on_gpu(make_tree(make_model, "narrow", 20, "top_n_sigma=1"))
+    backends.warn_once.cache_clear()
+    with pytest.warns(UserWarning, match="without the fused kernel, several times slower: the policy top_n_sigma=1"):
+        result = backends.sample(tree, 30, 1)
+    assert np.array_equal(result.ends, graphed(tree, 30, 1).ends)
+    with warnings.catch_warnings():
+        warnings.simplefilter("error")
+        backends.sample(tree, 30, 1)
+
+    def fails(device):
+        raise UnavailableError("no NVRTC")
+
+    monkeypatch.setattr(backends, "machine", fails)
+    with pytest.warns(UserWarning, match="no NVRTC"):
+        backends.sample(on_gpu(make_tree(make_model, "narrow", 20)), 30, 1)
+
+
+def test_a_broken_kernel_is_not_used(make_model, monkeypatch, tmp_path):
+    """The self-test catches it, and torch answers instead."""
+    tree = on_gpu(make_tree(make_model, "reference", 40))
+    monkeypatch.setattr(backends, "_tested", set())
+    monkeypatch.setattr(backends, "machine", lambda device: GPU(device, tmp_path))
+    pack = kernel.pack
+    monkeypatch.setattr(kernel, "pack", lambda model, bf16: pack(model, bf16).roll(64))
+    with pytest.warns(UserWarning, match="disagrees with torch|not finite"):
+        result = backends.sample(tree, 100, 1, bf16=True)
+    assert np.array_equal(result.ends, graphed(tree, 100, 1).ends)
+
+
+def test_memory_is_enough_for_a_million_rollouts_a_problem(make_model, gpu):
+    tree = on_gpu(make_tree(make_model, "narrow", 10))
+    result = kernel.run(tree, 10**6, 1, gpu, 64, True)
+    assert (np.rint(result.ends.sum(axis=1) * 10**6) == 10**6).all()
+
+
+def test_unknown_architectures_are_refused():
+    with pytest.raises(UnavailableError):
+        cuda.find_compiler().compile(
+            kernel.SOURCE.read_text(), cuda.options(kernel.Build(64, 2, 1, 8, 3, 2, 16, 1), "sm_1")
+        )

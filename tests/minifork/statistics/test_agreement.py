@@ -1,0 +1,303 @@
+"""Do the tests of agreement raise an alarm as often as they say, and when they should?
+
+Simulations have fixed seeds; with seeds drawn anew, |z| < 4.5 fails with probability 7e-6 and a KS p-value
+below 1e-4 with probability 1e-4: together below 2e-3 for the whole file.
+"""
+
+import math
+from fractions import Fraction
+
+import numpy as np
+import pytest
+from hypothesis import given, settings
+from hypothesis import strategies as st
+
+from minifork.statistics import agreement
+
+Z, KS_LEVEL = 4.5, 1e-4
+hypothesis_settings = settings(max_examples=100, deadline=None, derandomize=True, database=None)
+
+
+# One sample against known p
+
+
+def polarised(rng: np.random.Generator, m: int) -> np.ndarray:
+    return np.where(rng.random(m) < 0.3, rng.choice([0.0, 1.0, 1e-6, 1 - 1e-6], size=m), rng.beta(0.2, 0.2, size=m))
+
+
+@pytest.mark.parametrize("n", [1, 16, 1024])
+def test_pit_is_uniform_under_the_truth(n):
+    """Also for polarised p, where two-sided p-values pile up."""
+    rng = np.random.default_rng(n)
+    p = polarised(rng, 3000)
+    pit = agreement.randomised_pit(rng.binomial(n, p), n, p, rng)
+    assert (pit >= 0).all() and (pit <= 1).all()
+    assert agreement.ks_uniform(pit) > KS_LEVEL
+    assert abs(pit.mean() - 0.5) * math.sqrt(12 * 3000) < Z
+
+
+@pytest.mark.parametrize("wrong", [lambda p: 0.9 * p, lambda p: p**1.2, lambda p: np.full_like(p, p.mean())])
+def test_pit_is_not_uniform_under_a_wrong_p(wrong):
+    rng = np.random.default_rng(0)
+    p = polarised(rng, 3000)
+    pit = agreement.randomised_pit(rng.binomial(64, p), 64, wrong(p), rng)
+    assert agreement.ks_uniform(pit) < 1e-6
+
+
+def test_pit_of_dependent_rollouts_is_not_uniform():
+    """All rollouts of a problem equal: the mean is right, the spread is not."""
+    rng = np.random.default_rng(0)
+    p = rng.beta(1, 1, size=3000)
+    counts = np.where(rng.random(3000) < p, 64, 0)
+    assert agreement.ks_uniform(agreement.randomised_pit(counts, 64, p, rng)) < 1e-6
+
+
+def test_pit_lies_between_the_distribution_values():
+    n, p, rng = 10, 0.3, np.random.default_rng(0)
+    upper = np.cumsum([math.comb(n, i) * p**i * (1 - p) ** (n - i) for i in range(n + 1)])
+    lower = np.concatenate([[0], upper[:-1]])
+    for c in range(n + 1):
+        pit = agreement.randomised_pit(np.full(200, c), n, np.full(200, p), rng)
+        assert (lower[c] - 1e-12 <= pit).all() and (pit <= upper[c] + 1e-12).all()
+        assert np.ptp(pit) > 0.9 * (upper[c] - lower[c])
+
+
+def test_pit_at_p_0_and_1():
+    """Uniform with the only counts that can be, at an end with any other."""
+    rng, ones = np.random.default_rng(0), np.ones(3000)
+    for p, count in ((0 * ones, 0), (ones, 16)):
+        pit = agreement.randomised_pit(np.full(3000, count), 16, p, rng)
+        assert agreement.ks_uniform(pit) > KS_LEVEL
+    assert (agreement.randomised_pit(np.full(3000, 1), 16, 0 * ones, rng) > 1 - 1e-12).all()
+    assert (agreement.randomised_pit(np.full(3000, 15), 16, ones, rng) < 1e-12).all()
+
+
+# Two samples with the same unknown p
+
+
+def hypergeometric(c: int, n: int, other: int, n_other: int) -> Fraction:
+    """P(c successes fall in the first n | c + other successes in all n + n_other)."""
+    both = c + other
+    return Fraction(math.comb(n, c) * math.comb(n_other, both - c), math.comb(n + n_other, both))
+
+
+@hypothesis_settings
+@given(st.integers(1, 8), st.integers(1, 12), st.data())
+def test_two_sample_pit_lies_between_the_distribution_values(n, n_other, data):
+    """And fills what lies between, given the sum of the counts."""
+    both = data.draw(st.integers(0, n + n_other))
+    c = data.draw(st.integers(max(0, both - n_other), min(n, both)))
+    mass = [hypergeometric(i, n, both - i, n_other) for i in range(max(0, both - n_other), min(n, both) + 1)]
+    assert sum(mass) == 1
+    below = float(sum(mass[: c - max(0, both - n_other)]))
+    at = float(hypergeometric(c, n, both - c, n_other))
+    pit = agreement.two_sample_pit(
+        np.full(100, c), n, np.full(100, both - c), n_other, np.random.default_rng([n, n_other, both])
+    )
+    assert (below - 1e-11 <= pit).all() and (pit <= below + at + 1e-11).all()
+    assert np.ptp(pit) > 0.85 * at
+
+
+@pytest.mark.parametrize(
+    ("n", "n_other"), [(1, 1), (1, 64), (64, 16), (16, 16), (16, 1024), (64, 10**6), (16, 10**9), (1, 10**9)]
+)
+def test_two_sample_pit_is_uniform_under_one_p(n, n_other):
+    """Whatever p is, also polarised, and however many rollouts the other sample has."""
+    rng = np.random.default_rng([n, n_other])
+    p = polarised(rng, 3000)
+    pit = agreement.two_sample_pit(rng.binomial(n, p), n, rng.binomial(n_other, p), n_other, rng)
+    assert np.isfinite(pit).all() and (pit >= 0).all() and (pit <= 1).all()
+    assert agreement.ks_uniform(pit) > KS_LEVEL
+    assert agreement.ks_uniform(np.abs(2 * pit - 1)) > KS_LEVEL
+    assert abs(pit.mean() - 0.5) * math.sqrt(12 * 3000) < Z
+
+
+@pytest.mark.parametrize("n_other", [64, 10**6])
+@pytest.mark.parametrize("wrong", [lambda p: 0.9 * p, lambda p: p**1.2, lambda p: 1 - 0.9 * (1 - p)])
+def test_two_sample_pit_is_not_uniform_under_two_p(wrong, n_other):
+    rng = np.random.default_rng(0)
+    p = polarised(rng, 3000)
+    for a, b in ((p, wrong(p)), (wrong(p), p)):
+        pit = agreement.two_sample_pit(rng.binomial(64, a), 64, rng.binomial(n_other, b), n_other, rng)
+        assert agreement.uniform_p(pit) < 1e-6
+
+
+def test_two_sample_pit_sees_errors_that_cancel_on_average():
+    """p of one problem up, of the next down: too many PIT near both ends."""
+    rng = np.random.default_rng(0)
+    p = rng.uniform(0.2, 0.8, size=2000)
+    moved = p + 0.08 * rng.choice([-1, 1], size=2000)
+    pit = agreement.two_sample_pit(rng.binomial(64, moved), 64, rng.binomial(1024, p), 1024, rng)
+    assert abs(pit.mean() - 0.5) < 0.03 and agreement.uniform_p(pit) < 1e-6
+
+
+@pytest.mark.parametrize("n_other", [10**6, 10**9])
+def test_two_sample_pit_with_a_huge_sample_is_that_of_a_known_p(n_other):
+    rng = np.random.default_rng(0)
+    p = rng.uniform(0.01, 0.99, size=500)
+    counts, other = rng.binomial(32, p), np.round(p * n_other).astype(np.int64)
+    two = agreement.two_sample_pit(counts, 32, other, n_other, np.random.default_rng(1))
+    one = agreement.randomised_pit(counts, 32, other / n_other, np.random.default_rng(1))
+    # the sum of both counts also moves p, by at most 32/n_other a side
+    np.testing.assert_allclose(two, one, atol=1e-4 + 2000 / n_other)
+
+
+# Bounds on p
+
+
+def tail(n: int, c: int, p: Fraction) -> Fraction:
+    """P(at least c of n)."""
+    return sum((math.comb(n, i) * p**i * (1 - p) ** (n - i) for i in range(c, n + 1)), Fraction(0))
+
+
+@hypothesis_settings
+@given(st.integers(1, 10), st.data())
+def test_outside_p_is_the_least_tail_times_the_tails(n, data):
+    """P(as many or more at the upper bound) and P(as few or fewer at the lower), of all problems."""
+    m = data.draw(st.integers(1, 4))
+    counts = data.draw(st.lists(st.integers(0, n), min_size=m, max_size=m))
+    ends = [sorted(data.draw(st.tuples(st.integers(0, 64), st.integers(0, 64)))) for _ in range(m)]
+    low, high = ([Fraction(end[side], 64) for end in ends] for side in (0, 1))
+    tails = [tail(n, c, p) for c, p in zip(counts, high, strict=True)]
+    tails += [tail(n, n - c, 1 - p) for c, p in zip(counts, low, strict=True)]
+    expected = min(1.0, 2 * m * float(min(tails)))
+    got = agreement.outside_p(np.array(counts), n, np.array(low, dtype=float), np.array(high, dtype=float))
+    assert got == pytest.approx(expected, rel=1e-9, abs=1e-12)
+
+
+@pytest.mark.parametrize("width", [0.0, 0.05])
+@pytest.mark.parametrize("m", [1, 30])
+def test_outside_p_is_small_no_more_often_than_it_says(width, m):
+    """With p at a bound or anywhere inside; nearly as often for one problem with p known."""
+    rng, n, worlds = np.random.default_rng(0), 200, 1000
+    values = []
+    for _ in range(worlds):
+        p = np.clip(polarised(rng, m) if m > 1 else rng.uniform(0.3, 0.7, size=m), width, 1 - width)
+        share = rng.choice([0.0, 0.3, 1.0], size=m)
+        values.append(agreement.outside_p(rng.binomial(n, p), n, p - share * width, p + (1 - share) * width))
+    values = np.array(values)
+    for level in (0.01, 0.05, 0.2):
+        assert (values <= level).mean() < level + Z * math.sqrt(level * (1 - level) / worlds)
+    if width == 0 and m == 1:
+        assert (values <= 0.2).mean() > 0.13  # the tails are discrete; half of it would be 0.1
+
+
+@pytest.mark.parametrize(("count", "low", "high"), [(40, 0.0, 0.1), (24, 0.9, 1.0), (64, 0.2, 0.4), (0, 0.3, 0.8)])
+def test_outside_p_finds_one_problem_outside(count, low, high):
+    rng, m = np.random.default_rng(0), 200
+    p = rng.uniform(size=m)
+    counts, p_lo, p_hi = rng.binomial(64, p), np.maximum(p - 0.02, 0), np.minimum(p + 0.02, 1)
+    assert agreement.outside_p(counts, 64, p_lo, p_hi) > 1e-4
+    counts[17], p_lo[17], p_hi[17] = count, low, high
+    assert agreement.outside_p(counts, 64, p_lo, p_hi) < 1e-6
+
+
+def test_outside_p_of_exact_bounds():
+    zeros, ones = np.zeros(50), np.ones(50)
+    for n in (1, 16, 1024):
+        none, every = np.zeros(50, dtype=int), np.full(50, n)
+        assert agreement.outside_p(none, n, zeros, zeros) == 1
+        assert agreement.outside_p(every, n, ones, ones) == 1
+        for wrong in (none + 1, np.where(np.arange(50) == 3, 1, none)):
+            assert agreement.outside_p(wrong, n, zeros, zeros) < 1e-9
+            assert agreement.outside_p(every - wrong, n, ones, ones) < 1e-9
+        for counts in (none, every, every // 2):
+            assert agreement.outside_p(counts, n, zeros, ones) == 1
+
+
+# Is it uniform?
+
+
+def at_distance(m: int, distance: float) -> np.ndarray:
+    """A sorted sample of size m whose empirical distribution lies ``distance`` above the uniform one."""
+    return np.maximum((np.arange(m) + 1) / m - distance, 0.0)
+
+
+@pytest.mark.parametrize(
+    ("m", "distance", "level"),
+    # the tables of Smirnov (1948) and Miller (1956): two-sided critical values
+    [
+        (10, 0.40925, 0.05),
+        (10, 0.48893, 0.01),
+        (20, 0.29408, 0.05),
+        (20, 0.35241, 0.01),
+        (40, 0.21012, 0.05),
+        (10**5, 1.2238 / 10**2.5, 0.10),
+        (10**5, 1.3581 / 10**2.5, 0.05),
+        (10**5, 1.6276 / 10**2.5, 0.01),
+        (10**5, 1.9495 / 10**2.5, 0.001),
+    ],
+)
+def test_ks_against_critical_values(m, distance, level):
+    u = at_distance(m, distance)
+    assert agreement.ks_uniform(u) == pytest.approx(level, rel=0.05)
+    assert agreement.ks_uniform(1 - u) == pytest.approx(level, rel=0.05)
+    assert agreement.ks_uniform(np.random.default_rng(0).permutation(u)) == agreement.ks_uniform(u)
+
+
+def test_ks_extremes():
+    assert agreement.ks_uniform((np.arange(1000) + 0.5) / 1000) == 1.0
+    assert agreement.ks_uniform(np.full(100, 0.5)) < 1e-9
+    assert agreement.ks_uniform(np.zeros(100)) < 1e-9 and agreement.ks_uniform(np.ones(100)) < 1e-9
+    values = [agreement.ks_uniform(at_distance(100, d)) for d in np.linspace(0.02, 0.5, 40)]
+    assert all(0 <= v <= 1 for v in values) and (np.diff(values) <= 1e-12).all()
+
+
+def test_ks_p_values_are_uniform():
+    """On 400 uniform samples of 50, its own p-values are uniform (up to the approximation's 1 %)."""
+    rng = np.random.default_rng(0)
+    assert agreement.ks_uniform(np.array([agreement.ks_uniform(rng.random(50)) for _ in range(400)])) > KS_LEVEL
+
+
+@hypothesis_settings
+@given(st.lists(st.floats(0, 1), min_size=1, max_size=30))
+def test_ks_is_its_definition(values):
+    """The largest gap between empirical and uniform distribution, on either side of every step."""
+    m = len(values)
+    gaps = [abs(sum(v <= u for v in values) / m - u) for u in values]
+    gaps += [abs(sum(v < u for v in values) / m - u) for u in values]
+    x = max(gaps) * (math.sqrt(m) + 0.12 + 0.11 / math.sqrt(m))
+    # Kolmogorov's distribution in its other form, which converges where the alternating series does not
+    below = math.sqrt(2 * math.pi) / x * sum(math.exp(-(((2 * j - 1) * math.pi / x) ** 2) / 8) for j in range(1, 40))
+    assert agreement.ks_uniform(np.array(values)) == pytest.approx(1 - below, abs=1e-9)
+
+
+def test_uniform_p_is_twice_the_smaller_of_two():
+    rng = np.random.default_rng(0)
+    for u in (rng.random(50), rng.random(50) ** 1.3, rng.beta(0.6, 0.6, size=50), rng.beta(2, 2, size=50)):
+        folded = np.array([1 - 2 * x if x < 0.5 else 2 * x - 1 for x in u])
+        expected = min(1.0, 2 * agreement.ks_uniform(u), 2 * agreement.ks_uniform(folded))
+        assert agreement.uniform_p(u) == pytest.approx(expected, rel=1e-6)
+
+
+@pytest.mark.parametrize("m", [30, 300])
+def test_uniform_p_is_small_as_often_as_it_says(m):
+    """No more often, and not much less: the two tests it takes the smaller of are nearly independent."""
+    rng, worlds = np.random.default_rng(m), 2000
+    values = np.array([agreement.uniform_p(rng.random(m)) for _ in range(worlds)])
+    for level in (0.01, 0.05, 0.2):
+        noise = Z * math.sqrt(level * (1 - level) / worlds)
+        assert 0.8 * level - noise < (values <= level).mean() < level + noise
+
+
+@pytest.mark.parametrize("shape", [0.8, 1.25])
+def test_uniform_p_sees_a_wrong_spread(shape):
+    """Symmetric about 1/2: the plain test is weak against it, the folded one is not."""
+    u = np.random.default_rng(0).beta(shape, shape, size=4000)
+    assert agreement.uniform_p(u) < 1e-5 and agreement.uniform_p(u) < agreement.ks_uniform(u) / 100
+
+
+def test_uniform_p_sees_a_shift():
+    """Where folding loses it: half the mistakes fold onto the other half."""
+    u = np.random.default_rng(0).random(4000) ** 1.25
+    assert agreement.uniform_p(u) < 1e-5 and agreement.uniform_p(1 - u) == pytest.approx(
+        agreement.uniform_p(u), rel=1e-6
+    )
+
+
+def test_uniform_p_sees_dependent_rollouts():
+    """Counts that spread twice as widely as binomial ones, about the right mean."""
+    rng = np.random.default_rng(0)
+    p = rng.uniform(0.2, 0.8, size=500)
+    pit = agreement.randomised_pit(4 * rng.binomial(16, p), 64, p, rng)
+    assert agreement.uniform_p(pit) < 1e-9

@@ -1,0 +1,137 @@
+"""Files stay whole: interrupted writes, full disks, folders that another process holds, damaged JSON."""
+
+import json
+import subprocess
+import sys
+from pathlib import Path
+
+import pytest
+
+from minifork.storage import files
+
+FULL = OSError(28, "No space left on device")
+READ_ONLY = OSError(30, "Read-only file system")
+
+
+def everything(folder: Path) -> set[str]:
+    """Relative paths of all files, hidden ones included."""
+    return {str(path.relative_to(folder)) for path in folder.rglob("*") if path.is_file()}
+
+
+# Atomic writes
+
+
+@pytest.mark.parametrize("error", [FULL, READ_ONLY, RuntimeError("write failed\nmore")])
+def test_a_failed_write_keeps_the_old_file(tmp_path, error):
+    path = tmp_path / "deep" / "file.bin"
+    files.write_atomically(path, lambda file: file.write(b"old"))
+
+    def half(file):
+        file.write(b"new, but on")
+        file.flush()
+        raise error
+
+    reason = r"file\.bin: cannot be saved \((No space left on device|Read-only file system|write failed)\)"
+    with pytest.raises(OSError, match=reason) as raised:
+        files.write_atomically(path, half)
+    assert "\n" not in str(raised.value)
+    assert path.read_bytes() == b"old" and everything(tmp_path) == {"deep/file.bin"}
+
+
+@pytest.mark.parametrize("error", [KeyboardInterrupt(), ValueError("not about the disk")])
+def test_other_errors_pass_unchanged(tmp_path, error):
+    path = tmp_path / "file.bin"
+    path.write_bytes(b"old")
+
+    def half(file):
+        file.write(b"new")
+        raise error
+
+    with pytest.raises(type(error)) as raised:
+        files.write_atomically(path, half)
+    assert raised.value is error
+    assert path.read_bytes() == b"old" and everything(tmp_path) == {"file.bin"}
+
+
+def test_the_new_file_appears_only_when_whole(tmp_path):
+    path, seen = tmp_path / "file.bin", []
+    path.write_bytes(b"old")
+
+    def write(file):
+        file.write(b"new")
+        file.flush()
+        seen.append(path.read_bytes())
+
+    files.write_atomically(path, write)
+    assert seen == [b"old"] and path.read_bytes() == b"new" and everything(tmp_path) == {"file.bin"}
+
+
+def test_a_folder_that_cannot_be_made(tmp_path):
+    (tmp_path / "file").write_text("in the way")
+    path = tmp_path / "file" / "run.json"
+    for write in (lambda: files.write_json(path, {}), lambda: files.append_line(path, {})):
+        with pytest.raises(OSError, match="cannot be saved") as raised:
+            write()
+        assert str(path) in str(raised.value)
+
+
+# JSON
+
+
+def test_json(tmp_path):
+    path = tmp_path / "x.json"
+    files.write_json(path, {"a": [1, 2.5, None, True]})
+    assert files.read_json(path) == files.read_json(path, "a") == {"a": [1, 2.5, None, True]}
+    with pytest.raises(ValueError, match=r"x\.json: a result is not a number"):
+        files.write_json(path, {"a": float("nan")})
+    assert files.read_json(path) == {"a": [1, 2.5, None, True]}
+    with pytest.raises(ValueError, match=r"x\.json: has no 'b'"):
+        files.read_json(path, "a", "b")
+    with pytest.raises(ValueError, match=r"none\.json: no such file"):
+        files.read_json(tmp_path / "none.json")
+
+
+@pytest.mark.parametrize("content", ["", '{"a": 1', "\xff", "[]", "3", "null", '"a"', "[" * 100_000])
+def test_what_is_no_json_mapping(tmp_path, content):
+    path = tmp_path / "x.json"
+    path.write_text(content, encoding="latin-1")
+    with pytest.raises(ValueError, match=r"x\.json: not a JSON file"):
+        files.read_json(path)
+
+
+def test_lines_are_appended(tmp_path):
+    for step in (1, 2):
+        files.append_line(tmp_path / "log", {"step": step})
+    assert [json.loads(line) for line in (tmp_path / "log").read_text().splitlines()] == [{"step": 1}, {"step": 2}]
+
+
+def test_fingerprints():
+    assert files.fingerprint({"a": 1, "b": [2]}) == files.fingerprint({"b": [2], "a": 1})
+    values = [{"a": 1}, {"a": 1.5}, {"a": "1"}, {"a": True}, {"b": 1}, ["a", 1], None]
+    assert len({files.fingerprint(value) for value in values}) == len(values)
+
+
+# Locks
+
+
+HOLD = """
+import sys, time
+from pathlib import Path
+from minifork.storage.files import locked
+with locked(Path(sys.argv[1])):
+    print("held", flush=True)
+    time.sleep(60)
+"""
+
+
+def test_a_lock_ends_with_its_holder(tmp_path):
+    """Even with one that was killed, and it leaves nothing in the folder."""
+    with subprocess.Popen([sys.executable, "-c", HOLD, str(tmp_path)], stdout=subprocess.PIPE) as process:
+        assert process.stdout.readline() == b"held\n"
+        with pytest.raises(BlockingIOError), files.locked(tmp_path, wait=False):
+            pass
+        process.kill()
+    for _ in range(2):
+        with files.locked(tmp_path, wait=False):
+            pass
+    assert everything(tmp_path) == set()

@@ -1,0 +1,300 @@
+"""Measurements are kept with their runs: found again by their key and by no other, whole or made anew, never twice."""
+
+import dataclasses
+import os
+import re
+import shutil
+import subprocess
+import sys
+from dataclasses import replace
+
+import numpy as np
+import pytest
+from hypothesis import given, settings
+from hypothesis import strategies as st
+
+import minifork.training.reinforce as learning
+from minifork import evaluate, runs
+from minifork.evaluate import PLAIN, Target
+from minifork.measure import Measurement
+from minifork.settings import Eval
+from minifork.storage import measurements
+from minifork.storage.measurements import Key
+from tests.helpers.pipeline import BASE, replace_weights
+
+OTHER = {  # a value of every setting that differs from the small config's
+    "split": "valid", "forked": "false", "engine": "exact", "budget": 999, "rollouts": 1025, "bf16": "true",
+    "policy": "greedy", "stratify": "first", "strata": 7, "problems": 63, "max_k": 128, "bootstrap": 51,
+    "check_problems": 31, "check_rollouts": 17,
+}  # fmt: skip
+words = st.text(max_size=4)
+values = st.one_of(words, st.integers(-3, 3), st.none())
+sections = st.dictionaries(words, values, max_size=3)
+versions = st.text("0123456789abcdef", min_size=3, max_size=3)
+keys = st.builds(Key, weights=words, run=words, settings=sections, test_set=sections, version=versions)
+MEASUREMENT = Measurement({"pass_at": {"1": 0.25}, "n": None}, {"free": np.array([0.5, 0.0])}, {"p_value": 0.5})
+
+
+def same(one: Measurement | None, other: Measurement) -> bool:
+    """Whether both hold the same record, check and arrays, bit for bit."""
+    if one is None or (one.record, one.check, one.arrays.keys()) != (other.record, other.check, other.arrays.keys()):
+        return False
+    return all(np.array_equal(one.arrays[name], other.arrays[name]) for name in other.arrays)
+
+
+@pytest.fixture
+def two_runs(copy):
+    return copy(BASE, "fork1")
+
+
+@pytest.fixture
+def measured(monkeypatch) -> list[str]:
+    """The names of the runs that are measured from now on, one for every measurement."""
+    names, real = [], evaluate._measure
+
+    def measure_and_note(config, target):
+        names.append(target.checkpoint.run.name)
+        real(config, target)
+
+    monkeypatch.setattr(evaluate, "_measure", measure_and_note)
+    return names
+
+
+def expected(trained, pipeline) -> list[dict]:
+    """The records that the fixture's evaluation has of the runs that a pipeline holds."""
+    return [record for record in trained.view()["records"] if (pipeline.folder / record["run"]).exists()]
+
+
+# keys
+
+
+@settings(max_examples=15, deadline=None, derandomize=True, database=None)
+@given(keys, st.sampled_from([field.name for field in dataclasses.fields(Key)]), st.data())
+def test_found_by_its_key_and_by_no_other(tmp_path_factory, key, field, data):
+    """Where only the version differs, as another version's."""
+    folder = tmp_path_factory.mktemp("run")
+    old = getattr(key, field)
+    strategy = versions if field == "version" else sections if isinstance(old, dict) else words
+    changed = data.draw(strategy.filter(lambda value: value != old))
+    other = replace(key, **{field: changed})
+    assert measurements.load(folder, key) is measurements.load_other_version(folder, key) is None
+    measurements.save(folder, key, MEASUREMENT)
+    assert same(measurements.load(folder, key), MEASUREMENT)
+    assert measurements.load(folder, other) is None
+    elsewhere = measurements.load_other_version(folder, other)
+    assert same(elsewhere, MEASUREMENT) if field == "version" else elsewhere is None
+    for suffix in ("json", "npz"):
+        (folder / "eval" / f"{key.digits}.{suffix}").rename(folder / "eval" / f"{other.digits}.{suffix}")
+    with pytest.raises(ValueError, match="damaged or edited"):  # its name is another key's
+        measurements.load(folder, other)
+
+
+def test_what_changes_a_key(trained, monkeypatch):
+    """Weights, run, every setting, test set, device and version; nothing else, and not how a decoder is written."""
+    config, fork1, fresh = trained.config(), runs.read(trained.run("fork1")), runs.read(trained.run("fresh"))
+
+    def digits(run=fork1, epoch=1, test_set=PLAIN, config=config) -> str:
+        return evaluate.key_of(config, Target(run.checkpoint(epoch), test_set)).digits
+
+    assert OTHER.keys() | {"grading"} == {field.name for field in dataclasses.fields(Eval)}
+    test_sets = [replace(PLAIN, **change) for change in ({"cue_rate": 1.0}, {"order": "published"}, {"prefix": 3})]
+    different = [digits(), digits(epoch=2), digits(fresh), *(digits(test_set=one) for one in test_sets)]
+    different += [digits(config=trained.config(f"eval.{name}={value}")) for name, value in OTHER.items()]
+    different += [digits(config=trained.config("data.nodes=9"))]
+    assert fresh.checkpoint(1).weights == fork1.checkpoint(1).weights  # only its training problems differ
+    for words in ("eval.policy=temperature=1.0", "data.branch_order=published", "sft.epochs=8", "name=x", "seed=3"):
+        assert digits(config=trained.config(words)) == digits()
+    monkeypatch.setattr(evaluate, "pick_device", lambda config: "cuda")
+    different += [digits()]
+    monkeypatch.setattr(evaluate, "_version", lambda task, decoder: "another")
+    different += [digits()]
+    assert len({*different}) == len(different)
+
+
+# nothing is measured twice
+
+
+def test_settings_lie_side_by_side(two_runs, measured):
+    """Decoders, engines and test sets: going back to earlier ones measures nothing and shows them as they were."""
+    all_settings = [[], ["eval.policy=greedy"], ["eval.engine=split"], ["eval.stratify=fork"], ["eval.split=valid"],
+                    ["eval.forked=false"]]  # fmt: skip
+    views = []
+    for overrides in all_settings:
+        assert two_runs("eval", *overrides) == 0 and len(measured) == 4
+        views.append(two_runs.view())
+        measured.clear()
+    for overrides, view in zip(all_settings, views, strict=True):
+        assert two_runs("eval", *overrides) == 0 and not measured
+        assert two_runs.view() == view
+    assert len([*two_runs.folder.glob("*/eval/*.json")]) == 4 * len(all_settings)
+
+
+def test_only_new_weights_are_measured(two_runs, measured, capsys):
+    """A run that is made anew, and runs that came since."""
+    assert two_runs("eval") == 0 and len(measured) == 4
+    measured.clear()
+    replace_weights(two_runs.run("fork1"), "epochs/e2.pt", 1.5)
+    before = two_runs.view()["records"]
+    assert two_runs("eval") == 0 and measured == [two_runs.run("fork1").name]
+    changed = [one["epoch"] for one, other in zip(before, two_runs.view()["records"], strict=True) if one != other]
+    assert changed == [2]
+    measured.clear()
+    capsys.readouterr()
+    assert two_runs("sft", "seed=1") == two_runs("eval") == 0 and measured == [two_runs.at("sft", "seed=1").name] * 3
+    assert "evaluating 7 checkpoints and test sets on 64 test problems, 3 of them not measured yet" in (
+        capsys.readouterr().out
+    )
+
+
+def test_only_what_is_wanted_is_measured(trained, two_runs, measured):
+    """What was measured before is shown, wanted or not."""
+
+    def epochs(wanted) -> list[int | None]:
+        return [one.target.checkpoint.epoch for one in evaluate.measure_missing(two_runs.config(), wanted)]
+
+    assert epochs(lambda checkpoint: checkpoint.final) == [None, 4]
+    assert epochs(lambda checkpoint: checkpoint.epoch == 1) == [None, 1, 4] and len(measured) == 3
+    assert two_runs("eval") == 0 and len(measured) == 4
+    assert two_runs.view()["records"] == expected(trained, two_runs)
+
+
+def test_other_weights_than_recorded_are_not_measured(two_runs, measured, capsys):
+    path = two_runs.run("fork1") / "epochs" / "e2.pt"
+    shutil.copy(two_runs.run("fork1") / "epochs" / "e1.pt", path)
+    assert f"{path}: holds other weights than its run recorded" in two_runs.refused(capsys, "eval")
+
+
+def test_weights_that_did_not_change_are_cross_checked_at_the_last_epoch(copy, monkeypatch):
+    """RL without any signal has the same weights after every update; the last ones are checked all the same."""
+    monkeypatch.setitem(learning.ADVANTAGES, "grpo", lambda reward, k: reward * 0)
+    pipeline, without_signal = copy(BASE, "fork1"), ["rl.kl=0", "rl.updates=2", "rl.problems=16"]
+    assert pipeline("rl", *without_signal) == 0
+    evaluate.measure_missing(pipeline.config(), lambda checkpoint: checkpoint.epoch == 1)
+    assert pipeline("eval") == 0
+    name, view = pipeline.at("rl", *without_signal).name, pipeline.view()
+    assert len({record["weights_hash"] for record in view["records"] if record["run"] == name}) == 1
+    assert name in [check["run"] for check in view["checks"]]
+
+
+# damage, kills, interruptions
+
+
+def edited(content: bytes) -> bytes:
+    """A record with another pass@1."""
+    return re.sub(rb'("pass_at": {\s*"1": )[^,]+', rb"\g<1>0.5", content, count=1)
+
+
+DAMAGE = {
+    "json cut short": ("json", lambda content: content[:-40]),
+    "json empty": ("json", lambda content: b""),
+    "json of something else": ("json", lambda content: b"[1, 2]"),
+    "json edited": ("json", edited),
+    "npz cut short": ("npz", lambda content: content[:-40]),
+    "npz with another byte": ("npz", lambda content: content[:-1] + b"x"),
+    "npz lost": ("npz", None),
+}
+
+
+@pytest.mark.parametrize("how", DAMAGE)
+def test_what_is_damaged_is_named_and_made_anew(copy, measured, capsys, how):
+    """By `eval`; figures and claims name it and refuse."""
+    pipeline, (suffix, damage) = copy(BASE, "fork1", measured=True), DAMAGE[how]
+    assert pipeline("eval") == 0 and not measured
+    before = pipeline.view()["records"]
+    path = sorted(pipeline.run("fork1").glob(f"eval/*.{suffix}"))[0]
+    content = path.read_bytes()
+    if damage:
+        assert damage(content) != content
+        path.write_bytes(damage(content))
+    else:
+        path.unlink()
+    for command in ("figures", "claims"):
+        assert f"{path.with_suffix('.json')}: " in pipeline.refused(capsys, command)
+    assert pipeline("eval") == 0 and measured == [pipeline.run("fork1").name]
+    assert f"{path.with_suffix('.json')}: " in capsys.readouterr().out
+    assert pipeline.view()["records"] == before and path.read_bytes()[:100] == content[:100]
+    assert pipeline("eval") == pipeline("figures") == 0 and len(measured) == 1
+
+
+@pytest.mark.parametrize("written", [0, 1])
+def test_a_kill_while_a_measurement_is_saved(trained, two_runs, measured, monkeypatch, written):
+    """Before either of its two files is in place, or between them."""
+    real, replaced = os.replace, []
+
+    def replace_or_die(*paths):
+        if len(replaced) == written:
+            raise KeyboardInterrupt
+        replaced.append(paths)
+        real(*paths)
+
+    with monkeypatch.context() as patch:
+        patch.setattr(os, "replace", replace_or_die)
+        assert two_runs("eval") == 130
+    names = [path.suffix for path in two_runs.run(BASE).glob("eval/*")]
+    assert names == [".npz"] * written and len(measured) == 1
+    assert two_runs("eval") == 0 and len(measured) == 1 + 4
+    assert two_runs.view()["records"] == expected(trained, two_runs)
+
+
+@pytest.mark.parametrize("count", [0, 1, 3])
+def test_an_interrupted_evaluation_loses_nothing(trained, two_runs, monkeypatch, count):
+    real, done = evaluate._measure, []
+
+    def interrupted(config, target):
+        if len(done) == count:
+            raise KeyboardInterrupt
+        real(config, target)
+        done.append(target.checkpoint.path)
+
+    with monkeypatch.context() as patch:
+        patch.setattr(evaluate, "_measure", interrupted)
+        assert two_runs("eval") == 130 and not (two_runs.folder / "eval.json").exists()
+    monkeypatch.setattr(evaluate, "_measure", interrupted)
+    count = 4
+    assert two_runs("eval") == 0 and len(done) == len({*done}) == 4
+    assert two_runs.view()["records"] == expected(trained, two_runs)
+
+
+def test_two_evaluations_at_once(trained, two_runs):
+    """In processes of their own, on the same runs: both succeed and show the same."""
+    command = [sys.executable, "-m", "minifork", *two_runs.arguments("eval")]
+    environment = os.environ | {"OMP_NUM_THREADS": "1"}
+    pipes = {"stdout": subprocess.PIPE, "stderr": subprocess.PIPE, "text": True, "env": environment}
+    processes = [subprocess.Popen(command, **pipes) for _ in range(2)]
+    tables = []
+    for process in processes:
+        out, err = process.communicate()
+        assert process.returncode == 0, err
+        tables.append(out[out.index("run  ") : out.index("cross-check")])
+    assert tables[0] == tables[1]
+    assert two_runs.view()["records"] == expected(trained, two_runs)
+    assert not [path for path in two_runs.folder.rglob(".*") if path.is_file()]
+
+
+# other versions of the measuring code
+
+
+def test_another_version_is_used_and_said_until_it_is_made_again(copy, measured, monkeypatch, capsys):
+    """Figures, claims and the report are drawn from it as well; --again replaces it; the old one stays beside it."""
+    pipeline = copy(BASE, "fork1", measured=True)
+    assert pipeline("eval") == 0 and not measured
+    before, version = pipeline.view(), evaluate._version
+    monkeypatch.setattr(evaluate, "_version", lambda task, decoder: "another")
+    capsys.readouterr()
+    assert pipeline("eval") == 0 and not measured
+    assert "4 of 4 were measured by another version of the code; --again measures anew" in capsys.readouterr().out
+    assert pipeline.view()["records"] == [record | {"current": False} for record in before["records"]]
+    for command in ("figures", "claims", "report"):
+        assert pipeline(command) == 0
+        assert "4 of 4 records are of another version of the code" in capsys.readouterr().out
+    assert pipeline("sft", "seed=1") == pipeline("eval") == 0 and measured == [pipeline.at("sft", "seed=1").name] * 3
+    assert "4 of 7 were measured by another version" in capsys.readouterr().out
+
+    assert pipeline("eval", "--again") == 0 and len(measured) == 3 + 4
+    assert "another version" not in capsys.readouterr().out
+    assert all(record["current"] for record in pipeline.view()["records"])
+    assert [r for r in pipeline.view()["records"] if "seed1" not in r["run"]] == before["records"]
+    assert pipeline("eval", "--again") == 0 and len(measured) == 7
+    monkeypatch.setattr(evaluate, "_version", version)
+    shutil.rmtree(pipeline.at("sft", "seed=1"))
+    assert pipeline("eval", "--again") == 0 and len(measured) == 7 and pipeline.view() == before

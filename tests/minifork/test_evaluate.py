@@ -1,0 +1,262 @@
+"""Evaluation with every engine and decoder, through the command line on the small trained pipeline.
+
+Cross-checks have false-alarm rates of 1e-3 an evaluation, with fixed seeds.
+"""
+
+import json
+import threading
+
+import numpy as np
+import pytest
+
+from minifork import evaluate, tables
+from minifork import measure as measuring
+from minifork.decoding import stratified
+from minifork.decoding.exact import exact
+from minifork.decoding.rollout import rollout
+from minifork.decoding.traces import Result
+from minifork.evaluate import array_name
+from minifork.measuring import quantities
+from minifork.statistics import intervals, passk
+from minifork.storage import files
+from tests.helpers.pipeline import BASE
+
+
+def evaluated(pipeline, *overrides: str) -> tuple[dict, dict]:
+    """What eval.json and eval.npz say once `eval` has run with overrides."""
+    assert pipeline("eval", *overrides) == 0
+    with np.load(pipeline.folder / "eval.npz") as stored:
+        return pipeline.view(), {key: stored[key] for key in stored.files}
+
+
+@pytest.fixture
+def two_runs(copy):
+    return copy(BASE, "fork1")
+
+
+def test_sampled_evaluations_estimate_the_computed_one(two_runs):
+    """Estimates lie within 5 of their own standard errors of the computed pass@k, for both samplers."""
+    computed = evaluated(two_runs)[0]
+    for engine in ("split", "rollout"):
+        sampled, arrays = evaluated(two_runs, f"eval.engine={engine}", "eval.rollouts=256")
+        assert sampled["engine"] == engine and computed["engine"] == "exact"
+        for want, got in zip(computed["records"], sampled["records"], strict=True):
+            assert got["n"] == 256 and want["n"] is None and got["pass_at_lo"] is None
+            for k, value in want["pass_at"].items():
+                error = got["sampling_error"][k]
+                assert abs(got["pass_at"][k] - value) <= 5 * error + 1e-3, (engine, got["run"], k)
+            counts = arrays[array_name(got, "free")] * 256
+            np.testing.assert_allclose(counts, np.rint(counts), atol=1e-9)
+            inside = [arrays[array_name(got, end)] * 256 for end in ("free_lo", "free_hi")]
+            assert (inside[0] <= counts + 0.5).all() and (inside[1] >= counts - 0.5).all()
+            assert got["pass_at"]["16"] == pytest.approx(passk.unbiased(np.rint(counts).astype(int), 256, 16).mean())
+            assert got["fork"] == want["fork"] and got["mode"] == want["mode"]
+            assert sum(got["errors"].values()) + got["pass_at"]["1"] == pytest.approx(1, abs=1e-9)
+            assert got["rho"] == pytest.approx(want["rho"], abs=0.1)
+        assert all(c["engine"] == engine and c["by"] != engine and c["agrees"] for c in sampled["checks"])
+
+
+def test_auto_splits_when_the_budget_is_spent(two_runs):
+    small, _ = evaluated(two_runs, "eval.budget=10")
+    assert small["engine"] == "split" and all(r["n"] == 1024 for r in small["records"])
+    assert all(c["engine"] == "split" and c["by"] == "rollout" for c in small["checks"])
+
+
+def test_exact_gives_certified_bounds_when_the_budget_is_spent(two_runs, capsys):
+    full = evaluated(two_runs)[0]
+    bounds, arrays = evaluated(two_runs, "eval.engine=exact", "eval.budget=100")
+    for want, got in zip(full["records"], bounds["records"], strict=True):
+        assert got["n"] is None
+        for k, value in want["pass_at"].items():
+            assert want["pass_at_lo"][k] == pytest.approx(value) == want["pass_at_hi"][k]
+            assert 0 <= got["pass_at_lo"][k] <= value + 1e-6 and value - 1e-6 <= got["pass_at_hi"][k] <= 1
+            assert got["pass_at"][k] == got["pass_at_lo"][k]
+        assert (got["rho"] is None) == (got["pass_at_hi"]["1"] - got["pass_at_lo"]["1"] > 1e-6)
+    assert any(r["pass_at_hi"]["1"] - r["pass_at_lo"]["1"] > 0.05 for r in bounds["records"])
+    assert "pass@k is certified within" in capsys.readouterr().out
+    low, high = (arrays[array_name(bounds["records"][0], what)] for what in ("free", "free_hi"))
+    assert (high >= low).all() and (high > low).any()
+    assert "not computed" in two_runs.refused(capsys, "figures", "eval.engine=exact", "eval.budget=100")
+
+
+def test_decoders_change_what_is_measured(two_runs):
+    """Greedy p is 0 or 1 and pass@k does not grow; fork statistics are the model's, whatever the decoder."""
+    plain = evaluated(two_runs)[0]
+    greedy, arrays = evaluated(two_runs, "eval.policy=greedy")
+    cold = evaluated(two_runs, "eval.policy=temperature=0.5,top_p=0.95")[0]
+    assert (plain["policy"], greedy["policy"], cold["policy"]) == (
+        "temperature=1", "greedy", "temperature=0.5,top_p=0.95",
+    )  # fmt: skip
+    assert all(set(np.unique(p)) <= {0.0, 1.0} for key, p in arrays.items() if key.endswith("free"))
+    for one, mid, all_ in zip(greedy["records"], cold["records"], plain["records"], strict=True):
+        assert len(set(one["pass_at"].values())) == 1
+        assert one["pass_at"]["64"] != mid["pass_at"]["64"] != all_["pass_at"]["64"]
+        forks = [{k: v for k, v in record["fork"].items() if k != "p_rest"} for record in (one, mid, all_)]
+        assert forks[0] == forks[1] == forks[2]
+
+
+@pytest.mark.parametrize("where", ["first", "fork", "entropy"])
+def test_stratified_decoders(two_runs, where):
+    result, arrays = evaluated(two_runs, f"eval.stratify={where}", "eval.strata=3")
+    assert result["policy"] == f"temperature=1 {where}=3"
+    for record in result["records"]:
+        p = arrays[array_name(record, "strata")]
+        assert p.shape == (64, 3) and record["rho"] is record["forced"] is None
+        assert record["pass_at"]["16"] == pytest.approx(stratified.solve_rate(p, [16]).mean())
+        assert (record["hit_rate"] is not None) == (where == "entropy")
+    assert all(check["agrees"] for check in result["checks"])
+
+
+def test_strata_are_checked_with_draws_of_their_own(two_runs, monkeypatch):
+    """Or the p-values of one problem's strata would depend on each other, and the false-alarm rate would not hold."""
+    seeds, real = [], measuring.sample
+    monkeypatch.setattr(measuring, "sample", lambda tree, n, seed: seeds.append(seed) or real(tree, n, seed))
+    evaluated(two_runs, "eval.stratify=first", "eval.strata=3")
+    assert seeds and len(set(seeds[:3])) == 3 and measuring.SEED not in seeds
+
+
+def test_nothing_ends_within_the_budget():
+    """Then no trace has a length, and bounds say nothing."""
+    result = Result("exact", np.zeros((4, 3)), np.ones(4), None, 1, np.zeros((4, 3)))
+    record = quantities.coverage(result, [1, 2], intervals.resamples(4, 10))
+    assert record["tokens"] is None and record["pass_at_lo"] == {"1": 0, "2": 0} and record["pass_at_hi"]["2"] == 1
+    row = {"run": "x", "tags": {}, "test_set": "plain", "forced": {"FWD": record | {"wasted": None}}}
+    assert tables.mode_table([row]).splitlines()[1].split() == ["x", "0.000", "-", "-"]
+
+
+def test_two_evaluations_that_end_at_once_wait_for_each_other(two_runs):
+    """Or eval.json would be of one and eval.npz of the other."""
+    config = two_runs.config()
+    evaluations = evaluate.measure_missing(config)
+    writer = threading.Thread(target=evaluate.write_view, args=(config, evaluations))
+    with files.locked(two_runs.folder):
+        writer.start()
+        writer.join(0.3)
+        assert writer.is_alive() and not [*two_runs.folder.glob("eval.*")]
+    writer.join(30)
+    assert two_runs.view()["npz_hash"] == files.digest((two_runs.folder / "eval.npz").read_bytes())
+
+
+def test_stratified_decoders_keep_the_budget(two_runs):
+    """With too few prefixes p_ij is bounded, and the bounds hold the p_ij that are computed with enough."""
+    whole, _ = evaluated(two_runs, "eval.stratify=first", "eval.strata=3")
+    result, _ = evaluated(two_runs, "eval.stratify=first", "eval.strata=3", "eval.budget=70")
+    for record, computed in zip(result["records"], whole["records"], strict=True):
+        low, high = (record[f"pass_at_{end}"]["16"] for end in ("lo", "hi"))
+        assert low < high and low <= computed["pass_at"]["16"] <= high
+    assert all(check["agrees"] for check in result["checks"])
+
+
+def test_a_run_that_lost_a_snapshot_is_left_out(two_runs, capsys):
+    lost = two_runs.run("fork1") / "epochs" / "e4.pt"
+    lost.unlink()
+    view, _ = evaluated(two_runs)
+    assert f"{two_runs.run('fork1')}: left out, {lost}: no such weights" in capsys.readouterr().out
+    assert [record["run"] for record in view["records"]] == [two_runs.run(BASE).name]
+
+
+def test_runs_of_other_data_are_left_out(two_runs, capsys):
+    """Their order of branches apart, which plain test sets ignore."""
+    smaller = ["data.length=2", "pretrain.steps=1"]
+    assert two_runs("pretrain", *smaller) == two_runs("eval", "data.branch_order=published") == 0
+    assert f"{two_runs.folder}: 1 runs of other data are left out" in capsys.readouterr().out
+    assert len(two_runs.view()["records"]) == 4
+    (record,) = evaluated(two_runs, *smaller)[0]["records"]
+    assert record["run"] == two_runs.at("base", *smaller).name
+    assert "2 runs of other data are left out" in capsys.readouterr().out
+
+
+def test_figures_are_of_the_settings_that_they_are_given(two_runs, capsys):
+    """Results with other settings do not stand in for them."""
+    evaluated(two_runs)
+    greedy, stratified = ["eval.policy=greedy"], ["eval.stratify=fork", "eval.strata=2"]
+    assert "nothing was measured with these settings" in two_runs.refused(capsys, "figures", *greedy)
+    evaluated(two_runs, *greedy)
+    assert two_runs("figures", *greedy) == two_runs("figures") == 0
+    evaluated(two_runs, *stratified)
+    assert "stratified" in two_runs.refused(capsys, "figures", *stratified)
+
+
+@pytest.mark.parametrize(
+    ("override", "named"),
+    [
+        ("eval.engine=fast", "eval.engine"),
+        ("eval.budget=0", "eval.budget"),
+        ("eval.rollouts=0", "eval.rollouts"),
+        ("eval.rollouts=63", "eval.max_k=64"),
+        ("eval.policy=top_p=1.5", "eval.policy: policy top_p is 1.5"),
+        ("eval.policy=top_p=0", "top_p is 0"),
+        ("eval.policy=temperature=-1", "temperature is -1"),
+        ("eval.policy=top_k=0", "top_k is 0"),
+        ("eval.policy=warm=1", "'warm' does not exist"),
+        ("eval.policy=", "policy"),
+        ("eval.stratify=second", "eval.stratify"),
+        ("eval.strata=0", "eval.strata"),
+    ],
+)
+def test_bad_values(two_runs, capsys, override, named):
+    assert named in two_runs.refused(capsys, "eval", override)
+    assert not [*two_runs.folder.rglob("eval*")]
+
+
+def test_stratified_decoders_are_not_sampled(two_runs, capsys):
+    assert "eval.engine" in two_runs.refused(capsys, "eval", "eval.stratify=first", "eval.engine=split")
+
+
+def test_the_valid_stream_is_another_set(two_runs):
+    test, valid = evaluated(two_runs)[0], evaluated(two_runs, "eval.split=valid")[0]
+    assert (test["split"], valid["split"]) == ("test", "valid") and test["data_hash"] != valid["data_hash"]
+    assert test["records"][0]["pass_at"]["1"] != valid["records"][0]["pass_at"]["1"]
+
+
+def test_a_wrong_result_fails_the_cross_check(two_runs, monkeypatch, capsys):
+    """An engine whose p are a little too large: eval says which runs disagree and exits with 1."""
+
+    def too_large(engine, tree, budget, n, seed, bf16):
+        result = exact(tree)
+        ends = result.ends.copy()
+        ends[:, 0] = ends[:, 0] * 0.7 + 0.3
+        return Result("exact", ends, result.unknown, None, 0, result.tokens)
+
+    monkeypatch.setattr(measuring, "solve", too_large)
+    assert two_runs("eval", "eval.check_problems=64", "eval.check_rollouts=64") == 1
+    assert "exact against rollout" in (out := capsys.readouterr().out) and "DISAGREE" in out
+
+
+def test_bounds_that_rollouts_contradict_fail_the_cross_check(two_runs, monkeypatch):
+    def inverted(engine, tree, budget, n, seed, bf16):
+        ends = 1 - rollout(tree, 64, 5).ends
+        return Result("exact", ends * 0.9, np.full(len(tree), 0.05), None, 0, np.ones_like(ends))
+
+    monkeypatch.setattr(measuring, "solve", inverted)
+    assert two_runs("eval") == 1
+
+
+def test_agreement(copy, capsys):
+    """The whole grid of engines, models and policies on the small pipeline; false alarms below 1e-3."""
+    pipeline = copy(BASE, "fork0.5", "fork1")
+    assert f"{pipeline.at('sft', 'sft.fork_rate=0')}: no such finished run" in pipeline.refused(capsys, "agreement")
+    assert pipeline("sft", "sft.fork_rate=0") == 0
+    assert pipeline("agreement") == 0
+    assert capsys.readouterr().out.count("agree   ") == 16
+    tests = json.loads((pipeline.folder / "agreement.json").read_text())["tests"]
+    assert {t["test"] for t in tests} == {"exact/split", "exact/rollout", "split/rollout"}
+    assert len({t["sink"] for t in tests}) > 3 and len(tests) > 100
+
+
+def test_bench(copy, monkeypatch, capsys):
+    """The benchmark runs, and its last line is JSON."""
+    from experiments.checks import bench
+
+    monkeypatch.setattr(bench, "ROUNDS", 1)
+    pipeline = copy(BASE)
+    assert "no such finished run" in pipeline.refused(capsys, "bench", "model.width=48")
+    assert pipeline("bench") == 0
+    result = json.loads(capsys.readouterr().out.splitlines()[-1])
+    assert {"prefill", "exact", "split", "rollout", "recompute"} <= set(result["engines"])
+    assert all(job["seconds"] > 0 for job in result["engines"].values())
+    assert result["rollout_against"]["recompute"] > 0
+
+
+def test_a_policy_that_loses_all_probability_is_refused(two_runs, capsys):
+    assert "not finite" in two_runs.refused(capsys, "eval", "eval.policy=temperature=1e-20,temperature=1e-20")

@@ -1,0 +1,134 @@
+"""The model: decoding against a KV cache gives the logits of the training path, and nothing looks ahead."""
+
+import numpy as np
+import pytest
+import torch
+
+from minifork.gpt import Rows
+from minifork.settings import Shape
+
+SHAPES = [Shape(1, 16, 1), Shape(2, 24, 3), Shape(3, 32, 2)]
+VOCAB, PROMPT, CONTEXT = 11, 7, 12
+
+
+def decode_along(model, prompt, problem, seed, selections):
+    """Decode random tokens, selecting rows in between; the largest distance to the training path's logits."""
+    rng = np.random.default_rng(seed)
+    prompts = model.prefill(prompt)
+    rows = Rows(prompts, torch.tensor(problem), CONTEXT - PROMPT)
+    sequences = [prompt[i].tolist() for i in problem]
+    worst = (prompts.logits - model(prompt)[:, -1]).abs().max().item()
+    for selection in selections:
+        if selection is not None:
+            rows = rows.take(torch.tensor(selection))
+            sequences = [list(sequences[i]) for i in selection]
+        tokens = rng.integers(VOCAB, size=len(sequences))
+        for sequence, token in zip(sequences, tokens, strict=True):
+            sequence.append(int(token))
+        logits = model.decode(torch.from_numpy(tokens), rows)
+        worst = max(worst, (logits - model(torch.tensor(sequences))[:, -1]).abs().max().item())
+    return worst
+
+
+@pytest.mark.parametrize("shape", SHAPES, ids=str)
+@pytest.mark.parametrize(
+    ("problem", "selections"),
+    [
+        ([0, 1, 2, 3], [None] * 5),  # one row a problem
+        ([0, 0, 0, 1, 3], [None] * 5),  # ragged, and problem 2 has no row
+        ([0, 0, 1, 1, 1, 2, 3], [None, [0, 2, 4, 6], [0, 1], None, [1]]),  # rows end, problems end
+        ([0, 1, 2, 3], [None, [0, 0, 0, 2, 2, 3], [0, 0, 1, 2, 2, 2, 4, 5, 5], [3, 6, 8], None]),  # prefixes branch
+        ([2, 2, 2, 2, 2], [None, [0, 2, 4], [0, 1, 2], [0, 0, 2], None]),  # all on one problem
+    ],
+)
+@torch.no_grad()
+def test_decode_equals_the_training_path(make_model, shape, problem, selections):
+    model = make_model(1, shape, VOCAB, CONTEXT)
+    prompt = torch.from_numpy(np.random.default_rng(2).integers(VOCAB, size=(4, PROMPT)))
+    assert decode_along(model, prompt, problem, 3, selections) < 1e-4
+
+
+@torch.no_grad()
+def test_decode_on_a_slice_of_prompts(make_model):
+    model = make_model(1, SHAPES[1], VOCAB, CONTEXT)
+    prompt = torch.from_numpy(np.random.default_rng(2).integers(VOCAB, size=(5, PROMPT)))
+    prompts = model.prefill(prompt)[slice(2, 4)]
+    assert len(prompts) == 2 and prompts.length == PROMPT
+    logits = model.decode(torch.tensor([4, 9, 1]), Rows(prompts, torch.tensor([0, 1, 1]), 1))
+    full = torch.cat([prompt[[2, 3, 3]], torch.tensor([[4], [9], [1]])], dim=1)
+    assert (logits - model(full)[:, -1]).abs().max() < 1e-4
+
+
+@torch.no_grad()
+def test_rows_share_no_memory(make_model):
+    """Children of one parent go different ways without touching each other or the parent's prompt."""
+    model = make_model(4, SHAPES[2], VOCAB, CONTEXT)
+    prompt = torch.from_numpy(np.random.default_rng(5).integers(VOCAB, size=(1, PROMPT)))
+    prompts = model.prefill(prompt)
+    before = prompts.k.clone(), prompts.v.clone()
+    rows = Rows(prompts, torch.tensor([0]), 3)
+    model.decode(torch.tensor([3]), rows)
+    rows = rows.take(torch.tensor([0, 0]))
+    model.decode(torch.tensor([1, 2]), rows)
+    logits = model.decode(torch.tensor([5, 5]), rows)
+    for row, second in enumerate((1, 2)):
+        alone = model(torch.tensor([[*prompt[0].tolist(), 3, second, 5]]))[0, -1]
+        assert (logits[row] - alone).abs().max() < 1e-4
+    assert torch.equal(prompts.k, before[0]) and torch.equal(prompts.v, before[1])
+
+
+@pytest.mark.parametrize("shape", SHAPES, ids=str)
+@torch.no_grad()
+def test_causality(make_model, shape):
+    """A changed token changes the logits at its own and every later position, and at no earlier one."""
+    model = make_model(6, shape, VOCAB, CONTEXT)
+    tokens = torch.from_numpy(np.random.default_rng(7).integers(VOCAB, size=(1, CONTEXT)))
+    before = model(tokens)
+    for at in range(CONTEXT):
+        changed = tokens.clone()
+        changed[0, at] = (changed[0, at] + 1) % VOCAB
+        moved = (model(changed) - before).abs().amax(dim=2)[0]
+        assert (moved[:at] < 1e-5).all()
+        assert (moved[at:] > 1e-4).all()
+
+
+@pytest.mark.parametrize("shape", SHAPES, ids=str)
+def test_later_positions_alone(make_model, shape):
+    """The same logits and the same gradients, to rounding, without the logits of what is given."""
+    model, tokens = make_model(6, shape, VOCAB, CONTEXT), torch.arange(2 * PROMPT).reshape(2, PROMPT) % VOCAB
+    for first in (1, PROMPT - 1):
+        gradients = []
+        for logits in (model(tokens)[:, first:], model(tokens, first)):
+            gradients.append(torch.autograd.grad(logits.square().sum(), list(model.parameters())))
+        assert torch.allclose(model(tokens, first), model(tokens)[:, first:], atol=1e-5)
+        assert all(torch.allclose(a, b, rtol=1e-4, atol=1e-4) for a, b in zip(*gradients, strict=True))
+
+
+@torch.no_grad()
+def test_positions_and_batch(make_model):
+    """The same token at another position gives other logits; a row does not depend on its neighbours."""
+    model = make_model(8, SHAPES[1], VOCAB, CONTEXT)
+    logits = model(torch.full((1, CONTEXT), 3))[0]
+    assert (logits[1:] - logits[:-1]).abs().amax(dim=1).min() > 1e-3
+    tokens = torch.from_numpy(np.random.default_rng(9).integers(VOCAB, size=(5, CONTEXT)))
+    assert (model(tokens)[3] - model(tokens[3:4])[0]).abs().max() < 1e-4
+
+
+@torch.no_grad()
+def test_past_the_context(make_model):
+    model = make_model(1, SHAPES[0], VOCAB, CONTEXT)
+    rows = Rows(model.prefill(torch.zeros(2, CONTEXT - 1, dtype=torch.int64)), torch.tensor([0, 1]), 4)
+    model.decode(torch.tensor([0, 0]), rows)
+    with pytest.raises(ValueError, match=f"position {CONTEXT} is past .* context of {CONTEXT}"):
+        model.decode(torch.tensor([0, 0]), rows)
+    with pytest.raises((ValueError, IndexError)):
+        model(torch.zeros(1, CONTEXT + 1, dtype=torch.int64))
+
+
+def test_every_parameter_learns(make_model):
+    """No parameter is left out of the computation, and none is shared."""
+    model = make_model(1, SHAPES[1], VOCAB, CONTEXT)
+    model(torch.from_numpy(np.random.default_rng(2).integers(VOCAB, size=(4, CONTEXT)))).square().sum().backward()
+    assert all(p.grad is not None and p.grad.abs().max() > 0 for p in model.parameters())
+    pointers = [p.data_ptr() for p in model.parameters()]
+    assert len(set(pointers)) == len(pointers)

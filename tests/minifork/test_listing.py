@@ -1,0 +1,136 @@
+"""Looking at what there is: `minifork config` prints all keys, `minifork runs` lists and removes runs."""
+
+import re
+import shutil
+from pathlib import Path
+
+import pytest
+
+from experiments.cli import main
+from minifork import config as configs
+from minifork import runs
+from minifork.schema import Config
+from minifork.storage import files
+from tests.helpers.pipeline import Pipeline, ctrl_c, snapshot
+
+LONG = "runs=/somewhere/far/away/where/results/are/kept"
+
+
+@pytest.mark.parametrize(
+    "words",
+    [
+        ["star"],
+        ["mixed", "preset=small"],
+        ["star", "preset=small", "sft.epochs=4"],
+        ["arith", "preset=paper", "data.modulus=null", "sft.lr=1e-5", "sft.fresh=true", "seed=3"],
+        ["star", "name=a: b # c", "eval.policy=temperature=0.7,top_k=3,top_p=0.95", LONG],
+    ],
+)
+def test_config_prints_what_can_be_read_again(tmp_path, capsys, words):
+    task, *overrides = words
+    config = configs.load(task, overrides)
+    assert main(["config", "--config", *words]) == 0
+    printed = capsys.readouterr().out
+    path = tmp_path / "again.yaml"
+    path.write_text(printed)
+    assert configs.load(path) == config
+    lines = [line for line in printed.splitlines() if line and not line.endswith(":")]
+    assert len(lines) == len(configs.keys(Config, task=task))
+    assert all(re.search(r" # (\[changed, \S* ships\] )?\S{2}", line) for line in lines)  # a comment for every key
+    shipped = configs.flat(configs.load(task, [word for word in overrides if word.startswith("preset=")]))
+    marks = re.findall(r"^ *(\w+):.* # \[changed, (\S*) ships\]", printed, re.MULTILINE)
+    changed = [word.partition("=")[0] for word in overrides if not word.startswith("preset=")]
+    assert sorted(marks) == sorted((key.split(".")[-1], configs.word(shipped[key])) for key in changed)
+
+
+def listed(capsys, pipeline: Pipeline, *words: str) -> tuple[dict[str, list[str]], str]:
+    """What `minifork runs` says of each run, in words by its folder's name, and its last line."""
+    capsys.readouterr()
+    assert main(["runs", f"runs={pipeline.root}", *words]) == 0
+    *lines, total = capsys.readouterr().out.splitlines()
+    rows = [line.split() for line in lines if " MB " in line]
+    return {Path(words[4]).name: words for words in rows}, total
+
+
+def refused(capsys, pipeline: Pipeline, *words: str) -> str:
+    """The one line on stderr of `minifork runs` where it must fail."""
+    assert main(["runs", f"runs={pipeline.root}", *words]) == 1
+    error = capsys.readouterr().err
+    assert error.startswith("minifork: ") and error.count("\n") == 1
+    return error
+
+
+@pytest.mark.parametrize(
+    ("filters", "names"),
+    [
+        ([], ["base", "fork0.5", "fork1", "fresh", "problem"]),
+        (["stage=base"], ["base"]),
+        (["fork_rate=1"], ["fork1", "fresh"]),  # a base has no such key
+        (["sft.fork_rate=0.5"], ["fork0.5", "problem"]),
+        (["fork_rate=0.5", "allocation=data"], ["fork0.5"]),
+        (["fresh=true", "stage=sft", "width=32"], ["fresh"]),
+        (["base_seed=0", "fork_rate=0.25"], []),
+    ],
+)
+def test_runs_are_listed_by_filters(copy, capsys, filters, names):
+    pipeline = copy("base", "fork0.5", "fork1", "fresh", "problem")
+    rows, total = listed(capsys, pipeline, *filters)
+    folders = [pipeline.run(name) for name in names]
+    assert set(rows) == {folder.name for folder in folders}
+    size = 0
+    for folder in folders:
+        stage, progress, megabytes, _, path, *tags = rows[folder.name]
+        run = runs.read(folder)
+        assert (stage, progress, path) == (run.stage, "complete", str(folder))
+        assert ("seed=0" in tags) == (stage == "sft") and "base_seed=0" in tags and "width=32" in tags
+        assert ("fresh=true" in tags) == run.config.sft.fresh
+        of_folder = sum(len(content) for _, content in snapshot(folder).values())
+        assert float(megabytes) == pytest.approx(of_folder / 1e6, abs=0.051)
+        size += of_folder
+    assert total == f"{len(names)} runs, {size / 1e6:.1f} MB"
+
+
+def test_unfinished_runs_show_how_far_they_are(copy, capsys):
+    pipeline = copy()
+    with ctrl_c("before", 5):
+        assert pipeline("pretrain") == 130
+    (words,) = listed(capsys, pipeline)[0].values()
+    assert words[:2] == ["base", "6/40"]
+
+
+def test_what_is_listed_is_removed_and_nothing_else(copy, capsys):
+    pipeline = copy("base", "fork0.5", "fork1", "fresh")
+    damaged = shutil.copytree(pipeline.run("fork1"), pipeline.folder / "mine")
+    (damaged / runs.RECORD).write_text("{")
+    before = snapshot(pipeline.root)
+    gone = {pipeline.run(name).name for name in ("fork1", "fresh")}
+    rows, total = listed(capsys, pipeline, "fork_rate=1", "--remove")
+    assert set(rows) == gone and total.startswith("2 runs, ") and total.endswith(" removed")
+    rest = {path: content for path, content in before.items() if path.split("/")[1] not in gone}
+    assert snapshot(pipeline.root) == rest
+
+
+def test_a_run_that_a_process_works_on_is_not_removed(copy, capsys):
+    pipeline = copy("base")
+    before = snapshot(pipeline.root)
+    with files.locked(pipeline.run("base")):
+        assert f"{pipeline.run('base')}: a process is working" in refused(capsys, pipeline, "--remove")
+    assert snapshot(pipeline.root) == before
+    listed(capsys, pipeline, "--remove")
+    assert not pipeline.run("base").exists()
+
+
+@pytest.mark.parametrize(
+    ("word", "named"),
+    [
+        ("frok_rate=1", "unknown key 'frok_rate'; did you mean sft.fork_rate?"),
+        ("stages=sft", "unknown key 'stages'; did you mean stage?"),
+        ("lr=0.1", "'lr' is short for pretrain.lr, sft.lr, rl.lr"),
+        ("epochs=many", "sft.epochs must be a whole number"),
+        ("sft", "write it as key=value"),
+    ],
+)
+def test_filters_that_mean_nothing_or_too_much(trained, capsys, word, named):
+    before = snapshot(trained.root)
+    assert named in refused(capsys, trained, "stage=base", word, "--remove")
+    assert snapshot(trained.root) == before

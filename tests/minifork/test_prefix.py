@@ -1,0 +1,102 @@
+"""A random integer before the trace: drawn anew whenever an example is shown, averaged over when p is computed."""
+
+import numpy as np
+import pytest
+import torch
+
+from data_gen import streams
+from minifork import checkpoints, runs
+from minifork.decoding.exact import exact
+from minifork.decoding.traces import Tree
+from minifork.measuring import problems
+from minifork.training import losses, stages
+from tests.helpers.pipeline import BASE
+
+PREFIX = 3
+PREFIXED = f"sft.prefix={PREFIX}"
+
+
+def test_drawn_anew_and_not_learned(copy, monkeypatch):
+    """Every presentation has its own; the loss is on the same traces as without one."""
+    seen, real = [], losses.cross_entropy
+
+    def cross_entropy(logits, targets, value):
+        seen.append(targets.numpy())
+        return real(logits, targets)
+
+    pipeline = copy(BASE)
+    monkeypatch.setitem(losses.LOSSES, "cross_entropy", (cross_entropy, *losses.LOSSES["cross_entropy"][1:]))
+    config = pipeline.config(PREFIXED)
+    batch_at, prompt = stages._sft_batches(config), config.data.prompt_len
+    inputs = np.stack([batch_at(step)[0] for step in range(16)]).reshape(4, 64, -1)
+    drawn, order = inputs[..., prompt], inputs[..., :prompt].reshape(4, 64, -1)
+    assert set(drawn.ravel()) == set(range(PREFIX))
+    by_problem = [dict(zip(map(bytes, order[e]), drawn[e], strict=True)) for e in range(4)]
+    assert all(by_problem[0] != other for other in by_problem[1:])
+    assert pipeline("sft", PREFIXED) == 0
+    targets = np.concatenate(seen).reshape(4, 64, config.data.trace_len)  # the integer itself is no target
+    traces = sorted(stages.sft_data(config, 0).tokens[:, prompt:].tolist())
+    assert all(sorted(epoch) == traces for epoch in targets.tolist())
+
+
+def test_p_is_the_mean_over_prefixes(copy):
+    """What eval.json says is the mean of what each integer, as a fixed end of the prompts, gives."""
+    pipeline = copy(BASE)
+    assert pipeline("sft", PREFIXED) == pipeline("eval") == 0
+    record = pipeline.view()["records"][-1]
+    assert record["run"] == pipeline.at("sft", PREFIXED).name and record["tags"] == {"sft.prefix": PREFIX}
+    with np.load(pipeline.folder / "eval.npz") as stored:
+        p = stored[f"{record['run']}/e4/plain/free"]
+    config = pipeline.config(PREFIXED)
+    model = checkpoints.load(runs.require(config, "sft").checkpoint(4))
+    plain = problems.problem_set(config.data, streams.test_problems(config.data, 64), "cpu")
+    by_prefix = []
+    for drawn in range(PREFIX):
+        prompts = model.prefill(torch.cat([plain.prompts, torch.full((64, 1), drawn)], dim=1))
+        tree = Tree(model, prompts, plain.dfa, len(plain.sinks), config.data.trace_len)
+        by_prefix.append(exact(tree).p_lo)
+    np.testing.assert_allclose(p, np.mean(by_prefix, axis=0), rtol=1e-4)
+    assert (np.ptp(by_prefix, axis=0) > 1e-3 * p).any()  # the prefix matters
+    assert record["pass_at"]["1"] == pytest.approx(p.mean())
+    assert record["pass_at"]["1"] + sum(record["errors"].values()) == pytest.approx(1)
+
+
+def test_one_prefix_is_a_longer_prompt(copy):
+    """With a single integer there is nothing to average: rows are problems."""
+    config = copy(BASE).config()
+    drawn = streams.test_problems(config.data, 8)
+    plain, one, three = (problems.problem_set(config.data, drawn, "cpu", prefix=n) for n in (0, 1, 3))
+    assert one.prefixes == plain.prefixes == 1 and (one.prompts[:, -1] == 0).all()
+    assert torch.equal(one.prompts[:, :-1], plain.prompts) and torch.equal(one.dfa, plain.dfa)
+    assert three.prompts[:6, -1].tolist() == [0, 1, 2, 0, 1, 2]
+    assert problems.over_prefixes(three, np.arange(24.0)).tolist() == [1, 4, 7, 10, 13, 16, 19, 22]
+
+
+def test_what_it_does_not_go_with(copy, capsys):
+    pipeline = copy(BASE)
+    assert "sft.prefix" in pipeline.refused(capsys, "sft", "sft.prefix=9")  # 8 labels
+    assert "sft.prefix" in pipeline.refused(capsys, "sft", "sft.prefix=-1")
+    assert "sft.prefix" in pipeline.refused(capsys, "rl", PREFIXED)
+    assert pipeline("sft", PREFIXED) == 0
+    assert "sft.prefix" in pipeline.refused(capsys, "rl", PREFIXED, "rl.epoch=4")
+    for override in ("eval.engine=split", "eval.stratify=fork"):
+        assert pipeline("eval", override) == 0
+        assert f"{pipeline.at('sft', PREFIXED)}: left out, its p is an average" in capsys.readouterr().out
+
+
+def test_a_budget_too_small_for_its_average_leaves_it_out(copy, capsys):
+    """By name; what auto can sample instead is evaluated all the same."""
+    pipeline = copy(BASE, "fork1")
+    assert pipeline("sft", PREFIXED) == pipeline("eval", "eval.budget=50") == 0
+    left_out = pipeline.at("sft", PREFIXED) / "epochs" / "e4.pt"
+    assert f"{left_out}: left out, its p is an average over prefixes" in capsys.readouterr().out
+    measured = {record["run"] for record in pipeline.view()["records"]}
+    assert measured == {pipeline.run(BASE).name, pipeline.run("fork1").name}
+
+
+def test_a_context_as_long_as_a_trace_is_enough(copy):
+    """The prefix takes the place of the last token, which no model needs to read."""
+    pipeline = copy()
+    tight = [f"walks.seq_len={pipeline.config().data.prompt_len + pipeline.config().data.trace_len}"]
+    assert pipeline("pretrain", *tight) == pipeline("sft", *tight, PREFIXED) == 0
+    assert pipeline("eval", *tight) == 0 and len(pipeline.view()["records"]) == 4

@@ -1,0 +1,120 @@
+"""Interrupted, killed and failed runs go on to the same weights, bit for bit."""
+
+import os
+import signal
+import subprocess
+import sys
+from pathlib import Path
+
+import pytest
+import torch
+
+from minifork.storage.weights import load_weights
+from tests.helpers.pipeline import SFT, assert_same_training, ctrl_c, logged_steps
+
+
+@pytest.mark.parametrize(
+    ("moment", "step"), [("before", 10), ("before", 0), ("between", 21), ("after", 17), ("after", 39)]
+)
+def test_pretraining_resumes_bit_for_bit(trained, copy, capsys, moment, step):
+    pipeline = copy()
+    with ctrl_c(moment, step):
+        assert pipeline("pretrain") == 130
+    assert "interrupted" in capsys.readouterr().err
+    saved = load_weights(pipeline.run("base") / "ckpt.pt")["step"]
+    assert step <= saved <= step + 1
+    assert pipeline("pretrain", "--resume") == 0
+    assert_same_training(pipeline.run("base"), trained.run("base"))
+
+
+@pytest.mark.parametrize("name", ["fork1", "fresh"])
+@pytest.mark.parametrize(("moment", "step"), [("before", 6), ("between", 3), ("between", 9)])
+def test_fine_tuning_resumes_bit_for_bit(trained, copy, name, moment, step):
+    """Step 3 ends epoch 1, whose snapshot must not be lost."""
+    pipeline = copy("base")
+    with ctrl_c(moment, step):
+        assert pipeline("sft", *SFT[name]) == 130
+    assert pipeline("sft", "--resume", *SFT[name]) == 0
+    assert_same_training(pipeline.run(name), trained.run(name))
+
+
+def test_interrupted_twice(trained, copy):
+    pipeline = copy()
+    for arguments, after in ((["pretrain"], 8), (["pretrain", "--resume"], 13)):
+        with ctrl_c("before", after):
+            assert pipeline(*arguments) == 130
+    assert pipeline("pretrain", "--resume") == 0
+    assert_same_training(pipeline.run("base"), trained.run("base"))
+
+
+def test_interrupting_leaves_the_signal_handler_as_it_was(copy):
+    before = signal.getsignal(signal.SIGINT)
+    pipeline = copy()
+    with ctrl_c("before", 2):
+        assert pipeline("pretrain") == 130
+    assert signal.getsignal(signal.SIGINT) is before
+
+
+KILL = """
+import os, signal, sys
+from data_gen import walks
+real = walks.walk_batch
+def batch(task, stop, seq_len, seed, step, n, informed):
+    if step == int(sys.argv[1]):
+        os.kill(os.getpid(), signal.SIGKILL)
+    return real(task, stop, seq_len, seed, step, n, informed)
+walks.walk_batch = batch
+from experiments.cli import main
+main(sys.argv[2:])
+"""
+
+
+@pytest.mark.parametrize("step", [20, 2])
+def test_resumes_bit_for_bit_after_a_kill(trained, copy, step):
+    """Checkpoints lie at every third step: at 20 two steps are lost, one of them logged; at 2 all are."""
+    pipeline = copy()
+    process = subprocess.run(
+        [sys.executable, "-c", KILL, str(step), *pipeline.arguments("pretrain")],
+        capture_output=True,
+        cwd=Path(__file__).parents[2],
+        env={**os.environ, "OMP_NUM_THREADS": "1", "MKL_NUM_THREADS": "1"},
+    )
+    assert process.returncode == -signal.SIGKILL, process.stderr
+    checkpoint = pipeline.run("base") / "ckpt.pt"
+    assert load_weights(checkpoint)["step"] == 18 if step == 20 else not checkpoint.exists()
+    assert pipeline("pretrain", "--resume") == 0
+    assert_same_training(pipeline.run("base"), trained.run("base"))
+
+
+def test_a_failed_save_at_the_end_is_resumed(trained, copy, monkeypatch, capsys):
+    """The disk is full at the last checkpoint; with room again the run goes on from the one before."""
+    pipeline, real = copy(), torch.save
+
+    def full(payload, file):
+        if payload.get("step") == 40:
+            file.write(b"half of")
+            raise OSError(28, "No space left on device")
+        real(payload, file)
+
+    monkeypatch.setattr(torch, "save", full)
+    assert "No space left on device" in pipeline.refused(capsys, "pretrain")
+    monkeypatch.undo()
+    assert "--resume" in pipeline.refused(capsys, "pretrain")
+    assert pipeline("pretrain", "--resume") == 0
+    assert_same_training(pipeline.run("base"), trained.run("base"))
+
+
+DAMAGED = ["[]", "3", "", '{"loss": 1}', '{"step": "a"}', '{"step": null}', '{"step": 50, "lo', "\xff\xfe"]
+
+
+def test_what_is_no_metric_is_dropped(trained, copy):
+    """Of a log that a crash damaged the lines before the checkpoint stay; a resumed run logs the rest again."""
+    pipeline = copy()
+    with ctrl_c("before", 21):
+        assert pipeline("pretrain") == 130
+    folder = pipeline.run("base")
+    assert logged_steps(folder) == [10, 20]
+    with (folder / "metrics.jsonl").open("a", encoding="latin-1") as log:
+        log.write("\n".join(['{"step": 30, "loss": 9}', *DAMAGED]))
+    assert pipeline("pretrain", "--resume") == 0
+    assert_same_training(folder, trained.run("base"))

@@ -1,0 +1,150 @@
+"""Losses against cases worked out by hand, against fp64 formulas, and their gradients against finite differences."""
+
+import math
+
+import numpy as np
+import pytest
+import torch
+from hypothesis import given, settings
+from hypothesis import strategies as st
+
+from data_gen.walks import IGNORE
+from minifork.training import losses
+from minifork.training.losses import LOSSES, parse
+
+EXAMPLES = ["cross_entropy", "label_smoothing=0.2", "entropy_bonus=0.3", "gem=0.7", "coverage=8", "drop_tail=0.5"]
+hypothesis_settings = settings(max_examples=40, deadline=None, derandomize=True, database=None)
+
+
+def batch(seed: int, scale: float = 2.0, dtype=torch.float64) -> tuple[torch.Tensor, torch.Tensor]:
+    """Logits [4, 5, 7] and targets of which some are missing; every sequence has at least one."""
+    rng = np.random.default_rng(seed)
+    targets = rng.integers(7, size=(4, 5))
+    targets[:, :2] = IGNORE
+    targets[0, 3] = IGNORE
+    return torch.tensor(scale * rng.standard_normal((4, 5, 7)), dtype=dtype), torch.tensor(targets)
+
+
+def two_tokens(p: float) -> torch.Tensor:
+    """Logits [1, 1, 2] that give token 0 the probability p."""
+    return torch.tensor([[[math.log(p), math.log(1 - p)]]])
+
+
+@pytest.mark.parametrize(
+    ("text", "p", "expected"),
+    [
+        ("cross_entropy", 0.25, math.log(4)),
+        ("label_smoothing=0.2", 0.25, -0.9 * math.log(0.25) - 0.1 * math.log(0.75)),
+        ("entropy_bonus=2", 0.25, math.log(4) - 2 * (0.25 * math.log(4) + 0.75 * math.log(4 / 3))),
+        ("gem=1", 0.25, 0.25 * math.log(0.25) + 0.75 * math.log(0.75) - math.log(0.25)),
+        ("gem=0.5", 0.25, 0.1 * math.log(0.25) + 0.9 * math.log(0.75) - math.log(0.25)),  # q ~ p^2: 1 : 9
+        ("coverage=1", 0.25, math.log(4)),
+        ("coverage=3", 0.25, -math.log(1 - 0.75**3)),
+        ("drop_tail=0", 0.25, math.log(4)),
+    ],
+)
+def test_by_hand(text, p, expected):
+    assert float(parse(text)(two_tokens(p), torch.tensor([[0]]))) == pytest.approx(expected, rel=1e-5)
+
+
+def test_coverage_is_of_whole_sequences():
+    """Two tokens of probability 1/2 each: p = 1/4; the mean over two sequences."""
+    logits = torch.zeros(2, 2, 2)
+    targets = torch.tensor([[0, 1], [1, IGNORE]])
+    expected = -(math.log(1 - 0.75**4) + math.log(1 - 0.5**4)) / 2
+    assert float(parse("coverage=4")(logits, targets)) == pytest.approx(expected, rel=1e-6)
+
+
+def test_drop_tail_drops_the_best_learned():
+    """Of four sequences the two with the lowest mean loss leave; lengths differ, so sums would choose otherwise."""
+    logits = torch.zeros(4, 3, 2)
+    logits[0, 0, 0], logits[1, :, 0], logits[2, 0, 0] = 5, 1, -3
+    targets = torch.tensor([[0, IGNORE, IGNORE], [0, 0, 0], [0, IGNORE, IGNORE], [0, 0, IGNORE]])
+    expected = losses.cross_entropy(logits[2:], targets[2:])
+    assert float(parse("drop_tail=0.5")(logits, targets)) == pytest.approx(float(expected), rel=1e-6)
+    logits.requires_grad_()
+    parse("drop_tail=0.5")(logits, targets).backward()
+    assert (logits.grad[:2] == 0).all() and (logits.grad[2:, 0] != 0).all()
+
+
+@pytest.mark.parametrize("text", [text for text in EXAMPLES if not text.startswith("gem")])
+@pytest.mark.parametrize("seed", range(3))
+def test_gradients(text, seed, monkeypatch):
+    """Against central differences, in fp64 (not GEM: its q is held fixed, see below)."""
+    monkeypatch.setattr(torch.Tensor, "float", lambda self: self)  # losses work in fp32; the check needs fp64
+    logits, targets = batch(seed)
+    assert torch.autograd.gradcheck(lambda z: parse(text)(z, targets).double(), logits.requires_grad_(), atol=1e-6)
+
+
+@pytest.mark.parametrize("beta", [0.3, 0.7, 1.0, 2.0])
+def test_gradient_of_gem(beta):
+    """softmax(logits / beta) - onehot(target), the mean over targets; at beta 1 that of cross-entropy."""
+    logits, targets = batch(0, dtype=torch.float32)
+    logits.requires_grad_()
+    parse(f"gem={beta}")(logits, targets).backward()
+    present = targets != IGNORE
+    onehot = torch.nn.functional.one_hot(targets.clamp(min=0), 7) * present[..., None]
+    expected = ((logits.detach() / beta).softmax(dim=-1) * present[..., None] - onehot) / present.sum()
+    torch.testing.assert_close(logits.grad, expected, atol=1e-6, rtol=1e-5)
+
+
+@pytest.mark.parametrize("text", EXAMPLES)
+def test_places_without_a_target_do_not_count(text):
+    logits, targets = batch(1, dtype=torch.float32)
+    other = logits.clone()
+    other[targets == IGNORE] = torch.randn(int((targets == IGNORE).sum()), 7)
+    assert float(parse(text)(logits, targets)) == float(parse(text)(other, targets))
+
+
+@hypothesis_settings
+@given(st.floats(1e-6, 1 - 1e-6), st.floats(1, 1e4))
+def test_coverage_over_its_whole_range(p, n):
+    logp = torch.tensor([[[math.log(p), math.log1p(-p)]]], dtype=torch.float32)
+    expected = -math.log(-math.expm1(n * math.log1p(-p)))
+    assert float(losses.coverage(logp, torch.tensor([[0]]), n)) == pytest.approx(expected, rel=1e-3, abs=1e-6)
+
+
+@pytest.mark.parametrize("logit", [-200.0, -31.0, -29.0, 0.0, 29.0, 200.0])
+def test_coverage_stays_finite(logit):
+    """p from 1e-87 to 1: value and gradient are finite, and fall as p rises."""
+    logits = torch.tensor([[[logit, 0.0]]], requires_grad=True)
+    loss = losses.coverage(logits, torch.tensor([[0]]), 16)
+    loss.backward()
+    assert torch.isfinite(loss) and torch.isfinite(logits.grad).all() and float(loss.detach()) >= 0
+    assert float(logits.grad[0, 0, 0]) <= 0
+
+
+@pytest.mark.parametrize("n", [2, 16, 256])
+def test_coverage_lets_go(n):
+    """Its pull on log p is N p (1-p)^(N-1) / (1 - (1-p)^N): 1 for rare sequences, next to 0 well above 1/N."""
+    for p in (1e-9, 0.5 / n, 1 / n, min(0.9, 8 / n)):
+        logits = two_tokens(p).requires_grad_()
+        losses.coverage(logits, torch.tensor([[0]]), n).backward()
+        pull = n * p * (1 - p) ** (n - 1) / -math.expm1(n * math.log1p(-p))
+        assert float(logits.grad[0, 0, 0]) == pytest.approx(-pull * (1 - p), rel=2e-3)
+
+
+@pytest.mark.parametrize(
+    ("text", "message"),
+    [
+        ("hinge", "'hinge' does not exist"),
+        ("label_smoothing=1", "give a share in"),
+        ("label_smoothing=-0.1", "give a share in"),
+        ("coverage=0.5", "at least 1"),
+        ("coverage", "at least 1"),
+        ("gem=0", "above 0"),
+        ("coverage=1e15", "at most 1e9"),
+        ("gem=nan", "above 0"),
+        ("drop_tail=1", "give a share in"),
+        ("entropy_bonus=inf", "finite"),
+        ("cross_entropy=1", "no value"),
+        ("gem=warm", "name=value"),
+    ],
+)
+def test_impossible_losses_are_refused(text, message):
+    with pytest.raises(ValueError, match=message):
+        parse(text)
+
+
+def test_every_loss_is_tried():
+    assert {text.split("=")[0] for text in EXAMPLES} == set(LOSSES)

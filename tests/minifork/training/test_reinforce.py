@@ -1,0 +1,230 @@
+"""Rewards, advantages and objectives by hand, by brute force and against the exact engine; the stage, small."""
+
+import itertools
+import math
+import shutil
+
+import numpy as np
+import pytest
+import torch
+
+import minifork.training.reinforce as learning
+from data_gen.walks import IGNORE
+from minifork import checkpoints, measure, runs
+from minifork import config as configs
+from minifork.decoding.exact import exact
+from minifork.decoding.policy import Policy
+from minifork.decoding.rollout import rollout
+from minifork.gpu import backends
+from minifork.measuring.problems import problem_set, training_forks
+from minifork.storage.weights import load_weights
+from minifork.training import stages
+from minifork.training.losses import token_logp
+from minifork.training.reinforce import grpo_advantage, passk_advantage, sequences
+from tests.helpers.pipeline import BASE
+
+RL = ["rl.problems=24", "rl.prompts=8", "rl.group=6", "rl.updates=12", "rl.lr=0.003", "rl.epoch=4"]
+
+
+@pytest.fixture(scope="module")
+def start(trained):
+    """The config of an RL run from the trained pipeline, and the model it starts from."""
+    settings = trained.config(*RL)
+    return settings, checkpoints.load(runs.require(settings, "sft").checkpoint(4))
+
+
+# advantages
+
+
+def test_grpo_by_hand():
+    reward = torch.tensor([[1.0, 0, 0, 0], [1, 1, 1, 1], [0, 0, 0, 0], [1, 1, 0, 0]])
+    right, wrong = 0.75 / math.sqrt(0.1875), -0.25 / math.sqrt(0.1875)
+    expected = torch.tensor([[right, wrong, wrong, wrong], [0] * 4, [0] * 4, [1, 1, -1, -1]])
+    torch.testing.assert_close(grpo_advantage(reward), expected)
+
+
+@pytest.mark.parametrize("n", [2, 5, 6])
+def test_passk_is_the_mean_over_all_groups_of_k(n):
+    """(best of the k - mean) / deviation, averaged over the subsets of k that hold the rollout."""
+    for k, reward in itertools.product(range(1, n + 1), itertools.product((0.0, 1.0), repeat=n)):
+        best = {chosen: max(reward[i] for i in chosen) for chosen in itertools.combinations(range(n), k)}
+        mean = sum(best.values()) / len(best)
+        deviation = math.sqrt(mean * (1 - mean))
+        expected = [0.0] * n
+        if deviation > 1e-6:
+            for i in range(n):
+                mine = [value for chosen, value in best.items() if i in chosen]
+                expected[i] = (sum(mine) / len(mine) - mean) / deviation
+        advantage = passk_advantage(torch.tensor([reward]), k)[0]
+        np.testing.assert_allclose(advantage, expected, atol=1e-5)
+
+
+def test_passk_of_one_is_grpo():
+    reward = (torch.rand(50, 8, generator=torch.Generator().manual_seed(0)) < 0.4).float()
+    torch.testing.assert_close(passk_advantage(reward, 1), grpo_advantage(reward), atol=1e-5, rtol=1e-5)
+
+
+# objectives
+
+
+def test_sequences_score_as_the_rollouts_were_drawn(start):
+    """Teacher-forced log-probabilities of the targets are those the sampler reports; forced tokens are no targets."""
+    settings, model = start
+    problems = problem_set(settings.data, learning.problems_of(settings, 0), "cpu")
+    tree = measure.tree_of(model, problems, Policy())
+    for one in (tree, measure.force_mode(tree, settings.data, "REV")):
+        traces = rollout(one, 5, 1, traces=True).traces
+        inputs, targets = sequences(problems.prompts, traces.tokens, settings.data.eos, one.forced_len)
+        with torch.no_grad():
+            logp = token_logp(model(inputs, problems.prompts.shape[1] - 1), targets)
+        np.testing.assert_allclose(logp, traces.logp.flatten(0, 1), atol=1e-4)
+        assert (targets[:, : one.forced_len] == IGNORE).all()
+        assert torch.equal(targets[:, one.forced_len :], traces.tokens.flatten(0, 1)[:, one.forced_len :])
+
+
+@pytest.mark.parametrize("mode", ["free", "FWD", "REV"])
+@pytest.mark.parametrize("k", [1, 7])
+def test_exact_objective_is_pass_at_k(start, mode, k):
+    settings, model = start
+    settings = configs.changed(settings, {"rl.k": k, "rl.mode": mode})
+    loss, tokens = learning.exact_objective(settings, "cpu")(model, 3)
+    problems = problem_set(settings.data, learning.problems_of(settings, 3), "cpu")
+    tree = measure.tree_of(model, problems, Policy())
+    p = exact(tree if mode == "free" else measure.force_mode(tree, settings.data, mode)).p_lo
+    assert float(loss.detach()) == pytest.approx(-float(np.mean(1 - (1 - p) ** k)), abs=1e-5) and tokens > 0
+
+
+def test_the_group_gradient_is_the_exact_one_on_average(start, monkeypatch):
+    """With rewards minus their mean as advantages and no KL, REINFORCE follows the gradient of pass@1, but that it
+    weighs long traces less: over many rollouts the two point nearly the same way."""
+    settings, model = start
+    settings = configs.changed(settings, {"rl.group": 4000, "rl.kl": 0.0, "rl.k": 1})
+    monkeypatch.setitem(learning.ADVANTAGES, "grpo", lambda reward, k: reward - reward.mean(dim=1, keepdim=True))
+    gradients = []
+    for objective in (learning.group_objective(settings, model, "cpu"), learning.exact_objective(settings, "cpu")):
+        model.zero_grad()
+        objective(model, 0)[0].backward()
+        gradients.append(torch.cat([p.grad.flatten() for p in model.parameters()]))
+    model.zero_grad()
+    assert torch.cosine_similarity(*gradients, dim=0) > 0.9
+
+
+def test_every_update_draws_anew_and_problems_come_round(start):
+    settings, model = start
+    identity = settings.data.identity
+    seen = np.concatenate([identity(learning.problems_of(settings, step)) for step in range(3)])
+    assert len(set(seen.tolist())) == 24  # 24 problems, 8 an update: every pass holds each once
+    again = np.concatenate([identity(learning.problems_of(settings, step)) for step in range(3, 6)])
+    assert sorted(again.tolist()) == sorted(seen.tolist()) and again.tolist() != seen.tolist()
+    fine_tuned = set(identity(stages.sft_data(settings, 0).problems).tolist())
+    assert len(set(seen.tolist()) & fine_tuned) < 24
+
+
+# the stage
+
+
+@pytest.mark.parametrize("advantage", ["grpo", "passk", "exact"])
+def test_rewards_raise_pass_at_1(copy, advantage):
+    pipeline = copy(BASE)
+    tuned = ["sft.fork_rate=0.5", "sft.traces=512", "sft.epochs=4", "sft.lr=0.01"]  # right often enough to learn from
+    assert pipeline("sft", *tuned) == 0
+    changes = [*RL, *tuned, "rl.updates=60", "rl.k=2", f"rl.advantage={advantage}"]
+    assert pipeline("rl", *changes) == pipeline("eval") == 0
+    records = pipeline.view()["records"]
+    mine = [record for record in records if record["run"] == pipeline.at("rl", *changes).name]
+    assert [record["epoch"] for record in mine] == [1, 2, 4, 8, 16, 32, 60]
+    assert mine == [record for record in records if record["stage"] == "rl"] and mine[0]["fork_rate"] == 0.5
+    assert mine[0]["tags"].get("rl.advantage", "grpo") == advantage and mine[0]["tags"]["sft.traces"] == 512
+    before = next(r for r in records if r["run"] == pipeline.at("sft", *tuned).name and r["epoch"] == 4)
+    assert mine[-1]["pass_at"]["1"] > before["pass_at"]["1"] + 0.02
+
+
+def test_resumes_bit_for_bit(copy, monkeypatch):
+    pipeline = copy(BASE, "fork1")
+    folder, real = pipeline.at("rl", *RL), backends.sample
+    assert pipeline("rl", *RL) == 0
+    whole, calls = load_weights(folder / "ckpt.pt")["model"], []
+    shutil.rmtree(folder)
+
+    def interrupted(*arguments, **named):
+        calls.append(1)
+        if len(calls) == 8:
+            raise KeyboardInterrupt
+        return real(*arguments, **named)
+
+    monkeypatch.setattr(learning, "sample", interrupted)
+    assert pipeline("rl", *RL) == 130 and not runs.read(folder).complete
+    assert pipeline("rl", "--resume", *RL) == 0
+    halves = load_weights(folder / "ckpt.pt")["model"]
+    assert all(torch.equal(whole[key], halves[key]) for key in whole)
+
+
+def test_groups_without_signal_are_said(copy, capsys, monkeypatch):
+    monkeypatch.setattr(learning, "PATIENCE", 3)
+    monkeypatch.setitem(learning.ADVANTAGES, "grpo", lambda reward, k: reward * 0)
+    pipeline = copy(BASE, "fork1")
+    assert pipeline("rl", *RL) == 0
+    assert capsys.readouterr().out.count("no group had both right and wrong rollouts for 3 updates") == 1
+
+
+def test_bad_starts_are_refused(copy, capsys):
+    """A start that was not made, an epoch that is not kept; the base is a start too."""
+    pipeline = copy(BASE, "fork1")
+    for override in ("sft.fork_rate=0.5", "model.width=64", "sft.epochs=2"):
+        error = pipeline.refused(capsys, "rl", *RL, override)
+        assert f"{pipeline.at('sft', override)}: no such finished run; make it with `minifork sft" in error
+    assert "e3.pt: no such weights" in pipeline.refused(capsys, "rl", *RL, "rl.epoch=3")
+    assert sorted(pipeline.folder.iterdir()) == sorted([pipeline.run(BASE), pipeline.run("fork1")])
+    assert pipeline("rl", *RL, "rl.epoch=0", "rl.updates=1", "sft.fork_rate=0.5") == 0
+
+
+def test_a_run_names_its_start(copy):
+    """A fine-tuned run's snapshot, or the base; the sft section decides the run only if it starts from there."""
+    pipeline = copy(BASE, "fork1")
+    from_base = [*RL, "rl.epoch=0", "rl.updates=1"]
+    assert pipeline("rl", *RL, "rl.updates=1") == pipeline("rl", *from_base) == 0
+    tuned, base = runs.read(pipeline.at("rl", *RL, "rl.updates=1")), runs.read(pipeline.at("rl", *from_base))
+    start = {"run": pipeline.run("fork1").name, "file": "epochs/e4.pt"}
+    assert tuned.record["parent"] == start | {"weights": runs.read(pipeline.run("fork1")).checkpoint(4).weights}
+    assert base.record["parent"] == runs.read(pipeline.run("fork1")).record["parent"]
+    assert pipeline.at("rl", *from_base, "sft.fork_rate=0.5") == base.folder
+    assert pipeline.at("rl", *RL, "rl.updates=1", "sft.fork_rate=0.5") != tuned.folder
+
+
+def test_training_forks_are_those_of_the_run_it_started_from(copy):
+    """A run that started from the base has none."""
+    pipeline, seeded = copy(BASE), [*RL, "seed=5", "rl.updates=1"]
+    assert pipeline("sft", "seed=5") == pipeline("rl", *seeded) == pipeline("rl", *seeded, "rl.epoch=0") == 0
+    assert pipeline("eval") == 0
+    config = pipeline.config(*seeded)
+    task, model = config.data, checkpoints.load(runs.require(config, "rl").checkpoint(1))
+    forks = problem_set(task, training_forks(task, config.sft, 5, 64, 64), "cpu")
+    expected = measure.branch_probabilities(measure.tree_of(model, forks, Policy()), forks)
+    with np.load(pipeline.folder / "eval.npz") as arrays:
+        name = pipeline.at("rl", *seeded).name
+        np.testing.assert_array_equal(arrays[f"{name}/e1/plain/fork_train"], expected)
+        assert f"{pipeline.at('rl', *seeded, 'rl.epoch=0').name}/e1/plain/fork_train" not in arrays.files
+
+
+@pytest.mark.parametrize(
+    ("override", "named"),
+    [
+        ("rl.group=1", "rl.group"),
+        ("rl.kl=-1", "rl.kl"),
+        ("rl.mode=SEARCH", "rl.mode"),
+        ("rl.advantage=ppo", "rl.advantage"),
+        ("rl.prompts=2000", "rl.prompts"),
+        ("rl.updates=0", "rl.updates"),
+        ("rl.lr=0", "rl.lr"),
+    ],
+)
+def test_impossible_settings_are_refused(trained, capsys, override, named):
+    assert named in trained.refused(capsys, "rl", override)
+
+
+def test_k_must_fit_the_group(trained, capsys):
+    assert "rl.k is 8: in a group of rl.group=8 only 1 to 7" in trained.refused(  # with k = n all advantages are 0
+        capsys, "rl", "rl.advantage=passk", "rl.k=8", "rl.group=8"
+    )
+    with pytest.raises(ValueError, match="rl.k is 9"):
+        passk_advantage(torch.zeros(1, 8), 9)
