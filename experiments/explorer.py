@@ -7,7 +7,6 @@ from data_gen.task import Problems, Task
 from experiments import study
 from experiments.results import Results
 from minifork import measure
-from minifork.checkpoints import load
 from minifork.decoding import policy
 from minifork.decoding.traces import Tree
 from minifork.measuring.problems import ProblemSet, draw, problem_set
@@ -62,7 +61,7 @@ def _problem(task: Task, problem: Problems) -> dict:
 @torch.no_grad()
 def _snapshot(config: Config, problems: ProblemSet, results: Results, record: dict) -> dict:
     """One set of weights on all problems under the config's decode policy: p as measured, all else in thousandths."""
-    model = load(results.runs[record["run"]].checkpoint(record["epoch"]))
+    model = results.runs[record["run"]].model(record["epoch"])
     tree = measure.tree_of(model, problems, policy.parse(config.eval.policy))
     return {
         "epoch": record["epoch"] or 0,

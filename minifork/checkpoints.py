@@ -1,14 +1,11 @@
-"""From a run's weights to a model: the device, a new model, the model of a checkpoint once its hash holds."""
+"""From a config to a model: the device, a new model, a model with weights that were read."""
 
 from pathlib import Path
 
 import torch
-from torch import Tensor
 
 from minifork.gpt import GPT
-from minifork.runs import Checkpoint
 from minifork.schema import Config
-from minifork.storage.weights import hash_of, load_weights
 
 
 def pick_device(config: Config) -> str:
@@ -24,24 +21,6 @@ def new_model(config: Config, seed: int) -> GPT:
     """A freshly initialised model of the config's shape."""
     torch.manual_seed(seed)
     return GPT(config.model, config.data.vocab_size, config.context)
-
-
-def load(checkpoint: Checkpoint) -> GPT:
-    """The model of a checkpoint, in evaluation mode on the CPU; raises ValueError as `weights_of` does."""
-    model = new_model(checkpoint.run.config, 0)
-    load_state(model, {"model": weights_of(checkpoint)}, checkpoint.path)
-    return model.eval()
-
-
-def weights_of(checkpoint: Checkpoint) -> dict[str, Tensor]:
-    """The weights of a checkpoint by name.
-
-    Raises ValueError naming the file when it is damaged or holds other weights than its run recorded.
-    """
-    weights = load_weights(checkpoint.path)["model"]
-    if hash_of(weights) != checkpoint.weights:
-        raise ValueError(f"{checkpoint.path}: holds other weights than its run recorded; make the run again")
-    return weights
 
 
 def load_state(model: GPT, saved: dict, path: Path) -> None:

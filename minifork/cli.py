@@ -104,4 +104,5 @@ def _run(command: Command, options: argparse.Namespace) -> int:
         print(f"{run.folder} is complete: nothing to do")
         return 0
     module, function = command.function.split(":")
-    return int(getattr(importlib.import_module(module), function)(config, **flags) or 0)
+    code = getattr(importlib.import_module(module), function)(config, **flags)
+    return code if isinstance(code, int) else 0

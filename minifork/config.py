@@ -17,6 +17,7 @@ from typing import Any, get_type_hints
 import yaml
 
 from data_gen.star import Star
+from data_gen.task import Task
 from minifork.schema import TASKS, Config
 
 FOLDER = Path(__file__).parent / "configs"
@@ -139,18 +140,32 @@ def changed(config: Config, changes: Iterable[str] | Mapping[str, Any], source: 
     valid = keys(Config, task=config.task)
     if not isinstance(changes, Mapping):
         changes = parsed(changes, valid, source)
-    tree = to_tree(config)
     for key, value in changes.items():
         if key not in valid:
             raise ValueError(_unknown(key, valid, source))
         if key == "task" and value in [*TASKS] and keys(Config, task=value) != valid:
             raise ValueError(f"{source}: task is {value!r}, but the config is of {config.task}: give another file")
+    return from_tree(_with(to_tree(config), changes), source) if changes else config
+
+
+def of_task(name: str, task: Task, changes: Mapping[str, Any]) -> Config:
+    """What ships for a task of this name, with its data section replaced and then changes by dotted key.
+
+    Raises ValueError as `load` does.
+    """
+    tree = _shipped_tree(FOLDER, name)[0] | {"data": dataclasses.asdict(task)}
+    return from_tree(_with(tree, changes), name)
+
+
+def _with(tree: dict, changes: Mapping[str, Any]) -> dict:
+    """A nested mapping with other values at dotted keys."""
+    for key, value in changes.items():
         *sections, leaf = key.split(".")
-        node = tree
-        for section in sections:
-            node = node[section]
-        node[leaf] = value
-    return from_tree(tree, source) if changes else config
+        inner: dict = {leaf: value}
+        for section in reversed(sections):
+            inner = {section: inner}
+        tree = _merged(tree, inner)
+    return tree
 
 
 def parsed(words: Iterable[str], valid: dict[str, type], source: str) -> dict[str, Any]:

@@ -19,7 +19,7 @@ from tqdm import tqdm
 from data_gen import streams
 from minifork import config as configs
 from minifork import runs, tables
-from minifork.checkpoints import load, pick_device
+from minifork.checkpoints import pick_device
 from minifork.decoding import policy
 from minifork.measure import Measurement, NotComputedError, measure
 from minifork.measuring.problems import ProblemSet, draw, problem_set, training_forks
@@ -221,7 +221,7 @@ def stored(config: Config, target: Target) -> Evaluation | None:
 def _measure(config: Config, target: Target) -> None:
     """Measure a target and keep what was found with its run."""
     run, device, settings = target.checkpoint.run, pick_device(config), config.eval
-    model = load(target.checkpoint).to(device)
+    model = target.checkpoint.model().to(device)
     test = problems_for(config, device, target.test_set)
     training = None
     if run.stage != "base" and not (run.stage == "rl" and run.config.rl.epoch == 0):

@@ -12,6 +12,7 @@ imports torch unless a run of version 0.1 needs its weights hashed.
 """
 
 import contextlib
+import copy
 import platform
 import re
 import shlex
@@ -21,13 +22,18 @@ from collections.abc import Iterator
 from dataclasses import dataclass, field, replace
 from functools import cached_property
 from pathlib import Path
-from typing import Any
+from typing import TYPE_CHECKING, Any
 
 from minifork import config as configs
 from minifork.schema import Config
 from minifork.storage import files, legacy
 
-RECORD, WEIGHTS = "run.json", "ckpt.pt"
+if TYPE_CHECKING:
+    from torch import Tensor
+
+    from minifork.gpt import GPT
+
+RECORD, WEIGHTS, METRICS = "run.json", "ckpt.pt", "metrics.jsonl"
 FORMAT, VERSION = "minifork-run", 2
 STAGES = ("base", "sft", "wise", "rl")  # in this order: each starts from one before it
 COMMANDS = {"base": "pretrain", "sft": "sft", "wise": "wise", "rl": "rl"}
@@ -48,22 +54,52 @@ class Checkpoint:
 
     run: "Run"
     epoch: int | None
-    path: Path
+    file: str
     final: bool
+
+    @property
+    def path(self) -> Path:
+        """Where the file lies; for a run in memory what messages call it."""
+        return self.run.folder / self.file
 
     @property
     def weights(self) -> str:
         """The hash of the weights, as recorded when they were written."""
-        return self.run.weights_hash(str(self.path.relative_to(self.run.folder)))
+        return self.run.weights_hash(self.file)
+
+    def state(self) -> "dict[str, Tensor]":
+        """The weights by name.
+
+        Raises ValueError naming the file when it is damaged or holds other weights than its run recorded.
+        """
+        from minifork.storage.weights import hash_of
+
+        weights = self.run.read(self.file)["model"]
+        if hash_of(weights) != self.weights:
+            raise ValueError(f"{self.path}: holds other weights than its run recorded; make the run again")
+        return weights
+
+    def model(self) -> "GPT":
+        """The model with these weights, in evaluation mode on the CPU; raises ValueError as `state` does."""
+        from minifork.checkpoints import load_state, new_model
+
+        model = new_model(self.run.config, 0)
+        load_state(model, {"model": self.state()}, self.path)
+        return model.eval()
 
 
 @dataclass(frozen=True)
 class Run:
-    """A run: its folder, its record, and the config in it."""
+    """A run: its folder, its record, and the config in it.
+
+    memory: None, or the files of a run that lives in memory; its folder is then only what messages call it.
+    """
 
     folder: Path
     record: dict[str, Any]
     config: Config = field(repr=False)
+    memory: dict[str, Any] | None = field(default=None, repr=False)
+    silent: bool = False
 
     @property
     def name(self) -> str:
@@ -102,16 +138,25 @@ class Run:
         first = self.config.wise.early if self.stage == "wise" else 0
         return [epoch for epoch in doublings(last) if epoch > first]
 
-    def checkpoint(self, epoch: int | None) -> Checkpoint:
-        """The weights after an epoch, or the base's for None; raises ValueError when the run keeps no such ones."""
-        path = self.folder / (WEIGHTS if epoch is None else snapshot(epoch))
-        if not self.complete or not path.exists():
-            raise ValueError(f"{path}: no such weights of a finished run; remove the folder and run it again")
-        return Checkpoint(self, epoch, path, epoch is None or epoch == self.epochs[-1])
+    def checkpoint(self, epoch: int | None = None) -> Checkpoint:
+        """The weights after an epoch, or the last ones; raises ValueError when the run keeps no such ones."""
+        epochs = self.epochs
+        epoch = epochs[-1] if epochs and epoch is None else epoch
+        file = WEIGHTS if epoch is None else snapshot(epoch)
+        if not self.complete or not self.has(file):
+            raise ValueError(f"{self.folder / file}: no such weights of a finished run; make it, or name another epoch")
+        return Checkpoint(self, epoch, file, not epochs or epoch == epochs[-1])
 
     def checkpoints(self) -> list[Checkpoint]:
         """All weights worth measuring, in order; raises ValueError when some are missing."""
-        return [self.checkpoint(epoch) for epoch in (self.epochs if self.stage != "base" else [None])]
+        return [self.checkpoint(epoch) for epoch in self.epochs or [None]]
+
+    def model(self, epoch: int | None = None) -> "GPT":
+        """The model after an epoch, or at the end, in evaluation mode on the CPU.
+
+        Raises ValueError for an unfinished run, and for an epoch without weights.
+        """
+        return self.checkpoint(epoch).model()
 
     def weights_hash(self, file: str) -> str:
         """The recorded hash of a file of weights; runs of version 0.1 recorded none, so theirs is computed."""
@@ -121,10 +166,47 @@ class Run:
             self.record["weights"][file] = weights_hash(self.folder / file)
         return self.record["weights"][file]
 
+    # files
+
+    def has(self, file: str) -> bool:
+        """Whether the run has a file of weights."""
+        return (self.folder / file).exists() if self.memory is None else file in self.memory
+
+    def read(self, file: str, device: str = "cpu") -> dict:
+        """What a file of weights holds; raises ValueError naming it when it is damaged."""
+        if self.memory is not None:
+            return self.memory[file]
+        from minifork.storage.weights import load_weights
+
+        return load_weights(self.folder / file, device)
+
+    def write(self, file: str, payload: dict) -> str:
+        """Keep a payload with weights as a file; returns the weights' hash. Raises as `save_weights` does."""
+        from minifork.storage.weights import hash_of, require_finite, save_weights
+
+        if self.memory is None:
+            return save_weights(self.folder / file, payload)
+        require_finite(payload["model"], self.folder / file)
+        self.memory[file] = copy.deepcopy(payload)
+        return hash_of(payload["model"])
+
+    def log(self, line: dict) -> None:
+        """Append a line to the metrics; raises OSError naming the file when it cannot be written."""
+        if self.memory is None:
+            files.append_line(self.folder / METRICS, line)
+        else:
+            self.memory.setdefault(METRICS, []).append(line)
+
     def save(self, **progress: Any) -> None:
         """Write the record with new progress; raises OSError naming it when it cannot be written."""
         self.record.update(progress)
-        files.write_json(self.folder / RECORD, self.record)
+        if self.memory is None:
+            files.write_json(self.folder / RECORD, self.record)
+
+    def say(self, text: str) -> None:
+        """Print a line of progress, unless the run is silent."""
+        if not self.silent:
+            print(text, flush=True)
 
 
 def snapshot(epoch: int) -> str:
@@ -189,9 +271,14 @@ def folder_of(config: Config, stage: str) -> Path:
         with contextlib.suppress(ValueError, OSError):  # a run that cannot be read is not the one
             if _read_record(path)["identity"] == wanted:
                 return path
+    return task_folder(config) / _label(config, stage)
+
+
+def _label(config: Config, stage: str) -> str:
+    """What a new run is called: for people, and eight digits of its identity."""
     rate = f"-fork{config.sft.fork_rate:g}" if stage != "base" else ""
     seed = config.base_seed if stage == "base" else config.seed
-    return task_folder(config) / f"{config.name or f'{stage}{rate}-seed{seed}'}-{wanted[:8]}"
+    return f"{config.name or f'{stage}{rate}-seed{seed}'}-{identity(config, stage)[:8]}"
 
 
 def _folders(config: Config) -> list[Path]:
@@ -338,11 +425,14 @@ def _state(folder: Path, config: Config, stage: str, parent: Checkpoint | None, 
     return _with_config(run.record, folder, config)
 
 
+def in_memory(config: Config, stage: str, parent: Checkpoint | None, silent: bool) -> Run:
+    """A new run that lives in memory and is gone with the process."""
+    run = _new(Path("(memory)", _label(config, stage)), config, stage, parent)
+    return replace(run, memory={}, silent=silent)
+
+
 def _new(folder: Path, config: Config, stage: str, parent: Checkpoint | None) -> Run:
-    start = None
-    if parent:
-        file = str(parent.path.relative_to(parent.run.folder))
-        start = {"run": parent.run.name, "file": file, "weights": parent.weights}
+    start = {"run": parent.run.name, "file": parent.file, "weights": parent.weights} if parent else None
     progress = {"weights": {}, "legs": [], "step": 0, "steps": 0, "complete": False, "seconds": 0.0}
     record = {"stage": stage, "identity": identity(config, stage), "parent": start} | progress
     return _with_config(record, folder, config)

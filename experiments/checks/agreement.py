@@ -13,7 +13,7 @@ from tqdm import tqdm
 
 from minifork import config as configs
 from minifork import measure, runs
-from minifork.checkpoints import load, pick_device
+from minifork.checkpoints import pick_device
 from minifork.decoding import policy
 from minifork.decoding.exact import exact
 from minifork.decoding.split import split
@@ -44,7 +44,7 @@ def agreement(config: Config) -> int:
     problems = problems_for(config, device)
     found = []
     for name, decoder in tqdm(list(product(last, POLICIES)), desc="agreement", disable=None):
-        model = load(last[name]).to(device)
+        model = last[name].model().to(device)
         tree = measure.tree_of(model, problems, policy.parse(decoder))
         found += [
             {"run": name, "policy": decoder, **test}

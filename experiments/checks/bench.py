@@ -17,7 +17,7 @@ from torch import Tensor
 
 from experiments.checks.bench_gpu import bench_gpu
 from minifork import measure, runs
-from minifork.checkpoints import load, pick_device
+from minifork.checkpoints import pick_device
 from minifork.decoding.exact import exact
 from minifork.decoding.policy import Policy
 from minifork.decoding.rollout import rollout
@@ -37,7 +37,7 @@ FEW_PROBLEMS, FEW_ROLLOUTS = 50, 16  # of the slow samplers, which larger batche
 def bench(config: Config) -> None:
     """Time the engines on the base model; raises ValueError when it is missing."""
     device = pick_device(config)
-    model = load(runs.require(config, "base").checkpoint(None)).to(device)
+    model = runs.require(config, "base").model().to(device)
     problems = problems_for(config, device)
     tree = measure.tree_of(model, problems, Policy())
     some, few, new = tree[:PROBLEMS], problems.prompts[:FEW_PROBLEMS], config.data.trace_len

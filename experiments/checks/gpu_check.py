@@ -19,7 +19,6 @@ import torch
 
 from experiments.checks import agreement, bench_gpu
 from minifork import measure, runs
-from minifork.checkpoints import load
 from minifork.decoding.exact import exact
 from minifork.decoding.policy import Policy
 from minifork.decoding.traces import Tree
@@ -110,7 +109,7 @@ def trees(config: Config) -> dict[str, Tree]:
         stages.sft(replace(config, sft=replace(config.sft, fork_rate=rate)), resume=True)
     problems = problems_for(config, "cuda")
     last = {"base": runs.require(config, "base"), "tuned": runs.require(config, "sft")}
-    return {name: measure.tree_of(load(run.checkpoints()[-1]).cuda(), problems, Policy()) for name, run in last.items()}
+    return {name: measure.tree_of(run.model().cuda(), problems, Policy()) for name, run in last.items()}
 
 
 def samples(config: Config) -> dict:

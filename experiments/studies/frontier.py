@@ -168,7 +168,7 @@ def spread_of(results: Results, plain: Plan) -> dict[str, tuple]:
     config, record = results.config, results.of(plain)[-1]
     device = checkpoints.pick_device(config)
     problems = problems_for(config, device)
-    model = checkpoints.load(results.runs[record["run"]].checkpoint(record["epoch"])).to(device)
+    model = results.runs[record["run"]].model(record["epoch"]).to(device)
     tree = measure.tree_of(model, problems, policy.parse(config.eval.policy))
     return spread(tree, problems, results.solved(record, problems.branches.shape[1]))
 

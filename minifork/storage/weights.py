@@ -17,8 +17,7 @@ def save_weights(path: Path, payload: dict) -> str:
     Raises ValueError naming the file, and leaves an older one, when its model's weights are not finite.
     """
     model = payload.get("model", {})
-    if not _finite(model):
-        raise ValueError(f"{path}: the weights are not finite and are not kept; lower the learning rate")
+    require_finite(model, path)
     write_atomically(path, lambda file: torch.save({"format": FORMAT, **payload}, file))
     return hash_of(model)
 
@@ -55,6 +54,12 @@ def hash_of(model: dict[str, torch.Tensor]) -> str:
     """Twelve hex digits of weights by name."""
     arrays = {name: model[name].detach().cpu().contiguous().numpy() for name in sorted(model)}
     return digest(b"".join(name.encode() + array.tobytes() for name, array in arrays.items()))
+
+
+def require_finite(model: dict[str, torch.Tensor], path: Path) -> None:
+    """Raise ValueError naming the file that weights are for, unless all are finite."""
+    if not _finite(model):
+        raise ValueError(f"{path}: the weights are not finite and are not kept; lower the learning rate")
 
 
 def _finite(model: dict) -> bool:

@@ -20,15 +20,13 @@ from tqdm import tqdm
 from data_gen.walks import IGNORE
 from minifork.checkpoints import load_state
 from minifork.gpt import GPT
-from minifork.runs import WEIGHTS, Run, machine
+from minifork.runs import METRICS, WEIGHTS, Run, machine
 from minifork.schema import Optim
-from minifork.storage.files import append_line, write_atomically
-from minifork.storage.weights import load_weights, save_weights
+from minifork.storage.files import write_atomically
 from minifork.training.losses import Loss
 
 BatchAt = Callable[[int], tuple[np.ndarray, np.ndarray]]
 Objective = Callable[[nn.Module, int], tuple[Tensor, int]]
-METRICS = "metrics.jsonl"
 _SECONDS_BETWEEN_LINES = 10
 
 
@@ -67,9 +65,7 @@ def fit(model: GPT, job: Job, device: str) -> None:
     """
     model.to(device)
     run, optimizers = job.run, make_optimizers(model, job.optim)
-    first, spent, weights = 0, 0.0, {}
-    if (run.folder / WEIGHTS).exists():
-        first, spent, weights = _restore(model, optimizers, job, device)
+    first, spent, weights = _restore(model, optimizers, job, device)
     _keep_metrics_until(run.folder / METRICS, first)
     leg = {"from": first, "machine": machine(), "torch": torch.__version__, "threads": torch.get_num_threads()}
     legs = [*run.record["legs"], leg]
@@ -81,26 +77,26 @@ def fit(model: GPT, job: Job, device: str) -> None:
         seconds = spent + time.monotonic() - started
         state = {"model": model.state_dict(), "optimizers": [o.state_dict() for o in optimizers]}
         progress = {"step": step, "seconds": seconds, "snapshots": weights}
-        last = save_weights(run.folder / WEIGHTS, state | progress)
+        last = run.write(WEIGHTS, state | progress)
         leg.update(to=step, seconds=round(seconds - spent, 1))
         hashes = weights | {WEIGHTS: last}
         run.save(step=step, complete=step == job.steps, seconds=round(seconds, 1), legs=legs, weights=hashes)
 
     step = first
-    with _progress(run.name, job.steps, first) as show, _interrupt_between_steps() as interrupted:
+    with _progress(run, job.steps, first) as show, _interrupt_between_steps() as interrupted:
         while step < job.steps:
             loss, tokens = _step(forward, optimizers, job, step)
             step += 1
-            show(step, loss, tokens, run.folder / METRICS)
+            show(step, loss, tokens)
             if file := job.snapshots.get(step):
-                weights[file] = save_weights(run.folder / file, {"model": model.state_dict(), "step": step})
+                weights[file] = run.write(file, {"model": model.state_dict(), "step": step})
             if interrupted():
                 save(step)
                 raise KeyboardInterrupt
             if step % run.config.save_every == 0:
                 save(step)
     save(job.steps)
-    print(f"{run.name}: {job.steps} steps in {spent + time.monotonic() - started:.0f} s", flush=True)
+    run.say(f"{run.name}: {job.steps} steps in {spent + time.monotonic() - started:.0f} s")
 
 
 def make_optimizers(model: GPT, optim: Optim) -> list[torch.optim.Optimizer]:
@@ -147,9 +143,11 @@ def _step(model: nn.Module, optimizers: list[torch.optim.Optimizer], job: Job, s
 def _restore(
     model: GPT, optimizers: list[torch.optim.Optimizer], job: Job, device: str
 ) -> tuple[int, float, dict[str, str]]:
-    """Load the run's checkpoint; returns its step, the seconds behind it, and the hashes of the snapshots before it."""
+    """Load the run's checkpoint, if it has one; returns its step, the seconds behind it, its snapshots' hashes."""
     path = job.run.folder / WEIGHTS
-    saved = load_weights(path, device)
+    if not job.run.has(WEIGHTS):
+        return 0, 0.0, {}
+    saved = job.run.read(WEIGHTS, device)
     load_state(model, saved, path)
     try:
         for optimizer, state in zip(optimizers, saved["optimizers"], strict=True):
@@ -220,22 +218,23 @@ def _interrupt_between_steps() -> Iterator[Callable[[], bool]]:
 
 
 @contextmanager
-def _progress(name: str, steps: int, first: int) -> Iterator[Callable[[int, float, int, Path], None]]:
+def _progress(run: Run, steps: int, first: int) -> Iterator[Callable[[int, float, int], None]]:
     """A tqdm bar on a terminal, else a plain line every few seconds; logs every 10th step and the last."""
-    bar = tqdm(total=steps, initial=first, desc=name, unit="step", disable=not sys.stderr.isatty())
+    hidden = run.silent or not sys.stderr.isatty()
+    bar = tqdm(total=steps, initial=first, desc=run.name, unit="step", disable=hidden)
     clock = {"line": time.monotonic(), "start": time.monotonic(), "tokens": 0}
 
-    def show(step: int, loss: float, tokens: int, metrics: Path) -> None:
+    def show(step: int, loss: float, tokens: int) -> None:
         now = time.monotonic()
         clock["tokens"] += tokens
         rate = clock["tokens"] / max(now - clock["start"], 1e-9)
         bar.set_postfix(loss=f"{loss:.4f}", tok_s=f"{rate:,.0f}", refresh=False)
         bar.update()
         if step % 10 == 0 or step == steps:
-            append_line(metrics, {"step": step, "loss": round(loss, 6), "tokens_per_s": round(rate)})
+            run.log({"step": step, "loss": round(loss, 6), "tokens_per_s": round(rate)})
         if bar.disable and (now - clock["line"] > _SECONDS_BETWEEN_LINES):
             eta = (now - clock["start"]) / (step - first) * (steps - step)
-            print(f"{name}: step {step}/{steps} loss {loss:.4f} {rate:,.0f} tok/s ETA {eta:.0f} s", flush=True)
+            run.say(f"{run.name}: step {step}/{steps} loss {loss:.4f} {rate:,.0f} tok/s ETA {eta:.0f} s")
             clock["line"] = now
 
     with bar:

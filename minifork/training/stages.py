@@ -1,92 +1,112 @@
-"""The stages that train: pretraining on random walks, fine-tuning on traces, RL. All hand a Job to `train.fit`."""
+"""The stages that train: pretraining on random walks, fine-tuning on traces, RL. All hand a Job to `loop.fit`."""
 
 from dataclasses import replace
 from functools import lru_cache
+from pathlib import Path
 
 import numpy as np
 
 from data_gen import audit, streams, walks
 from data_gen.task import PAD
 from minifork import runs
-from minifork.checkpoints import load, new_model, pick_device
+from minifork.checkpoints import new_model, pick_device
 from minifork.config import to_tree
-from minifork.gpt import GPT
+from minifork.runs import Checkpoint, Run
 from minifork.schema import Config
 from minifork.storage.files import read_json, write_json
-from minifork.training import losses
-from minifork.training import reinforce as rl_objectives
+from minifork.training import losses, reinforce
 from minifork.training.loop import BatchAt, Job, fit, supervised
 
 
-def pretrain(config: Config, resume: bool) -> None:
-    """Train the base model on random walks.
+def pretrain(config: Config, resume: bool) -> Run:
+    """The base model that a config asks for, trained on random walks as far as it is not yet.
 
     Raises ValueError for an unfinished run without ``resume``.
     """
     with runs.hold(config, "base", None, resume) as run:
-        if run.complete:
-            return print(f"{run.folder} is complete: nothing to do")
-        task, plan = replace(config.data, branch_order="shuffled"), config.pretrain
-        model = new_model(config, config.base_seed)
-
-        def batch_at(step: int) -> tuple[np.ndarray, np.ndarray]:
-            return walks.walk_batch(
-                task, config.walks.stop, config.walks.seq_len, config.base_seed, step, plan.batch, config.walks.informed
-            )
-
-        print(
-            f"{run.name}: pretraining {_count(model):,} parameters on random walks, "
-            f"{plan.steps} steps of {plan.batch} x {config.walks.seq_len} tokens"
-        )
-        device = pick_device(config)
-        fit(model, Job(run, supervised(batch_at, losses.parse("cross_entropy"), device), plan.steps, plan), device)
+        return complete(run, None)
 
 
-def sft(config: Config, resume: bool) -> None:
-    """Fine-tune the base model on traces, with snapshots at epochs 1, 2, 4, ...
+def sft(config: Config, resume: bool) -> Run:
+    """The base model fine-tuned on traces, with snapshots at epochs 1, 2, 4, ...
 
     Raises ValueError where `pretrain` does, for a base that is missing, and for data that leaks.
     """
-    start = runs.require(config, "base").checkpoint(None)
-    plan, loss = config.sft, losses.parse(config.sft.loss)
+    start = runs.require(config, "base").checkpoint()
     with runs.hold(config, "sft", start, resume) as run:
-        if run.complete:
-            return print(f"{run.folder} is complete: nothing to do")
-        data = sft_data(config, 0)
-        check_leaks(config, data)
-        steps = -(-plan.epochs * plan.traces // plan.batch)
-        shape = ", ".join(f"{k} {v}" for k, v in to_tree(config)["model"].items())
-        print(
-            f"{run.name}: from {start.run.name} it inherits the weights, the model ({shape}) and the task; "
-            f"optimizer and schedule start afresh: {plan.traces} traces, {plan.epochs} epochs, {steps} steps"
-        )
-        run.record["data_hash"] = streams.data_hash(data.tokens)
-        snapshots = {-(-epoch * plan.traces // plan.batch): runs.snapshot(epoch) for epoch in run.epochs}
-        device = pick_device(config)
-        job = Job(run, supervised(_sft_batches(config), loss, device), steps, plan, snapshots)
-        fit(load(start).train(), job, device)
+        return complete(run, start)
 
 
-def rl(config: Config, resume: bool) -> None:
-    """Go on from a fine-tuned run's snapshot, or from the base, by rewards; with snapshots at updates 1, 2, 4, ...
+def rl(config: Config, resume: bool) -> Run:
+    """A fine-tuned run's snapshot, or the base, trained on by rewards, with snapshots at updates 1, 2, 4, ...
 
     Raises ValueError where `pretrain` does, for a start that is missing, and for sft.prefix.
     """
-    plan = config.rl
+    start = runs.require(config, "sft" if config.rl.epoch else "base").checkpoint(config.rl.epoch or None)
+    with runs.hold(config, "rl", start, resume) as run:
+        return complete(run, start)
+
+
+def complete(run: Run, start: Checkpoint | None) -> Run:
+    """The run, trained from ``start`` (a base: from scratch) or from where it stopped."""
+    if run.complete:
+        run.say(f"{run.folder} is complete: nothing to do")
+        return run
+    if start is None:
+        _pretrain(run)
+    elif run.stage == "sft":
+        _fine_tune(run, start)
+    else:
+        _reinforce(run, start)
+    return run
+
+
+def _pretrain(run: Run) -> None:
+    config = run.config
+    task, plan = replace(config.data, branch_order="shuffled"), config.pretrain
+    model, device = new_model(config, config.base_seed), pick_device(config)
+
+    def batch_at(step: int) -> tuple[np.ndarray, np.ndarray]:
+        return walks.walk_batch(
+            task, config.walks.stop, config.walks.seq_len, config.base_seed, step, plan.batch, config.walks.informed
+        )
+
+    parameters = sum(p.numel() for p in model.parameters())
+    run.say(
+        f"{run.name}: pretraining {parameters:,} parameters on random walks, "
+        f"{plan.steps} steps of {plan.batch} x {config.walks.seq_len} tokens"
+    )
+    fit(model, Job(run, supervised(batch_at, losses.parse("cross_entropy"), device), plan.steps, plan), device)
+
+
+def _fine_tune(run: Run, start: Checkpoint) -> None:
+    config, plan, loss = run.config, run.config.sft, losses.parse(run.config.sft.loss)
+    data = sft_data(config, 0)
+    check_leaks(run, data)
+    steps = -(-plan.epochs * plan.traces // plan.batch)
+    shape = ", ".join(f"{k} {v}" for k, v in to_tree(config)["model"].items())
+    run.say(
+        f"{run.name}: from {start.run.name} it inherits the weights, the model ({shape}) and the task; "
+        f"optimizer and schedule start afresh: {plan.traces} traces, {plan.epochs} epochs, {steps} steps"
+    )
+    run.record["data_hash"] = streams.data_hash(data.tokens)
+    snapshots = {-(-epoch * plan.traces // plan.batch): runs.snapshot(epoch) for epoch in run.epochs}
+    device = pick_device(config)
+    fit(start.model().train(), Job(run, supervised(_sft_batches(config), loss, device), steps, plan, snapshots), device)
+
+
+def _reinforce(run: Run, start: Checkpoint) -> None:
+    config, plan = run.config, run.config.rl
     if config.sft.prefix:
         raise ValueError(f"sft.prefix is {config.sft.prefix}: rl samples traces without a prefix; give 0")
-    start = runs.require(config, runs.parent_stage(config, "rl")).checkpoint(plan.epoch or None)
-    with runs.hold(config, "rl", start, resume) as run:
-        if run.complete:
-            return print(f"{run.folder} is complete: nothing to do")
-        device = pick_device(config)
-        model, reference = load(start), load(start).to(device)
-        print(
-            f"{run.name}: from {start.path}, {plan.advantage} on {plan.problems} problems, {plan.updates} updates of "
-            f"{plan.prompts} problems" + ("" if plan.advantage == "exact" else f" x {plan.group} rollouts")
-        )
-        learn = rl_objectives.objective(config, reference, device)
-        fit(model, Job(run, learn, plan.updates, plan, {epoch: runs.snapshot(epoch) for epoch in run.epochs}), device)
+    device = pick_device(config)
+    run.say(
+        f"{run.name}: from {start.path}, {plan.advantage} on {plan.problems} problems, {plan.updates} updates of "
+        f"{plan.prompts} problems" + ("" if plan.advantage == "exact" else f" x {plan.group} rollouts")
+    )
+    learn = reinforce.objective(config, start.model().to(device), device)
+    snapshots = {update: runs.snapshot(update) for update in run.epochs}
+    fit(start.model(), Job(run, learn, plan.updates, plan, snapshots), device)
 
 
 def sft_data(config: Config, epoch: int) -> streams.Examples:
@@ -103,22 +123,30 @@ def audit_command(config: Config) -> int:
     return 1 if leaks else 0
 
 
-def check_leaks(config: Config, data: streams.Examples) -> None:
-    """Audit the SFT set once (cached by its hash) and refuse a leaking one unless sft.allow_leak.
+def check_leaks(run: Run, data: streams.Examples) -> None:
+    """Audit the SFT set of a run (on disk once, cached by its hash) and refuse a leaking one unless sft.allow_leak.
 
     Raises ValueError naming the checks that found the leak.
     """
-    path = runs.task_folder(config) / "audits" / f"{streams.data_hash(data.tokens)}.json"
+    path, allowed = run.folder.parent / "audits" / f"{streams.data_hash(data.tokens)}.json", run.config.sft.allow_leak
+    leaks = _cached(path) if run.memory is None else None
+    if leaks is None:
+        leaks, table = _audit(run.config, data)
+        if run.memory is None:
+            write_json(path, {"leaks": leaks, "table": table.splitlines()})
+    if leaks and not allowed:
+        where = f" (see {path})" if run.memory is None else ""
+        raise ValueError(f"{_verdict(leaks)}{where}; a control meant to leak needs sft.allow_leak=true")
+    run.say(_verdict(leaks) + ("; training all the same (sft.allow_leak=true)" if leaks else ""))
+
+
+def _cached(path: Path) -> list[str] | None:
+    """The leaks that an earlier audit wrote down, None where its file is missing or damaged."""
     try:
         leaks = read_json(path, "leaks")["leaks"]
-        if not isinstance(leaks, list) or not all(isinstance(name, str) for name in leaks):
-            raise ValueError
-    except ValueError:  # missing or damaged
-        leaks, table = _audit(config, data)
-        write_json(path, {"leaks": leaks, "table": table.splitlines()})
-    if leaks and not config.sft.allow_leak:
-        raise ValueError(f"{_verdict(leaks)} (see {path}); a control meant to leak needs sft.allow_leak=true")
-    print(_verdict(leaks) + ("; training all the same (sft.allow_leak=true)" if leaks else ""))
+    except ValueError:
+        return None
+    return leaks if isinstance(leaks, list) and all(isinstance(name, str) for name in leaks) else None
 
 
 def _audit(config: Config, data: streams.Examples) -> tuple[list[str], str]:
@@ -160,7 +188,3 @@ def _sft_batches(config: Config) -> BatchAt:
         return np.where(tokens == PAD, config.data.eos, tokens)[:, :-1], targets
 
     return batch_at
-
-
-def _count(model: GPT) -> int:
-    return sum(p.numel() for p in model.parameters())

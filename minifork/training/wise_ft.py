@@ -11,9 +11,7 @@ import torch
 from torch import Tensor
 
 from minifork import runs
-from minifork.checkpoints import weights_of
 from minifork.schema import Config
-from minifork.storage.weights import save_weights
 
 
 def wise(config: Config) -> None:
@@ -22,12 +20,12 @@ def wise(config: Config) -> None:
     Raises ValueError naming the file when a run is missing or shapes differ.
     """
     tuned, early = runs.require(config, "sft"), config.wise.early
-    before = tuned.checkpoint(early) if early else runs.require(config, "base").checkpoint(None)
+    before = tuned.checkpoint(early) if early else runs.require(config, "base").checkpoint()
     if early >= tuned.epochs[-1]:
         raise ValueError(f"{before.path} is the last snapshot: wise.early must leave one after it")
     for share in config.wise.shares:
         one = replace(config, wise=replace(config.wise, weights=f"{share!r}"))
-        with runs.hold(one, "wise", tuned.checkpoint(tuned.epochs[-1]), resume=True) as run:
+        with runs.hold(one, "wise", tuned.checkpoint(), resume=True) as run:
             if not run.complete:
                 _mix(run, before, tuned, share)
         print(f"{run.folder}: {share:g} of {tuned.name} and {1 - share:g} of {before.path}")
@@ -35,11 +33,11 @@ def wise(config: Config) -> None:
 
 def _mix(run: runs.Run, before: runs.Checkpoint, tuned: runs.Run, share: float) -> None:
     """Write the snapshots of a mixture, ``share`` of the tuned weights, and its record."""
-    start, weights = weights_of(before), {}
+    start, weights = before.state(), {}
     for epoch in run.epochs:
-        path = tuned.checkpoint(epoch).path
-        mixed = interpolate(start, weights_of(tuned.checkpoint(epoch)), share, str(path))
-        weights[runs.snapshot(epoch)] = save_weights(run.folder / runs.snapshot(epoch), {"model": mixed, "step": epoch})
+        later = tuned.checkpoint(epoch)
+        mixed = interpolate(start, later.state(), share, str(later.path))
+        weights[later.file] = run.write(later.file, {"model": mixed, "step": epoch})
     run.save(step=len(weights), steps=len(weights), complete=True, seconds=tuned.record["seconds"], weights=weights)
 
 

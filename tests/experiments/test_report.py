@@ -54,7 +54,7 @@ def test_is_one_small_file_that_asks_for_nothing(made):
 def test_trees_of_the_explorer_are_the_models(trained):
     """Every prefix's probability is the product of the model's own next-token probabilities; ends add up to p."""
     config = trained.config()
-    model = checkpoints.load(runs.require(config, "sft").checkpoint(4))
+    model = runs.require(config, "sft").model(4)
     problems = problem_set(config.data, streams.test_problems(config.data, 6), "cpu")
     tree = measure.tree_of(model, problems, Policy())
     for i, nodes in enumerate(unfold(tree, least=0.0)):

@@ -48,7 +48,7 @@ def test_p_is_the_mean_over_prefixes(copy):
     with np.load(pipeline.folder / "eval.npz") as stored:
         p = stored[f"{record['run']}/e4/plain/free"]
     config = pipeline.config(PREFIXED)
-    model = checkpoints.load(runs.require(config, "sft").checkpoint(4))
+    model = runs.require(config, "sft").model(4)
     plain = problems.problem_set(config.data, streams.test_problems(config.data, 64), "cpu")
     by_prefix = []
     for drawn in range(PREFIX):

@@ -143,10 +143,10 @@ def test_weights_are_those_that_their_run_recorded(copy, capsys):
     """A whole file of another run in its place is refused by all that read it."""
     pipeline = copy("base", "fork1")
     tuned = runs.read(pipeline.run("fork1"))
-    assert weights.hash_of(checkpoints.weights_of(tuned.checkpoint(1))) == tuned.record["weights"]["epochs/e1.pt"]
+    assert weights.hash_of(tuned.checkpoint(1).state()) == tuned.record["weights"]["epochs/e1.pt"]
     shutil.copy(tuned.folder / "epochs" / "e4.pt", tuned.folder / "epochs" / "e1.pt")
     with pytest.raises(ValueError, match=r"e1\.pt: holds other weights than its run recorded"):
-        checkpoints.load(tuned.checkpoint(1))
+        tuned.model(1)
     small = ["rl.updates=1", "rl.problems=8", "rl.prompts=4"]
     for command in (["rl", *small], ["wise"], ["eval"]):
         assert "e1.pt: holds other weights than its run recorded" in pipeline.refused(capsys, *command)

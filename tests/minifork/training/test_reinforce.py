@@ -30,7 +30,7 @@ RL = ["rl.problems=24", "rl.prompts=8", "rl.group=6", "rl.updates=12", "rl.lr=0.
 def start(trained):
     """The config of an RL run from the trained pipeline, and the model it starts from."""
     settings = trained.config(*RL)
-    return settings, checkpoints.load(runs.require(settings, "sft").checkpoint(4))
+    return settings, runs.require(settings, "sft").model(4)
 
 
 # advantages
@@ -197,7 +197,7 @@ def test_training_forks_are_those_of_the_run_it_started_from(copy):
     assert pipeline("sft", "seed=5") == pipeline("rl", *seeded) == pipeline("rl", *seeded, "rl.epoch=0") == 0
     assert pipeline("eval") == 0
     config = pipeline.config(*seeded)
-    task, model = config.data, checkpoints.load(runs.require(config, "rl").checkpoint(1))
+    task, model = config.data, runs.require(config, "rl").model(1)
     forks = problem_set(task, training_forks(task, config.sft, 5, 64, 64), "cpu")
     expected = measure.branch_probabilities(measure.tree_of(model, forks, Policy()), forks)
     with np.load(pipeline.folder / "eval.npz") as arrays:
