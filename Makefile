@@ -33,7 +33,7 @@ STUDIED  := $(CONFIG) reproduce.pairs=$(PAIRS) $(if $(STUDY),reproduce.study=$(S
 SFT      := $(if $(FORK_RATE),sft.fork_rate=$(FORK_RATE)) $(if $(EPOCHS),sft.epochs=$(EPOCHS))
 
 .DEFAULT_GOAL := help
-.PHONY: help pretrain sft rl wise eval runs config figures claims report audit agreement bench gpu-check study frontier contrast sensitivity reproduce reproduce-full stops test faults lint clean
+.PHONY: help pretrain sft rl wise eval runs config figures claims report audit agreement bench gpu-check study frontier contrast sensitivity reproduce reproduce-full stops test test-all coverage faults lint clean
 
 help: ## this list
 	@grep -hE '^[a-z-]+:.*## ' $(MAKEFILE_LIST) | sed -E 's/:.*## /\t/' | expand -t 12
@@ -117,6 +117,13 @@ stops: $(ENV) ## bases with other stop probabilities, which set the base's pass@
 
 test: $(ENV) ## run the tests
 	@$(PYTHON) -m pytest -n auto --maxprocesses 4 --dist loadfile
+
+test-all: $(ENV) ## run the tests and the examples at full size (some minutes more)
+	@$(PYTHON) -m pytest -n auto --maxprocesses 4 --dist loadfile --full-size
+
+coverage: $(ENV) ## run the tests and report the lines of data_gen and minifork that they reach
+	@$(PYTHON) -m coverage run --source=data_gen,minifork -m pytest
+	@$(PYTHON) -m coverage report
 
 faults: $(ENV) ## kill every stage many times and compare with undisturbed runs (4 minutes)
 	@$(PYTHON) -m tests.faults

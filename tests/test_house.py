@@ -31,16 +31,62 @@ def name_of(path: Path) -> str:
     return str(path.relative_to(ROOT))
 
 
-def imported(path: Path) -> set[str]:
-    """Top-level packages a module imports, anywhere in it."""
-    packages = set()
+def module_of(path: Path) -> str:
+    """The dotted name of a module, of a package for its __init__."""
+    return ".".join(path.relative_to(ROOT).with_suffix("").parts).removesuffix(".__init__")
+
+
+MODULE_NAMES = {module_of(path) for path in MODULES}
+
+
+def imports(path: Path) -> set[str]:
+    """The full names that a module imports anywhere, functions and TYPE_CHECKING included, or names in strings."""
+    names = set()
     for node in ast.walk(ast.parse(path.read_text())):
         if isinstance(node, ast.Import):
-            packages |= {alias.name.split(".")[0] for alias in node.names}
+            names |= {alias.name for alias in node.names}
         elif isinstance(node, ast.ImportFrom):
             assert node.level == 0, f"{name_of(path)}: relative import"
-            packages.add(node.module.split(".")[0])
-    return packages
+            names |= {node.module} | {f"{node.module}.{alias.name}" for alias in node.names}
+        elif isinstance(node, ast.Constant) and isinstance(node.value, str):
+            names |= {node.value.split(":")[0]} & MODULE_NAMES - set(PACKAGES)
+    return names
+
+
+def imported(path: Path) -> set[str]:
+    """Top-level packages a module imports, anywhere in it."""
+    return {name.split(".")[0] for name in imports(path)}
+
+
+def circle(graph: dict[str, set[str]]) -> list[str]:
+    """Nodes of a graph that lead back to one another, or nothing."""
+    rest = dict(graph)
+    while leaves := [node for node, below in rest.items() if not below & rest.keys()]:
+        for node in leaves:
+            del rest[node]
+    return sorted(rest)
+
+
+def test_imports_point_down():
+    """No module, and no room (a folder, or a module that lies in none), imports one that leads back to it.
+
+    A package's own __init__ is exempt, as it only re-exports lazily.
+    """
+    graph = {module_of(p): imports(p) & MODULE_NAMES - {module_of(p)} for p in MODULES if p.name != "__init__.py"}
+    assert circle(graph) == []
+    rooms: dict[str, set[str]] = {}
+    for module, below in graph.items():
+        rooms.setdefault(room_of(module), set()).update({room_of(name) for name in below} - {room_of(module)})
+    assert circle(rooms) == []
+
+
+def room_of(module: str) -> str:
+    return ".".join(module.split(".")[:2])
+
+
+def test_a_circle_is_seen():
+    assert circle({"a": {"b"}, "b": {"c"}, "c": {"b"}, "d": {"a"}}) == ["a", "b", "c", "d"]
+    assert circle({"a": {"b", "c"}, "b": {"c"}, "c": set()}) == []
 
 
 def test_the_packages_are_found():
@@ -86,7 +132,9 @@ def test_nothing_reads_the_clock_on_the_wall(path):
 @pytest.mark.parametrize(
     ("module", "unwanted"),
     [
+        ("minifork", ["torch", "numpy", "data_gen"]),
         ("minifork.cli", ["torch", "matplotlib", "experiments"]),
+        ("experiments.cli", ["torch", "matplotlib"]),
         ("minifork.listing", ["torch", "matplotlib", "experiments"]),
         ("data_gen.audit", ["torch", "minifork", "yaml"]),
     ],
@@ -115,13 +163,12 @@ def test_importing_everything_prints_and_writes_nothing(tmp_path):
 def setup_argument(name: str) -> Any:
     """What setup.py hands to setup()."""
     calls = [node for node in ast.walk(ast.parse((ROOT / "setup.py").read_text())) if isinstance(node, ast.Call)]
-    return ast.literal_eval({k.arg: k.value for call in calls for k in call.keywords}[name])
+    return ast.literal_eval(next(k.value for call in calls for k in call.keywords if k.arg == name))
 
 
 def test_runtime_dependencies():
     required = setup_argument("install_requires")
     assert {re.split(r"[<>=!~ ;\[]", requirement)[0].lower() for requirement in required} == RUNTIME
-    assert setup_argument("packages") == list(PACKAGES)
     assert set(setup_argument("entry_points")["console_scripts"]) == {"minifork = experiments.cli:main"}
 
 

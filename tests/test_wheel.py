@@ -1,0 +1,70 @@
+"""The wheel holds everything: built from a copy of the project, installed elsewhere, run from another folder."""
+
+import os
+import shutil
+import subprocess
+import sys
+import sysconfig
+import venv
+from pathlib import Path
+
+import pytest
+
+from tests.conftest import SMALL
+
+ROOT = Path(__file__).parents[1]
+PARTS = ("data_gen", "minifork", "experiments", "setup.py", "pyproject.toml", "README.md", "LICENSE")
+
+
+@pytest.fixture(scope="module")
+def installed(tmp_path_factory) -> Path:
+    """The folder of programs of an environment in which only the wheel is installed.
+
+    What it requires is read from this environment: it is large, and here already.
+    """
+    root = tmp_path_factory.mktemp("wheel")
+    source, environment = root / "source", root / "environment"
+    for part in PARTS:
+        copy = shutil.copytree if (ROOT / part).is_dir() else shutil.copy
+        source.mkdir(exist_ok=True)
+        copy(ROOT / part, source / part)
+    build = [sys.executable, "-m", "pip", "wheel", "--quiet", "--no-deps", "--no-build-isolation", "-w", root, source]
+    subprocess.run(build, check=True)
+    venv.create(environment, with_pip=False)
+    inside = Path(sysconfig.get_path("purelib", vars={"base": str(environment)}))
+    (wheel,) = root.glob("minifork-*.whl")
+    install = ["install", "--quiet", "--no-deps", "--no-index", "--prefix", environment, wheel]
+    subprocess.run([sys.executable, "-m", "pip", *install], check=True)
+    (inside / "here.pth").write_text(sysconfig.get_path("purelib"))  # its own .pth files are not read
+    return environment / "bin"
+
+
+def run(installed: Path, folder: Path, *command: str) -> str:
+    environment = {key: value for key, value in os.environ.items() if key != "PYTHONPATH"} | {"OMP_NUM_THREADS": "1"}
+    python, program = installed / "python", command if command[0] == "-c" else (installed / "minifork", *command)
+    process = subprocess.run(
+        [python, "-P", *program], capture_output=True, text=True, cwd=folder, env=environment, timeout=300
+    )
+    assert process.returncode == 0, process.stderr
+    return process.stdout
+
+
+def test_every_file_is_in_the_wheel(installed, tmp_path):
+    """Modules, configs, studies, claims, the kernel, the report's template; results that are kept are not."""
+    places = "import data_gen, minifork, experiments; print(*[p.__path__[0] for p in (data_gen, minifork, experiments)])"
+    for place in map(Path, run(installed, tmp_path, "-c", places).split()):
+        assert installed.parent in place.parents
+        original = ROOT / place.name
+        expected = {path.relative_to(original) for path in original.rglob("*") if path.is_file()}
+        expected = {path for path in expected if "results" not in path.parts and path.suffix != ".pyc"}
+        assert {path.relative_to(place) for path in place.rglob("*") if path.suffix not in ("", ".pyc")} == expected
+
+
+def test_the_wheel_trains_measures_and_knows_its_studies(installed, tmp_path):
+    small = [*SMALL, "pretrain.steps=3", "eval.problems=64"]
+    run(installed, tmp_path, "pretrain", "--config", "star", *small)
+    assert "pass@1" in run(installed, tmp_path, "eval", "--config", "star", *small)
+    (folder,) = (tmp_path / "runs" / "star").glob("base-*")
+    assert (folder / "run.json").exists()
+    for task in ("sizes", "arith"):
+        assert f"study: {task}" in run(installed, tmp_path, "config", "--config", task)
