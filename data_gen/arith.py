@@ -22,8 +22,8 @@ from dataclasses import dataclass
 import numpy as np
 
 from data_gen import star, verifier
-from data_gen.star import Star
-from data_gen.task import PAD, Batch, Task
+from data_gen.star import Star, Stars
+from data_gen.task import PAD
 from data_gen.verifier import DFA
 
 MODES = ("FWD", "REV", "RAT")
@@ -36,28 +36,17 @@ LARGEST = 20  # constant, and premise without a modulus: the paper's range is 1 
 
 
 @dataclass(frozen=True)
-class Problems(Batch):
+class Problems(star.Problems):
     """A batch of n arithmetic problems: the graph in the canonical numbers of `data_gen.star.Problems`,
     constant: int64[n, E] of every canonical edge; value: int64[n] of the premise."""
 
-    labels: np.ndarray
-    order: np.ndarray
-    forked: np.ndarray
     constant: np.ndarray
     value: np.ndarray
 
-    @property
-    def graph(self) -> star.Problems:
-        return star.Problems(self.labels, self.order, self.forked)
-
-    def on(self, graph: star.Problems) -> "Problems":
-        """The same numbers on another graph."""
-        return Problems(graph.labels, graph.order, graph.forked, self.constant, self.value)
-
 
 @dataclass(frozen=True)
-class Arith(Task):
-    """The arithmetic task and its token layout. Raises ValueError naming the key that does not fit.
+class Arith(Stars[Problems]):
+    """The arithmetic task and its token layout. Raises ValueError naming the argument that does not fit.
 
     labels: number of label tokens; branches: d; length: l, the additions of a chain; modulus: a prime, or None
     for plain integers; branch_order: "shuffled", or "published" for the control that prints the right chain
@@ -65,9 +54,7 @@ class Arith(Task):
     comma-separated.
     """
 
-    label_key = "data.labels"
-    sinks = SINKS
-    label_count = property(lambda self: self.labels)
+    label_key = "labels"
     shortest_query = 7  # tokens of the shortest query with its walk: premise, value, target, SEP, mode, node, EOS
 
     labels: int
@@ -79,26 +66,29 @@ class Arith(Task):
 
     def __post_init__(self) -> None:
         if self.branches < 1:
-            raise ValueError(f"data.branches is {self.branches}: a premise needs at least 1 chain")
+            raise ValueError(f"branches is {self.branches}: a premise needs at least 1 chain")
         if self.length < 1:
-            raise ValueError(f"data.length is {self.length}: a chain needs at least 1 addition")
+            raise ValueError(f"length is {self.length}: a chain needs at least 1 addition")
         needed = self.branches * self.length + 1
         if self.labels < needed:
             raise ValueError(
-                f"data.labels is {self.labels}: {self.branches} chains of {self.length} need {needed} labels "
+                f"labels is {self.labels}: {self.branches} chains of {self.length} need {needed} labels "
                 f"(with {self.labels} the longest chain is {max(0, (self.labels - 1) // self.branches)})"
             )
         if self.modulus is not None and self.modulus > LARGEST_MODULUS:
-            raise ValueError(f"data.modulus is {self.modulus}: each number is a token, give a prime up to 999983")
+            raise ValueError(f"modulus is {self.modulus}: each number is a token, give a prime up to 999983")
         if self.modulus is not None and not _is_prime(self.modulus):
             near = next(p for p in range(max(2, self.modulus), 2 * max(2, self.modulus) + 1) if _is_prime(p))
-            raise ValueError(f"data.modulus is {self.modulus}: give a prime such as {near}, or null for integers")
+            raise ValueError(f"modulus is {self.modulus}: give a prime such as {near}, or null for integers")
         self.require_words(MODES)
 
     @property
     def graph(self) -> Star:
         """The star that the relations form."""
         return Star(self.labels, self.branches, self.length + 1, self.branch_order)
+
+    def shapes(self, problems: Problems) -> list[tuple[str, Star, np.ndarray]]:
+        return self.graph.shapes(problems)
 
     @property
     def largest_constant(self) -> int:
@@ -149,44 +139,48 @@ class Arith(Task):
         """The tokens of values, reduced by the modulus if there is one."""
         return self.labels + (value if self.modulus is None else value % self.modulus)
 
-    def decode(self, tokens: np.ndarray) -> str:
-        """Token ids int[T] as a readable line: labels are letters (x0, x1, ... past 26), numbers are numbers."""
-        words = {self.sep: "SEP", self.eos: "EOS"} | {self.mode_token(mode): mode for mode in MODES}
+    @property
+    def words(self) -> dict[int, str]:
+        """Labels are letters (x0, x1, ... past 26), numbers are numbers."""
         names = [chr(97 + i) if self.labels <= 26 else f"x{i}" for i in range(self.labels)]
-        texts = [*names, *map(str, range(self.numbers))]
-        return " ".join(words.get(int(t)) or texts[int(t)] for t in tokens)
+        return dict(enumerate([*names, *map(str, range(self.numbers)), "SEP", "EOS", *MODES]))
 
     def sample(self, rng: np.random.Generator, n: int) -> Problems:
         """n problems with a fork at the premise: random labels and order, constants and premise."""
         graph = self.graph.sample(rng, n)
         constant = rng.integers(1, self.largest_constant + 1, size=(n, self.graph.edges))
+        return Problems(graph.labels, graph.order, graph.forked, constant, self._premises(rng, n))
+
+    def _premises(self, rng: np.random.Generator, shape: int | tuple[int, int]) -> np.ndarray:
+        """Random values of premises."""
         low, high = (1, LARGEST + 1) if self.modulus is None else (0, self.modulus)
-        return Problems(graph.labels, graph.order, graph.forked, constant, rng.integers(low, high, size=n))
+        return rng.integers(low, high, size=shape)
+
+    def reprint(self, problems: Problems, rng: np.random.Generator) -> Problems:
+        return self.graph.reprint(problems, rng)
 
     def give_cue(self, problems: Problems, cued: np.ndarray) -> Problems:
-        """As `Star.give_cue`."""
-        return problems.on(self.graph.give_cue(problems.graph, cued))
+        return self.graph.give_cue(problems, cued)
 
     def hang_off(self, problems: Problems, forked: np.ndarray) -> Problems:
-        """As `Star.hang_off`."""
-        return problems.on(self.graph.hang_off(problems.graph, forked, self.label_key))
+        return self.graph.hang_off(problems, forked, self.label_key)
 
     def identity(self, problems: Problems) -> np.ndarray:
         """As `Star.identity`: equal for equal graphs, whatever their numbers."""
-        return self.graph.identity(problems.graph)
+        return self.graph.identity(problems)
 
     def children(self, problems: Problems) -> np.ndarray:
         """The first node of every chain, int64[n, d]; column 0 is the right one."""
-        return self.graph.children(problems.graph)
+        return self.graph.children(problems)
 
     def relations(self, problems: Problems) -> np.ndarray:
         """The printed relations, int64[n, E, 3], as (parent, child, const) tokens."""
         constant = np.take_along_axis(problems.constant, problems.order, axis=1)
-        return np.concatenate([self.graph.edge_list(problems.graph), self.number(constant)[..., None]], axis=2)
+        return np.concatenate([self.graph.edge_list(problems), self.number(constant)[..., None]], axis=2)
 
     def prompts(self, problems: Problems) -> np.ndarray:
         """int64[n, prompt_len]: the relations, premise, its value, target, SEP."""
-        n, right = len(problems), self.graph.path(problems.graph)
+        n, right = len(problems), self.graph.path(problems)
         query = [right[:, 0], self.number(problems.value), right[:, -1], np.full(n, self.sep)]
         return np.concatenate([self.relations(problems).reshape(n, -1), np.stack(query, axis=1)], axis=1)
 
@@ -206,7 +200,7 @@ class Arith(Task):
 
     def _trace(self, problems: Problems, mode: str) -> np.ndarray:
         """Traces of one mode, int64[n, T]."""
-        n, path = len(problems), self.graph.path(problems.graph)
+        n, path = len(problems), self.graph.path(problems)
         constant = problems.constant[:, : self.length]
         value = problems.value[:, None] + np.cumsum(constant, axis=1)
         head, tail = np.full((n, 1), self.mode_token(mode)), np.full((n, 1), self.eos)
@@ -223,7 +217,7 @@ class Arith(Task):
     def fork_prefix(self, problems: Problems) -> np.ndarray:
         """int64[n, 3]: FWD, the premise and its value, the forced prefix that ends right before the fork."""
         mode = np.full(len(problems), self.mode_token("FWD"))
-        return np.stack([mode, self.graph.path(problems.graph)[:, 0], self.number(problems.value)], axis=1)
+        return np.stack([mode, self.graph.path(problems)[:, 0], self.number(problems.value)], axis=1)
 
     def dfa(self, problems: Problems) -> DFA:
         """The DFA of each problem: in every mode one trace is right, and every step of it must be.
@@ -288,60 +282,34 @@ class Arith(Task):
         comes to, and of these walks a share ``informed`` names where it ends. A REV walk adds constants up to the
         root; if it gets there and the query gave the root's value, it says that and the total.
         """
-        graph, shape, length = self.graph, (len(problems), count), self.length
-        names = [name for name in self.mode_names if name in WALKED]
-        mode = np.array(names)[(rng.random(shape) * len(names)).astype(np.int64)]
-        forward = mode == "FWD"
-        branch = rng.integers(self.branches, size=shape)
-        first = rng.integers(length + 1, size=shape)
-        steps_left = np.where(forward, length - first, first)
-        survived = np.cumprod(rng.random((*shape, length)) >= stop, axis=2).sum(axis=2)
-        steps = np.minimum(survived, steps_left)
-        low, high = (1, LARGEST + 1) if self.modulus is None else (0, self.modulus)
-        value = rng.integers(low, high, size=shape)
+        shape, length, labels = (len(problems), count), self.length, problems.labels
+        names = tuple(name for name in self.mode_names if name in WALKED)
+        paths = self.graph.paths(shape, names, stop, rng)
+        value = self._premises(rng, shape)
         rows = np.arange(len(problems))[:, None]
-        other = problems.labels[rows, rng.integers(graph.graph_nodes, size=shape)]
+        other = labels[rows, rng.integers(self.graph.graph_nodes, size=shape)]
+        forward, start = paths.mode == "FWD", labels[rows, paths.nodes[..., 0]]
+        if informed > 0:  # the target slot names where a FWD walk ends
+            last = np.take_along_axis(paths.nodes, paths.steps[..., None], axis=2)[..., 0]
+            other = np.where((rng.random(shape) < informed) & forward, labels[rows, last], other)
+        depth, chain = rng.integers(length + 1, size=shape), rng.integers(self.branches, size=shape)
+        asked = labels[rows, np.where(depth == 0, 0, chain * length + depth)]  # as often the root as in FWD
 
-        at = np.arange(1, length + 1)
-        along = first[..., None] + np.where(forward[..., None], at, -at)
-        edge = branch[..., None] * length + np.where(forward[..., None], along - 1, along)
-        walking = at <= steps[..., None]
-        edge = np.where(walking, edge, 0)
-        node = problems.labels[rows[..., None], np.where(along == 0, 0, branch[..., None] * length + along) * walking]
-        constant = problems.constant[rows[..., None], edge]
-        total = np.cumsum(constant, axis=2) + np.where(forward, value, 0)[..., None]
-        triples = np.stack([node, self.number(constant), self.number(total)], axis=3)
+        walking = np.arange(1, length + 1) <= paths.steps[..., None]
+        here, after = paths.nodes[..., :-1], paths.nodes[..., 1:]
+        lower = np.where(walking, np.where(forward[..., None], after, here), 1)  # the edge's end, further from the root
+        constant = problems.constant[rows[..., None], lower - 1]
+        total = np.cumsum(constant * walking, axis=2) + np.where(forward, value, 0)[..., None]
+        triples = np.stack([labels[rows[..., None], after], self.number(constant), self.number(total)], axis=3)
         triples = np.where(walking[..., None], triples, PAD).reshape(*shape, -1)
 
-        start = problems.labels[rows, np.where(first == 0, 0, branch * length + first)]
-        last = np.where(steps > 0, np.take_along_axis(node, np.maximum(steps, 1)[..., None] - 1, axis=2)[..., 0], start)
-        if informed > 0:  # the target slot names where a FWD walk ends
-            other = np.where((rng.random(shape) < informed) & forward, last, other)
-        depth, chain = rng.integers(length + 1, size=shape), rng.integers(self.branches, size=shape)
-        asked = problems.labels[rows, np.where(depth == 0, 0, chain * length + depth)]  # as often the root as in FWD
-        spoken = self.number(value)
+        spoken, eos = self.number(value), np.full(shape, self.eos)
         query = [np.where(forward, start, asked), spoken, np.where(forward, other, start), np.full(shape, self.sep)]
-        opening = [np.choose(forward, [self.mode_token("REV"), self.mode_token("FWD")]), start]
-        opening += [np.where(forward, spoken, PAD)]
-        home = ~forward & (steps == first) & (depth == 0)
-        summed = np.where(first > 0, np.take_along_axis(total, np.maximum(first, 1)[..., None] - 1, axis=2)[..., 0], 0)
-        answer = [
-            np.where(home, spoken, PAD),
-            np.where(home, self.number(value + summed), PAD),
-            np.full(shape, self.eos),
-        ]
-        parts = [np.stack([*query, *opening], axis=2), triples, np.stack(answer, axis=2)]
-        return np.concatenate(parts, axis=2)
-
-    def pass_at_1(self, stop: float) -> float:
-        """Closed form of an ideal base model's pass@1 for the modes that it walks, were the others never chosen.
-
-        As for `Star.pass_at_1`, with l steps: ``(1 - stop)^l (1/d + 1) / 2`` for FWD and REV.
-        """
-        walk = (1 - stop) ** self.length
-        solved = {"FWD": walk / self.branches, "REV": walk}
-        names = [name for name in self.mode_names if name in WALKED]
-        return sum(solved[name] for name in names) / len(names)
+        mode = np.where(forward, self.mode_token("FWD"), self.mode_token("REV"))
+        home = ~forward & (paths.steps == paths.first) & (depth == 0)
+        end = [np.where(home, spoken, PAD), np.where(home, self.number(value + total[..., -1]), PAD), eos]
+        head = np.stack([*query, mode, start, np.where(forward, spoken, PAD)], axis=2)
+        return np.concatenate([head, triples, np.stack(end, axis=2)], axis=2)
 
 
 def _is_prime(n: int) -> bool:

@@ -4,7 +4,8 @@ Forks only teach what they are meant to teach if nothing but the goal itself tel
 generator that, say, always prints the right branch first turns the fork into a look-up, and coverage then
 shrinks or not for the wrong reason. The audit reads the examples as a reader of the prompt would (tokens in,
 no canonical numbers), describes each branch by surface features (where its edges are printed, what its
-nodes are called), and asks whether the right branch stands out.
+nodes are called), and asks whether the right branch stands out. Of a task that prints no star it takes the first
+token of each branch, and where the prompt shows that token first and last.
 
 Null hypothesis: given the printed graph, each of the d branches is the right one with probability 1/d,
 independently over problems. It can be simulated exactly, by redrawing which branch is right, so every p
@@ -30,8 +31,9 @@ from dataclasses import dataclass, replace
 import numpy as np
 
 from data_gen import streams
+from data_gen.star import Star, Stars
 from data_gen.streams import Examples
-from data_gen.task import Problems, Task
+from data_gen.task import PAD, Batch, Task
 
 FALSE_ALARM_RATE = 1e-3
 # The smallest p, 1/(1 + DRAWS), must lie below FALSE_ALARM_RATE over the number of checks.
@@ -61,36 +63,42 @@ class Check:
 
 @dataclass(frozen=True)
 class Branches:
-    """The branches of the n problems that show a fork, in the order their first edges are printed.
+    """The branches of the n problems that show a fork, in an order that does not depend on which is right.
 
-    position: int64[n, d, l-1], the printed place of every edge of a branch, from the start down; node:
-    int64[n, d, l-1], the tokens these edges end in; extra: int64[n, d, X], what else the first edge says; right:
-    int64[n], the branch that ends in the goal.
+    position: int64[n, d, L], where a branch is printed, from its first place to its last; node: int64[n, d, M], the
+    tokens of its nodes, the first one first; extra: int64[n, d, X], what its first edge also says; right: int64[n], the
+    branch that is right; places, tokens: how many values positions and nodes can have; names: of the features.
     """
 
     position: np.ndarray
     node: np.ndarray
     extra: np.ndarray
     right: np.ndarray
+    places: int
+    tokens: int
+    names: tuple[str, ...]
+    vocab_size: int
 
 
-def audit(task: Task, examples: Examples, fork_rate: float, seed: int = 0, mode: str = "FWD") -> list[Check]:
+# What a first position, its rank, a last position, the rank of a first token and that token are called.
+STAR = ("first edge position", "first edge order", "goal edge position", "child label order", "child label")
+PROMPT = ("first place", "order of first places", "last place", "token order", "token")
+
+
+def audit(task: Task[Batch], examples: Examples, fork_rate: float, seed: int = 0, mode: str = "FWD") -> list[Check]:
     """All checks of an SFT set made with ``fork_rate`` as the share of ``mode``; ``seed`` drives the simulated null.
 
     A problem that occurs several times (as with allocation=problem) counts once in the checks of the
-    branches. Raises ValueError when a prompt is no star with one branch that ends in the goal, or when the
-    task has too few graphs to fill the valid and test streams.
+    branches. Raises ValueError when a star's prompt has not one branch that ends in the goal, or when the task has too
+    few graphs to fill the valid and test streams. Of a task that declares no fork only the streams are checked.
     """
-    checks, shapes = [], task.shapes(examples.problems)
-    for name, part, rows in shapes:
-        tokens = examples.tokens[rows]
-        branches = read_branches(part, _distinct_prompts(part, tokens[shows_fork(part, tokens)]))
-        checks += [replace(check, name=name + check.name) for check in branch_checks(part, branches, seed, len(shapes))]
-    forked = shows_fork(task, examples.tokens)
-    checks += [
-        fork_share(task, examples.problems, examples.tokens, forked, fork_rate, mode),
-        *stream_checks(task, examples),
+    forked, parts = read_stars(task, examples) if isinstance(task, Stars) else read_tokens(task, examples)
+    checks = [
+        replace(check, name=name + check.name)
+        for name, branches in parts
+        for check in branch_checks(branches, seed, len(parts))
     ]
+    checks += [fork_share(task, examples, forked, fork_rate, mode), *stream_checks(task, examples)]
     return [replace(check, flagged=check.p * len(checks) < FALSE_ALARM_RATE) for check in checks]
 
 
@@ -103,19 +111,23 @@ def table(checks: list[Check]) -> str:
     return "\n".join(lines)
 
 
-def _distinct_prompts(task: Task, tokens: np.ndarray) -> np.ndarray:
+def _distinct(prompts: np.ndarray) -> np.ndarray:
     """The rows with a new prompt, in their order: repeats are no independent evidence."""
-    _, first = np.unique(tokens[:, : task.prompt_len], axis=0, return_index=True)
-    return tokens[np.sort(first)]
+    return np.sort(np.unique(prompts, axis=0, return_index=True)[1])
 
 
-def shows_fork(task: Task, tokens: np.ndarray) -> np.ndarray:
-    """bool[n]: whether the start of each prompt has more than one child."""
-    parent, _, _, query = task.read_graph(tokens)
-    return (parent == query[:, :1]).sum(axis=1) > 1
+def read_stars(task: Stars, examples: Examples) -> tuple[np.ndarray, list[tuple[str, Branches]]]:
+    """Which prompts show a fork, bool[n], and the branches of those of each size, with the size's name."""
+    parent, _, _, query = task.read_graph(examples.tokens)
+    forked = (parent == query[:, :1]).sum(axis=1) > 1
+    parts = []
+    for name, star, rows in task.shapes(examples.problems):
+        prompts = examples.tokens[rows & forked, : task.prompt_len]
+        parts.append((name, read_branches(task, star, prompts[_distinct(prompts)])))
+    return forked, parts
 
 
-def read_branches(task: Task, tokens: np.ndarray) -> Branches:
+def read_branches(task: Stars, star: Star, tokens: np.ndarray) -> Branches:
     """Follow every branch from the start to its leaf. tokens: int64[n, >= prompt_len], all with a fork.
 
     Raises ValueError where the start has not d children, or not exactly one branch ends in the goal.
@@ -124,19 +136,42 @@ def read_branches(task: Task, tokens: np.ndarray) -> Branches:
     start, goal = query[:, :1], query[:, 1:]
     rows = np.arange(len(tokens))[:, None]
     # A stable sort puts the edges that leave the start first and keeps them in printed order.
-    at = np.argsort(parent != start, axis=1, kind="stable")[:, : task.graph.branches]
+    at = np.argsort(parent != start, axis=1, kind="stable")[:, : star.branches]
     position, node, first_extra = [at], [child[rows, at]], extra[rows, at]
-    for _ in range(task.graph.length - 2):
+    for _ in range(star.length - 2):
         at = np.argmax(parent[:, None, :] == node[-1][:, :, None], axis=2)
         position.append(at)
         node.append(child[rows, at])
     ends_in_goal = node[-1] == goal
-    broken = ((parent == start).sum(axis=1) != task.graph.branches) | (ends_in_goal.sum(axis=1) != 1)
+    broken = ((parent == start).sum(axis=1) != star.branches) | (ends_in_goal.sum(axis=1) != 1)
     if broken.any():
         example = task.decode(tokens[np.argmax(broken)])
-        raise ValueError(f"not a star with {task.graph.branches} branches of which one ends in the goal: {example}")
+        raise ValueError(f"not a star with {star.branches} branches of which one ends in the goal: {example}")
     right = np.argmax(ends_in_goal, axis=1)
-    return Branches(np.stack(position, axis=2), np.stack(node, axis=2), first_extra, right)
+    positions, nodes = np.stack(position, axis=2), np.stack(node, axis=2)
+    return Branches(positions, nodes, first_extra, right, star.edges, star.nodes, STAR, task.vocab_size)
+
+
+def read_tokens(task: Task[Batch], examples: Examples) -> tuple[np.ndarray, list[tuple[str, Branches]]]:
+    """As `read_stars`, of a task that prints something else: branches by how many there are, sorted by their token."""
+    forked, children = task.forked(examples.problems), task.children(examples.problems)
+    if children is None:
+        return forked, []
+    prompts, parts = examples.tokens[:, : task.prompt_len], []
+    counts = (children != PAD).sum(axis=1)
+    for count in np.unique(counts[forked]):
+        rows = np.flatnonzero(forked & (counts == count))
+        rows = rows[_distinct(prompts[rows])]
+        tokens = np.sort(children[rows, :count], axis=1)
+        shown = prompts[rows, None] == tokens[..., None]
+        last = task.prompt_len - 1 - shown[..., ::-1].argmax(axis=2)
+        places = np.where(shown.any(axis=2)[..., None], np.stack([shown.argmax(axis=2), last], axis=2), task.prompt_len)
+        right = np.argmax(tokens == children[rows, :1], axis=1)
+        read = Branches(
+            places, tokens[..., None], tokens[..., :0, None], right, task.prompt_len + 1, task.vocab_size, PROMPT, 0
+        )
+        parts.append((f"{count} branches, ", read))
+    return forked, parts
 
 
 def _rank(values: np.ndarray) -> np.ndarray:
@@ -148,32 +183,38 @@ def _one_hot(codes: np.ndarray, classes: int) -> np.ndarray:
     return (codes[..., None] == np.arange(classes)).astype(np.float32)
 
 
-def categories(task: Task, branches: Branches) -> dict[tuple[str, str], np.ndarray]:
+def categories(branches: Branches) -> dict[tuple[str, str], np.ndarray]:
     """The features tested one by one: (name, what it measures) -> one-hot float32[n, d, classes]."""
     first, last, child = branches.position[:, :, 0], branches.position[:, :, -1], branches.node[:, :, 0]
-    place, rank = "chi2 of its place among the edges", "chi2 of its rank among branches"
+    place, rank = (
+        f"chi2 of its place {'among the edges' if branches.names is STAR else 'in the prompt'}",
+        "chi2 of its rank among branches",
+    )
+    token, count = "chi2 of the token itself", first.shape[1]
     said = {
-        (f"first edge says {i}", "chi2 of the token itself"): _one_hot(branches.extra[:, :, i], task.vocab_size)
-        for i in range(branches.extra.shape[2])
+        (f"first edge says {i}", token): _one_hot(values, branches.vocab_size)
+        for i, values in enumerate(np.moveaxis(branches.extra, 2, 0))
     }
-    return said | {
-        ("first edge position", place): _one_hot(first, task.graph.edges),
-        ("first edge order", rank): _one_hot(_rank(first), task.graph.branches),
-        ("goal edge position", place): _one_hot(last, task.graph.edges),
-        ("child label order", rank): _one_hot(_rank(child), task.graph.branches),
-        ("child label", "chi2 of the token itself"): _one_hot(child, task.graph.nodes),
-    }
+    features = [
+        (place, _one_hot(first, branches.places)),
+        (rank, _one_hot(_rank(first), count)),
+        (place, _one_hot(last, branches.places)),
+        (rank, _one_hot(_rank(child), count)),
+        (token, _one_hot(child, branches.tokens)),
+    ]
+    named = zip(branches.names, features, strict=True)
+    return said | {(name, measures): one_hot for name, (measures, one_hot) in named}
 
 
-def probe_features(task: Task, branches: Branches) -> np.ndarray:
+def probe_features(branches: Branches) -> np.ndarray:
     """What the linear probe sees of a branch, float32[n, d, F], centred in the problem, of unit variance.
 
-    Printed places of its edges, their ranks and the ranks of its labels among the branches at the same
+    Where it is printed, the ranks of these places and of its labels among the branches at the same
     depth, and the token of its first node. Nothing is compared with the goal: finding the branch that
     ends in the goal is the task itself, not a leak.
     """
     numbers = [branches.position, _rank(branches.position), _rank(branches.node)]
-    features = np.concatenate([*numbers, _one_hot(branches.node[:, :, 0], task.graph.nodes)], axis=2)
+    features = np.concatenate([*numbers, _one_hot(branches.node[:, :, 0], branches.tokens)], axis=2)
     features = features - features.mean(axis=1, keepdims=True)
     scale = features.std(axis=(0, 1), keepdims=True)
     return (features / np.where(scale > 0, scale, 1)).astype(np.float32)
@@ -215,24 +256,23 @@ def held_out_accuracy(features: np.ndarray, right: np.ndarray) -> np.ndarray:
     return hits / right.shape[1]
 
 
-def branch_checks(task: Task, branches: Branches, seed: int, times: int = 1) -> list[Check]:
+def branch_checks(branches: Branches, seed: int, times: int = 1) -> list[Check]:
     """Every check that asks: does this feature tell the right branch from the others?
 
     times: how often as many checks are made, each of which then needs as many times DRAWS.
-
     ``chance`` is the mean of the simulated null: about the number of classes for chi2, 1/d for accuracy.
     """
-    tests = categories(task, branches)
+    tests = categories(branches)
     labels = [*tests, ("linear probe", "accuracy on held-out problems")]
-    n = len(branches.right)
+    n, count = branches.node.shape[:2]
     if n == 0:
         return [Check(name, "no fork", math.nan, math.nan, 1.0) for name, _ in labels]
-    features = probe_features(task, branches)
+    features = probe_features(branches)
     rng = np.random.default_rng(seed)
     total, exceed = np.zeros(len(labels)), np.zeros(len(labels))
-    draws, index = DRAWS * times, np.min_scalar_type(task.graph.branches - 1)  # a small type is faster
+    draws, index = DRAWS * times, np.min_scalar_type(count - 1)  # a small type is faster
     for _ in range(draws // BLOCK):
-        drawn = rng.integers(task.graph.branches, size=(BLOCK, n), dtype=index)
+        drawn = rng.integers(count, size=(BLOCK, n), dtype=index)
         # The observed assignment goes through the same arithmetic as the drawn ones, so that ties are ties.
         right = np.concatenate([branches.right[None].astype(index), drawn])
         squares = [chi_square(one_hot, right) for one_hot in tests.values()]
@@ -243,15 +283,14 @@ def branch_checks(task: Task, branches: Branches, seed: int, times: int = 1) -> 
     return [Check(*label, float(value), float(chance), float(p)) for label, value, chance, p in rows]
 
 
-def fork_share(
-    task: Task, problems: Problems, tokens: np.ndarray, forked: np.ndarray, fork_rate: float, mode: str = "FWD"
-) -> Check:
+def fork_share(task: Task[Batch], examples: Examples, forked: np.ndarray, fork_rate: float, mode: str = "FWD") -> Check:
     """Whether the share of ``mode`` traces on forked graphs is ``fork_rate``, as near as n traces allow.
 
     Shares are exact by construction, so this is no test of chance: p is 1 or 0.
     """
-    if task.children(problems).shape[1] == 1:
-        return Check("fork share", "no fork", math.nan, math.nan, 1.0)
+    children, tokens = task.children(examples.problems), examples.tokens
+    if children is None or children.shape[1] == 1:
+        return Check("fork share", "no fork" + " declared" * (children is None), math.nan, math.nan, 1.0)
     passes = forked & (tokens[:, task.prompt_len] == task.mode_token(mode))
     share = float(passes.mean())
     # Less than a trace of rounding (the last problem of a problem-level set may not get all modes).
@@ -259,11 +298,11 @@ def fork_share(
     return Check("fork share", "traces that pass the fork", share, fork_rate, float(exact))
 
 
-def stream_checks(task: Task, examples: Examples) -> list[Check]:
+def stream_checks(task: Task[Batch], examples: Examples) -> list[Check]:
     """Whether the problems keep to the train stream and share no graph with held-out ones; p is 1 or 0."""
     outside = int((streams.stream_of(task, examples.problems) != streams.STREAMS["train"]).sum())
-    held_out = [streams.problems(task, 0, name, HELD_OUT) for name in ("valid", "test")]
-    held_out = np.concatenate([task.identity(graphs) for graphs in held_out])
+    drawn = [streams.problems(task, 0, name, HELD_OUT) for name in ("valid", "test")]
+    held_out = np.concatenate([task.identity(graphs) for graphs in drawn])
     shared = len(np.intersect1d(task.identity(examples.problems), held_out))
     return [
         Check("stream", "problems outside the train stream", outside, 0.0, float(outside == 0)),

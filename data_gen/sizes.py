@@ -8,35 +8,30 @@ sorts the problems by size, asks the stars and puts their answers together.
 from collections.abc import Callable, Iterator
 from dataclasses import dataclass
 from functools import cached_property
-from typing import Any
 
 import numpy as np
 
-from data_gen import star
-from data_gen.star import SINKS, Star
-from data_gen.task import PAD, Batch, Task
+from data_gen import star, verifier
+from data_gen.star import SINKS, Printed, Star
+from data_gen.task import PAD
 from data_gen.verifier import DFA
 
 
 @dataclass(frozen=True)
-class Problems(Batch):
+class Problems(star.Problems):
     """A batch of n star problems, and size: int64[n], the index of each one's size in the task's sizes."""
 
     size: np.ndarray
-    labels: np.ndarray
-    order: np.ndarray
-    forked: np.ndarray
 
 
 @dataclass(frozen=True)
-class Sizes(Task):
-    """Star problems of several sizes. Raises ValueError naming the key that does not fit.
+class Sizes(Printed[Problems]):
+    """Star problems of several sizes. Raises ValueError naming the argument that does not fit.
 
     nodes: number of node tokens; sizes: "dxl,dxl,..." with equal numbers d (l - 1) of edges, drawn evenly;
     branch_order, modes: as for `Star`.
     """
 
-    nodes: int
     sizes: str
     branch_order: str = "shuffled"
     modes: str = "FWD,REV"
@@ -45,51 +40,44 @@ class Sizes(Task):
         edges = {f"{s.branches}x{s.length}": s.edges for s in self.stars}
         if len(set(edges.values())) > 1:
             text = ", ".join(f"{size} prints {count}" for size, count in edges.items())
-            raise ValueError(f"data.sizes is {self.sizes!r}: all must print as many edges, but {text}")
+            raise ValueError(f"sizes is {self.sizes!r}: all must print as many edges, but {text}")
 
     @cached_property
     def stars(self) -> tuple[Star, ...]:
         """The star of each size."""
-        found = []
+        stars = []
         for size in self.sizes.split(","):
             branches, _, length = size.strip().partition("x")
             if not (branches.isdecimal() and length.isdecimal()):
-                raise ValueError(f"data.sizes is {self.sizes!r}: write sizes as 2x4,3x3 (branches x nodes of a branch)")
+                raise ValueError(f"sizes is {self.sizes!r}: write sizes as 2x4,3x3 (branches x nodes of a branch)")
             try:
-                found.append(Star(self.nodes, int(branches), int(length), self.branch_order, self.modes))
+                stars.append(Star(self.nodes, int(branches), int(length), self.branch_order, self.modes))
             except ValueError as error:
-                raise ValueError(f"data.sizes is {self.sizes!r}, of which {size.strip()} is no star: {error}") from None
-        return tuple(found)
+                raise ValueError(f"sizes is {self.sizes!r}, of which {size.strip()} is no star: {error}") from None
+        return tuple(stars)
 
-    def __getattr__(self, name: str) -> Any:
-        """What does not depend on the size (tokens, prompt layout, modes, sinks) is the first star's."""
-        if name in _SHARED:
-            return getattr(self.stars[0], name)
-        raise AttributeError(name)
+    @property
+    def edges(self) -> int:
+        return self.stars[0].edges
 
     @property
     def trace_len(self) -> int:
-        return max(s.trace_len for s in self.stars)
+        return max(one.trace_len for one in self.stars)
 
-    def _by_size(self, problems: Problems) -> Iterator[tuple[Star, np.ndarray, star.Problems]]:
+    def _by_size(self, problems: Problems) -> Iterator[tuple[Star, np.ndarray, Problems]]:
         """Each size's star, the rows bool[n] of its problems, and these."""
         for index, one in enumerate(self.stars):
             rows = problems.size == index
             if rows.any():
-                yield one, rows, star.Problems(problems.labels[rows], problems.order[rows], problems.forked[rows])
+                yield one, rows, problems[rows]
 
-    def _gather(
-        self, problems: Problems, ask: Callable, width: int | None = None, dtype: type = np.int64
-    ) -> np.ndarray:
-        """The stars' answers to ask(star, problems, rows) in the problems' order, PAD up to ``width`` columns."""
+    def _gather(self, problems: Problems, ask: Callable[[Star, Problems, np.ndarray], np.ndarray]) -> np.ndarray:
+        """The stars' answers to ask(star, problems, rows) in the problems' order, PAD past the end of narrower ones."""
         answers = [(rows, ask(one, part, rows)) for one, rows, part in self._by_size(problems)]
-        shape = answers[0][1].shape[1:] if width is None else (width, *answers[0][1].shape[2:])
-        out = np.full((len(problems), *shape), PAD if width else 0, dtype)
+        widest = max((answer for _, answer in answers), key=lambda answer: answer.shape[-1])
+        out = np.full((len(problems), *widest.shape[1:]), PAD).astype(widest.dtype)
         for rows, answer in answers:
-            if width is None:
-                out[rows] = answer
-            else:
-                out[rows, : answer.shape[1]] = answer
+            out[rows, ..., : answer.shape[-1]] = answer
         return out
 
     def shapes(self, problems: Problems) -> list[tuple[str, Star, np.ndarray]]:
@@ -105,65 +93,49 @@ class Sizes(Task):
             for index, one in enumerate(self.stars):
                 rows = size == index
                 order[rows] = one.sample(rng, int(rows.sum())).order
-        return Problems(size, drawn.labels, order, drawn.forked)
+        return Problems(drawn.labels, order, drawn.forked, size)
+
+    def reprint(self, problems: Problems, rng: np.random.Generator) -> Problems:
+        return self.stars[0].reprint(problems, rng)
 
     def give_cue(self, problems: Problems, cued: np.ndarray) -> Problems:
-        """As `Star.give_cue`."""
         order = self._gather(problems, lambda s, p, rows: s.give_cue(p, cued[rows]).order)
-        return Problems(problems.size, problems.labels, order, problems.forked)
+        return Problems(problems.labels, order, problems.forked, problems.size)
 
     def hang_off(self, problems: Problems, forked: np.ndarray) -> Problems:
-        """As `Star.hang_off`."""
-        self.stars[0].hang_off(problems, forked)  # refuses when no label is left
-        return Problems(problems.size, problems.labels, problems.order, forked)
+        return self.stars[0].hang_off(problems, forked)
 
     def identity(self, problems: Problems) -> np.ndarray:
-        """As `Star.identity`."""
-        return self._gather(problems, lambda s, p, rows: s.identity(p), dtype=np.uint64)
+        return self._gather(problems, lambda s, p, rows: s.identity(p)[:, None])[:, 0]
 
     def children(self, problems: Problems) -> np.ndarray:
         """The first node of every branch, int64[n, largest d], PAD where there are fewer; column 0 is right."""
-        return self._gather(problems, lambda s, p, rows: s.children(p), max(s.branches for s in self.stars))
+        children = self._gather(problems, lambda s, p, rows: s.children(p))
+        missing = max(s.branches for s in self.stars) - children.shape[1]
+        return np.pad(children, ((0, 0), (0, missing)), constant_values=PAD)
 
     def prompts(self, problems: Problems) -> np.ndarray:
-        """int64[n, prompt_len]."""
         return self._gather(problems, lambda s, p, rows: s.prompts(p))
 
     def traces(self, problems: Problems, mode: np.ndarray) -> np.ndarray:
-        """int64[n, trace_len], PAD past EOS."""
-        return self._gather(problems, lambda s, p, rows: s.traces(p, mode[rows]), self.trace_len)
+        traces = self._gather(problems, lambda s, p, rows: s.traces(p, mode[rows]))
+        return np.pad(traces, ((0, 0), (0, self.trace_len - traces.shape[1])), constant_values=PAD)
 
     def fork_prefix(self, problems: Problems) -> np.ndarray:
-        """int64[n, 2]: FWD and the start."""
         return self._gather(problems, lambda s, p, rows: s.fork_prefix(p))
 
     def dfa(self, problems: Problems) -> DFA:
         """The DFA of each problem's star; those with fewer live states leave the last ones unused."""
         parts = [(rows, one.dfa(part)) for one, rows, part in self._by_size(problems)]
         live = max(dfa.first_sink for _, dfa in parts)
-        states = live + len(SINKS)
-        table = np.full((len(problems), states, self.vocab_size), live + 1, np.uint8 if states <= 256 else np.uint16)
-        table[:, live:] = np.arange(live, states)[:, None]
+        table = verifier.blank(len(problems), live, self.vocab_size, SINKS)
         for rows, dfa in parts:
-            own = dfa.next[:, : dfa.first_sink].astype(np.int64)
-            table[rows, : dfa.first_sink] = np.where(own >= dfa.first_sink, own + live - dfa.first_sink, own)
+            narrow = dfa.next[:, : dfa.first_sink].astype(np.int64)
+            table[rows, : dfa.first_sink] = np.where(narrow >= dfa.first_sink, narrow + live - dfa.first_sink, narrow)
         return DFA(table, SINKS)
 
     def walks(
         self, problems: Problems, stop: float, informed: float, rng: np.random.Generator, count: int
     ) -> np.ndarray:
         """As `Star.walks`, on every problem's own graph."""
-        width = self.prompt_len - self.graph_len + self.trace_len
-        return self._gather(
-            problems, lambda s, p, rows: s.walks(p, stop, informed, rng, count).transpose(0, 2, 1), width
-        ).transpose(0, 2, 1)
-
-    def pass_at_1(self, stop: float) -> float:
-        """Closed form of an ideal base model's pass@1: the mean over sizes."""
-        return float(np.mean([s.pass_at_1(stop) for s in self.stars]))
-
-
-_SHARED = {  # what the layout of tokens decides
-    "mode_token", "sinks", "label_key", "label_count", "vocab_size", "graph_len", "prompt_len",
-    "shortest_query", "read_graph", "decode", "eos",
-}  # fmt: skip
+        return self._gather(problems, lambda s, p, rows: s.walks(p, stop, informed, rng, count))

@@ -22,12 +22,14 @@ printed order are uniformly random, so the canonical numbers leave no mark on th
 `data_gen.audit` checks that they do not).
 """
 
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
+from typing import TypeVar
 
 import numpy as np
 
-from data_gen import search, verifier
-from data_gen.task import PAD, Batch, Task
+from data_gen import verifier
+from data_gen.search import MOST_BRANCHES, Search
+from data_gen.task import PAD, Batch, MissingMemberError, Task, hashed, mix
 from data_gen.verifier import DFA
 
 MODES = ("FWD", "REV", "SEARCH")
@@ -48,40 +50,53 @@ class Problems(Batch):
     forked: np.ndarray
 
 
-@dataclass(frozen=True)
-class Star(Task):
-    """The star task and its token layout. Raises ValueError when the graph does not fit the labels.
+S = TypeVar("S", bound=Problems)
 
-    nodes: number of node tokens N; branches: d; length: l, the nodes of a branch, start included;
-    branch_order: "shuffled", or "published" for the leaky control, which prints the right branch first;
-    modes: the forms of traces, comma-separated.
+
+@dataclass(frozen=True)
+class Paths:
+    """Random walks down from a node of a branch or up from it, [n, count] of them.
+
+    mode: names; first: the depth they start from; steps: how many they make; nodes: int64[n, count, l], the canonical
+    nodes they come to, 0 past the last.
     """
 
-    label_key = "data.nodes"
-    sinks = SINKS
-    shortest_query = 6  # tokens of the shortest query with its walk: start, goal, SEP, mode, node, EOS
+    mode: np.ndarray
+    first: np.ndarray
+    steps: np.ndarray
+    nodes: np.ndarray
+
+
+@dataclass(frozen=True)
+class Stars(Task[S]):
+    """A task whose problems are stars, of one size or several."""
+
+    def shapes(self, problems: S) -> list[tuple[str, "Star", np.ndarray]]:
+        """The problems by the size of their star: a name for the size, the star, the rows bool[n]."""
+        raise MissingMemberError(self, "shapes(problems)")
+
+    def forked(self, problems: S) -> np.ndarray:
+        return problems.forked
+
+    def require_words(self, valid: tuple[str, ...]) -> None:
+        """Raise ValueError unless ``modes`` lists different ones of ``valid``, FWD among them, and the order is one."""
+        names = self.mode_names
+        if not set(names) <= set(valid) or len(set(names)) < len(names):
+            raise ValueError(f"modes is {self.modes!r}: list different ones of {', '.join(valid)}")
+        if "FWD" not in names:
+            raise ValueError(f"modes is {self.modes!r}: FWD, which meets the fork, must be one of them")
+        if self.branch_order not in ("shuffled", "published"):
+            raise ValueError(f"branch_order is {self.branch_order!r}: choose shuffled or published")
+
+
+@dataclass(frozen=True)
+class Printed(Stars[S]):
+    """How stars of any size become tokens: node labels 0 .. nodes - 1, then FWD, REV, SEP, EOS, SEARCH and BACK."""
 
     nodes: int
-    branches: int
-    length: int
-    branch_order: str = "shuffled"
-    modes: str = "FWD,REV"
 
-    def __post_init__(self) -> None:
-        self.require_words(MODES)
-        if "SEARCH" in self.mode_names and self.branches > search.MOST_BRANCHES:
-            raise ValueError(f"data.branches is {self.branches}: SEARCH keeps track of {search.MOST_BRANCHES} at most")
-        if self.branches < 1:
-            raise ValueError(f"data.branches is {self.branches}: a start needs at least 1 branch")
-        if self.length < 2:
-            raise ValueError(f"data.length is {self.length}: a branch needs at least 2 nodes")
-        if self.nodes < self.graph_nodes:
-            raise ValueError(
-                f"data.nodes is {self.nodes}: {self.branches} branches of length {self.length} need "
-                f"at least {self.graph_nodes} (branches*(length-1)+1)"
-            )
-
-    label_count = property(lambda self: self.nodes)  # labels are tokens 0 .. nodes - 1, then come
+    label_key = "nodes"
+    shortest_query = 6  # start, goal, SEP, mode, node, EOS
     fwd = property(lambda self: self.nodes)
     rev = property(lambda self: self.nodes + 1)
     sep = property(lambda self: self.nodes + 2)
@@ -90,17 +105,9 @@ class Star(Task):
     back = property(lambda self: self.nodes + 5)
 
     @property
-    def graph(self) -> "Star":
-        """The star that the graph is: itself."""
-        return self
-
-    @property
     def edges(self) -> int:
-        return self.branches * (self.length - 1)
-
-    @property
-    def graph_nodes(self) -> int:
-        return self.edges + 1
+        """How many edges a prompt prints."""
+        raise MissingMemberError(self, "edges")
 
     @property
     def vocab_size(self) -> int:
@@ -114,20 +121,68 @@ class Star(Task):
     def prompt_len(self) -> int:
         return self.graph_len + 3
 
+    def mode_token(self, mode: str) -> int:
+        return {"FWD": self.fwd, "REV": self.rev, "SEARCH": self.search}[mode]
+
+    @property
+    def words(self) -> dict[int, str]:
+        return {self.nodes + i: word for i, word in enumerate(("FWD", "REV", "SEP", "EOS", "SEARCH", "BACK"))}
+
+    def read_graph(self, tokens: np.ndarray) -> tuple[np.ndarray, np.ndarray, np.ndarray, np.ndarray]:
+        """As `Task.read_graph`; an edge says nothing else."""
+        edges = tokens[:, : self.graph_len].reshape(len(tokens), self.edges, 2)
+        return edges[:, :, 0], edges[:, :, 1], edges[:, :, 2:], tokens[:, self.graph_len : self.graph_len + 2]
+
+
+@dataclass(frozen=True)
+class Star(Printed[Problems]):
+    """The star task and its token layout. Raises ValueError when the graph does not fit the labels.
+
+    nodes: number of node tokens N; branches: d; length: l, the nodes of a branch, start included;
+    branch_order: "shuffled", or "published" for the leaky control, which prints the right branch first;
+    modes: the forms of traces, comma-separated.
+    """
+
+    branches: int
+    length: int
+    branch_order: str = "shuffled"
+    modes: str = "FWD,REV"
+
+    def __post_init__(self) -> None:
+        self.require_words(MODES)
+        if "SEARCH" in self.mode_names and self.branches > MOST_BRANCHES:
+            raise ValueError(f"branches is {self.branches}: SEARCH keeps track of {MOST_BRANCHES} at most")
+        if self.branches < 1:
+            raise ValueError(f"branches is {self.branches}: a start needs at least 1 branch")
+        if self.length < 2:
+            raise ValueError(f"length is {self.length}: a branch needs at least 2 nodes")
+        if self.nodes < self.graph_nodes:
+            raise ValueError(
+                f"nodes is {self.nodes}: {self.branches} branches of length {self.length} need "
+                f"at least {self.graph_nodes} (branches*(length-1)+1)"
+            )
+
+    def shapes(self, problems: Problems) -> list[tuple[str, "Star", np.ndarray]]:
+        return [("", self, np.ones(len(problems), dtype=bool))]
+
+    @property
+    def edges(self) -> int:
+        return self.branches * (self.length - 1)
+
+    @property
+    def graph_nodes(self) -> int:
+        return self.edges + 1
+
     @property
     def trace_len(self) -> int:
         """Tokens of the longest trace: mode, l nodes, EOS; a SEARCH may visit all branches, with BACK between."""
         longest = self.length + 2
         return longest + (self.branches - 1) * self.length if "SEARCH" in self.mode_names else longest
 
-    def mode_token(self, mode: str) -> int:
-        return {"FWD": self.fwd, "REV": self.rev, "SEARCH": self.search}[mode]
-
-    def decode(self, tokens: np.ndarray) -> str:
-        """Token ids int[T] as a readable line."""
-        words = ("FWD", "REV", "SEP", "EOS", "SEARCH", "BACK")
-        special = {self.nodes + i: word for i, word in enumerate(words)}
-        return " ".join(special.get(int(t), str(int(t))) for t in tokens)
+    @property
+    def searching(self) -> Search:
+        """The traces of the mode SEARCH."""
+        return Search(self.nodes, self.branches, self.length, self.search, self.back, self.eos)
 
     def sample(self, rng: np.random.Generator, n: int) -> Problems:
         """n problems with a fork at the start: random labels, edges in random order."""
@@ -138,7 +193,11 @@ class Star(Task):
             order = np.take_along_axis(order, np.argsort(branch, axis=1, kind="stable"), axis=1)
         return Problems(labels, order, np.ones(n, dtype=bool))
 
-    def give_cue(self, problems: Problems, cued: np.ndarray) -> Problems:
+    def reprint(self, problems: S, rng: np.random.Generator) -> S:
+        """The same edges in another random order."""
+        return replace(problems, order=rng.permuted(problems.order, axis=1))
+
+    def give_cue(self, problems: S, cued: np.ndarray) -> S:
         """Where bool[n] ``cued``, let the branch whose first edge is printed first be the right one.
 
         Labels, printed positions and everything else keep their distribution: only the choice of the right
@@ -149,19 +208,19 @@ class Star(Task):
         first = np.argmin(position[:, ::steps], axis=1)[:, None]
         branch, step = np.divmod(problems.order, steps)
         swapped = np.where(branch == first, 0, np.where(branch == 0, first, branch)) * steps + step
-        return Problems(problems.labels, np.where(cued[:, None], swapped, problems.order), problems.forked)
+        return replace(problems, order=np.where(cued[:, None], swapped, problems.order))
 
-    def hang_off(self, problems: Problems, forked: np.ndarray, key: str = "data.nodes") -> Problems:
+    def hang_off(self, problems: S, forked: np.ndarray, key: str = "nodes") -> S:
         """Where bool[n] ``forked`` is False, hang the decoys off a second root: start has one child.
 
-        Raises ValueError naming the key of the labels when none is left for the second root.
+        Raises ValueError naming the field of the labels when none is left for the second root.
         """
         if not forked.all() and self.nodes < self.graph_nodes + 1:
             raise ValueError(
                 f"{key} is {self.nodes}: graphs without a fork need a second root, at least "
                 f"{self.graph_nodes + 1} labels"
             )
-        return Problems(problems.labels, problems.order, forked)
+        return replace(problems, forked=forked)
 
     def edge_list(self, problems: Problems) -> np.ndarray:
         """The printed edges, int64[n, E, 2], as (parent, child) tokens."""
@@ -171,11 +230,6 @@ class Star(Task):
         parent = np.where(inner, order, np.where(second_root, problems.labels.shape[1] - 1, 0))
         rows = np.arange(n)[:, None]
         return np.stack([problems.labels[rows, parent], problems.labels[rows, order + 1]], axis=2)
-
-    def read_graph(self, tokens: np.ndarray) -> tuple[np.ndarray, np.ndarray, np.ndarray, np.ndarray]:
-        """Parents and children int64[n, E] as printed, nothing else an edge says [n, E, 0], (start, goal) [n, 2]."""
-        edges = tokens[:, : self.graph_len].reshape(len(tokens), self.edges, 2)
-        return edges[:, :, 0], edges[:, :, 1], edges[:, :, 2:], tokens[:, self.graph_len : self.graph_len + 2]
 
     def path(self, problems: Problems) -> np.ndarray:
         """The right branch from start to goal, int64[n, l]."""
@@ -199,7 +253,9 @@ class Star(Task):
             some = mode == index
             out[some, 0] = self.mode_token(name)
             if name == "SEARCH":
-                out[some, 1:] = search.traces(self, problems[some], self.search_order(problems[some]))
+                part = problems[some]
+                walk = self.searching.traces(part.labels, part.forked, self.search_order(part))
+                out[some, 1 : 1 + walk.shape[1]] = walk
             else:
                 out[some, 1 : self.length + 1] = right[some] if name == "FWD" else right[some, ::-1]
                 out[some, self.length + 1] = self.eos
@@ -210,7 +266,7 @@ class Star(Task):
 
         A hash of the problem: uniform, and nothing printed tells it.
         """
-        keys = _mix(self.identity(problems)[:, None] ^ self.children(problems).astype(np.uint64))
+        keys = mix(self.identity(problems)[:, None] ^ self.children(problems).astype(np.uint64))
         return np.argsort(keys, axis=1)
 
     def fork_prefix(self, problems: Problems) -> np.ndarray:
@@ -225,13 +281,9 @@ class Star(Task):
         no problem and no graph. A problem keeps the identity it was drawn with when its decoys are hung off
         a second root.
         """
-        drawn = Problems(problems.labels, problems.order, np.ones(len(problems), dtype=bool))
-        edges = self.edge_list(drawn).astype(np.uint64)
-        codes = np.sort(edges[:, :, 0] * np.uint64(self.nodes + 4) + edges[:, :, 1], axis=1)
-        state = np.zeros(len(problems), dtype=np.uint64)
-        for column in codes.T:
-            state = _mix(state ^ column)
-        return state
+        drawn = replace(problems, forked=np.ones(len(problems), dtype=bool))
+        edges = self.edge_list(drawn)
+        return hashed(np.sort(edges[:, :, 0] * (self.nodes + 4) + edges[:, :, 1], axis=1))
 
     def dfa(self, problems: Problems) -> DFA:
         """The DFA of each problem, over the states of every mode in turn.
@@ -241,12 +293,12 @@ class Star(Task):
         that is no node where a node is due (or the reverse) is malformed, and so is a trace that does not
         begin at the start (at the goal, for REV: wrong_goal).
         """
-        sizes = [search.states(self) if name == "SEARCH" else self.length + 1 for name in self.mode_names]
+        sizes = [self.searching.states if name == "SEARCH" else self.length + 1 for name in self.mode_names]
         table = verifier.blank(len(problems), 1 + sum(sizes), self.vocab_size, SINKS)
         base = 1
         for name, size in zip(self.mode_names, sizes, strict=True):
             if name == "SEARCH":
-                search.add_states(table, base, self, problems, SINKS)
+                self.searching.add_states(table, base, problems.labels, problems.forked, SINKS)
             else:
                 index = np.full(len(problems), self.mode_names.index(name))
                 trace = self.traces(problems, index)[:, : self.length + 2]
@@ -267,63 +319,47 @@ class Star(Task):
             errors[np.arange(n)[:, None], 2, self.children(problems)] = wrong[:, None]
         return errors
 
+    def paths(self, shape: tuple[int, int], modes: tuple[str, ...], stop: float, rng: np.random.Generator) -> Paths:
+        """Random walks [n, count] in evenly drawn ``modes``: FWD down a random branch, all others up from one.
+
+        They start at a random depth and stop before every step with probability ``stop``.
+        """
+        mode = np.array(modes)[(rng.random(shape) * len(modes)).astype(np.int64)]
+        forward = mode == "FWD"
+        branch = rng.integers(self.branches, size=shape)
+        first = rng.integers(self.length, size=shape)
+        survived = np.cumprod(rng.random((*shape, self.length - 1)) >= stop, axis=2).sum(axis=2)
+        steps = np.minimum(survived, np.where(forward, self.length - 1 - first, first))
+        at = np.arange(self.length)
+        depth = first[..., None] + np.where(forward[..., None], at, -at)
+        nodes = np.where(depth == 0, 0, branch[..., None] * (self.length - 1) + depth)
+        return Paths(mode, first, steps, np.where(at <= steps[..., None], nodes, 0))
+
     def walks(
         self, problems: Problems, stop: float, informed: float, rng: np.random.Generator, count: int
     ) -> np.ndarray:
         """``count`` queries with walks on every graph, int64[n, count, 3 + trace_len], PAD in gaps.
 
-        Modes are drawn evenly. A FWD or REV walk is laid out in canonical numbers: along the root-to-leaf
-        path of its branch it goes from depth ``first`` in steps of +1 or -1.
+        Modes are drawn evenly. The slot of the query that the walk does not start from names a random node.
         """
         labels, length = problems.labels, self.length
         shape = (len(labels), count)
-        mode = (rng.random(shape) * len(self.mode_names)).astype(np.int64)
-        name = np.array(self.mode_names)[mode]
-        forward = name == "FWD"
-        branch = rng.integers(self.branches, size=shape)
-        first = rng.integers(length, size=shape)
-        steps_left = np.where(forward, length - 1 - first, first)
-        survived = np.cumprod(rng.random((*shape, length - 1)) >= stop, axis=2).sum(axis=2)
-        steps = np.minimum(survived, steps_left)[..., None]
-
-        at = np.arange(length)
-        along = first[..., None] + np.where(forward[..., None], at, -at)
-        canonical = np.where(along == 0, 0, branch[..., None] * (length - 1) + along)
-        canonical = np.where(at <= steps, canonical, 0)
+        paths = self.paths(shape, self.mode_names, stop, rng)
         rows = np.arange(len(labels))[:, None]
-        walk = labels[rows[..., None], canonical]
         other = labels[rows, rng.integers(self.graph_nodes, size=shape)]
         nodes = np.full((*shape, self.trace_len - 2), PAD)
-        nodes[..., :length] = np.where(at <= steps, walk, PAD)
+        nodes[..., :length] = np.where(
+            np.arange(length) <= paths.steps[..., None], labels[rows[..., None], paths.nodes], PAD
+        )
         if "SEARCH" in self.mode_names:
-            searching = (name == "SEARCH")[..., None]
-            nodes = np.where(searching, search.walks(self, labels, stop, rng, count), nodes)
+            searching = (paths.mode == "SEARCH")[..., None]
+            nodes = np.where(searching, self.searching.walks(labels, stop, rng, count), nodes)
         origin = nodes[..., 0]
         if informed > 0:  # the other slot names where the walk ends
             last = np.take_along_axis(nodes, (nodes != PAD).cumsum(axis=2).argmax(axis=2)[..., None], axis=2)[..., 0]
             other = np.where((rng.random(shape) < informed) & (last < self.nodes), last, other)
-        starts = name != "REV"
+        starts = paths.mode != "REV"
         head = [np.where(starts, origin, other), np.where(starts, other, origin), np.full(shape, self.sep)]
-        tokens = np.array([self.mode_token(m) for m in self.mode_names])[mode]
+        tokens = np.select([paths.mode == mode for mode in MODES], [self.mode_token(mode) for mode in MODES])
         eos = np.full((*shape, 1), self.eos)
         return np.concatenate([np.stack([*head, tokens], axis=2), nodes, eos], axis=2)
-
-    def pass_at_1(self, stop: float) -> float:
-        """Closed form of an ideal base model's pass@1 on a forked star, for the modes FWD and REV.
-
-        Both survive l-1 stopping chances; FWD also has to guess the branch: ``(1 - stop)^(l-1) (1/d + 1) / 2``.
-        A SEARCH finds the goal at its i-th branch, of d, if it survived i (l-1) steps and i - 1 dead ends, and
-        then has to stop, which after the last branch it always does.
-        """
-        walk, d = (1 - stop) ** (self.length - 1), self.branches
-        found = sum((walk / 2) ** i * (2 if i == d else 1) for i in range(1, d + 1)) / d
-        solved = {"FWD": walk / d, "REV": walk, "SEARCH": found}
-        return sum(solved[name] for name in self.mode_names) / len(self.mode_names)
-
-
-def _mix(x: np.ndarray) -> np.ndarray:
-    """The finaliser of splitmix64 (Steele et al. 2014): a bijection of uint64 that scatters every bit."""
-    x = x + np.uint64(0x9E3779B97F4A7C15)
-    x = (x ^ (x >> np.uint64(30))) * np.uint64(0xBF58476D1CE4E5B9)
-    x = (x ^ (x >> np.uint64(27))) * np.uint64(0x94D049BB133111EB)
-    return x ^ (x >> np.uint64(31))

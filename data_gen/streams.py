@@ -18,7 +18,8 @@ from dataclasses import dataclass, fields
 
 import numpy as np
 
-from data_gen.task import Problems, Task
+from data_gen.checks import check
+from data_gen.task import Batch, P, Task
 
 STREAMS = {"walks": 0, "train": 1, "valid": 2, "test": 3}
 PURPOSES = {"graphs": 0, "walks": 1, "mixture": 2, "shuffle": 3, "prefix": 4}
@@ -48,22 +49,24 @@ class Mixture:
     def __post_init__(self) -> None:
         names = self.mode_names
         if len(set(names)) < len(names):
-            raise ValueError(f"sft.modes is {self.modes!r}: list different ones")
+            raise ValueError(f"modes is {self.modes!r}: list different ones")
         for name in ("fork_rate", "cue_rate"):
             value = getattr(self, name)
             if not 0 <= value <= 1:
-                raise ValueError(f"sft.{name} is {value}: it is a share, give a number in [0, 1]")
+                raise ValueError(f"{name} is {value}: it is a share, give a number in [0, 1]")
         if len(names) == 1 and self.fork_rate < 1 and not self.fork_in_graph:
-            raise ValueError(f"sft.fork_rate is {self.fork_rate}: sft.modes={self.modes!r} leaves no other mode")
+            raise ValueError(f"fork_rate is {self.fork_rate}: modes={self.modes!r} leaves no other mode")
         if self.allocation not in ("data", "problem"):
-            raise ValueError(f"sft.allocation is {self.allocation!r}: choose data or problem")
+            raise ValueError(f"allocation is {self.allocation!r}: choose data or problem")
         if self.allocation == "problem" and (abs(self.fork_rate * len(names) - 1) > 0.02 or self.fork_in_graph):
             raise ValueError(
-                f"sft.allocation=problem gives every problem all modes: with sft.modes={self.modes!r} it needs "
-                f"sft.fork_rate={1 / len(names):.3g} and sft.fork_in_graph=false"
+                f"allocation=problem gives every problem all modes: with modes={self.modes!r} it needs "
+                f"fork_rate={1 / len(names):.3g} and fork_in_graph=false"
             )
         if self.cue_rate > 0 and self.fork_rate < 1:
-            raise ValueError("sft.cue_rate needs sft.fork_rate=1: the cue is studied at fixed exposure")
+            raise ValueError(
+                f"cue_rate is {self.cue_rate}: it needs fork_rate=1, as the cue is studied at fixed exposure"
+            )
 
     @property
     def mode_names(self) -> tuple[str, ...]:
@@ -81,7 +84,7 @@ class Examples:
     """SFT examples: the problems, the mode int64[n] of each trace (an index into the task's modes), and prompt
     and trace as tokens int64[n, T], PAD past EOS."""
 
-    problems: Problems
+    problems: Batch
     mode: np.ndarray
     tokens: np.ndarray
 
@@ -91,34 +94,36 @@ def generator(seed: int, stream: str, step: int, purpose: str) -> np.random.Gene
     return np.random.default_rng([seed, STREAMS[stream], step, PURPOSES[purpose]])
 
 
-def stream_of(task: Task, problems: Problems) -> np.ndarray:
+def stream_of(task: Task[P], problems: P) -> np.ndarray:
     """int64[n]: the number of the one stream (see STREAMS) each problem belongs to."""
     return (task.identity(problems) % np.uint64(len(STREAMS))).astype(np.int64)
 
 
-def problems(task: Task, seed: int, stream: str, n: int, step: int = 0) -> Problems:
+def problems(task: Task[P], seed: int, stream: str, n: int, step: int = 0) -> P:
     """n problems of a stream; a smaller n gives the first of a larger one.
 
-    Raises ValueError for n < 1, and when the task has too few graphs for the stream to hold any.
+    Raises ValueError for n < 1, for a task that contradicts itself (`data_gen.checks`), and when the task has too few
+    graphs for the stream to hold any.
     """
     if n < 1:
         raise ValueError(f"n is {n}: ask for at least 1 problem")
+    check(task)
     rng = generator(seed, stream, step, "graphs")
-    kept, count, misses = [], 0, 0
+    drawn: list[P] = []
+    count, misses = 0, 0
     while count < n:
         batch = task.sample(rng, _CHUNK)
         batch = batch[stream_of(task, batch) == STREAMS[stream]]
-        kept.append(batch)
+        drawn.append(batch)
         count += len(batch)
         misses = 0 if len(batch) else misses + 1
         if misses == _MAX_CHUNKS_WITHOUT_ONE:
-            raise ValueError(
-                f"{task.label_key} is {task.label_count}: too few graphs to fill the {stream} stream; raise it"
-            )
-    return _concatenate(kept)[slice(n)]
+            size = f"{task.label_key} is {task.label_count}" if task.label_key else str(task)
+            raise ValueError(f"{size}: too few graphs to fill the {stream} stream; raise it")
+    return _concatenate(drawn)[:n]
 
 
-def _concatenate(parts: list[Problems]) -> Problems:
+def _concatenate(parts: list[P]) -> P:
     names = [field.name for field in fields(parts[0])]
     return type(parts[0])(*(np.concatenate([getattr(p, name) for p in parts]) for name in names))
 
@@ -128,7 +133,7 @@ def _share(rng: np.random.Generator, n: int, rate: float) -> np.ndarray:
     return rng.permutation(n) < round(rate * n)
 
 
-def sft_examples(task: Task, mixture: Mixture, seed: int, n: int, epoch: int = 0) -> Examples:
+def sft_examples(task: Task[P], mixture: Mixture, seed: int, n: int, epoch: int = 0) -> Examples:
     """The n SFT examples of an epoch; without ``mixture.fresh`` every epoch has those of epoch 0.
 
     Raises ValueError as `problems` does, and when no label is left for a graph without a fork.
@@ -156,8 +161,8 @@ def sft_examples(task: Task, mixture: Mixture, seed: int, n: int, epoch: int = 0
 
 
 def test_problems(
-    task: Task, n: int, cue_rate: float = 0.0, seed: int = 0, forked: bool = True, stream: str = "test"
-) -> Problems:
+    task: Task[P], n: int, cue_rate: float = 0.0, seed: int = 0, forked: bool = True, stream: str = "test"
+) -> P:
     """The test set, the same for every run; ``cue_rate`` > 0 gives the set matched to a cued mixture.
 
     Not ``forked``, the decoys hang off another root, so that the start has one child. stream: "test", or "valid" to

@@ -32,9 +32,9 @@ def walk_batch(
     outside [0, 1) or a sequence too short for one query.
     """
     if not 0 <= stop < 1:
-        raise ValueError(f"walks.stop is {stop}: it is a probability below 1")
+        raise ValueError(f"stop is {stop}: it is a probability below 1")
     if seq_len < task.prompt_len + task.trace_len:
-        raise ValueError(f"walks.seq_len is {seq_len}: one query of this task needs {task.prompt_len + task.trace_len}")
+        raise ValueError(f"seq_len is {seq_len}: one query of this task needs {task.prompt_len + task.trace_len}")
     graphs = streams.problems(task, seed, "walks", n, step)
     rng = streams.generator(seed, "walks", step, "walks")
     count = -(-(seq_len + 1 - task.graph_len) // task.shortest_query)

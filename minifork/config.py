@@ -364,7 +364,9 @@ def _build(schema: type, tree: Any, prefix: str, source: Path | str, task: str) 
     try:
         return schema(**values)
     except ValueError as error:
-        raise ValueError(f"{source}: {error}") from None
+        fields = rf"(?<![\w.])({'|'.join(names)})(?= is |=)"  # what dataclasses outside minifork call their keys
+        message = re.sub(fields, rf"{prefix}\1", str(error))
+        raise ValueError(f"{source}: {message}") from None
 
 
 def typed(value: Any, kind: type, key: str, source: Path | str) -> Any:
@@ -403,5 +405,7 @@ def _unknown(key: str, valid: Iterable[str], source: Path | str) -> str:
     near = difflib.get_close_matches(key, valid, n=1, cutoff=0.9)
     leaf = [k for k in valid if k.split(".")[-1] == key.split(".")[-1]]
     far = difflib.get_close_matches(key, valid, n=1, cutoff=0.5)
-    hint = (near or leaf or far or ["one of " + ", ".join(sorted(valid))])[0]
+    leaves = {k.split(".")[-1]: k for k in valid}
+    alike = [leaves[name] for name in difflib.get_close_matches(key, leaves, n=1, cutoff=0.75)]
+    hint = (near or leaf or alike or far or ["one of " + ", ".join(sorted(valid))])[0]
     return f"{source}: unknown key {key!r}; did you mean {hint}?"

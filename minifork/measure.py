@@ -6,12 +6,14 @@ from dataclasses import dataclass, replace
 
 import numpy as np
 import torch
+from torch import Tensor
 
 from data_gen.task import PAD, Task
 from minifork.decoding import policy, stratified
 from minifork.decoding.exact import exact
 from minifork.decoding.policy import Policy
 from minifork.decoding.split import split
+from minifork.decoding.stratified import Strata
 from minifork.decoding.traces import EXACT, Result, Tree
 from minifork.gpt import GPT
 from minifork.gpu.backends import sample
@@ -58,24 +60,27 @@ def measure(
     result. Arrays: p float64[n] as "free" and by forced mode, with "_lo" and "_hi" added its interval where it is not
     exact; "strata", p_ij float64[n, m]; "fork" and "fork_train", probabilities of the branches float64[n, d] on these
     and on training problems; "modes", those of the modes float64[n, modes]; "rest", the probability float64[n] of the
-    rest of a trace given the right branch. Raises NotComputedError, and ValueError for a policy that is none.
+    rest of a trace given the right branch; on a task without a fork neither of the three. Raises NotComputedError, and
+    ValueError for a policy that is none.
     """
     decoder = policy.parse(settings.policy)
     tree = tree_of(model, problems, decoder)
     weights = intervals.resamples(settings.problems, settings.bootstrap)
     how = measure_iid if settings.stratify == "none" else measure_stratified
     measured = how(settings, tree, problems, weights, checked)
-    arrays = {"fork": branch_probabilities(tree, problems)}
-    if training is not None:
-        arrays["fork_train"] = branch_probabilities(tree_of(model, training, decoder), training)
-    record = measured.record | {"fork_train": None}
-    record |= {name: quantities.fork_statistics(p) for name, p in arrays.items()}
+    record, arrays = measured.record | {"fork_train": None, "fork": None}, {}
+    if problems.fork is not None:
+        arrays["fork"] = branch_probabilities(tree, problems)
+        if training is not None:
+            arrays["fork_train"] = branch_probabilities(tree_of(model, training, decoder), training)
+        record |= {name: quantities.fork_statistics(p) for name, p in arrays.items()}
     arrays["modes"] = mode_probabilities(tree, problems)
     record["mode"] = quantities.mode_statistics(arrays["modes"], problems.task.mode_names)
-    if settings.grading == "steps":
-        arrays["rest"] = rest_probability(tree, problems)
-        record["fork"]["p_rest"] = float(arrays["rest"].mean())
-    record["fork"]["train_p_right"] = record["fork_train"] and record["fork_train"]["p_right"]
+    if problems.fork is not None:
+        if settings.grading == "steps":
+            arrays["rest"] = rest_probability(tree, problems)
+            record["fork"]["p_rest"] = float(arrays["rest"].mean())
+        record["fork"]["train_p_right"] = record["fork_train"] and record["fork_train"]["p_right"]
     return Measurement(record, measured.arrays | arrays, measured.check)
 
 
@@ -108,8 +113,8 @@ def branch_probabilities(tree: Tree, problems: ProblemSet) -> np.ndarray:
 
     Renormalised over the branches; the model's own, whatever the policy.
     """
-    _, logits = tree.force(problems.fork).after_forced()
-    branches = problems.branches
+    fork, branches = problems.at_fork()
+    _, logits = tree.force(fork).after_forced()
     at_branches = logits.double().gather(1, branches.clamp(min=0)).masked_fill(branches == PAD, -torch.inf)
     return over_prefixes(problems, torch.softmax(at_branches, dim=1).cpu().numpy())
 
@@ -119,7 +124,8 @@ def rest_probability(tree: Tree, problems: ProblemSet) -> np.ndarray:
 
     What is left when the fork is taken out: walking, and in arithmetic adding up.
     """
-    right = torch.cat([problems.fork, problems.branches[:, :1]], dim=1)
+    fork, branches = problems.at_fork()
+    right = torch.cat([fork, branches[:, :1]], dim=1)
     return over_prefixes(problems, exact(tree.force(right)).p_lo)
 
 
@@ -131,34 +137,33 @@ def mode_probabilities(tree: Tree, problems: ProblemSet) -> np.ndarray:
 
 def shortest_trace(problems: ProblemSet, mode: str) -> np.ndarray:
     """int64[n]: the tokens of the shortest trace of each problem that is right in this mode."""
-    begun = problems.dfa[:, 0, problems.task.mode_token(mode)].cpu()
-    return 1 + problems.shortest.gather(1, begun[:, None])[:: problems.prefixes, 0].numpy()
+    state = problems.dfa[:, 0, problems.task.mode_token(mode)].cpu()
+    return 1 + problems.shortest.gather(1, state[:, None])[:: problems.prefixes, 0].numpy()
 
 
 def measure_iid(settings: Eval, tree: Tree, problems: ProblemSet, weights: np.ndarray, checked: bool) -> Measurement:
     """i.i.d. samples, free and with each mode forced, by the engine that eval.engine names."""
     task, ks = problems.task, powers_of_two(settings.max_k)
-    trees = {None: tree} | {mode: force_mode(tree, task, mode) for mode in task.mode_names}
+    trees = {"free": tree} | {mode: force_mode(tree, task, mode) for mode in task.mode_names}
     solved = {
         mode: solve(settings.engine, t, settings.budget, settings.rollouts, SEED, settings.bf16)
         for mode, t in trees.items()
     }
-    found = {mode: _drawn_prefix(problems, result) for mode, result in solved.items()}
-    record = quantities.coverage(found[None], ks, weights)
+    results = {mode: _drawn_prefix(problems, result) for mode, result in solved.items()}
+    record = quantities.coverage(results["free"], ks, weights)
     record["forced"] = {
-        mode: quantities.coverage(found[mode], ks, weights)
-        | {"wasted": quantities.wasted(found[mode], shortest_trace(problems, mode))}
+        mode: quantities.coverage(results[mode], ks, weights)
+        | {"wasted": quantities.wasted(results[mode], shortest_trace(problems, mode))}
         for mode in task.mode_names
     }
-    record["errors"] = quantities.errors(found[None], problems.sinks)
-    p = {mode or "free": result.p_lo for mode, result in found.items()}
-    for mode, result in found.items():
+    record["errors"] = quantities.errors(results["free"], problems.sinks)
+    p = {mode: result.p_lo for mode, result in results.items()}
+    for mode, result in results.items():
         if not result.exact:
-            p[f"{mode or 'free'}_lo"], p[f"{mode or 'free'}_hi"] = p_interval(result)
-    rounded = (
-        settings.bf16 and found[None].engine == "rollout" and tree.dfa.is_cuda
-    )  # its p differ from those of the other engines
-    return Measurement(record, p, check(settings, tree, solved[None]) if checked and not rounded else None)
+            p[f"{mode}_lo"], p[f"{mode}_hi"] = p_interval(result)
+    # Rollouts in bf16 have p of their own, which no other engine can check.
+    rounded = settings.bf16 and results["free"].engine == "rollout" and tree.dfa.is_cuda
+    return Measurement(record, p, check(settings, tree, solved["free"]) if checked and not rounded else None)
 
 
 def measure_stratified(
@@ -166,34 +171,37 @@ def measure_stratified(
 ) -> Measurement:
     """Samples spread over the top tokens at the position that eval.stratify names, computed within eval.budget.
 
-    hit_rate: the share of problems whose position of highest entropy is the fork; null where it is given.
+    hit_rate: the share of problems whose position of highest entropy is the fork; null where it is given or there is
+    none. Raises ValueError for eval.stratify=fork on a task that declares none.
     """
-    fork = problems.fork
     if problems.prefixes > 1:
         raise ValueError("sft.prefix: its p is averaged over prefixes; eval.stratify spreads over tokens instead")
-    prefix, hit_rate = fork, None
-    length = torch.full((len(tree),), fork.shape[1] if settings.stratify == "fork" else 0, device=fork.device)
+    prefix, hit_rate = tree.dfa.new_zeros(len(tree), 0), None
+    if settings.stratify == "fork":
+        prefix, _ = problems.at_fork()
+    length = torch.full((len(tree),), prefix.shape[1], device=prefix.device)
     if settings.stratify == "entropy":
         prefix, length = stratified.highest_entropy(tree)
-        hit_rate = float(stratified.right_after(fork, prefix, length).float().mean())
+        if problems.fork is not None:
+            hit_rate = float(stratified.right_after(problems.fork, prefix, length).float().mean())
     result = stratified.stratify(tree, prefix, length, settings.strata, lambda t: exact(t, settings.budget))
     record = quantities.stratified_coverage(result, powers_of_two(settings.max_k), weights)
     record |= {"forced": None, "errors": None, "hit_rate": hit_rate}
-    verdict = None
-    if checked:
-        some, n = slice(0, settings.check_problems), settings.check_rollouts
-        started, seeds = time.monotonic(), itertools.count(CHECK_SEED)  # one each, or strata would share their draws
-        other = stratified.stratify(
-            tree[some], prefix[some], length[some], settings.strata, lambda t: sample(t, n, next(seeds))
-        )
-        counts = np.rint(other.p_lo * n).astype(int).ravel()
-        low, high = result.p_lo[some].ravel(), result.p_hi[some].ravel()
-        if np.array_equal(low, high):
-            p_value = agreement.uniform_p(agreement.randomised_pit(counts, n, low, np.random.default_rng(0)))
-        else:
-            p_value = agreement.outside_p(counts, n, low, high)
-        verdict = _verdict("exact", "rollout", p_value, len(counts), n, started)
+    verdict = _check_strata(settings, tree, result, prefix, length) if checked else None
     return Measurement(record, {"strata": result.p_lo}, verdict)
+
+
+def _check_strata(settings: Eval, tree: Tree, result: Strata, prefix: Tensor, length: Tensor) -> dict:
+    """As `check`, of the p_ij of strata."""
+    first, n = slice(0, settings.check_problems), settings.check_rollouts
+    started, seeds = time.monotonic(), itertools.count(CHECK_SEED)  # one each, or strata would share their draws
+    other = stratified.stratify(
+        tree[first], prefix[first], length[first], settings.strata, lambda t: sample(t, n, next(seeds))
+    )
+    counts = np.rint(other.p_lo * n).astype(int).ravel()
+    low, high = result.p_lo[first].ravel(), result.p_hi[first].ravel()
+    p_value = _agree_with_bounds(counts, n, low, high, np.array_equal(low, high))
+    return _verdict("exact", "rollout", p_value, len(counts), n, started)
 
 
 def p_interval(result: Result) -> np.ndarray:
@@ -210,20 +218,23 @@ def check(settings: Eval, tree: Tree, result: Result) -> dict:
     (conditional randomised PIT), rollouts being checked by split and split by rollouts. Bounds: no
     problem's rollouts lie outside them.
     """
-    count, n = settings.check_problems, settings.check_rollouts
+    count, n, started = settings.check_problems, settings.check_rollouts, time.monotonic()
     sampler = split if result.engine == "rollout" else sample
-    started = time.monotonic()
     other = sampler(tree[:count], n, CHECK_SEED)
-    rng = np.random.default_rng(0)
-    if result.exact:
-        p_value = agreement.uniform_p(agreement.randomised_pit(other.accepted, n, result.p_lo[:count], rng))
-    elif result.n is None:
-        p_value = agreement.outside_p(other.accepted, n, result.p_lo[:count], result.p_hi[:count])
+    if result.n is None:
+        low, high = result.p_lo[:count], result.p_hi[:count]
+        p_value = _agree_with_bounds(other.accepted, n, low, high, result.exact)
     else:
-        p_value = agreement.uniform_p(
-            agreement.two_sample_pit(other.accepted, n, result.accepted[:count], result.n, rng)
-        )
+        rng, first = np.random.default_rng(0), result.accepted[:count]
+        p_value = agreement.uniform_p(agreement.two_sample_pit(other.accepted, n, first, result.n, rng))
     return _verdict(result.engine, other.engine, p_value, count, n, started)
+
+
+def _agree_with_bounds(counts: np.ndarray, n: int, low: np.ndarray, high: np.ndarray, exact: bool) -> float:
+    """The p-value of counts out of n given computed p, where these are exact, or given their bounds."""
+    if exact:
+        return agreement.uniform_p(agreement.randomised_pit(counts, n, low, np.random.default_rng(0)))
+    return agreement.outside_p(counts, n, low, high)
 
 
 def _verdict(engine: str, by: str, p_value: float, problems: int, n: int, started: float) -> dict:

@@ -12,9 +12,10 @@ from data_gen.arith import Arith
 from data_gen.sizes import Sizes
 from data_gen.star import Star
 from data_gen.streams import Mixture
+from data_gen.task import Task
 from minifork.settings import Eval, Shape, require
 
-TASKS = {"star": Star, "mixed": Sizes, "arith": Arith}
+TASKS: dict[str, type[Task]] = {"star": Star, "mixed": Sizes, "arith": Arith}
 ADVANTAGES = ("grpo", "passk", "exact")
 PAIRS = 5  # of seeds that a study may use
 
@@ -173,7 +174,7 @@ class Config:
     device: str
     compile: bool
     save_every: int
-    data: Star | Sizes | Arith
+    data: Task
     walks: Walks
     model: Shape
     pretrain: Pretrain
@@ -194,7 +195,7 @@ class Config:
         vocab = self.data.vocab_size
         require(self.eval.strata <= vocab or self.eval.stratify == "none", "eval.strata", self.eval.strata,
                  f"there are only {vocab} tokens")  # fmt: skip
-        answers = hasattr(self.data, "answer_dfa")
+        answers = self.data.guessing_floor is not None
         require(self.eval.grading == "steps" or answers, "eval.grading", self.eval.grading,
                  f"traces of {self.task} end in no answer, choose steps")  # fmt: skip
         for name in ("seed", "base_seed"):
@@ -204,9 +205,9 @@ class Config:
         fine = "/" not in self.name and self.name.isprintable() and not self.name.startswith(".")
         require(fine, "name", self.name, "it becomes part of a folder's name, give letters and digits")
         require(bool(self.runs) and self.runs.isprintable(), "runs", self.runs, "name a folder")
-        labels = self.data.label_count
-        require(self.sft.prefix <= labels, "sft.prefix", self.sft.prefix,
-                 f"labels serve as its integers, and {self.data.label_key} is {labels}")  # fmt: skip
+        labels, key = self.data.label_count, self.data.label_key
+        have = f"data.{key} is {labels}" if key else f"{self.task} has none"
+        require(self.sft.prefix <= labels, "sft.prefix", self.sft.prefix, f"labels serve as its integers, and {have}")
         query, length = self.data.prompt_len + self.data.trace_len, self.walks.seq_len
         require(length >= query, "walks.seq_len", length, f"one query needs {query} tokens")
 

@@ -37,10 +37,10 @@ def table(records: list[dict]) -> str:
     head += f"{'rho':>7}{'P(FWD)':>8}{'fork test':>11}{'train':>7}{'entropy':>9}"
     lines = [head + (f"{'strata at fork':>16}" if hits else "")]
     for record in last:
-        train = record["fork_train"]
+        fork, train = record["fork"] or {}, record["fork_train"] or {}  # none on a task without a fork
         cells = [(record["pass_at"][k], 10) for k in ks]
-        cells += [(record["rho"], 7), (record["mode"]["p_forward"], 8), (record["fork"]["accuracy"], 11)]
-        cells += [(train["accuracy"] if train else None, 7), (record["fork"]["entropy"], 9)]
+        cells += [(record["rho"], 7), (record["mode"]["p_forward"], 8), (fork.get("accuracy"), 11)]
+        cells += [(train.get("accuracy"), 7), (fork.get("entropy"), 9)]
         cells += [(record["hit_rate"], 16)] if hits else []
         texts = "".join(f"{'-' if value is None else f'{value:.3f}':>{width}}" for value, width in cells)
         lines.append(f"{record['run']:<{longest}}{record['epoch'] or '-':>6}{texts}{_differences(record)}")

@@ -1,6 +1,6 @@
 """What is said of one checkpoint: pure functions from engine results to plain dictionaries."""
 
-from collections.abc import Sequence
+from collections.abc import Iterable, Sequence
 
 import numpy as np
 
@@ -24,13 +24,11 @@ def coverage(result: Result, ks: Sequence[int], weights: np.ndarray) -> dict:
     if result.n is None:
         solved = passk.solve_rate(p[:, None], ks)
         low, high = (passk.pass_at_k(bound, ks) for bound in (result.p_lo, result.p_hi))
-        bounds = {"pass_at_lo": by_k(ks, low), "pass_at_hi": by_k(ks, high)}
         rho = passk.rho(p)
     else:
         ks = [k for k in ks if k <= result.n]
-        solved = unbiased(result, ks)
-        bounds = {"pass_at_lo": None, "pass_at_hi": None}
-        rho = float(passk.polarisation(p.mean(), unbiased(result, [2]).mean(axis=0), [2])[1][0])
+        solved, low, high = unbiased(result.accepted, result.n, ks), None, None
+        rho = float(passk.polarisation(p.mean(), unbiased(result.accepted, result.n, [2]).mean(axis=0), [2])[1][0])
     passed = solved.mean(axis=0)
     loss, index = passk.polarisation(p.mean(), passed, ks)
     known = result.exact or result.n is not None
@@ -39,7 +37,8 @@ def coverage(result: Result, ks: Sequence[int], weights: np.ndarray) -> dict:
         "n": result.n,
         "tokens": float(result.tokens.sum() / result.ends.sum()) if result.ends.any() else None,
         "pass_at": by_k(ks, passed),
-        **bounds,
+        "pass_at_lo": None if low is None else by_k(ks, low),
+        "pass_at_hi": None if high is None else by_k(ks, high),
         "ci95": ci95(ks, weights @ solved),
         "J": by_k(ks, loss) if known else None,
         "index": by_k(ks, index) if known else None,
@@ -58,9 +57,9 @@ def wasted(result: Result, shortest: np.ndarray) -> float | None:
     return float((result.tokens[:, 0] - accepted * shortest).sum() / accepted.sum()) if accepted.any() else None
 
 
-def unbiased(result: Result, ks: Sequence[int]) -> np.ndarray:
-    """The unbiased estimate of 1 - (1 - p_i)^k, float64[B, K], from a sampled result."""
-    return np.stack([passk.unbiased(result.accepted, result.n, k) for k in ks], axis=1)
+def unbiased(accepted: np.ndarray, n: int, ks: Sequence[int]) -> np.ndarray:
+    """The unbiased estimate of 1 - (1 - p_i)^k, float64[B, K], from the accepted traces int64[B] of n."""
+    return np.stack([passk.unbiased(accepted, n, k) for k in ks], axis=1)
 
 
 def stratified_coverage(result: Strata, ks: Sequence[int], weights: np.ndarray) -> dict:
@@ -78,7 +77,7 @@ def stratified_coverage(result: Strata, ks: Sequence[int], weights: np.ndarray) 
     }
 
 
-def by_k(ks: Sequence[int], values: Sequence[float]) -> dict[str, float]:
+def by_k(ks: Iterable[int], values: Iterable[float]) -> dict[str, float]:
     """{"1": .., "2": .., ..}"""
     return {str(k): float(v) for k, v in zip(ks, values, strict=True)}
 
@@ -118,7 +117,7 @@ def fork_quantities(branch: np.ndarray) -> dict[str, tuple[np.ndarray, np.ndarra
 def mode_statistics(modes: np.ndarray, names: Sequence[str]) -> dict:
     """Mean probability of each mode, float64[n, modes], and the mean entropy (nats) of the choice."""
     mean = dict(zip(names, modes.mean(axis=0).tolist(), strict=True))
-    return {"p_forward": mean["FWD"], "entropy": float(entropy(modes).mean()), "p": mean}
+    return {"p_forward": mean.get("FWD"), "entropy": float(entropy(modes).mean()), "p": mean}
 
 
 def entropy(p: np.ndarray) -> np.ndarray:

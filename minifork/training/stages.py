@@ -1,6 +1,5 @@
 """The stages that train: pretraining on random walks, fine-tuning on traces, RL. All hand a Job to `loop.fit`."""
 
-from dataclasses import replace
 from functools import lru_cache
 from pathlib import Path
 
@@ -63,7 +62,7 @@ def complete(run: Run, start: Checkpoint | None) -> Run:
 
 def _pretrain(run: Run) -> None:
     config = run.config
-    task, plan = replace(config.data, branch_order="shuffled"), config.pretrain
+    task, plan = config.data.printed("shuffled"), config.pretrain
     model, device = new_model(config, config.base_seed), pick_device(config)
 
     def batch_at(step: int) -> tuple[np.ndarray, np.ndarray]:

@@ -245,15 +245,15 @@ def test_the_audit_passes_and_flags_arithmetic():
 @pytest.mark.parametrize(
     ("arguments", "named"),
     [
-        ((6, 2, 3, 11), "data.labels is 6: 2 chains of 3 need 7 labels .*longest chain is 2"),
-        ((12, 0, 3, 11), "data.branches is 0"),
-        ((12, 2, 0, 11), "data.length is 0"),
-        ((12, 2, 3, 1), "data.modulus is 1: give a prime such as 2"),
-        ((12, 2, 3, 12), "data.modulus is 12: give a prime such as 13"),
-        ((12, 2, 3, 11, "sorted"), "data.branch_order"),
-        ((12, 2, 3, 11, "shuffled", "FWD,SEARCH"), "data.modes"),
-        ((12, 2, 3, 11, "shuffled", "REV"), "data.modes is 'REV': FWD"),
-        ((12, 2, 3, 11, "shuffled", "FWD,FWD"), "data.modes"),
+        ((6, 2, 3, 11), "labels is 6: 2 chains of 3 need 7 labels .*longest chain is 2"),
+        ((12, 0, 3, 11), "branches is 0"),
+        ((12, 2, 0, 11), "length is 0"),
+        ((12, 2, 3, 1), "modulus is 1: give a prime such as 2"),
+        ((12, 2, 3, 12), "modulus is 12: give a prime such as 13"),
+        ((12, 2, 3, 11, "sorted"), "branch_order"),
+        ((12, 2, 3, 11, "shuffled", "FWD,SEARCH"), "modes"),
+        ((12, 2, 3, 11, "shuffled", "REV"), "modes is 'REV': FWD"),
+        ((12, 2, 3, 11, "shuffled", "FWD,FWD"), "modes"),
     ],
 )
 def test_arith_names_the_key(arguments, named):
@@ -360,18 +360,18 @@ def test_search_walks_and_their_pass_at_1():
     n, stop = 20_000, 0.2
     problems = streams.problems(task, 0, "test", n)
     dfa, rng = task.dfa(problems), np.random.default_rng(0)
-    queries = search.walks(task, problems.labels, stop, rng, 1)[:, 0]
+    walks = task.searching.walks(problems.labels, stop, rng, 1)[:, 0]
     solved = 0
     for i in range(n):
-        walk = queries[i][queries[i] != PAD].tolist()
+        walk = walks[i][walks[i] != PAD].tolist()
         solved += ends(dfa, i, [task.search, *walk, task.eos]) == "accept"
-    plain = Star(12, 2, 3).pass_at_1(stop)
-    p = 3 * task.pass_at_1(stop) - 2 * plain
+    branch = (1 - stop) ** 2 / 2  # a whole branch, and then a stop or the way back
+    p = (branch + 2 * branch**2) / 2
     assert abs(solved - n * p) < Z * math.sqrt(n * p * (1 - p))
 
 
 def test_too_many_branches_to_search():
-    with pytest.raises(ValueError, match="data.branches is 6: SEARCH"):
+    with pytest.raises(ValueError, match="branches is 6: SEARCH"):
         Star(20, 6, 3, modes="FWD,SEARCH")
     assert search.MOST_BRANCHES == 5
 

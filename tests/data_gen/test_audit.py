@@ -4,6 +4,8 @@ Statistical tests use fixed seeds. The audit's own false-alarm rate is at most 1
 (valid permutation p values, Bonferroni), which `test_false_alarms` and `test_p_values_are_uniform` confirm.
 """
 
+from dataclasses import replace
+
 import numpy as np
 import pytest
 
@@ -80,11 +82,11 @@ def test_p_values_are_uniform(monkeypatch):
     monkeypatch.setattr(audit, "DRAWS", audit.BLOCK)
     sets = 300
     ps = []
-    branches = audit.read_branches(REFERENCE, REFERENCE.prompts(train_problems(60)))
+    branches = audit.read_branches(REFERENCE, REFERENCE, REFERENCE.prompts(train_problems(60)))
     for seed in range(sets):
         redrawn = np.random.default_rng(seed).integers(2, size=60)
-        branches = audit.Branches(branches.position, branches.node, branches.extra, redrawn)
-        ps.append([check.p for check in audit.branch_checks(REFERENCE, branches, seed=1000 + seed)])
+        branches = replace(branches, right=redrawn)
+        ps.append([check.p for check in audit.branch_checks(branches, seed=1000 + seed)])
     share = (np.array(ps) <= 0.1).mean(axis=0)
     sigma = np.sqrt(0.1 * 0.9 / sets)
     assert (share < 0.1 + 4 * sigma).all()
@@ -197,7 +199,7 @@ def test_repeated_prompts_count_once():
 
 def test_reads_the_tokens_not_the_canonical_numbers():
     problems = train_problems(50, WIDE)
-    branches = audit.read_branches(WIDE, WIDE.prompts(problems))
+    branches = audit.read_branches(WIDE, WIDE, WIDE.prompts(problems))
     rows = np.arange(50)
     assert (branches.node[rows, branches.right] == WIDE.path(problems)[:, 1:]).all()
     assert (np.diff(branches.position[:, :, 0], axis=1) > 0).all()
@@ -220,8 +222,8 @@ def test_chi_square_by_hand():
 
 def test_probe_equals_a_plain_refit():
     """The shared hat matrix gives what refitting every fold by least squares gives."""
-    branches = audit.read_branches(WIDE, WIDE.prompts(train_problems(81, WIDE)))
-    x = audit.probe_features(WIDE, branches)
+    branches = audit.read_branches(WIDE, WIDE, WIDE.prompts(train_problems(81, WIDE)))
+    x = audit.probe_features(branches)
     right = np.random.default_rng(0).integers(3, size=(5, 81), dtype=np.uint8)
     for r, accuracy in zip(right, audit.held_out_accuracy(x, right), strict=True):
         hits = 0

@@ -64,7 +64,6 @@ def test_sizes_are_drawn_evenly_and_streams_stay_apart():
     assert (np.abs(np.bincount(problems.size) - 1000) < 4.5 * np.sqrt(3000 * 2 / 9)).all()
     test = MIXED.identity(streams.problems(MIXED, 1, "test", 500))
     assert not set(MIXED.identity(problems).tolist()) & set(test.tolist())
-    assert MIXED.pass_at_1(0.3) == pytest.approx(np.mean([Star(10, *s).pass_at_1(0.3) for s in SIZES.values()]))
 
 
 def test_the_audit_looks_at_every_size():
@@ -81,11 +80,11 @@ def test_the_audit_looks_at_every_size():
 @pytest.mark.parametrize(
     ("arguments", "named"),
     [
-        ((10, "2x4,3x4"), "data.sizes is '2x4,3x4': all must print as many edges, but 2x4 prints 6, 3x4 prints 9"),
-        ((10, "2x4,three"), "data.sizes is '2x4,three': write sizes as"),
-        ((10, ""), "data.sizes"),
-        ((6, "2x4"), "data.nodes is 6"),
-        ((10, "2x4", "sorted"), "data.branch_order"),
+        ((10, "2x4,3x4"), "sizes is '2x4,3x4': all must print as many edges, but 2x4 prints 6, 3x4 prints 9"),
+        ((10, "2x4,three"), "sizes is '2x4,three': write sizes as"),
+        ((10, ""), "sizes"),
+        ((6, "2x4"), "nodes is 6"),
+        ((10, "2x4", "sorted"), "branch_order"),
     ],
 )
 def test_mixed_names_the_key(arguments, named):
@@ -95,6 +94,6 @@ def test_mixed_names_the_key(arguments, named):
 
 def test_too_few_graphs_for_a_stream():
     """Three labels give a star of three nodes three graphs; four streams cannot each have one."""
-    with pytest.raises(ValueError, match="data.nodes is 3: too few graphs to fill"):
+    with pytest.raises(ValueError, match="nodes is 3: too few graphs to fill"):
         for name in streams.STREAMS:
             streams.problems(Sizes(3, "2x2"), 0, name, 1)

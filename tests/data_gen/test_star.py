@@ -146,12 +146,7 @@ def test_identity_ignores_the_printed_order(given_problems):
 
 @pytest.mark.parametrize(
     ("arguments", "key"),
-    [
-        ((16, 0, 4), "data.branches"),
-        ((16, 2, 1), "data.length"),
-        ((6, 2, 4), "data.nodes"),
-        ((16, 2, 4, "sorted"), "data.branch_order"),
-    ],
+    [((16, 0, 4), "branches"), ((16, 2, 1), "length"), ((6, 2, 4), "nodes"), ((16, 2, 4, "sorted"), "branch_order")],
 )
 def test_star_names_the_key(arguments, key):
     with pytest.raises(ValueError, match=key):
@@ -162,7 +157,7 @@ def test_hang_off_needs_a_spare_label():
     task = Star(7, 2, 4)
     problems = task.sample(np.random.default_rng(0), 2)
     assert len(task.hang_off(problems, np.array([True, True]))) == 2
-    with pytest.raises(ValueError, match="data.nodes.*second root"):
+    with pytest.raises(ValueError, match="nodes.*second root"):
         task.hang_off(problems, np.array([True, False]))
 
 

@@ -1,0 +1,162 @@
+"""First use: does a task contradict itself?
+
+When a task's first problems are drawn (`data_gen.streams.problems`), a few of them are printed in two ways. Identity,
+traces and automata must not depend on the print. Every trace must be accepted, must fit and must use tokens of the
+vocabulary. The fork, where one is declared, must lie on a right trace.
+
+The ValueError of a `data_gen.star.Star` whose identity is a hash of the printed order:
+
+    Star: identity(problems) changes when reprint(problems, rng) prints a problem anew, so that one problem could be
+    trained and tested on; an example problem: 2 1 1 7 3 4 2 3 2 4 SEP
+"""
+
+from functools import lru_cache
+
+import numpy as np
+
+from data_gen.task import PAD, Batch, MissingMemberError, P, Task
+from data_gen.verifier import DFA
+
+PROBLEMS = 8  # drawn for the checks, apart from all streams
+
+
+@lru_cache
+def check(task: Task[Batch]) -> None:
+    """Raise ValueError naming the class, a member and an example problem where a task lacks or contradicts one."""
+    rng = np.random.default_rng(0)
+    problems = task.sample(rng, PROBLEMS)
+    try:
+        again = task.reprint(problems, rng)
+        _check_prompts(task, problems)
+        _check_prompts(task, again)
+        _check_identity(task, problems, again)
+        traces = _check_traces(task, problems, again)
+        _check_automata(task, problems, again, traces)
+        _check_fork(task, problems, traces)
+        walks = task.walks(problems, 0.5, 0.0, rng, 1)
+        _require(
+            _in_vocabulary(task, walks, PAD), task, problems, "walks(problems, ...) gives tokens outside the vocabulary"
+        )
+    except MissingMemberError as error:
+        raise ValueError(f"{error}; {_example(task, problems, 0)}") from None
+
+
+def _require(holds: np.ndarray, task: Task[P], problems: P, what: str) -> None:
+    """Raise ValueError with the first problem for which ``holds`` bool[n, ...] is not true throughout."""
+    right = holds.reshape(len(problems), -1).all(axis=1)
+    if not right.all():
+        raise ValueError(f"{type(task).__name__}: {what}; {_example(task, problems, int(np.argmin(right)))}")
+
+
+def _example(task: Task[P], problems: P, row: int) -> str:
+    """A problem in words, or as the arrays that it is where the task cannot print it."""
+    try:
+        return f"an example problem: {task.decode(task.prompts(problems)[row])}"
+    except (MissingMemberError, IndexError):
+        return f"an example problem: {problems[row : row + 1]}"
+
+
+def _in_vocabulary(task: Task[P], tokens: np.ndarray, least: int = 0) -> np.ndarray:
+    return (tokens >= least) & (tokens < task.vocab_size)
+
+
+def _check_prompts(task: Task[P], problems: P) -> None:
+    prompts = task.prompts(problems)
+    shape = (PROBLEMS, task.prompt_len)
+    if prompts.shape != shape:
+        raise ValueError(
+            f"{type(task).__name__}: prompts(problems) has the shape {prompts.shape}, not [n, prompt_len] = {shape}; "
+            + _example(task, problems, 0)
+        )
+    _require(_in_vocabulary(task, prompts), task, problems, "prompts(problems) gives tokens outside the vocabulary")
+
+
+def _check_identity(task: Task[P], problems: P, again: P) -> None:
+    identity = task.identity(problems)
+    if identity.dtype != np.uint64 or identity.shape != (PROBLEMS,):
+        raise ValueError(
+            f"{type(task).__name__}: identity(problems) is {identity.dtype}{identity.shape}, not uint64[n]"
+        )
+    what = "identity(problems) changes when reprint(problems, rng) prints a problem anew, so that one problem could be"
+    _require(identity == task.identity(again), task, problems, f"{what} trained and tested on")
+
+
+def _check_traces(task: Task[P], problems: P, again: P) -> np.ndarray:
+    """The traces int64[modes, n, trace_len], which are as they must be."""
+    every = []
+    for index, name in enumerate(task.mode_names):
+        mode = np.full(PROBLEMS, index)
+        traces, what = task.traces(problems, mode), f"traces(problems, mode) in mode {name}"
+        if traces.shape != (PROBLEMS, task.trace_len):
+            raise ValueError(
+                f"{type(task).__name__}: {what} have {traces.shape[1]} columns, but trace_len is {task.trace_len}; "
+                + _example(task, problems, 0)
+            )
+        _require(_in_vocabulary(task, traces, PAD), task, problems, f"{what} have tokens outside the vocabulary")
+        _require(traces[:, 0] == task.mode_token(name), task, problems, f"{what} do not begin with mode_token(mode)")
+        ends = np.cumsum(traces == task.eos, axis=1)
+        within = np.where(ends - (traces == task.eos) == 0, traces != PAD, traces == PAD)
+        _require(within & (ends[:, -1:] == 1), task, problems, f"{what} do not end with eos, and PAD after it")
+        _require(traces == task.traces(again, mode), task, problems, f"{what} change when reprint prints them anew")
+        every.append(traces)
+    return np.stack(every)
+
+
+def _check_automata(task: Task[P], problems: P, again: P, traces: np.ndarray) -> None:
+    dfa = task.dfa(problems)
+    if dfa.next.shape[::2] != (PROBLEMS, task.vocab_size):
+        raise ValueError(
+            f"{type(task).__name__}: dfa(problems) has tables {dfa.next.shape}, not [n, states, vocab_size]"
+        )
+    for name, tokens in zip(task.mode_names, traces, strict=True):
+        accepted = _states(dfa, tokens) == dfa.first_sink
+        _require(accepted, task, problems, f"dfa(problems) does not accept the trace in mode {name}")
+    anew = task.dfa(again)
+    same = np.array([_equivalent(dfa, anew, row) for row in range(PROBLEMS)])
+    _require(same, task, problems, "dfa(problems) changes when reprint(problems, rng) prints a problem anew")
+
+
+def _states(dfa: DFA, tokens: np.ndarray) -> np.ndarray:
+    """int64[n]: the state of every problem after its tokens int64[n, T], PAD past their end."""
+    rows, state = np.arange(len(tokens)), np.zeros(len(tokens), dtype=np.int64)
+    for token in tokens.T:
+        state = np.where(token == PAD, state, dfa.next[rows, state, token])
+    return state
+
+
+def _equivalent(one: DFA, two: DFA, row: int) -> bool:
+    """Whether two automata of a problem end every sequence of tokens in the same sink."""
+    if np.array_equal(one.next[row], two.next[row]):
+        return True
+    seen = np.zeros((one.next.shape[1], two.next.shape[1]), dtype=bool)
+    left, right = np.zeros((2, 1), dtype=np.int64)
+    while len(left):
+        seen[left, right] = True
+        sinks = np.maximum(left - one.first_sink, -1), np.maximum(right - two.first_sink, -1)
+        if not np.array_equal(*sinks):
+            return False
+        reached = np.zeros_like(seen)
+        reached[one.next[row, left], two.next[row, right]] = True
+        left, right = np.nonzero(reached & ~seen)
+    return True
+
+
+def _check_fork(task: Task[P], problems: P, traces: np.ndarray) -> None:
+    prefix, children = task.fork_prefix(problems), task.children(problems)
+    if prefix is None and children is None:
+        return
+    if prefix is None or children is None:
+        given, lacking = ("children", "fork_prefix") if prefix is None else ("fork_prefix", "children")
+        raise ValueError(
+            f"{type(task).__name__} declares a fork by {given}(problems), but gives no {lacking}(problems)"
+        )
+    right = np.concatenate([prefix, children[:, :1]], axis=1)
+    on_trace = (traces[:, :, : right.shape[1]] == right).all(axis=2).any(axis=0)
+    what = "no trace begins with fork_prefix(problems) and column 0 of children(problems)"
+    _require(on_trace, task, problems, what)
+    dfa = task.dfa(problems)
+    hopeless = dfa.shortest() > dfa.next.shape[1]
+    for child in children.T[1:]:
+        state = _states(dfa, np.concatenate([prefix, child[:, None]], axis=1))
+        wrong = (child == PAD) | hopeless[np.arange(PROBLEMS), state]
+        _require(wrong, task, problems, "dfa(problems) can still accept after a wrong one of children(problems)")
