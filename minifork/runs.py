@@ -96,7 +96,7 @@ class Run:
     """
 
     folder: Path
-    record: dict[str, Any]
+    record: dict[str, Any] = field(repr=False)
     config: Config = field(repr=False)
     memory: dict[str, Any] | None = field(default=None, repr=False)
     silent: bool = False
@@ -149,7 +149,7 @@ class Run:
 
     def checkpoints(self) -> list[Checkpoint]:
         """All weights worth measuring, in order; raises ValueError when some are missing."""
-        return [self.checkpoint(epoch) for epoch in self.epochs or [None]]
+        return [self.checkpoint(epoch) for epoch in self.epochs] or [self.checkpoint()]
 
     def model(self, epoch: int | None = None) -> "GPT":
         """The model after an epoch, or at the end, in evaluation mode on the CPU.
@@ -367,9 +367,9 @@ def require_parent(run: Run) -> None:
     if parent is None:
         return
     folder = run.folder.parent / parent["run"]
-    if not folder.exists():  # it has another label by now, or is gone
-        here = replace(run.config, runs=str(run.folder.parent.parent))
-        folder = folder_of(here, parent_stage(here, run.stage))
+    stage = parent_stage(run.config, run.stage)
+    if stage and not folder.exists():  # it has another label by now, or is gone
+        folder = folder_of(replace(run.config, runs=str(run.folder.parent.parent)), stage)
     if not folder.exists():
         return
     before = read(folder)

@@ -26,7 +26,8 @@ def run_notebook(sizes: dict[str, int]) -> dict:
     matplotlib.use("agg")
     first, *others = cells()
     exec(first, variables)
-    exec("\n".join(others), variables | sizes, variables)
+    variables.update(sizes)
+    exec("\n".join(others), variables)
     return variables
 
 

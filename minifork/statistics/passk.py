@@ -27,8 +27,16 @@ def solve_rate(p: ArrayLike, k: ArrayLike) -> np.ndarray:
         return -np.expm1(np.asarray(k, dtype=np.float64) * np.log1p(-p))
 
 
-def pass_at_k(p: np.ndarray, ks: ArrayLike) -> np.ndarray:
-    """pass@k for each of ks, float64[K], from per-problem probabilities float64[n]."""
+def pass_at_k(p: ArrayLike, ks: ArrayLike) -> np.ndarray:
+    """pass@k for each of ks, float64[K], from the problems' probabilities float64[n].
+
+    Raises ValueError for a p that is no list of probabilities, and for ks below 1.
+    """
+    p, ks = np.asarray(p, dtype=np.float64), np.atleast_1d(ks)
+    if p.ndim != 1 or not len(p) or not ((p >= 0) & (p <= 1)).all():
+        raise ValueError(f"p has the shape {p.shape}: give one probability, in [0, 1], for every problem")
+    if ks.ndim != 1 or not (ks >= 1).all():
+        raise ValueError(f"ks is {ks.tolist()}: give numbers of samples, each at least 1")
     return solve_rate(p[:, None], ks).mean(axis=0)
 
 

@@ -11,6 +11,7 @@ from collections.abc import Callable, Iterator
 from contextlib import contextmanager
 from dataclasses import dataclass, field
 from pathlib import Path
+from typing import cast
 
 import numpy as np
 import torch
@@ -26,7 +27,7 @@ from minifork.storage.files import write_atomically
 from minifork.training.losses import Loss
 
 BatchAt = Callable[[int], tuple[np.ndarray, np.ndarray]]
-Objective = Callable[[nn.Module, int], tuple[Tensor, int]]
+Objective = Callable[[GPT, int], tuple[Tensor, int]]
 _SECONDS_BETWEEN_LINES = 10
 
 
@@ -47,7 +48,7 @@ class Job:
 def supervised(batch_at: BatchAt, loss: Loss, device: str) -> Objective:
     """A loss of the logits on batches: batch_at(step) gives inputs and targets int64[B, T]."""
 
-    def objective(model: nn.Module, step: int) -> tuple[Tensor, int]:
+    def objective(model: GPT, step: int) -> tuple[Tensor, int]:
         batch = batch_at(step)
         first = int((batch[1] != IGNORE).any(axis=0).argmax())  # nothing is learned before it
         inputs, targets = (torch.from_numpy(a).to(device) for a in batch)
@@ -71,7 +72,7 @@ def fit(model: GPT, job: Job, device: str) -> None:
     legs = [*run.record["legs"], leg]
     run.save(steps=job.steps)
     started = time.monotonic()
-    forward = torch.compile(model) if run.config.compile else model
+    forward = cast(GPT, torch.compile(model)) if run.config.compile else model
 
     def save(step: int) -> None:
         seconds = spent + time.monotonic() - started
@@ -104,10 +105,12 @@ def make_optimizers(model: GPT, optim: Optim) -> list[torch.optim.Optimizer]:
 
     Each group keeps its peak learning rate as "peak"; `_step` sets the scheduled one.
     """
-    inner = [p for p in model.blocks.parameters() if p.dim() == 2] if optim.optimizer == "muon" else []
+    inner = [p for block in model.blocks for p in block.parameters() if p.dim() == 2]
+    inner = inner if optim.optimizer == "muon" else []
     rest = [p for p in model.parameters() if not any(p is q for q in inner)]
-    settings = {"weight_decay": optim.weight_decay, "betas": (0.9, 0.95), "fused": True}
-    optimizers: list[torch.optim.Optimizer] = [torch.optim.AdamW(rest, lr=optim.lr, **settings)]
+    optimizers: list[torch.optim.Optimizer] = [
+        torch.optim.AdamW(rest, lr=optim.lr, weight_decay=optim.weight_decay, betas=(0.9, 0.95), fused=True)
+    ]
     if inner:
         optimizers.append(torch.optim.Muon(inner, lr=optim.muon_lr, weight_decay=optim.weight_decay))
     for optimizer in optimizers:
@@ -124,7 +127,7 @@ def schedule(step: int, steps: int, warmup: float) -> float:
     return 0.5 * (1 + math.cos(math.pi * (step - warm) / max(1, steps - warm)))
 
 
-def _step(model: nn.Module, optimizers: list[torch.optim.Optimizer], job: Job, step: int) -> tuple[float, int]:
+def _step(model: GPT, optimizers: list[torch.optim.Optimizer], job: Job, step: int) -> tuple[float, int]:
     loss, tokens = job.objective(model, step)
     loss.backward()
     nn.utils.clip_grad_norm_(model.parameters(), job.optim.clip)

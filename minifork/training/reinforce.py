@@ -16,13 +16,14 @@ from functools import lru_cache
 
 import numpy as np
 import torch
-from torch import Tensor, nn
+from torch import Tensor
 
 from data_gen import streams
 from data_gen.task import PAD, Problems, Task
 from data_gen.walks import IGNORE
 from minifork import measure
 from minifork.decoding.policy import Policy
+from minifork.gpt import GPT
 from minifork.gpu.backends import sample
 from minifork.measuring.problems import problem_set
 from minifork.schema import Config
@@ -63,11 +64,11 @@ def passk_advantage(reward: Tensor, k: int) -> Tensor:
 ADVANTAGES: dict[str, Callable[[Tensor, int], Tensor]] = {"grpo": grpo_advantage, "passk": passk_advantage}
 
 
-def objective(config: Config, reference: nn.Module, device: str) -> Objective:
-    """What `minifork.training.loop.fit` minimises in the config's kind of RL."""
+def objective(config: Config, reference: GPT, device: str, say: Callable[[str], None] = print) -> Objective:
+    """What `minifork.training.loop.fit` minimises in the config's kind of RL; say: where warnings go."""
     if config.rl.advantage == "exact":
         return exact_objective(config, device)
-    return group_objective(config, reference, device)
+    return group_objective(config, reference, device, say)
 
 
 @lru_cache(maxsize=2)
@@ -87,22 +88,23 @@ def problems_of(config: Config, step: int) -> Problems:
     return _pool(config.data, config.seed, plan.problems)[chosen]
 
 
-def group_objective(config: Config, reference: nn.Module, device: str) -> Objective:
+def group_objective(config: Config, reference: GPT, device: str, say: Callable[[str], None] = print) -> Objective:
     """Policy gradient with group advantages from sampled rollouts; rl.mode forces the mode token or leaves it free."""
     plan, task, barren = config.rl, config.data, 0
 
-    def update(model: nn.Module, step: int) -> tuple[Tensor, int]:
+    def update(model: GPT, step: int) -> tuple[Tensor, int]:
         nonlocal barren
         batch = problem_set(task, problems_of(config, step), device)
         tree = measure.tree_of(model, batch, Policy())
         tree = replace(tree, ids=tree.ids + step * plan.prompts)  # draws of their own for every update
         tree = tree if plan.mode == FREE else measure.force_mode(tree, task, plan.mode)
         traces = sample(tree, plan.group, config.seed, traces=True).traces
+        assert traces is not None
         reward = (traces.sink == 0).float()
         advantage = ADVANTAGES[plan.advantage](reward, plan.k)
         barren = 0 if bool(advantage.any()) else barren + 1
         if barren == PATIENCE:
-            print(f"no group had both right and wrong rollouts for {PATIENCE} updates: there is nothing to learn from")
+            say(f"no group had both right and wrong rollouts for {PATIENCE} updates: there is nothing to learn from")
 
         inputs, targets = sequences(batch.prompts, traces.tokens, task.eos, tree.forced_len)
         given = batch.prompts.shape[1] - 1
@@ -127,7 +129,7 @@ def exact_objective(config: Config, device: str) -> Objective:
     modes = task.mode_names if plan.mode == FREE else (plan.mode,)
     forced = int(plan.mode != FREE)
 
-    def update(model: nn.Module, step: int) -> tuple[Tensor, int]:
+    def update(model: GPT, step: int) -> tuple[Tensor, int]:
         problems = problems_of(config, step)
         prompts = torch.from_numpy(task.prompts(problems)).to(device)
         traces = [task.traces(problems, np.full(len(problems), task.mode_names.index(mode))) for mode in modes]

@@ -103,7 +103,7 @@ def _reinforce(run: Run, start: Checkpoint) -> None:
         f"{run.name}: from {start.path}, {plan.advantage} on {plan.problems} problems, {plan.updates} updates of "
         f"{plan.prompts} problems" + ("" if plan.advantage == "exact" else f" x {plan.group} rollouts")
     )
-    learn = reinforce.objective(config, start.model().to(device), device)
+    learn = reinforce.objective(config, start.model().to(device), device, run.say)
     snapshots = {update: runs.snapshot(update) for update in run.epochs}
     fit(start.model(), Job(run, learn, plan.updates, plan, snapshots), device)
 

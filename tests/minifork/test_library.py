@@ -1,0 +1,142 @@
+"""The library: what it gives is what the command line gives, in memory or on disk, and it refuses in one line."""
+
+import ast
+import re
+from pathlib import Path
+
+import numpy as np
+import pytest
+import torch
+
+import minifork as mf
+from minifork import runs
+from tests.conftest import SMALL
+
+TASK = mf.Star(nodes=8, branches=2, length=3)
+
+
+def of(*sections: str) -> dict[str, int]:
+    """The small config's keys of some sections."""
+    keys = dict(word.split("=") for word in SMALL)
+    return {key: int(value) for key, value in keys.items() if key.split(".")[0] in sections}
+
+
+@pytest.fixture(scope="module")
+def base() -> mf.Run:
+    return mf.pretrain(TASK, silent=True, **of("walks", "model", "pretrain"))
+
+
+@pytest.fixture(scope="module")
+def tuned(base) -> mf.Run:
+    return mf.sft(base, silent=True, fork_rate=1.0, **of("sft"))
+
+
+@pytest.fixture(scope="module")
+def test() -> object:
+    return mf.problems(TASK, "test", 64)
+
+
+def assert_same_weights(one: mf.Run, other: mf.Run) -> None:
+    assert one.identity == other.identity and one.record["weights"] == other.record["weights"]
+    for mine, theirs in zip(one.checkpoints(), other.checkpoints(), strict=True):
+        assert all(torch.equal(a, b) for a, b in zip(mine.state().values(), theirs.state().values(), strict=True))
+
+
+def test_runs_in_memory_are_those_of_the_command_line(base, tuned, trained):
+    assert_same_weights(base, runs.read(trained.run("base")))
+    assert_same_weights(tuned, runs.read(trained.run("fork1")))
+    assert not Path(base.folder).exists() and [line["step"] for line in base.memory[runs.METRICS]] == [10, 20, 30, 40]
+
+
+def test_a_folder_keeps_them_and_finds_them_again(base, tuned, tmp_path, capsys):
+    made = [mf.pretrain(TASK, folder=tmp_path, **of("walks", "model", "pretrain")) for _ in range(2)]
+    assert "nothing to do" in capsys.readouterr().out and made[0].folder == made[1].folder
+    again = mf.sft(mf.load(made[0].folder), fork_rate=1.0, **of("sft"))
+    assert_same_weights(mf.load(again.folder), tuned)
+    assert again.folder.parent == tmp_path / "star"
+
+
+def test_silent(base, capsys):
+    mf.sft(base, silent=True, epochs=1, traces=64, batch=16)
+    assert capsys.readouterr() == ("", "")
+    mf.sft(base, epochs=1, traces=64, batch=16)
+    assert "4 steps in" in capsys.readouterr().out
+
+
+def test_exact_p_and_pass_at_k(tuned, trained, test):
+    measured = np.load(trained.folder / "eval.npz")
+    for mode in (None, "FWD", "REV"):
+        p = mf.exact(tuned.model(), test, mode=mode).p_lo
+        stored = measured[f"{trained.run('fork1').name}/e4/plain/{mode or 'free'}"]
+        assert np.array_equal(p, stored)
+    expected = [float(np.mean(1 - (1 - p) ** k)) for k in (1, 16)]
+    assert mf.pass_at_k(p, [1, 16]) == pytest.approx(expected)
+
+
+def test_the_other_engines_and_policies(tuned, test):
+    """Means over 64 problems x 400 samples: within 5 standard errors (less than .004 each), 1e-6 to object falsely."""
+    for policy in ("temperature=1", mf.Policy((("top_p", 0.9),))):
+        p = mf.exact(tuned.model(2), test, policy).p_lo
+        for engine in (mf.split, mf.rollout):
+            counts = engine(tuned.model(2), test, 400, seed=1, policy=policy).p_lo
+            error = np.sqrt(np.sum(p * (1 - p) / 400)) / len(p)
+            assert abs(counts.mean() - p.mean()) < 5 * error + 1e-9
+    assert mf.rollout(tuned.model(), test, 3, traces=True).traces.tokens.shape == (64, 3, TASK.trace_len)
+
+
+def test_rl_goes_on_from_a_snapshot_or_the_base(base, tuned):
+    keys = {"updates": 2, "problems": 16, "prompts": 4, "silent": True}
+    from_tuned, from_base = mf.rl(tuned, epoch=2, **keys), mf.rl(base, **keys)
+    assert from_tuned.record["parent"] == {
+        "run": tuned.name, "file": "epochs/e2.pt", "weights": tuned.checkpoint(2).weights,
+    }  # fmt: skip
+    assert from_base.record["parent"]["run"] == base.name and from_tuned.epochs == [1, 2]
+
+
+REFUSED = {
+    "an unknown key": (lambda r: mf.pretrain(TASK, stepz=1), "did you mean pretrain.steps"),
+    "a value of another type": (lambda r: mf.pretrain(TASK, lr="fast"), "pretrain.lr must be a number"),
+    "a value out of range": (lambda r: mf.sft(r["base"], fork_rate=2), "sft.fork_rate is 2"),
+    "a short key of several sections": (lambda r: mf.sft(r["base"], problems=1), "rl.problems, eval.problems"),
+    "a key of what was made": (lambda r: mf.sft(r["base"], width=64), "model.width is 64, but base was made with 32"),
+    "another stage": (lambda r: mf.sft(r["tuned"]), "base is a run of the stage sft"),
+    "no run": (lambda r: mf.rl(3), "tuned is a int"),
+    "an unfinished run": (lambda r: mf.sft(r["unfinished"]), "base is unfinished"),
+    "its model": (lambda r: r["unfinished"].model(), "no such weights of a finished run"),
+    "an epoch": (lambda r: r["tuned"].model(3), "e3.pt: no such weights"),
+    "a folder": (lambda r: mf.load("nowhere"), "nowhere/run.json"),
+    "a stream": (lambda r: mf.problems(TASK, "tset"), "stream is 'tset': choose walks, train, valid, test"),
+    "no problem": (lambda r: mf.problems(TASK, "test", 0), "n is 0"),
+    "a run for a model": (lambda r: mf.exact(r["tuned"], r["test"]), "model is a Run"),
+    "a task for problems": (lambda r: mf.exact(r["tuned"].model(), TASK), "problems is a Star"),
+    "a device": (
+        lambda r: mf.exact(r["tuned"].model().to("meta"), r["test"]),
+        "problems lie on cpu, the model on meta",
+    ),
+    "another task": (lambda r: mf.exact(r["tuned"].model(), mf.problems(mf.Star(16, 2, 4), "test", 4)), "another task"),
+    "a mode": (lambda r: mf.exact(r["tuned"].model(), r["test"], mode="UP"), "mode is 'UP': choose FWD, REV"),
+    "a policy": (lambda r: mf.exact(r["tuned"].model(), r["test"], "top_q=1"), "top_q"),
+    "no rollout": (lambda r: mf.split(r["tuned"].model(), r["test"], 0), "n is 0"),
+    "a table of p": (lambda r: mf.pass_at_k(np.ones((2, 3)), [1]), "p has the shape (2, 3)"),
+    "k below 1": (lambda r: mf.pass_at_k(np.ones(3), [0]), "ks"),
+}
+
+
+@pytest.mark.parametrize("name", REFUSED)
+def test_refusals_name_the_argument(name, base, tuned, test):
+    call, text = REFUSED[name]
+    unfinished = runs.in_memory(base.config, "base", None, silent=True)
+    with pytest.raises(ValueError, match=re.escape(text)) as error:
+        call({"base": base, "tuned": tuned, "test": test, "unfinished": unfinished})
+    assert "\n" not in str(error.value)
+
+
+def test_public_names_are_those_that_type_checkers_see():
+    tree = ast.parse(Path(mf.__file__).read_text())
+    guarded = next(node for node in tree.body if isinstance(node, ast.If))
+    seen = {alias.asname: f"{node.module}" for node in guarded.body for alias in node.names}
+    assert seen == mf.HOMES and sorted(seen) == mf.__all__ == dir(mf)
+    for name in mf.__all__:
+        assert getattr(mf, name).__doc__
+    with pytest.raises(AttributeError, match="no attribute 'pretrian'"):
+        mf.pretrian  # noqa: B018
