@@ -1,1 +1,1 @@
-"""Configs, the reproduction, its claims and figures."""
+"""What to run, where, and what it shows: studies, results, claims, figures, the report."""

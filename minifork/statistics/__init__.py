@@ -1,0 +1,1 @@
+"""Pure functions of numbers: pass@k, intervals, tests whether two engines agree."""
