@@ -9,8 +9,9 @@ prompt, S of a suffix, H heads of size D, V tokens of the vocabulary.
 """
 
 import math
-from collections.abc import Callable
+from collections.abc import Callable, Sequence
 from dataclasses import dataclass
+from typing import cast
 
 import torch
 import torch.nn.functional as F
@@ -47,22 +48,23 @@ class Block(nn.Module):
         qkv = self.qkv(self.norm_attention(x))
         q, k, v = rearrange(qkv, "... (three h d) -> three ... h d", three=3, h=self.heads)
         mixed = rearrange(attend(layer, q, k, v), "... h d -> ... (h d)")
-        if first:
-            x, mixed = x[:, first:], mixed[:, first:]
-        x = x + self.out(mixed)
+        x = x[:, first:] + self.out(mixed[:, first:])
         return x + self.down(F.gelu(self.up(self.norm_mlp(x)), approximate="tanh"))
 
 
 class GPT(nn.Module):
-    """tokens int64[B, T] to logits float[B, T, V], T <= context; only those of the positions from ``first`` on where
-    nothing before is learned from: the last block then hardly looks at the prompt, a third of fine-tuning's time."""
+    """A transformer: tokens int64[B, T] to next-token logits float[B, T, V], T <= context.
+
+    Returns logits from position ``first`` on. The last block then computes little for the prompt, which saves a
+    third of the time of fine-tuning.
+    """
 
     def __init__(self, shape: Shape, vocab_size: int, context: int) -> None:
         super().__init__()
         self.shape, self.vocab_size, self.context = shape, vocab_size, context
         self.token = nn.Embedding(vocab_size, shape.width)
         self.position = nn.Embedding(context, shape.width)
-        self.blocks = nn.ModuleList(Block(shape) for _ in range(shape.layers))
+        self.blocks = cast(Sequence[Block], nn.ModuleList(Block(shape) for _ in range(shape.layers)))
         self.norm = nn.LayerNorm(shape.width, bias=False)
         self.head = nn.Linear(shape.width, vocab_size, bias=False)
         for parameter in self.parameters():
@@ -81,22 +83,21 @@ class GPT(nn.Module):
 
     def _run(self, tokens: Tensor, positions: Tensor, attend: Attend, first: int = 0) -> Tensor:
         x = self.token(tokens) + self.position(positions)
-        last = len(self.blocks) - 1
         for layer, block in enumerate(self.blocks):
-            x = block(x, layer, attend, first if layer == last else 0)
+            x = block(x, layer, attend, first if layer == self.shape.layers - 1 else 0)
         return self.head(self.norm(x))
 
     def prefill(self, tokens: Tensor) -> "Prompts":
         """Encode prompts int64[B, P] once; rollouts and prefixes then share their keys and values."""
-        kept: list[tuple[Tensor, Tensor]] = []
+        keys, values = [], []
 
         def attend(layer: int, q: Tensor, k: Tensor, v: Tensor) -> Tensor:
-            kept.append((rearrange(k, "b p h d -> b h p d"), rearrange(v, "b p h d -> b h p d")))
+            keys.append(rearrange(k, "b p h d -> b h p d"))
+            values.append(rearrange(v, "b p h d -> b h p d"))
             return _causal(layer, q, k, v)
 
         logits = self._run(tokens, torch.arange(tokens.shape[1], device=tokens.device), attend)
-        k, v = (torch.stack([layer[i] for layer in kept]) for i in range(2))
-        return Prompts(logits[:, -1], k, v)
+        return Prompts(logits[:, -1], torch.stack(keys), torch.stack(values))
 
     def decode(self, tokens: Tensor, rows: "Rows") -> Tensor:
         """Append one token int64[R] to every row and return the next logits, float[R, V]."""
@@ -136,8 +137,8 @@ class Prompts:
     def length(self) -> int:
         return self.k.shape[3]
 
-    def __getitem__(self, some: slice | Tensor) -> "Prompts":
-        return Prompts(self.logits[some], self.k[:, some], self.v[:, some])
+    def __getitem__(self, index: slice | Tensor) -> "Prompts":
+        return Prompts(self.logits[index], self.k[:, index], self.v[:, index])
 
 
 class Rows:

@@ -7,6 +7,7 @@ engines agree; with Bonferroni's correction over all of them, a false alarm has 
 
 from dataclasses import replace
 from itertools import product
+from typing import Any
 
 import numpy as np
 from tqdm import tqdm
@@ -36,35 +37,36 @@ def agreement(config: Config) -> int:
     Raises ValueError naming a run that is missing, and for an eval.budget within which p is not computed.
     """
     count = min(PROBLEMS, config.eval.problems)
-    some = replace(config.eval, problems=count, check_problems=min(count, config.eval.check_problems))
-    config, device = replace(config, eval=some), pick_device(config)
-    found_runs = [runs.require(config, "base")]
-    found_runs += [runs.require(configs.changed(config, {"sft.fork_rate": rate}), "sft") for rate in FORK_RATES]
-    last = {run.name: run.checkpoints()[-1] for run in found_runs}
-    problems = problems_for(config, device)
-    found = []
-    for name, decoder in tqdm(list(product(last, POLICIES)), desc="agreement", disable=None):
-        model = last[name].model().to(device)
-        tree = measure.tree_of(model, problems, policy.parse(decoder))
-        found += [
-            {"run": name, "policy": decoder, **test}
-            for test in compare(tree, problems.sinks, config.eval.check_rollouts, config.eval.budget)
-        ]
-    level = LEVEL / len(found)
-    for name, decoder in product(last, POLICIES):
-        tests = [t for t in found if (t["run"], t["policy"]) == (name, decoder)]
-        smallest = {pair: min(t["p_value"] for t in tests if t["test"] == pair) for pair in {t["test"] for t in tests}}
-        verdict = "agree" if min(smallest.values()) >= level else "DISAGREE"
-        text = "  ".join(f"{pair} {p:.2g}" for pair, p in sorted(smallest.items()))
-        print(f"{verdict:<9}{name:<22}{decoder:<28}smallest p: {text}")
-    failed = sum(test["p_value"] < level for test in found)
-    print(f"{len(found)} tests on {count} problems, {failed} below {level:.1e}; false alarms <= {LEVEL:g} in all")
-    result = {"n_problems": count, "level": level, "splits": SPLITS, "rollouts": config.eval.check_rollouts}
-    write_json(runs.task_folder(config) / "agreement.json", result | {"tests": found})
+    settings = replace(config.eval, problems=count, check_problems=min(count, config.eval.check_problems))
+    config, device = replace(config, eval=settings), pick_device(config)
+    tested = [runs.require(config, "base")]
+    tested += [runs.require(configs.changed(config, {"sft.fork_rate": rate}), "sft") for rate in FORK_RATES]
+    problems, grid, tests = problems_for(config, device), list(product(tested, POLICIES)), []
+    for run, decoder in tqdm(grid, desc="agreement", disable=None):
+        tree = measure.tree_of(run.model().to(device), problems, policy.parse(decoder))
+        compared = compare(tree, problems.sinks, settings.check_rollouts, settings.budget)
+        tests += [{"run": run.name, "policy": decoder, **test} for test in compared]
+    level = LEVEL / len(tests)
+    for run, decoder in grid:
+        report([test for test in tests if (test["run"], test["policy"]) == (run.name, decoder)], level)
+    failed = sum(test["p_value"] < level for test in tests)
+    print(f"{len(tests)} tests on {count} problems, {failed} below {level:.1e}; false alarms <= {LEVEL:g} in all")
+    result = {"n_problems": count, "level": level, "splits": SPLITS, "rollouts": settings.check_rollouts}
+    write_json(runs.task_folder(config) / "agreement.json", result | {"tests": tests})
     return 1 if failed else 0
 
 
-def compare(tree: Tree, sinks: tuple[str, ...], n: int, budget: int) -> list[dict]:
+def report(tests: list[dict[str, Any]], level: float) -> None:
+    """Print the smallest p-value of each comparison, for one run under one policy."""
+    smallest: dict[str, float] = {}
+    for test in tests:
+        smallest[test["test"]] = min(test["p_value"], smallest.get(test["test"], 1.0))
+    verdict = "agree" if min(smallest.values()) >= level else "DISAGREE"
+    text = "  ".join(f"{pair} {p:.2g}" for pair, p in sorted(smallest.items()))
+    print(f"{verdict:<9}{tests[0]['run']:<22}{tests[0]['policy']:<28}smallest p: {text}")
+
+
+def compare(tree: Tree, sinks: tuple[str, ...], n: int, budget: int) -> list[dict[str, Any]]:
     """p-values of the three comparisons for every sink that is reached; n rollouts a problem.
 
     Raises ValueError when the budget of prefixes does not suffice to compute p.
@@ -72,15 +74,13 @@ def compare(tree: Tree, sinks: tuple[str, ...], n: int, budget: int) -> list[dic
     p = exact(tree, budget)
     if not p.exact:
         raise ValueError(f"eval.budget is {budget}: too few prefixes to compute p, which is compared; raise it")
-    samples = {"split": split(tree, SPLITS, 1), "rollout": sample(tree, n, 2)}
-    counts = {name: np.rint(s.ends * s.n).astype(np.int64) for name, s in samples.items()}
-    rng, found = np.random.default_rng(0), []
+    splits, rollouts = (np.rint(s.ends * s.n).astype(np.int64) for s in (split(tree, SPLITS, 1), sample(tree, n, 2)))
+    rng, tests = np.random.default_rng(0), []
     for sink in np.flatnonzero(p.ends.mean(axis=0) > REACHED):
-        one, other = counts["split"][:, sink], counts["rollout"][:, sink]
         pits = {
-            "exact/split": randomised_pit(one, SPLITS, p.ends[:, sink], rng),
-            "exact/rollout": randomised_pit(other, n, p.ends[:, sink], rng),
-            "split/rollout": two_sample_pit(other, n, one, SPLITS, rng),
+            "exact/split": randomised_pit(splits[:, sink], SPLITS, p.ends[:, sink], rng),
+            "exact/rollout": randomised_pit(rollouts[:, sink], n, p.ends[:, sink], rng),
+            "split/rollout": two_sample_pit(rollouts[:, sink], n, splits[:, sink], SPLITS, rng),
         }
-        found += [{"test": pair, "sink": sinks[sink], "p_value": uniform_p(pit)} for pair, pit in pits.items()]
-    return found
+        tests += [{"test": pair, "sink": sinks[sink], "p_value": uniform_p(pit)} for pair, pit in pits.items()]
+    return tests

@@ -8,20 +8,23 @@ on the last line is also kept in runs/<task>/bench.json.
 
 import json
 import os
-import statistics
-import time
 from collections.abc import Callable
+from dataclasses import dataclass
+from statistics import median
+from typing import Any
 
 import torch
 from torch import Tensor
 
 from experiments.checks.bench_gpu import bench_gpu
+from experiments.checks.timing import matmul_rate, timed
 from minifork import measure, runs
 from minifork.checkpoints import pick_device
 from minifork.decoding.exact import exact
 from minifork.decoding.policy import Policy
 from minifork.decoding.rollout import rollout
 from minifork.decoding.split import split
+from minifork.decoding.traces import Tree
 from minifork.evaluate import problems_for
 from minifork.gpt import GPT
 from minifork.schema import Config
@@ -31,6 +34,15 @@ ROUNDS = 5
 SPLITS = 10**6  # rollouts a problem
 PROBLEMS, ROLLOUTS = 200, 256  # of the rollout engine
 FEW_PROBLEMS, FEW_ROLLOUTS = 50, 16  # of the slow samplers, which larger batches make slower
+BASELINES = ("recompute", "hf generate")
+
+
+@dataclass(frozen=True)
+class Job:
+    """What is timed, and how many rollouts it makes (0 where rollouts are not what it makes)."""
+
+    run: Callable[[], object]
+    rollouts: int = 0
 
 
 @torch.no_grad()
@@ -40,30 +52,16 @@ def bench(config: Config) -> None:
     model = runs.require(config, "base").model().to(device)
     problems = problems_for(config, device)
     tree = measure.tree_of(model, problems, Policy())
-    some, few, new = tree[:PROBLEMS], problems.prompts[:FEW_PROBLEMS], config.data.trace_len
-    jobs: dict[str, tuple[Callable[[], object], int]] = {
-        "prefill": (lambda: model.prefill(problems.prompts), 0),
-        "exact": (lambda: exact(tree), 0),
-        "split": (lambda: split(tree, SPLITS, 0), len(tree) * SPLITS),
-        "rollout": (lambda: rollout(some, ROLLOUTS, 0), len(some) * ROLLOUTS),
-        "recompute": (lambda: recompute(model, few, FEW_ROLLOUTS, new), len(few) * FEW_ROLLOUTS),
-    }
-    generate = hugging_face(model, new)
-    if generate:
-        jobs["hf generate"] = (lambda: generate(few, FEW_ROLLOUTS), len(few) * FEW_ROLLOUTS)
-    else:
-        print("hf generate: not measured, transformers is not installed (extra: bench)")
-
-    seconds = {name: [] for name in jobs}
-    peak = []
-    for turn in range(ROUNDS + 1):
-        for name, (job, _) in jobs.items():
-            taken = timed(job, device)
-            seconds[name] += [taken] if turn else []
-        peak += [matmul_peak(device)] if turn else []
-
-    decoded = rollout(some, ROLLOUTS, 0).evaluated
-    flops = decoded * flops_a_token(model, tree.prompts.length + new)
+    jobs = all_jobs(model, problems.prompts, tree)
+    seconds: dict[str, list[float]] = {name: [] for name in jobs}
+    peaks = []
+    for _ in range(ROUNDS + 1):
+        for name, job in jobs.items():
+            seconds[name].append(timed(job.run))
+        peaks.append(matmul_rate(device, 1536, torch.float32))
+    engines = {name: speed(jobs[name], times[1:]) for name, times in seconds.items()}
+    decoded, peak = rollout(tree[:PROBLEMS], ROLLOUTS, 0).evaluated, median(peaks[1:])
+    rate = decoded * flops_a_token(model, tree.prompts.length + tree.max_new) / engines["rollout"]["seconds"]
     result = {
         **runs.made_by(config),
         "device": torch.cuda.get_device_name() if device == "cuda" else "cpu",
@@ -72,29 +70,57 @@ def bench(config: Config) -> None:
         "torch": torch.__version__,
         "problems": len(tree),
         "rounds": ROUNDS,
-        "matmul_peak_gflops": statistics.median(peak) / 1e9,
-        "rollout_share_of_peak": flops / statistics.median(seconds["rollout"]) / statistics.median(peak),
-        "engines": {},
+        "matmul_peak_gflops": peak / 1e9,
+        "rollout_share_of_peak": rate / peak,
+        "engines": engines,
+        "rollout_against": {
+            name: engines["rollout"]["rate"] / engines[name]["rate"] for name in BASELINES if name in engines
+        },
     }
-    print(f"{'':<14}{'seconds':>10}{'fastest':>10}{'slowest':>10}{'rollouts/s':>16}")
-    for name, (_, rollouts) in jobs.items():
-        median, rate = statistics.median(seconds[name]), None
-        if rollouts:
-            rate = rollouts / median
-        result["engines"][name] = {"seconds": median, "spread": [min(seconds[name]), max(seconds[name])], "rate": rate}
-        cells = f"{median:>10.3f}{min(seconds[name]):>10.3f}{max(seconds[name]):>10.3f}"
-        print(f"{name:<14}{cells}{f'{rate:,.0f}' if rate else '-':>16}")
-    rates = {name: job["rate"] for name, job in result["engines"].items()}
-    result["rollout_against"] = {
-        name: rates["rollout"] / rates[name] for name in ("recompute", "hf generate") if name in rates
-    }
-    for name, ratio in result["rollout_against"].items():
-        print(f"rollout is {ratio:.3g} times as fast as {name}")
-    print(f"rollout runs at {result['rollout_share_of_peak']:.0%} of the measured matrix peak")
+    print_table(result)
     if device == "cuda":
         result["gpu"] = bench_gpu(tree)
     write_json(runs.task_folder(config) / "bench.json", result)
     print(json.dumps(result))
+
+
+def all_jobs(model: GPT, prompts: Tensor, tree: Tree) -> dict[str, Job]:
+    """The engines and the baselines by name."""
+    part, few, new = tree[:PROBLEMS], prompts[:FEW_PROBLEMS], tree.max_new
+    jobs = {
+        "prefill": Job(lambda: model.prefill(prompts)),
+        "exact": Job(lambda: exact(tree)),
+        "split": Job(lambda: split(tree, SPLITS, 0), len(tree) * SPLITS),
+        "rollout": Job(lambda: rollout(part, ROLLOUTS, 0), len(part) * ROLLOUTS),
+        "recompute": Job(lambda: recompute(model, few, FEW_ROLLOUTS, new), len(few) * FEW_ROLLOUTS),
+    }
+    generate = hugging_face(model, new)
+    if generate is None:
+        print("hf generate: not measured, transformers is not installed (extra: bench)")
+    else:
+        jobs["hf generate"] = Job(lambda: generate(few, FEW_ROLLOUTS), len(few) * FEW_ROLLOUTS)
+    return jobs
+
+
+def speed(job: Job, seconds: list[float]) -> dict[str, Any]:
+    """The median of a job's seconds, their spread, and rollouts a second."""
+    middle = median(seconds)
+    return {
+        "seconds": middle,
+        "spread": [min(seconds), max(seconds)],
+        "rate": job.rollouts / middle if job.rollouts else None,
+    }
+
+
+def print_table(result: dict[str, Any]) -> None:
+    """One line an engine, then how the rollout engine compares."""
+    print(f"{'':<14}{'seconds':>10}{'fastest':>10}{'slowest':>10}{'rollouts/s':>16}")
+    for name, job in result["engines"].items():
+        cells = "".join(f"{seconds:>10.3f}" for seconds in (job["seconds"], *job["spread"]))
+        print(f"{name:<14}{cells}{format(job['rate'], ',.0f') if job['rate'] else '-':>16}")
+    for name, ratio in result["rollout_against"].items():
+        print(f"rollout is {ratio:.3g} times as fast as {name}")
+    print(f"rollout runs at {result['rollout_share_of_peak']:.0%} of the measured matrix peak")
 
 
 def recompute(model: GPT, prompts: Tensor, n: int, new: int) -> Tensor:
@@ -122,31 +148,13 @@ def hugging_face(model: GPT, new: int) -> Callable[[Tensor, int], Tensor] | None
         vocab_size=vocab, n_positions=model.context, n_embd=shape.width, n_layer=shape.layers, n_head=shape.heads,
         bos_token_id=0, eos_token_id=None, pad_token_id=0,
     )  # fmt: skip
-    twin = GPT2LMHeadModel(config).eval().to(next(model.parameters()).device)
+    twin = GPT2LMHeadModel(config).eval().to(model.head.weight.device)
 
     def generate(prompts: Tensor, n: int) -> Tensor:
-        mask = torch.ones_like(prompts)
-        return twin.generate(
-            prompts, attention_mask=mask, do_sample=True, top_k=0, num_return_sequences=n,
-            min_new_tokens=new, max_new_tokens=new,
-        )  # fmt: skip
+        lengths = {"min_new_tokens": new, "max_new_tokens": new, "num_return_sequences": n}
+        return twin.generate(prompts, attention_mask=torch.ones_like(prompts), do_sample=True, top_k=0, **lengths)
 
     return generate
-
-
-def timed(job: Callable[[], object], device: str) -> float:
-    """Seconds a job takes, the device's queue included."""
-    _wait(device)
-    started = time.perf_counter()
-    job()
-    _wait(device)
-    return time.perf_counter() - started
-
-
-def matmul_peak(device: str, size: int = 1536) -> float:
-    """FLOP/s of a large fp32 matrix product, the best of three."""
-    a = torch.randn(size, size, device=device)
-    return 2 * size**3 / min(timed(lambda: a @ a, device) for _ in range(3))
 
 
 def flops_a_token(model: GPT, context: int) -> float:
@@ -154,8 +162,3 @@ def flops_a_token(model: GPT, context: int) -> float:
     shape = model.shape
     matrices = 12 * shape.layers * shape.width**2 + model.vocab_size * shape.width
     return 2 * matrices + 4 * shape.layers * context * shape.width
-
-
-def _wait(device: str) -> None:
-    if device == "cuda":
-        torch.cuda.synchronize()

@@ -31,8 +31,7 @@ def exact(tree: Tree, max_prefixes: float = math.inf, max_seconds: float = math.
             raise ValueError(f"{name} is {value}: a budget must be above 0")
     if not width >= 0:
         raise ValueError(f"width is {width}: it must not be negative")
-    started = time.monotonic()
-    ends = tree.no_ends(torch.float64)
+    started, ends = time.monotonic(), tree.no_ends(torch.float64)
     rows, state, logits = tree.root(1.0, ends)
     mass = torch.ones(len(rows), dtype=torch.float64, device=tree.dfa.device)
     frontier, evaluated = Frontier(), 0
@@ -46,8 +45,8 @@ def exact(tree: Tree, max_prefixes: float = math.inf, max_seconds: float = math.
         rows, logits = block.decode(tree.model)
         state, mass = block.state, block.weight
         evaluated += len(block)
-    ends, tokens = ends.cpu().numpy()
-    return Result("exact", ends, frontier.mass(tree).cpu().numpy(), None, evaluated, tokens)
+    shares, tokens = ends.cpu().numpy()
+    return Result("exact", shares, frontier.mass(tree).cpu().numpy(), None, evaluated, tokens)
 
 
 class Frontier:
@@ -71,9 +70,9 @@ class Frontier:
         block = self.blocks.pop(best)
         if len(block) <= most:
             return block
-        some, rest = _by_mass(block, [slice(0, int(most)), slice(int(most), None)])
+        heaviest, rest = _by_mass(block, [slice(int(most)), slice(int(most), None)])
         self.blocks.append(rest)
-        return some
+        return heaviest
 
     def mass(self, tree: Tree) -> torch.Tensor:
         """What waits, float64[B]."""

@@ -28,7 +28,8 @@ def greedy(logits: Tensor, value: float = 1) -> Tensor:
 
 def top_k(logits: Tensor, value: float) -> Tensor:
     """Only the ``value`` first-ranked tokens (Fan et al. 2018)."""
-    return logits.masked_fill(_rank(logits) >= value, -math.inf)
+    order = logits.sort(dim=-1, descending=True, stable=True).indices
+    return logits.scatter(-1, order[..., int(min(value, logits.shape[-1])) :], -math.inf)
 
 
 def top_p(logits: Tensor, value: float) -> Tensor:
@@ -123,10 +124,3 @@ def parse(text: str) -> Policy:
 def _text(value: float) -> str:
     """All digits, so that it parses to the same value; "50" for 50.0."""
     return str(float(value)).removesuffix(".0")
-
-
-def _rank(logits: Tensor) -> Tensor:
-    """int64[..., V]: the place of each token by logit, highest first, equal ones by id."""
-    order = logits.sort(dim=-1, descending=True, stable=True).indices
-    places = torch.arange(logits.shape[-1], device=logits.device).expand_as(order)
-    return torch.empty_like(order).scatter_(-1, order, places)

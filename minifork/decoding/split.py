@@ -8,7 +8,7 @@ evaluated once however many rollouts pass through it (batch autoregressive sampl
 import numpy as np
 import torch
 
-from minifork.decoding.traces import ROWS, Block, Result, Tree, absorb, chunks
+from minifork.decoding.traces import ROWS, Block, Result, Tree, absorb, chunks, sampled_result
 
 LARGEST_N = 10**9
 
@@ -36,15 +36,14 @@ def split(tree: Tree, n: int, seed: int) -> Result:
         problem = tree.ids[rows.problem].cpu().numpy()
         children = _split(p, count.cpu().numpy(), problem, rows.length, seed, generators)
         block = absorb(tree, rows, state, torch.from_numpy(children).to(count.device), ends)
-        waiting += [block[some] for some in chunks(len(block), ROWS)][::-1]
+        waiting += [block[part] for part in chunks(len(block), ROWS)][::-1]
         if not waiting:
             break
         block = waiting.pop()
         rows, logits = block.decode(tree.model)
         state, count = block.state, block.weight
         evaluated += len(block)
-    ends, tokens = ends.cpu().numpy() / n
-    return Result("split", ends, np.zeros(len(tree)), n, evaluated, tokens)
+    return sampled_result("split", ends, n, evaluated)
 
 
 def _split(
@@ -57,11 +56,10 @@ def _split(
     every, largest, last = np.arange(len(p)), p.argmax(axis=1), p.shape[1] - 1
     p[every, largest], p[:, last] = p[:, last].copy(), p[every, largest].copy()
     children = np.empty(p.shape, dtype=np.int64)
-    starts = np.flatnonzero(np.r_[True, problem[1:] != problem[:-1]])
-    for start, end in zip(starts, np.r_[starts[1:], len(p)], strict=True):
-        key = int(problem[start]), depth
+    for rows in np.split(every, np.flatnonzero(np.diff(problem)) + 1):  # the rows of one problem
+        key = int(problem[rows[0]]), depth
         if key not in generators:
             generators[key] = np.random.Generator(np.random.Philox(key=[seed, key[0] << 16 | depth]))
-        children[start:end] = generators[key].multinomial(count[start:end], p[start:end])
+        children[rows] = generators[key].multinomial(count[rows], p[rows])
     children[every, largest], children[:, last] = children[:, last].copy(), children[every, largest].copy()
     return children

@@ -42,21 +42,20 @@ def stratify(
     them is sampled under the tree's policy. Raises ValueError for m outside 1 .. V, for a prefix that leaves no
     room for two more tokens, and what the engine raises.
     """
-    vocab, given = tree.model.vocab_size, m if isinstance(m, Tensor) else None
-    m = m if given is None else given.shape[1]
-    if not 1 <= m <= vocab:
-        raise ValueError(f"m is {m}: a vocabulary of {vocab} tokens has 1 to {vocab} strata")
-    if given is not None and (given.min() < 0 or given.max() >= vocab):
+    vocab, count = tree.model.vocab_size, m.shape[1] if isinstance(m, Tensor) else m
+    if not 1 <= count <= vocab:
+        raise ValueError(f"m is {count}: a vocabulary of {vocab} tokens has 1 to {vocab} strata")
+    if isinstance(m, Tensor) and (m.min() < 0 or m.max() >= vocab):
         raise ValueError(f"m holds tokens outside 0 .. {vocab - 1}: every problem needs as many strata")
-    tokens = torch.zeros(len(tree), m, dtype=torch.int64, device=tree.dfa.device)
-    p_lo, p_hi = np.zeros((2, len(tree), m))
+    tokens = tree.dfa.new_zeros(len(tree), count)
+    p_lo, p_hi = np.zeros((2, len(tree), count))
     for forced in length.unique().tolist():
-        some = (length == forced).nonzero()[:, 0]
-        part, before = tree[some], prefix[some, :forced]
-        tokens[some] = _top(part.force(before), m) if given is None else given[some]
-        for j in range(m):
-            result = engine(part.force(torch.cat([before, tokens[some, j : j + 1]], dim=1)))
-            p_lo[some.cpu().numpy(), j], p_hi[some.cpu().numpy(), j] = result.p_lo, result.p_hi
+        index = (length == forced).nonzero()[:, 0]
+        part, before = tree[index], prefix[index, :forced]
+        tokens[index] = m[index] if isinstance(m, Tensor) else _top(part.force(before), m)
+        for j in range(count):
+            result = engine(part.force(torch.cat([before, tokens[index, j : j + 1]], dim=1)))
+            p_lo[index.cpu().numpy(), j], p_hi[index.cpu().numpy(), j] = result.p_lo, result.p_hi
     return Strata(tokens.cpu().numpy(), p_lo, p_hi)
 
 
@@ -68,9 +67,9 @@ def solve_rate(p: np.ndarray, ks: ArrayLike) -> np.ndarray:
     """
     ks, m = np.asarray(ks)[:, None], p.shape[1]
     k = ks // m + (np.arange(m) < ks % m)
-    with np.errstate(divide="ignore"):
-        log_miss = np.log1p(-np.clip(p, 0.0, 1.0))[:, None, :]
-    return -np.expm1(np.where(k > 0, k * np.where(k > 0, log_miss, 0.0), 0.0).sum(axis=2))
+    with np.errstate(divide="ignore", invalid="ignore"):
+        log_miss = k * np.log1p(-np.clip(p, 0.0, 1.0))[:, None, :]
+    return -np.expm1(np.where(k > 0, log_miss, 0.0).sum(axis=2))
 
 
 @torch.no_grad()
@@ -80,7 +79,7 @@ def highest_entropy(tree: Tree) -> tuple[Tensor, Tensor]:
     The entropy is that of the model's next token, without the policy; the first such position wins, and
     the last that max_new allows is left out, since nothing could follow the token there.
     """
-    rows, logits = tree.force(None).after_forced()
+    rows, logits = tree.force(tree.forced[:, :0]).after_forced()
     state = torch.zeros_like(rows.problem)
     best, position = torch.full_like(logits[:, 0], -1.0), torch.zeros_like(state)
     trace = []

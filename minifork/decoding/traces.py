@@ -17,6 +17,7 @@ from minifork.gpt import GPT, Prompts, Rows
 
 ROWS = 4096  # prefixes or rollouts decoded at once: the best size measured on two cores
 EXACT = 1e-9  # p known to this width counts as exact: the model's own fp32 arithmetic hides more (about 1e-5)
+NOT_GIVEN = torch.empty(0, dtype=torch.int64)  # stands for what a Tree fills in itself
 
 
 @dataclass(frozen=True)
@@ -25,8 +26,9 @@ class Tree:
 
     dfa: int64[B, S, V], the automata (`data_gen.verifier.DFA`); the last ``sinks`` states are sinks, the
     first of them accepts and the last takes traces that outgrow max_new tokens. forced: int64[B, F], tokens
-    every trace begins with. ids: int64[B], the global number of each problem, part of the key of its random
-    draws; 0, 1, 2, ... where not given. Raises ValueError naming the argument that does not fit.
+    every trace begins with; none where not given. ids: int64[B], the global number of each problem, part of
+    the key of its random draws; 0, 1, 2, ... where not given. Raises ValueError naming the argument that does
+    not fit.
     """
 
     model: GPT
@@ -35,42 +37,58 @@ class Tree:
     sinks: int
     max_new: int
     policy: Policy = Policy()
-    forced: Tensor | None = None
-    ids: Tensor | None = None
+    forced: Tensor = NOT_GIVEN
+    ids: Tensor = NOT_GIVEN
 
     def __post_init__(self) -> None:
-        count, states, vocab = self.dfa.shape
-        if count != len(self.prompts):
-            raise ValueError(f"dfa has {count} automata for {len(self.prompts)} prompts: give one each")
-        if vocab != self.model.vocab_size:
-            raise ValueError(f"dfa reads {vocab} tokens, the model has {self.model.vocab_size}")
-        if not 1 <= self.sinks < states:
-            raise ValueError(f"sinks is {self.sinks}: of {states} states the last 1 to {states - 1} can be sinks")
-        if self.dfa.min() < 0 or self.dfa.max() >= states:
-            raise ValueError(f"dfa has states outside 0 .. {states - 1}")
-        room = self.model.context - self.prompts.length
-        if not 1 <= self.max_new <= room + 1:
-            raise ValueError(f"max_new is {self.max_new}: the model's context leaves room for 1 to {room + 1}")
-        if self.forced is not None and (len(self.forced) != count or self.forced.shape[1] >= self.max_new):
-            raise ValueError(f"forced is {tuple(self.forced.shape)}: give {count} rows of < {self.max_new} tokens")
-        if self.ids is None:
-            object.__setattr__(self, "ids", torch.arange(count, device=self.dfa.device))
+        count, device = len(self.dfa), self.dfa.device
+        defaults = {"forced": self.dfa.new_empty(count, 0), "ids": torch.arange(count, device=device)}
+        for name, tensor in defaults.items():
+            if getattr(self, name) is NOT_GIVEN:
+                object.__setattr__(self, name, tensor)
+        places = {"model": self.model.head.weight, "prompts": self.prompts.k, "forced": self.forced, "ids": self.ids}
+        for name, tensor in places.items():
+            if tensor.device != device:
+                raise ValueError(f"{name} is on {tensor.device}, dfa on {device}: put both on one device")
+        self._require_shapes()
+
+    def _require_shapes(self) -> None:
+        """Raise ValueError naming the argument whose shape or range does not fit the others."""
+        if self.dfa.ndim != 3:
+            raise ValueError(f"dfa is {tuple(self.dfa.shape)}: give the next states as [problems, states, tokens]")
+        (count, states, vocab), model = self.dfa.shape, self.model
+        room = model.context - self.prompts.length + 1
+        forced, ids = self.forced.shape, self.ids.shape
+        checks = [
+            (count == len(self.prompts), f"dfa has {count} automata for {len(self.prompts)} prompts: give one each"),
+            (vocab == model.vocab_size, f"dfa reads {vocab} tokens, the model has {model.vocab_size}"),
+            (1 <= self.sinks < states,
+             f"sinks is {self.sinks}: of {states} states the last 1 to {states - 1} can be sinks"),
+            (self.dfa.min() >= 0 and self.dfa.max() < states, f"dfa has states outside 0 .. {states - 1}"),
+            (1 <= self.max_new <= room, f"max_new is {self.max_new}: the model's context leaves room for 1 to {room}"),
+            (len(forced) == 2 and forced[0] == count and forced[1] < self.max_new,
+             f"forced is {tuple(forced)}: give {count} rows of < {self.max_new} tokens"),
+            (ids == (count,), f"ids is {tuple(ids)}: give one number for each of {count} problems"),
+        ]  # fmt: skip
+        for fits, message in checks:
+            if not fits:
+                raise ValueError(message)
 
     def __len__(self) -> int:
         return len(self.dfa)
 
-    def __getitem__(self, some: slice | Tensor) -> "Tree":
-        """The tree of some of the problems."""
-        forced = None if self.forced is None else self.forced[some]
-        return replace(self, prompts=self.prompts[some], dfa=self.dfa[some], forced=forced, ids=self.ids[some])
+    def __getitem__(self, index: slice | Tensor) -> "Tree":
+        """The tree of the problems that an index chooses."""
+        forced, ids = self.forced[index], self.ids[index]
+        return replace(self, prompts=self.prompts[index], dfa=self.dfa[index], forced=forced, ids=ids)
 
-    def force(self, tokens: Tensor | None) -> "Tree":
+    def force(self, tokens: Tensor) -> "Tree":
         """The same tree with other forced tokens int64[B, F]."""
         return replace(self, forced=tokens)
 
     @property
     def forced_len(self) -> int:
-        return 0 if self.forced is None else self.forced.shape[1]
+        return self.forced.shape[1]
 
     @property
     def first_sink(self) -> int:
@@ -80,9 +98,23 @@ class Tree:
         """One row a problem after its forced tokens, and the next logits [B, V]."""
         rows = Rows(self.prompts, torch.arange(len(self), device=self.dfa.device), self.max_new)
         logits = self.prompts.logits
-        for token in () if self.forced is None else self.forced.T:
+        for token in self.forced.T:
             logits = self.model.decode(token, rows)
         return rows, logits
+
+    def forced_states(self) -> tuple[Tensor, Tensor]:
+        """The state int64[B] after the forced tokens, and how many of these int64[B] a trace takes before it ends."""
+        problem = torch.arange(len(self), device=self.dfa.device)
+        state, length = torch.zeros_like(problem), torch.zeros_like(problem)
+        for token in self.forced.T:
+            length += state < self.first_sink
+            state = self.dfa[problem, state, token]
+        return state, length
+
+    def step(self, problem: Tensor, state: Tensor, token: Tensor, length: int) -> Tensor:
+        """The states int64[R] after one more token, the ``length``-th of its trace; at max_new no state is live."""
+        state = self.dfa[problem, state, token]
+        return state.where(state >= self.first_sink, self.dfa.shape[1] - 1) if length == self.max_new else state
 
     def no_ends(self, dtype: torch.dtype) -> Tensor:
         """[2, B, sinks] of zeros: for every sink the weight of the traces that end there, and weight x length."""
@@ -94,10 +126,7 @@ class Tree:
         Problems whose forced tokens already lead to a sink add ``weight`` to ends [2, B, sinks] instead.
         """
         rows, logits = self.after_forced()
-        state, length = torch.zeros_like(rows.problem), torch.zeros_like(rows.problem)
-        for token in () if self.forced is None else self.forced.T:
-            length += state < self.first_sink
-            state = self.dfa[rows.problem, state, token]
+        state, length = self.forced_states()
         live = state < self.first_sink
         if live.all():
             return rows, state, logits
@@ -137,6 +166,10 @@ class Traces:
     tokens: Tensor
     logp: Tensor
     sink: Tensor
+
+    def __getitem__(self, index: tuple[slice, slice]) -> "Traces":
+        """A view of some rollouts of some problems."""
+        return Traces(self.tokens[index], self.logp[index], self.sink[index])
 
 
 @dataclass(frozen=True)
@@ -180,6 +213,12 @@ class Result:
         return np.rint(self.ends[:, 0] * self.n).astype(np.int64)
 
 
+def sampled_result(engine: str, ends: Tensor, n: int, evaluated: int, traces: Traces | None = None) -> Result:
+    """The result of n rollouts a problem, counted in ends int64[2, B, sinks] (see `Tree.no_ends`)."""
+    shares, tokens = ends.cpu().numpy() / n
+    return Result(engine, shares, np.zeros(len(shares)), n, evaluated, tokens, traces)
+
+
 @dataclass(frozen=True)
 class Block:
     """Live prefixes of one length that are decoded together: children of the rows of ``parent``.
@@ -197,8 +236,8 @@ class Block:
     def __len__(self) -> int:
         return len(self.token)
 
-    def __getitem__(self, some: Tensor | slice) -> "Block":
-        return Block(self.parent, self.origin[some], self.token[some], self.state[some], self.weight[some])
+    def __getitem__(self, index: Tensor | slice) -> "Block":
+        return Block(self.parent, self.origin[index], self.token[index], self.state[index], self.weight[index])
 
     @property
     def problem(self) -> Tensor:
@@ -208,6 +247,13 @@ class Block:
         """The rows of these prefixes and their next logits [R, V]."""
         rows = self.parent.take(self.origin)
         return rows, model.decode(self.token, rows)
+
+
+def add_ends(ends: Tensor, problem: Tensor, sink: Tensor | int, weight: Tensor, length: int) -> None:
+    """Add the weight [R] of traces of ``length`` tokens that end in a sink int64[R] to ends [2, B, sinks]."""
+    place = problem * ends.shape[2] + sink
+    ends[0].view(-1).index_add_(0, place, weight)
+    ends[1].view(-1).index_add_(0, place, weight * length)
 
 
 def absorb(tree: Tree, rows: Rows, state: Tensor, weight: Tensor, ends: Tensor) -> Block:
@@ -220,14 +266,11 @@ def absorb(tree: Tree, rows: Rows, state: Tensor, weight: Tensor, ends: Tensor) 
     after = tree.dfa[rows.problem, state]
     ended = after >= tree.first_sink
     row, token = (ended & (weight > 0)).nonzero(as_tuple=True)
-    place = rows.problem[row] * tree.sinks + after[row, token] - tree.first_sink
-    ends[0].view(-1).index_add_(0, place, weight[row, token])
-    ends[1].view(-1).index_add_(0, place, weight[row, token] * length)
+    add_ends(ends, rows.problem[row], after[row, token] - tree.first_sink, weight[row, token], length)
     row, token = (~ended & (weight > 0)).nonzero(as_tuple=True)
     children = Block(rows, row, token, after[row, token], weight[row, token])
     if length == tree.max_new:
-        ends[0, :, -1].index_add_(0, children.problem, children.weight)
-        ends[1, :, -1].index_add_(0, children.problem, children.weight * length)
+        add_ends(ends, children.problem, tree.sinks - 1, children.weight, length)
         return children[:0]
     return children
 

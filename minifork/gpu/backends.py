@@ -1,5 +1,6 @@
 """Which way to run rollouts: on a CPU the torch reference; on a GPU the fused kernel, or a CUDA graph of torch
-operations where the kernel cannot run. All draw the same tokens from the same logits."""
+operations where the kernel cannot run. All draw the same tokens from the same logits.
+"""
 
 import warnings
 from functools import lru_cache
@@ -10,11 +11,10 @@ from torch import Tensor
 from minifork.decoding.rollout import rollout
 from minifork.decoding.traces import Result, Tree
 from minifork.gpu import kernel
-from minifork.gpu.driver import GPU, UnavailableError
+from minifork.gpu.driver import GPU
 from minifork.gpu.graphed import empty_rows, graphed
-from minifork.gpu.kernel import Build
+from minifork.gpu.kernel import UnavailableError
 
-_tested: set[Build] = set()
 TOLERANCE = 1e-3  # of a token's probability in fp32 against torch's; a few may miss it, at the edge of a policy's cut
 MISSES = 1e-3  # share of tokens
 TOLERANCE_BF16 = 0.02  # of the mean over tokens
@@ -27,15 +27,13 @@ def sample(tree: Tree, n: int, seed: int, traces: bool = False, bf16: bool = Fal
     """
     if tree.dfa.device.type != "cuda":
         return rollout(tree, n, seed, traces)
-    reason = kernel.unsupported(tree)
-    if reason is None:
-        try:
-            gpu = machine(tree.dfa.device)
-            rows = ready(gpu, tree, gpu.rows(len(tree) * n), bf16)
-            return kernel.run(tree, n, seed, gpu, rows, bf16, traces)
-        except UnavailableError as error:
-            reason = str(error)
-    warn_once(f"rollouts run without the fused kernel, several times slower: {reason}")
+    try:
+        kernel.require_supported(tree)
+        gpu = machine(tree.dfa.device)
+        rows = ready(gpu, tree, gpu.rows(len(tree) * n), bf16)
+        return kernel.run(tree, n, seed, gpu, rows, bf16, traces)
+    except UnavailableError as error:
+        warnings.warn(f"rollouts run without the fused kernel, several times slower: {error}", stacklevel=2)
     return rollout(tree, n, seed, traces) if traces else graphed(tree, n, seed)
 
 
@@ -48,34 +46,30 @@ def machine(device: torch.device) -> GPU:
 def ready(gpu: GPU, tree: Tree, rows: int, bf16: bool) -> int:
     """The rows a block decodes: ``rows``, or fewer where so many do not fit. Raises UnavailableError where none do.
 
-    A kernel that was just compiled is tested first; the cache remembers that it passed.
+    Every build is tested before its first use.
     """
-    sizes = [size for size in kernel.TILES if size <= rows]
-    for size in sizes:
-        build = kernel.build_for(tree, size, bf16)
-        try:
-            entry = gpu.function(build).entry
-        except UnavailableError:
-            if size == sizes[-1]:
-                raise
-            continue
-        if build not in _tested and not (entry.tested and entry.tested.exists()):
-            self_test(gpu, tree, size, bf16)
-            if entry.tested:
-                entry.tested.touch()
-        _tested.add(build)
-        return size
-    raise UnavailableError("no tile fits")
+    for size in kernel.TILES:
+        if kernel.TILES[-1] < size <= rows:
+            try:
+                gpu.function(kernel.build_for(tree, size, bf16))
+                break
+            except UnavailableError:
+                continue
+    build = kernel.build_for(tree, size, bf16)
+    if build not in gpu.tested:
+        self_test(gpu, tree, size, bf16)
+        gpu.tested.add(build)
+    return size
 
 
 def self_test(machine: kernel.Machine, tree: Tree, rows: int, bf16: bool) -> None:
-    """Compare the probabilities of tokens that the kernel sampled with torch's; raises if they differ."""
-    some = tree[: min(len(tree), 64)]
-    traces = kernel.run(some, 32, 0, machine, rows, bf16, traces=True).traces
-    scored = kernel.score(some, traces.tokens, machine, rows, bf16)
-    expected = teacher_forced(some, traces.tokens)
-    apart = (scored.exp() - expected.exp()).abs()
-    apart = apart[traces.tokens >= 0]
+    """Compare the probabilities of tokens that the kernel sampled with torch's; raises UnavailableError if they
+    differ."""
+    part = tree[:64]
+    traces = kernel.run(part, 32, 0, machine, rows, bf16, traces=True).traces
+    assert traces is not None
+    scored, expected = kernel.score(part, traces.tokens, machine, rows, bf16), teacher_forced(part, traces.tokens)
+    apart = (scored.exp() - expected.exp()).abs()[traces.tokens >= 0]
     far = float(apart.mean()) > TOLERANCE_BF16 if bf16 else float((~(apart <= TOLERANCE)).float().mean()) > MISSES
     if far or not torch.isfinite(apart).all():
         raise UnavailableError("it disagrees with torch on this GPU")
@@ -101,9 +95,3 @@ def teacher_forced(tree: Tree, tokens: Tensor) -> Tensor:
         if step < length - 1:
             logits = tree.model.decode(flat[:, step].clamp(min=0), rows)
     return logp.where(flat >= 0, 0.0).view(tokens.shape)
-
-
-@lru_cache
-def warn_once(text: str) -> None:
-    """Say it the first time only."""
-    warnings.warn(text, stacklevel=3)

@@ -6,18 +6,23 @@ from pathlib import Path
 
 import torch
 
-from minifork.gpu.build import Entry, UnavailableError, cache_folder, compiled
-from minifork.gpu.kernel import TILES, Args, Build
+from minifork.gpu.build import cache_folder, compiled
+from minifork.gpu.kernel import TILES, Args, Build, UnavailableError
 
+THREADS = 256  # of a block
 SHARED_BYTES = 8  # CU_FUNC_ATTRIBUTE_MAX_DYNAMIC_SHARED_SIZE_BYTES
 
 
 @dataclass
 class GPU:
-    """A machine (see `minifork.gpu.kernel.Machine`): one CUDA device. Raises UnavailableError when it is too old."""
+    """A machine (see `minifork.gpu.kernel.Machine`): one CUDA device. Raises UnavailableError when it is too old.
+
+    folder: the cache of compiled kernels. tested: the builds that passed their self-test here.
+    """
 
     device: torch.device
     folder: Path = field(default_factory=cache_folder)
+    tested: set[Build] = field(default_factory=set)
 
     def __post_init__(self) -> None:
         major, minor = torch.cuda.get_device_capability(self.device)
@@ -44,35 +49,32 @@ class GPU:
         with torch.cuda.device(self.device):
             stream = ctypes.c_void_p(torch.cuda.current_stream().cuda_stream)
             pointers = (ctypes.c_void_p * 1)(ctypes.cast(ctypes.byref(args), ctypes.c_void_p))
-            threads, shared = 256, function.shared
-            self._check(
-                self.driver.cuLaunchKernel(function.handle, blocks, 1, 1, threads, 1, 1, shared, stream, pointers, None)
-            )
+            sizes = blocks, 1, 1, THREADS, 1, 1, function.shared
+            self._check(self.driver.cuLaunchKernel(function.handle, *sizes, stream, pointers, None))
 
     def function(self, build: Build) -> "_Function":
         """The loaded kernel; compiled and loaded at the first call."""
         if build not in self.loaded:
             torch.zeros(1, device=self.device)  # makes torch's context the current one
-            entry = compiled(build, self.arch, self.folder)
+            cubin = compiled(build, self.arch, self.folder)
             with torch.cuda.device(self.device):
-                self.loaded[build] = self._load(entry)
+                self.loaded[build] = self._load(cubin)
         return self.loaded[build]
 
-    def _load(self, entry: Entry) -> "_Function":
+    def _load(self, cubin: bytes) -> "_Function":
         module, handle, address, size = (ctypes.c_void_p() for _ in range(4))
         driver, where = self.driver, ctypes.byref
-        self._check(driver.cuModuleLoadData(where(module), entry.cubin))
+        self._check(driver.cuModuleLoadData(where(module), cubin))
         self._check(driver.cuModuleGetFunction(where(handle), module, b"decode"))
         self._check(driver.cuModuleGetGlobal_v2(where(address), where(size), module, b"tile_bytes"))
         shared = ctypes.c_int()
         self._check(driver.cuMemcpyDtoH_v2(where(shared), address, ctypes.c_size_t(4)))
         self._check(driver.cuFuncSetAttribute(handle, SHARED_BYTES, shared))
-        resident = ctypes.c_int()
-        occupancy = driver.cuOccupancyMaxActiveBlocksPerMultiprocessor
-        self._check(occupancy(where(resident), handle, 256, ctypes.c_size_t(shared.value)))
+        resident, occupancy = ctypes.c_int(), driver.cuOccupancyMaxActiveBlocksPerMultiprocessor
+        self._check(occupancy(where(resident), handle, THREADS, ctypes.c_size_t(shared.value)))
         if resident.value < 1:
             raise UnavailableError(f"a block needs {shared.value} bytes of shared memory, more than this GPU has")
-        return _Function(module, handle, shared.value, resident.value, entry)
+        return _Function(module, handle, shared.value, resident.value)
 
     def _check(self, code: int) -> None:
         if code:
@@ -83,10 +85,9 @@ class GPU:
 
 @dataclass(frozen=True)
 class _Function:
-    """A loaded kernel: driver handles, bytes of shared memory, blocks that a multiprocessor holds, its cache entry."""
+    """A loaded kernel: driver handles, bytes of shared memory, blocks that a multiprocessor holds."""
 
     module: ctypes.c_void_p
     handle: ctypes.c_void_p
     shared: int
     resident: int
-    entry: Entry

@@ -8,13 +8,12 @@ cannot run, and the baseline that the kernel is compared with.
 from collections.abc import Callable
 from dataclasses import replace
 
-import numpy as np
 import torch
 from torch import Tensor
 
 from minifork.decoding.philox import uniform
 from minifork.decoding.rollout import SAMPLE, draw
-from minifork.decoding.traces import Result, Tree
+from minifork.decoding.traces import Result, Tree, add_ends, sampled_result
 from minifork.gpt import Prompts, Rows
 
 
@@ -43,13 +42,9 @@ def dense(tree: Tree, rows: Rows, first: Tensor, seed: int | None) -> tuple[Tens
             ids = tree.ids[problem]
             u = torch.rand(len(problem), device=device) if seed is None else uniform(seed, rollout, step, ids, SAMPLE)
             token = draw(tree.policy(logits), u)
-        state = torch.where(live, tree.dfa[problem, state, token], state)
-        if step == tree.max_new - 1:
-            state = state.where(state >= tree.first_sink, tree.dfa.shape[1] - 1)
+        state = torch.where(live, tree.step(problem, state, token, step + 1), state)
         ended = live & (state >= tree.first_sink)
-        place = problem * tree.sinks + (state - tree.first_sink).clamp(min=0)
-        ends[0].view(-1).index_add_(0, place, ended.long())
-        ends[1].view(-1).index_add_(0, place, ended * (step + 1))
+        add_ends(ends, problem, (state - tree.first_sink).clamp(min=0), ended.long(), step + 1)
         live = live & ~ended
         if step < tree.max_new - 1:
             logits = tree.model.decode(token, rows)
@@ -63,9 +58,8 @@ class Graph:
     """
 
     def __init__(self, tree: Tree, n: int, seed: int | None, run: Callable = dense) -> None:
-        prompts = Prompts(*(tensor.clone() for tensor in (tree.prompts.logits, tree.prompts.k, tree.prompts.v)))
-        forced = None if tree.forced is None else tree.forced.clone()
-        self.tree = replace(tree, prompts=prompts, dfa=tree.dfa.clone(), forced=forced, ids=tree.ids.clone())
+        logits, k, v, dfa, ids, forced = (tensor.clone() for tensor in _inputs(tree))
+        self.tree = replace(tree, prompts=Prompts(logits, k, v), dfa=dfa, forced=forced, ids=ids)
         self.rows, self.seed, self.run, self.graph = empty_rows(self.tree, n), seed, run, None
         self.first = torch.zeros((), dtype=torch.int64, device=tree.dfa.device)
         if self.first.is_cuda:
@@ -94,8 +88,7 @@ class Graph:
 
 
 def _inputs(tree: Tree) -> list[Tensor]:
-    inputs = [tree.prompts.logits, tree.prompts.k, tree.prompts.v, tree.dfa, tree.ids]
-    return inputs if tree.forced is None else [*inputs, tree.forced]
+    return [tree.prompts.logits, tree.prompts.k, tree.prompts.v, tree.dfa, tree.ids, tree.forced]
 
 
 def graphed(tree: Tree, n: int, seed: int | None, rows: int = 2**16) -> Result:
@@ -106,18 +99,16 @@ def graphed(tree: Tree, n: int, seed: int | None, rows: int = 2**16) -> Result:
     at_once = min(n, rows)
     problems = max(1, min(len(tree), rows // at_once))
     graphs: dict[tuple[int, int], Graph] = {}
-    ends, finite = tree.no_ends(torch.int64), True
+    ends, finite = tree.no_ends(torch.int64), torch.ones((), dtype=torch.bool, device=tree.dfa.device)
     for start in range(0, len(tree), problems):
         part = tree[start : start + problems]
         for first in range(0, n, at_once):
             shape = len(part), min(at_once, n - first)
             if shape not in graphs:
                 graphs[shape] = Graph(part, shape[1], seed)
-            some, fine = graphs[shape](part, first)
-            ends[:, start : start + problems] += some
-            finite = finite & fine
-    if not bool(finite):
+            ended, fine = graphs[shape](part, first)
+            ends[:, start : start + problems] += ended
+            finite &= fine
+    if not finite:
         raise ValueError("the model's logits are not finite")
-    evaluated = int(ends[1].sum()) - len(tree) * n
-    ends, tokens = ends.cpu().numpy() / n
-    return Result("rollout", ends, np.zeros(len(tree)), n, evaluated, tokens)
+    return sampled_result("rollout", ends, n, int(ends[1].sum()) - len(tree) * n)

@@ -11,13 +11,13 @@ from dataclasses import dataclass, fields
 from pathlib import Path
 from typing import Protocol
 
-import numpy as np
 import torch
+import torch.nn.functional as F
 from einops import rearrange
 from torch import Tensor
 
 from minifork.decoding.policy import Policy
-from minifork.decoding.traces import Result, Traces, Tree
+from minifork.decoding.traces import Result, Traces, Tree, sampled_result
 from minifork.gpt import GPT
 
 SOURCE = Path(__file__).parent / "decode.cu"
@@ -25,6 +25,11 @@ WIDTHS, HEAD_SIZES, MOST_LAYERS, MOST_TOKENS, LONGEST = (64, 128, 256), (16, 32,
 TILES = (64, 32, 16)  # rows a block may decode side by side, the best for large batches first
 STEPS = {"temperature": 0, "top_k": 1, "top_p": 2, "min_p": 3}
 MOST_STEPS = 4
+OUTPUTS = ("ends", "tokens", "gap", "total", "sink")
+
+
+class UnavailableError(Exception):
+    """The kernel cannot be compiled, or not run this tree here; the message says why, in one line."""
 
 
 @dataclass(frozen=True)
@@ -77,8 +82,8 @@ class Args(ctypes.Structure):
     ]  # fmt: skip
 
 
-def unsupported(tree: Tree) -> str | None:
-    """Why the kernel cannot run this tree, or None if it can."""
+def require_supported(tree: Tree) -> None:
+    """Raise UnavailableError, saying why, where the kernel cannot run this tree."""
     shape, length = tree.model.shape, tree.prompts.length + tree.max_new
     size = shape.width // shape.heads
     reasons = [
@@ -88,30 +93,30 @@ def unsupported(tree: Tree) -> str | None:
         (tree.model.vocab_size > MOST_TOKENS, f"{tree.model.vocab_size} tokens (it takes {MOST_TOKENS})"),
         (length > LONGEST, f"sequences of {length} (it takes {LONGEST})"),
         (tree.dfa.shape[1] > 65536, f"automata of {tree.dfa.shape[1]} states (it takes 65536)"),
-        (policy_steps(tree.policy) is None, f"the policy {tree.policy}"),
     ]
-    return next((text for holds, text in reasons if holds), None)
+    for holds, text in reasons:
+        if holds:
+            raise UnavailableError(text)
+    policy_steps(tree.policy)
 
 
-def policy_steps(policy: Policy) -> list[tuple[int, float]] | None:
-    """The steps of a policy as the kernel knows them, None if it does not know one or there are too many."""
+def policy_steps(policy: Policy) -> list[tuple[int, float]]:
+    """The steps of a policy as the kernel knows them. Raises UnavailableError for one it lacks, or for too many."""
     steps = []
     for name, value in policy.steps:
         if name == "greedy" or (name, value) == ("temperature", 0):
             name, value = "top_k", 1.0
-        if name not in STEPS:
-            return None
         if (name, value) != ("top_p", 1.0):
-            steps.append((STEPS[name], max(value, 1e-30) if name == "top_p" else value))
-    return steps if len(steps) <= MOST_STEPS else None
+            steps.append((STEPS.get(name, -1), max(value, 1e-30) if name == "top_p" else value))
+    if len(steps) > MOST_STEPS or any(step < 0 for step, _ in steps):
+        raise UnavailableError(f"the policy {policy}")
+    return steps
 
 
 def build_for(tree: Tree, rows: int, bf16: bool) -> Build:
     """The build that runs this tree."""
-    shape, vocab = tree.model.shape, tree.model.vocab_size
-    return Build(
-        shape.width, shape.heads, shape.layers, vocab, tree.prompts.length, tree.max_new, rows, int(bf16)
-    )  # fmt: skip
+    shape, lengths = tree.model.shape, (tree.prompts.length, tree.max_new)
+    return Build(shape.width, shape.heads, shape.layers, tree.model.vocab_size, *lengths, rows, int(bf16))
 
 
 @torch.no_grad()
@@ -121,7 +126,7 @@ def pack(model: GPT, bf16: bool) -> Tensor:
     A layer is q, k, v, out, then four times the part of ``up`` and ``down`` that a quarter of the hidden layer
     needs; the head is last, padded to whole tiles of 8 tokens.
     """
-    width, parts = model.shape.width, []
+    width, parts = model.shape.width, list[Tensor]()
     for block in model.blocks:
         q, k, v = (block.qkv.weight * block.norm_attention.weight).split(width)
         up = (block.up.weight * block.norm_mlp.weight).split(width)
@@ -130,7 +135,7 @@ def pack(model: GPT, bf16: bool) -> Tensor:
         parts += [q * scale, k, v, block.out.weight]
         parts += [matrix for quarter in zip(up, down, strict=True) for matrix in quarter]
     head = model.head.weight * model.norm.weight
-    parts.append(torch.nn.functional.pad(head, (0, 0, 0, -len(head) % 8)))
+    parts.append(F.pad(head, (0, 0, 0, -len(head) % 8)))
     return torch.cat([(fragments(part) if bf16 else part.T).flatten() for part in parts]).contiguous()
 
 
@@ -149,33 +154,11 @@ def run(
 ) -> Result:
     """Where n rollouts a problem end, as `minifork.decoding.rollout.rollout`, by the kernel.
 
-    Where the machine's memory runs out, the problems are halved until they fit, and this is said.
+    On out-of-memory it halves the problems and retries, with a warning.
     """
-    size = len(tree)
-    while True:
-        try:
-            parts = [
-                _run(tree[start : start + size], n, seed, machine, build_for(tree, rows, bf16), traces)
-                for start in range(0, len(tree), size)
-            ]
-            break
-        except torch.OutOfMemoryError:
-            if size == 1:
-                raise
-            size = -(-size // 2)
-    if size < len(tree):
-        warnings.warn(f"out of memory with {len(tree)} problems at once: ran {size} at a time", stacklevel=2)
-    joined = {name: np.concatenate([getattr(p, name) for p in parts]) for name in ("ends", "unknown", "tokens")}
-    kept = Traces(*(torch.cat([getattr(p.traces, f.name) for p in parts]) for f in fields(Traces))) if traces else None
-    return Result("rollout", n=n, evaluated=sum(part.evaluated for part in parts), traces=kept, **joined)
-
-
-def _run(tree: Tree, n: int, seed: int, machine: Machine, build: Build, traces: bool) -> Result:
-    out = _launch(tree, n, seed, machine, build, None, traces)
-    ends, tokens = out["ends"].cpu().numpy() / n
-    kept = Traces(out["tokens"].long(), _logp(out).float(), out["sink"].long()) if traces else None
-    evaluated = int(out["ends"][1].sum()) - len(tree) * n
-    return Result("rollout", ends, np.zeros(len(tree)), n, evaluated, tokens, kept)
+    out = _launch(tree, n, seed, machine, build_for(tree, rows, bf16), None, traces)
+    sampled = Traces(out["tokens"].long(), _logp(out).float(), out["sink"].long()) if traces else None
+    return sampled_result("rollout", out["ends"], n, int(out["ends"][1].sum()) - len(tree) * n, sampled)
 
 
 def score(tree: Tree, tokens: Tensor, machine: Machine, rows: int = 64, bf16: bool = True) -> Tensor:
@@ -183,8 +166,7 @@ def score(tree: Tree, tokens: Tensor, machine: Machine, rows: int = 64, bf16: bo
 
     In the kernel's own arithmetic, under the tree's policy; 0 past the end and for the tree's forced tokens.
     """
-    out = _launch(tree, tokens.shape[1], 0, machine, build_for(tree, rows, bf16), tokens, True)
-    return _logp(out)
+    return _logp(_launch(tree, tokens.shape[1], 0, machine, build_for(tree, rows, bf16), tokens, True))
 
 
 def _logp(out: dict[str, Tensor]) -> Tensor:
@@ -194,55 +176,69 @@ def _logp(out: dict[str, Tensor]) -> Tensor:
 def _launch(
     tree: Tree, n: int, seed: int, machine: Machine, build: Build, given: Tensor | None, traces: bool
 ) -> dict[str, Tensor]:
-    """Lay everything out, launch the kernel, and return what it wrote, by name."""
-    made, args, blocks = lay_out(tree, n, seed, machine, build, given, traces)
-    machine.launch(build, args, blocks)
-    bad = int(made["bad"])
-    if bad >= 0:
-        raise ValueError(f"problem {int(tree.ids[bad])}: the model's logits are not finite")
-    return made
+    """Lay everything out, launch the kernel, and return its OUTPUTS by name."""
+    try:
+        tensors, args, blocks = lay_out(tree, n, seed, machine, build, given, traces)
+        machine.launch(build, args, blocks)
+        bad = int(tensors["bad"])
+        if bad >= 0:
+            raise ValueError(f"problem {int(tree.ids[bad])}: the model's logits are not finite")
+        return {name: tensors[name] for name in OUTPUTS if name in tensors}
+    except torch.OutOfMemoryError:
+        if len(tree) == 1:
+            raise
+    half = -(-len(tree) // 2)
+    warnings.warn(f"out of memory with {len(tree)} problems at once: trying {half}", stacklevel=3)
+    first, second = (
+        _launch(tree[part], n, seed, machine, build, None if given is None else given[part], traces)
+        for part in (slice(half), slice(half, None))
+    )
+    return {name: torch.cat([first[name], second[name]], dim=int(name == "ends")) for name in first}
 
 
 @torch.no_grad()
 def lay_out(
     tree: Tree, n: int, seed: int, machine: Machine, build: Build, given: Tensor | None, traces: bool
 ) -> tuple[dict[str, Tensor], Args, int]:
-    """The tensors that the kernel reads and writes, by name, the arguments that point to them, and how many blocks to
-    launch. The tensors must live as long as the kernel runs; ``ends`` is added to."""
+    """What a launch of the kernel needs: tensors by name, the arguments that point to them, the number of blocks.
+
+    The tensors must live as long as the kernel runs. It reads most of them and writes OUTPUTS and ``bad``; ``ends``
+    is added to.
+    """
     count, device, model = len(tree), tree.dfa.device, tree.model
     tree.require_finite(tree.prompts.logits, torch.arange(count, device=device))
     blocks = machine.blocks(build, count * n)
     keys_values = torch.stack([tree.prompts.k, tree.prompts.v])
     positions = model.position.weight[build.prompt : build.prompt + build.steps]
     missing = build.steps - len(positions)  # the last token of a trace is never decoded and may have no position
-    made = {
+    scratch = blocks, build.layers, 2, build.rows, build.steps, build.width
+    tensors = {
         "logits": tree.prompts.logits.float(),
         "prompt": rearrange(keys_values, "two l b h p d -> b l two p (h d)").to(build.dtype),
         "weights": pack(model, bool(build.bf16)),
         "token": model.token.weight.float(),
-        "position": torch.nn.functional.pad(positions.float(), (0, 0, 0, missing)),
+        "position": F.pad(positions.float(), (0, 0, 0, missing)),
         "dfa": tree.dfa.to(torch.int16),  # the bits of uint16
-        "forced": None if tree.forced is None else tree.forced.int(),
+        "forced": tree.forced.int(),
         "ids": tree.ids.int(),
-        "given": None if given is None else given.int(),
-        "suffix": torch.empty(
-            (blocks, build.layers, 2, build.rows, build.steps, build.width), dtype=build.dtype, device=device
-        ),
-        "ends": torch.zeros(2, count, tree.sinks, dtype=torch.int64, device=device),
+        "suffix": torch.empty(scratch, dtype=build.dtype, device=device),
+        "ends": tree.no_ends(torch.int64),
         "bad": torch.full((1,), -1, dtype=torch.int32, device=device),
-    }  # fmt: skip
+    }
+    if given is not None:
+        tensors["given"] = given.int()
     if traces:
         shape = count, n, build.steps
-        made["tokens"] = torch.full(shape, -1, dtype=torch.int32, device=device)
-        made["gap"], made["total"] = torch.zeros(shape, device=device), torch.ones(shape, device=device)
-        made["sink"] = torch.full(shape[:2], -1, dtype=torch.int32, device=device)
-    made = {name: None if tensor is None else tensor.contiguous() for name, tensor in made.items()}
+        tensors["tokens"] = torch.full(shape, -1, dtype=torch.int32, device=device)
+        tensors["gap"], tensors["total"] = torch.zeros(shape, device=device), torch.ones(shape, device=device)
+        tensors["sink"] = torch.full(shape[:2], -1, dtype=torch.int32, device=device)
+    tensors = {name: tensor.contiguous() for name, tensor in tensors.items()}
     steps = policy_steps(tree.policy)
     args = Args(
-        **{name: None if tensor is None else tensor.data_ptr() for name, tensor in made.items()},
+        **{name: tensor.data_ptr() for name, tensor in tensors.items()},
         problems=count, n=n, states=tree.dfa.shape[1], sinks=tree.sinks, forced_len=tree.forced_len,
         policy_steps=len(steps), seed_lo=seed & 0xFFFFFFFF, seed_hi=seed >> 32 & 0xFFFFFFFF,
     )  # fmt: skip
     for i, (step, value) in enumerate(steps):
         args.step[i], args.value[i] = step, value
-    return made, args, blocks
+    return tensors, args, blocks

@@ -33,23 +33,25 @@ def randomised_pit(correct: np.ndarray, n: int, p: np.ndarray, rng: np.random.Ge
 
 
 def two_sample_pit(
-    correct: np.ndarray, n: int, other: np.ndarray, n_other: int, rng: np.random.Generator
+    correct: np.ndarray, n: int, second: np.ndarray, n_second: int, rng: np.random.Generator
 ) -> np.ndarray:
     """Randomised PIT float64[m]: uniform exactly if both counts come from the same p[i], whatever it is.
 
     Given the sum of the two, correct[i] is hypergeometric (Fisher's exact test).
     """
-    c, both = np.arange(n + 1), (correct + other)[:, None]
-    log_mass = log_choose(n, c) + log_choose(n_other, both - c) - log_choose(n + n_other, both)
-    return _randomise(np.exp(log_mass), correct, rng)
+    c, both, rows = np.arange(n + 1), (correct + second)[:, None], np.arange(len(correct))
+    mass = np.exp(log_choose(n, c) + log_choose(n_second, both - c) - log_choose(n + n_second, both))
+    upper = np.cumsum(mass, axis=1)[rows, correct]
+    return np.clip(upper - rng.random(len(correct)) * mass[rows, correct], 0.0, 1.0)
 
 
 def outside_p(correct: np.ndarray, n: int, p_lo: np.ndarray, p_hi: np.ndarray) -> float:
     """p-value that every correct[i] ~ Binomial(n, p[i]) with p[i] inside its bounds; both tails, Bonferroni."""
-    every, smallest = np.arange(len(correct)), 1.0
-    for p, counts in ((p_hi, correct), (1 - p_lo, n - correct)):
-        mass = _binomial(n, p)
-        tail = np.cumsum(mass[:, ::-1], axis=1)[every, n - counts]
+    rows, c, smallest = np.arange(len(correct)), np.arange(n + 1), 1.0
+    for bound, counts in ((p_hi, correct), (1 - p_lo, n - correct)):
+        p = np.clip(bound, 1e-300, 1 - 1e-16)[:, None]
+        mass = np.exp(log_choose(n, c) + c * np.log(p) + (n - c) * np.log1p(-p))
+        tail = np.cumsum(mass[:, ::-1], axis=1)[rows, n - counts]
         smallest = min(smallest, float(tail.min()))
     return min(1.0, 2 * len(correct) * smallest)
 
@@ -72,15 +74,3 @@ def uniform_p(u: np.ndarray) -> float:
     Of the KS tests of u and of u folded at 1/2 the smaller p-value, doubled.
     """
     return min(1.0, 2 * min(ks_uniform(u), ks_uniform(np.abs(2 * u - 1))))
-
-
-def _randomise(mass: np.ndarray, correct: np.ndarray, rng: np.random.Generator) -> np.ndarray:
-    every = np.arange(len(correct))
-    upper = np.cumsum(mass, axis=1)[every, correct]
-    return np.clip(upper - rng.random(len(correct)) * mass[every, correct], 0.0, 1.0)
-
-
-def _binomial(n: int, p: np.ndarray) -> np.ndarray:
-    """Binomial probabilities float64[m, n + 1] at p float64[m]."""
-    c, p = np.arange(n + 1), np.clip(p, 1e-300, 1 - 1e-16)[:, None]
-    return np.exp(log_choose(n, c) + c * np.log(p) + (n - c) * np.log1p(-p))

@@ -4,7 +4,7 @@ import numpy as np
 import torch
 
 from minifork.decoding.traces import Tree
-from minifork.schema import Shape
+from minifork.settings import Shape
 
 PROMPT, SINKS = 4, 3  # accept, wrong, too long
 
@@ -39,9 +39,9 @@ def dag_tree(make_model, problems=20, layers=4, width=3, density=0.8, seed=0, sc
 
 
 @torch.no_grad()
-def dag_by_hand(tree: Tree, prompt: list[int], problem: int) -> np.ndarray:
-    """Sink probabilities float64[SINKS] of one problem, one prefix at a time on the training path."""
-    ends = np.zeros(SINKS)
+def by_hand(tree: Tree, prompt: list[int], problem: int) -> np.ndarray:
+    """Sink probabilities float64[sinks] of one problem of any tree, one prefix at a time on the training path."""
+    ends = np.zeros(tree.sinks)
 
     def walk(prefix: list[int], state: int, mass: float) -> None:
         logits = tree.policy(tree.model(torch.tensor([prompt + prefix]))[0, -1])

@@ -1,6 +1,7 @@
-"""What the tests of the engines share: random models on star problems, what exact and rollouts say of each sink."""
+"""What the tests of the engines share: random models on star problems and on random automata, and what is drawn."""
 
 import math
+from dataclasses import replace
 
 import numpy as np
 import torch
@@ -8,48 +9,83 @@ import torch
 from data_gen import star, streams
 from data_gen.star import Star
 from minifork.decoding.exact import exact
-from minifork.decoding.rollout import rollout
-from minifork.decoding.traces import Tree
+from minifork.decoding.policy import parse
+from minifork.decoding.traces import Result, Tree
 from minifork.settings import Shape
+from minifork.statistics import agreement
 
 TASK = Star(nodes=8, branches=2, length=3)
-SINKS = len(star.SINKS)
+SINKS, LIVE, DEAD = len(star.SINKS), 6, 3
 Z, KS_LEVEL = 4.5, 1e-4
 
 
-def normal_of_chi_square(chi_square: float, freedom: int) -> float:
+def chi_square_z(chi_square: float, freedom: int) -> float:
     """Wilson and Hilferty: the cube root of a chi-square variable is nearly normal."""
     spread = 2 / (9 * freedom)
     return ((chi_square / freedom) ** (1 / 3) - (1 - spread)) / math.sqrt(spread)
 
 
-def ends(model, prompts, dfa, sinks, max_new, forced=None) -> np.ndarray:
+def ends(tree: Tree) -> np.ndarray:
     """What exact says of each sink; every row must sum to 1."""
-    result = exact(Tree(model, prompts, dfa, sinks, max_new, forced=forced))
-    assert result.exact and (result.unknown == 0).all() and result.n is None
+    result = exact(tree)
+    assert result.exact and (result.unknown == 0).all() and result.n is None and (result.ends >= 0).all()
     np.testing.assert_allclose(result.ends.sum(axis=1), 1, atol=1e-9)
     return result.ends
 
 
-def sample(model, prompts, dfa, sinks, max_new, n, seed, first=0) -> np.ndarray:
-    """The counts of n rollouts a problem in each sink; the problems are numbered from ``first``."""
-    result = rollout(Tree(model, prompts, dfa, sinks, max_new, ids=first + torch.arange(len(prompts))), n, seed)
-    return np.rint(result.ends * n).astype(np.int64)
+def counts(result: Result) -> np.ndarray:
+    """The rollouts of each problem in each sink."""
+    drawn = np.rint(result.ends * result.n).astype(np.int64)
+    assert (drawn.sum(axis=1) == result.n).all() and (drawn >= 0).all()
+    return drawn
 
 
-def star_case(make_model, n: int = 30, seed: int = 0, scale: float = 0.15):
-    """A random model, encoded problems, their automata and what they were made from."""
-    problems = streams.problems(TASK, seed, "valid", n)
-    model = make_model(seed + 20, Shape(2, 32, 2), TASK.vocab_size, TASK.prompt_len + TASK.trace_len, scale)
-    prompt = torch.from_numpy(TASK.prompts(problems))
-    with torch.no_grad():
-        prompts = model.prefill(prompt)
-    return model, problems, prompt, prompts, automata(problems)
+def fit(drawn: np.ndarray, p: np.ndarray) -> float:
+    """The smallest p-value, over sinks, that counts int[B, sinks] follow probabilities [B, sinks]."""
+    n, rng = int(drawn[0].sum()), np.random.default_rng(4)
+    pits = (agreement.randomised_pit(drawn[:, s], n, p[:, s], rng) for s in range(p.shape[1]))
+    return min(agreement.uniform_p(pit) for pit in pits)
 
 
-def automata(problems) -> torch.Tensor:
-    return torch.from_numpy(TASK.dfa(problems).next.astype(np.int64))
+def agrees(drawn: np.ndarray, p: np.ndarray) -> bool:
+    """Whether counts int[B, sinks] fit probabilities, and so do their sums over problems, by the normal bound.
+
+    False alarms have probability 1e-4 a sink, and 7e-6 a sink for the bound (sinks with less mass are left out of it).
+    """
+    n, z = int(drawn[0].sum()), (drawn - drawn[0].sum() * p).sum(axis=0)
+    z = np.abs(z) / np.sqrt((n * p * (1 - p)).sum(axis=0) + 1e-9)
+    return fit(drawn, p) > KS_LEVEL and bool((z[p.mean(axis=0) > 1e-3] < Z).all())
 
 
-def forced(n: int, mode: str) -> torch.Tensor:
-    return torch.full((n, 1), TASK.mode_token(mode))
+@torch.no_grad()
+def star_case(make_model, n: int = 30, scale: float = 0.15, task: Star = TASK, **options):
+    """The tree of a random model on star problems, the problems, and their prompts int64[B, P]."""
+    problems = streams.problems(task, 0, "valid", n)
+    model = make_model(20, Shape(2, 32, 2), task.vocab_size, task.prompt_len + task.trace_len, scale)
+    prompt, dfa = torch.from_numpy(task.prompts(problems)), task.dfa(problems).next.astype(np.int64)
+    tree = Tree(model, model.prefill(prompt), torch.from_numpy(dfa), SINKS, task.trace_len, **options)
+    return tree, problems, prompt
+
+
+@torch.no_grad()
+def random_case(make_model, case: tuple, problems: int, policy: str = "temperature=1", scale: float = 0.15):
+    """The tree of a random model on random automata (.4 of the moves lead to a sink), and its prompts int64[B, P].
+
+    case: the model's shape, vocabulary, prompt and longest trace.
+    """
+    shape, vocab, prompt, steps, *_ = case
+    rng = np.random.default_rng(0)
+    live, dead = rng.integers(LIVE, size=(problems, LIVE, vocab)), rng.integers(DEAD, size=(problems, LIVE, vocab))
+    table = np.where(rng.random((problems, LIVE, vocab)) < 0.6, live, LIVE + dead)
+    sinks = np.broadcast_to(np.arange(LIVE, LIVE + DEAD)[:, None], (problems, DEAD, vocab))
+    model = make_model(0, shape, vocab, prompt + steps - 1, scale)
+    tokens = torch.from_numpy(rng.integers(vocab, size=(problems, prompt)))
+    dfa = torch.from_numpy(np.concatenate([table, sinks], axis=1))
+    return Tree(model, model.prefill(tokens), dfa, DEAD, steps, parse(policy)), tokens
+
+
+def poisoned(tree: Tree, problem: int) -> Tree:
+    """The same tree with a first logit of one problem that is no number."""
+    logits = tree.prompts.logits.clone()
+    logits[problem, 1] = math.nan
+    return replace(tree, prompts=replace(tree.prompts, logits=logits))

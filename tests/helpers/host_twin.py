@@ -1,4 +1,4 @@
-"""The host twin: csrc/decode.cu compiled for the CPU, its threads run one after the other in a chosen order."""
+"""The host twin: minifork/gpu/decode.cu compiled for the CPU, its threads run one after the other in a chosen order."""
 
 import ctypes
 import subprocess

@@ -11,6 +11,10 @@ SHAPES = [Shape(1, 16, 1), Shape(2, 24, 3), Shape(3, 32, 2)]
 VOCAB, PROMPT, CONTEXT = 11, 7, 12
 
 
+def random_tokens(seed: int, *shape: int) -> torch.Tensor:
+    return torch.from_numpy(np.random.default_rng(seed).integers(VOCAB, size=shape))
+
+
 def decode_along(model, prompt, problem, seed, selections):
     """Decode random tokens, selecting rows in between; the largest distance to the training path's logits."""
     rng = np.random.default_rng(seed)
@@ -44,14 +48,14 @@ def decode_along(model, prompt, problem, seed, selections):
 @torch.no_grad()
 def test_decode_equals_the_training_path(make_model, shape, problem, selections):
     model = make_model(1, shape, VOCAB, CONTEXT)
-    prompt = torch.from_numpy(np.random.default_rng(2).integers(VOCAB, size=(4, PROMPT)))
+    prompt = random_tokens(2, 4, PROMPT)
     assert decode_along(model, prompt, problem, 3, selections) < 1e-4
 
 
 @torch.no_grad()
 def test_decode_on_a_slice_of_prompts(make_model):
     model = make_model(1, SHAPES[1], VOCAB, CONTEXT)
-    prompt = torch.from_numpy(np.random.default_rng(2).integers(VOCAB, size=(5, PROMPT)))
+    prompt = random_tokens(2, 5, PROMPT)
     prompts = model.prefill(prompt)[slice(2, 4)]
     assert len(prompts) == 2 and prompts.length == PROMPT
     logits = model.decode(torch.tensor([4, 9, 1]), Rows(prompts, torch.tensor([0, 1, 1]), 1))
@@ -63,9 +67,9 @@ def test_decode_on_a_slice_of_prompts(make_model):
 def test_rows_share_no_memory(make_model):
     """Children of one parent go different ways without touching each other or the parent's prompt."""
     model = make_model(4, SHAPES[2], VOCAB, CONTEXT)
-    prompt = torch.from_numpy(np.random.default_rng(5).integers(VOCAB, size=(1, PROMPT)))
+    prompt = random_tokens(5, 1, PROMPT)
     prompts = model.prefill(prompt)
-    before = prompts.k.clone(), prompts.v.clone()
+    k, v = prompts.k.clone(), prompts.v.clone()
     rows = Rows(prompts, torch.tensor([0]), 3)
     model.decode(torch.tensor([3]), rows)
     rows = rows.take(torch.tensor([0, 0]))
@@ -74,7 +78,7 @@ def test_rows_share_no_memory(make_model):
     for row, second in enumerate((1, 2)):
         alone = model(torch.tensor([[*prompt[0].tolist(), 3, second, 5]]))[0, -1]
         assert (logits[row] - alone).abs().max() < 1e-4
-    assert torch.equal(prompts.k, before[0]) and torch.equal(prompts.v, before[1])
+    assert torch.equal(prompts.k, k) and torch.equal(prompts.v, v)
 
 
 @pytest.mark.parametrize("shape", SHAPES, ids=str)
@@ -82,7 +86,7 @@ def test_rows_share_no_memory(make_model):
 def test_causality(make_model, shape):
     """A changed token changes the logits at its own and every later position, and at no earlier one."""
     model = make_model(6, shape, VOCAB, CONTEXT)
-    tokens = torch.from_numpy(np.random.default_rng(7).integers(VOCAB, size=(1, CONTEXT)))
+    tokens = random_tokens(7, 1, CONTEXT)
     before = model(tokens)
     for at in range(CONTEXT):
         changed = tokens.clone()
@@ -110,7 +114,7 @@ def test_positions_and_batch(make_model):
     model = make_model(8, SHAPES[1], VOCAB, CONTEXT)
     logits = model(torch.full((1, CONTEXT), 3))[0]
     assert (logits[1:] - logits[:-1]).abs().amax(dim=1).min() > 1e-3
-    tokens = torch.from_numpy(np.random.default_rng(9).integers(VOCAB, size=(5, CONTEXT)))
+    tokens = random_tokens(9, 5, CONTEXT)
     assert (model(tokens)[3] - model(tokens[3:4])[0]).abs().max() < 1e-4
 
 
@@ -128,7 +132,7 @@ def test_past_the_context(make_model):
 def test_every_parameter_learns(make_model):
     """No parameter is left out of the computation, and none is shared."""
     model = make_model(1, SHAPES[1], VOCAB, CONTEXT)
-    model(torch.from_numpy(np.random.default_rng(2).integers(VOCAB, size=(4, CONTEXT)))).square().sum().backward()
+    model(random_tokens(2, 4, CONTEXT)).square().sum().backward()
     assert all(p.grad is not None and p.grad.abs().max() > 0 for p in model.parameters())
     pointers = [p.data_ptr() for p in model.parameters()]
     assert len(set(pointers)) == len(pointers)

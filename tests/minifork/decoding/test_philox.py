@@ -16,7 +16,7 @@ from hypothesis import strategies as st
 from minifork.decoding.philox import philox4x32, uniform
 from minifork.decoding.rollout import draw
 from minifork.statistics import agreement
-from tests.helpers.engines import KS_LEVEL, Z, normal_of_chi_square
+from tests.helpers.engines import KS_LEVEL, Z, chi_square_z
 
 WORD = 0xFFFFFFFF
 BELOW_1 = 1 - 2.0**-24
@@ -66,34 +66,31 @@ def test_philox_on_any_words(counter, seed):
 def test_uniform_is_uniform_and_on_its_grid():
     n = 20_000
     ids = torch.arange(n)
-    streams_of_draws = [
+    draws = [
         uniform(0, ids, 0, torch.zeros_like(ids), 0),  # over rollouts
         uniform(0, torch.zeros_like(ids), 3, ids, 0),  # over problems
         uniform(5, ids // 100, 2, ids % 100, 1),  # over both
     ]
-    for u in streams_of_draws:
+    for u in draws:
         assert 0 <= u.min() and u.max() < 1
         assert torch.equal(u.double() * 2**24, torch.floor(u.double() * 2**24))
         assert agreement.ks_uniform(u.double().numpy()) > KS_LEVEL
-        serial = np.corrcoef(u[1:].numpy(), u[:-1].numpy())[0, 1]
-        assert abs(serial) * math.sqrt(n) < Z
-    first, second, third = (u.numpy() for u in streams_of_draws)
-    for a, b in itertools.combinations((first, second, third), 2):
-        assert abs(np.corrcoef(a, b)[0, 1]) * math.sqrt(n) < Z
+    pairs = [(u[1:], u[:-1]) for u in draws] + list(itertools.combinations(draws, 2))
+    assert all(abs(np.corrcoef(a.numpy(), b.numpy())[0, 1]) * math.sqrt(n) < Z for a, b in pairs)
 
 
 # draw
 
 
 def test_draw_is_the_inverse_cdf():
-    """Probabilities 1/8 1/8 1/4 0 1/2: exact boundaries, each belonging to the token above it."""
+    """Probabilities 1/8 1/8 1/4 0 1/2."""
     logits = torch.tensor([1.0, 1.0, 2.0, 0.0, 4.0]).log() + 3.0
-    cases = [(0, 0), (0.124, 0), (0.126, 1), (0.249, 1), (0.251, 2), (0.499, 2), (0.501, 4), (0.99, 4), (BELOW_1, 4)]
-    u = torch.tensor([u for u, _ in cases])
-    assert draw(logits.expand(len(cases), 5), u).tolist() == [token for _, token in cases]
+    u = torch.tensor([0, 0.124, 0.126, 0.249, 0.251, 0.499, 0.501, 0.99, BELOW_1])
+    assert draw(logits.expand(9, 5), u).tolist() == [0, 0, 1, 1, 2, 2, 4, 4, 4]
 
 
 def test_draw_on_exact_boundaries():
+    """Each belongs to the token above it."""
     equal = torch.zeros(4, 4)
     assert draw(equal, torch.tensor([0.0, 0.25, 0.5, 0.75])).tolist() == [0, 1, 2, 3]
     below = torch.tensor([0.25, 0.5, 0.75, 1.0]) - 2.0**-24
@@ -129,4 +126,4 @@ def test_draw_has_the_right_frequencies():
     assert counts[2] == 0
     possible = expected > 0
     chi_square = ((counts - expected)[possible] ** 2 / expected[possible]).sum()
-    assert abs(normal_of_chi_square(chi_square, int(possible.sum()) - 1)) < Z
+    assert abs(chi_square_z(chi_square, int(possible.sum()) - 1)) < Z

@@ -1,6 +1,7 @@
 """Stratified decoders: the product formula against enumeration, strata against the tree they cut."""
 
 import itertools
+from dataclasses import replace
 
 import numpy as np
 import pytest
@@ -27,40 +28,42 @@ def test_solve_rate_deals_samples_in_turn(p, k):
     assert stratified.solve_rate(np.array([p]), [k])[0, 0] == pytest.approx(1 - miss, rel=1e-9, abs=1e-15)
 
 
-def test_one_stratum_is_the_greedy_first_token(make_model):
-    tree, _ = dag_tree(make_model)
-    result = stratified.stratify(tree, EMPTY, NOWHERE, 1)
-    first = tree.prompts.logits.argmax(dim=1, keepdim=True)
+@pytest.fixture(scope="module")
+def tree(make_model):
+    return dag_tree(make_model)[0]
+
+
+def first_tokens(tree, m, *engine):
+    """Strata at the very first token."""
+    return stratified.stratify(tree, EMPTY, NOWHERE, m, *engine)
+
+
+def test_one_stratum_is_the_greedy_first_token(tree):
+    result, first = first_tokens(tree, 1), tree.prompts.logits.argmax(dim=1, keepdim=True)
     assert np.array_equal(result.tokens, first.numpy())
     np.testing.assert_allclose(result.p_lo[:, 0], exact(tree.force(first)).p_lo, atol=1e-7)
 
 
 @pytest.mark.parametrize("decoder", ["temperature=1", "temperature=2"])
-def test_all_strata_make_up_the_tree(make_model, decoder):
+def test_all_strata_make_up_the_tree(tree, decoder):
     """Weighted by the tokens' probabilities, the strata of the whole vocabulary give p without strata."""
-    tree, _ = dag_tree(make_model, policy=policy.parse(decoder))
-    vocab = tree.model.vocab_size
-    result = stratified.stratify(tree, EMPTY, NOWHERE, vocab)
+    tree, vocab = replace(tree, policy=policy.parse(decoder)), tree.model.vocab_size
+    result = first_tokens(tree, vocab)
     weights = torch.softmax(tree.policy(tree.prompts.logits).double(), dim=1).gather(1, torch.tensor(result.tokens))
     np.testing.assert_allclose((weights.numpy() * result.p_lo).sum(axis=1), exact(tree).p_lo, atol=1e-6)
     assert (np.sort(result.tokens) == np.arange(vocab)).all() and (np.diff(weights.numpy()) <= 0).all()
 
 
-def test_given_strata_are_taken_as_they_are(make_model):
+def test_given_strata_are_taken_as_they_are(tree):
     """In their order; the model's own ranking gives the same p to the same tokens."""
-    tree, _ = dag_tree(make_model)
-    ranked = stratified.stratify(tree, EMPTY, NOWHERE, 3)
-    given = stratified.stratify(tree, EMPTY, NOWHERE, torch.from_numpy(ranked.tokens[:, ::-1].copy()))
+    ranked = first_tokens(tree, 3)
+    given = first_tokens(tree, torch.from_numpy(ranked.tokens[:, ::-1].copy()))
     assert np.array_equal(given.tokens, ranked.tokens[:, ::-1])
     np.testing.assert_allclose(given.p_lo, ranked.p_lo[:, ::-1], atol=1e-7)
-    for wrong in (-1, tree.model.vocab_size):
-        with pytest.raises(ValueError, match="tokens outside"):
-            stratified.stratify(tree, EMPTY, NOWHERE, torch.full((20, 2), wrong))
 
 
-def test_prefixes_of_several_lengths(make_model):
+def test_prefixes_of_several_lengths(tree):
     """Each problem is stratified after its own prefix, as if it were alone."""
-    tree, _ = dag_tree(make_model)
     prefix = torch.from_numpy(np.random.default_rng(0).integers(3, size=(20, 3)))
     length = torch.from_numpy(np.random.default_rng(1).integers(4, size=20))
     together = stratified.stratify(tree, prefix, length, 2)
@@ -72,13 +75,12 @@ def test_prefixes_of_several_lengths(make_model):
         np.testing.assert_allclose(exact(tree[i : i + 1].force(forced)).p_lo[0], together.p_lo[i, 0], atol=1e-6)
 
 
-def test_strata_against_sampling(make_model):
-    """The exact pass@6 of a decoder that spreads over 3 tokens, against playing that decoder 4,000 times.
+def test_strata_against_sampling(tree):
+    """The exact pass@6 of a decoder that spreads over 3 tokens, against playing that decoder 2,000 times.
 
     z below 4.5: a false alarm has probability 7e-6.
     """
-    tree, _ = dag_tree(make_model)
-    result, games = stratified.stratify(tree, EMPTY, NOWHERE, 3), 4000
+    result, games = first_tokens(tree, 3), 2000
     solved = np.zeros((20, games), dtype=bool)
     for j in range(3):
         sampled = rollout(tree.force(torch.tensor(result.tokens[:, j : j + 1])), 2 * games, seed=j, traces=True)
@@ -88,16 +90,14 @@ def test_strata_against_sampling(make_model):
     assert abs(solved.mean() - expected.mean()) < 4.5 * spread
 
 
-def test_strata_by_rollouts(make_model):
+def test_strata_by_rollouts(tree):
     """Another engine can stand in for exact."""
-    tree, _ = dag_tree(make_model)
-    result = stratified.stratify(tree, EMPTY, NOWHERE, 3)
-    other = stratified.stratify(tree, EMPTY, NOWHERE, 3, lambda t: rollout(t, 200, 4))
-    counts, rng = np.rint(other.p_lo * 200).astype(int).ravel(), np.random.default_rng(0)
-    assert agreement.uniform_p(agreement.randomised_pit(counts, 200, result.p_lo.ravel(), rng)) > 1e-4
+    p, share = first_tokens(tree, 3).p_lo, first_tokens(tree, 3, lambda t: rollout(t, 200, 4)).p_lo
+    counts, rng = np.rint(share * 200).astype(int).ravel(), np.random.default_rng(0)
+    assert agreement.uniform_p(agreement.randomised_pit(counts, 200, p.ravel(), rng)) > 1e-4
 
 
-def test_spreading_beats_chance_where_the_fork_is(make_model):
+def test_spreading_beats_chance_where_the_fork_is():
     """With one right and one wrong branch of a polarised model, d samples spread over d branches always solve it."""
     p = np.array([[0.0, 1.0], [1.0, 0.0]])  # the model's first choice is wrong in problem 0
     assert stratified.solve_rate(p, [1, 2, 3]).mean(axis=0).tolist() == [0.5, 1.0, 1.0]
@@ -111,17 +111,23 @@ def test_highest_entropy(make_model):
     assert trace.shape == (20, tree.max_new - 1) and len(position.unique()) > 1
     for i in range(20):
         tokens, state, entropies = prompt[i].tolist(), 0, []
-        for step in range(tree.max_new - 1):
+        for token in trace[i]:
             logp = torch.log_softmax(tree.model(torch.tensor([tokens]))[0, -1].double(), dim=0)
             if state < tree.first_sink:
                 entropies.append(-(logp.exp() * logp).sum().item())
-                assert trace[i, step] == logp.argmax()
-            state = int(tree.dfa[i, state, trace[i, step]])
-            tokens.append(int(trace[i, step]))
+                assert token == logp.argmax()
+            state = int(tree.dfa[i, state, token])
+            tokens.append(int(token))
         assert entropies[position[i]] == pytest.approx(max(entropies), abs=1e-5)
 
 
 @pytest.mark.parametrize("m", [0, -1, 5])
-def test_bad_strata(make_model, m):
+def test_bad_strata(tree, m):
     with pytest.raises(ValueError, match=f"m is {m}.*1 to 4"):
-        stratified.stratify(dag_tree(make_model)[0], EMPTY, NOWHERE, m)
+        first_tokens(tree, m)
+
+
+@pytest.mark.parametrize("token", [-1, 4])
+def test_bad_tokens(tree, token):
+    with pytest.raises(ValueError, match="tokens outside"):
+        first_tokens(tree, torch.full((20, 2), token))

@@ -1,15 +1,15 @@
-"""Compiling the fused kernel for GPUs, and the cache of what was compiled. Nothing here needs a GPU; NVRTC is in the
-extra kernel-dev, nvcc in the CUDA toolkit."""
+"""Compiling the fused kernel for GPUs, and the cache of what was compiled.
+
+Nothing here needs a GPU; NVRTC is in the extra kernel-dev.
+"""
 
 import re
-import shutil
-import threading
 
 import pytest
 
 from minifork.gpu import build as cuda
-from minifork.gpu.build import Compiler, UnavailableError
-from minifork.gpu.kernel import SOURCE, Build
+from minifork.gpu.build import Compiler
+from minifork.gpu.kernel import SOURCE, Build, UnavailableError
 
 BUILDS = [
     Build(128, 4, 3, 20, 15, 6, 64, 1),  # the shipped star
@@ -35,9 +35,9 @@ def nvrtc() -> Compiler:
     return compiler
 
 
-@pytest.mark.parametrize("arch", ["sm_80", "sm_90"])
-def test_compiles_without_spills(nvrtc, arch):
-    for build in BUILDS:
+@pytest.mark.parametrize(("arch", "builds"), [("sm_90", BUILDS), ("sm_80", BUILDS[:2])])
+def test_compiles_without_spills(nvrtc, arch, builds):
+    for build in builds:
         cubin, log = nvrtc.compile(SOURCE.read_text(), cuda.options(build, arch))
         assert cubin.startswith(b"\x7fELF") and b"tile_bytes" in cubin
         assert "bytes spill stores" in log and spilled_bytes(log) == 0, build
@@ -57,67 +57,24 @@ def test_a_source_that_does_not_compile(nvrtc):
         nvrtc.compile(SOURCE.read_text(), cuda.options(BUILDS[0], "sm_1"))
 
 
-@pytest.mark.skipif(not shutil.which("nvcc"), reason="nvcc is not installed")
-def test_nvcc_compiles_the_same_file():
-    cubin, log = cuda._nvcc(shutil.which("nvcc")).compile(SOURCE.read_text(), cuda.options(BUILDS[0], "sm_90"))
-    assert cubin.startswith(b"\x7fELF") and spilled_bytes(log) == 0
-
-
-class Counting:
-    """A compiler that answers at once, or slowly, and counts how often it was asked."""
-
-    def __init__(self, wait: float = 0.0) -> None:
-        self.calls, self.wait = 0, threading.Event() if wait else None
-        self.seconds, self.compiler = wait, Compiler("counting 1", self.compile)
-
-    def compile(self, source: str, options: list[str]) -> tuple[bytes, str]:
-        self.calls += 1
-        if self.wait:
-            self.wait.wait(self.seconds)
-        return f"cubin {options[-1]}".encode(), ""
-
-
 def test_cache(tmp_path):
     """Compiled once; another build, architecture or compiler is another entry; a damaged entry is built anew."""
-    compiler = Counting()
+    calls = []
 
-    def get(build=BUILDS[0], arch="sm_90", compiler=compiler.compiler):
-        return cuda.compiled(build, arch, tmp_path / "cache", compiler)
+    def get(build=BUILDS[0], arch="sm_90", name="counting 1", folder=tmp_path / "cache"):
+        """The calls of the compiler that an answer takes."""
+        before = len(calls)
+        compiler = Compiler(name, lambda source, options: (calls.append(1), (f"cubin {options}".encode(), ""))[1])
+        assert cuda.compiled(build, arch, folder, compiler).startswith(b"cubin")
+        return len(calls) - before
 
-    first = get()
-    assert get() == first and compiler.calls == 1 and not first.tested.exists()
-    first.tested.touch()
-    path = first.tested.with_suffix(".cubin")
+    assert [get(), get()] == [1, 0]
+    (path,) = (tmp_path / "cache").iterdir()
     for damaged in (b"", b"short", path.read_bytes()[:-1], b"\0" + path.read_bytes()[1:]):
-        calls = compiler.calls
         path.write_bytes(damaged)
-        assert get().cubin == first.cubin and compiler.calls == calls + 1
-        assert not first.tested.exists()  # a new entry is tested anew
-        first.tested.touch()
-    calls = compiler.calls
-    get(build=BUILDS[1]), get(arch="sm_80"), get(compiler=Compiler("counting 2", compiler.compile))
-    assert compiler.calls == calls + 3
-
-
-def test_two_at_once_compile_once(tmp_path):
-    compiler = Counting(wait=0.3)
-    entries = []
-    jobs = [
-        threading.Thread(target=lambda: entries.append(cuda.compiled(BUILDS[0], "sm_90", tmp_path, compiler.compiler)))
-        for _ in range(3)
-    ]
-    for job in jobs:
-        job.start()
-    for job in jobs:
-        job.join()
-    assert compiler.calls == 1 and len(entries) == 3 and len({entry.cubin for entry in entries}) == 1
-
-
-def test_a_cache_that_cannot_be_written(tmp_path):
-    (tmp_path / "file").write_text("")
-    compiler = Counting()
-    entry = cuda.compiled(BUILDS[0], "sm_90", tmp_path / "file", compiler.compiler)
-    assert entry.cubin and entry.tested is None
+        assert [get(), get()] == [1, 0]
+    assert get(build=BUILDS[1]) == get(arch="sm_80") == get(name="counting 2") == 1
+    assert [get(folder=path), get(folder=path)] == [1, 1]  # a folder that cannot be written
 
 
 def test_the_cache_folder(monkeypatch):

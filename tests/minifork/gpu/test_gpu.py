@@ -14,9 +14,10 @@ from minifork.decoding.rollout import rollout
 from minifork.decoding.traces import Tree
 from minifork.gpt import Prompts
 from minifork.gpu import backends, kernel
-from minifork.gpu import driver as cuda
-from minifork.gpu.driver import GPU, UnavailableError
+from minifork.gpu.build import find_compiler, options
+from minifork.gpu.driver import GPU
 from minifork.gpu.graphed import graphed
+from minifork.gpu.kernel import UnavailableError
 from minifork.statistics import agreement
 from tests.helpers.host_twin import Twin
 from tests.minifork.gpu.test_kernel import CASES, make_tree, twin_only
@@ -28,10 +29,8 @@ POLICIES = ["temperature=1", "temperature=0.7,top_p=0.9", "top_k=3", "min_p=0.2,
 def on_gpu(tree: Tree) -> Tree:
     """The same tree on the GPU, the very same numbers in its prompts."""
     prompts = Prompts(*(t.cuda() for t in (tree.prompts.logits, tree.prompts.k, tree.prompts.v)))
-    forced = None if tree.forced is None else tree.forced.cuda()
-    return replace(
-        tree, model=tree.model.cuda(), prompts=prompts, dfa=tree.dfa.cuda(), forced=forced, ids=tree.ids.cuda()
-    )
+    moved = {name: getattr(tree, name).cuda() for name in ("model", "dfa", "forced", "ids")}
+    return replace(tree, prompts=prompts, **moved)
 
 
 @pytest.fixture(scope="module")
@@ -93,30 +92,23 @@ def test_graph_with_torchs_own_draws(make_model):
     assert agreement.uniform_p(pits) > 1e-4
 
 
-def test_a_cache_entry_is_tested_once(make_model, tmp_path, monkeypatch):
-    tree, calls = on_gpu(make_tree(make_model, "reference", 40)), []
-    monkeypatch.setattr(backends, "_tested", set())
-    test = backends.self_test
+def test_a_build_is_compiled_and_tested_once(make_model, tmp_path, monkeypatch):
+    """Compiled once for all processes, unless the cache is damaged; tested once in each."""
+    tree, calls, test = on_gpu(make_tree(make_model, "reference", 40)), [], backends.self_test
     monkeypatch.setattr(backends, "self_test", lambda *given: (calls.append(1), test(*given)))
-    for _ in range(2):
-        fresh = GPU(tree.dfa.device, tmp_path)
-        assert backends.ready(fresh, tree, 32, True) == 32
-        monkeypatch.setattr(backends, "_tested", set())
-    assert len(calls) == 1 and len(list(tmp_path.glob("*.tested"))) == 1
-    next(tmp_path.glob("*.cubin")).write_bytes(b"damaged")
-    assert backends.ready(GPU(tree.dfa.device, tmp_path), tree, 32, True) == 32
-    assert len(calls) == 2
+    for process in range(1, 4):
+        gpu = GPU(tree.dfa.device, tmp_path)
+        assert [backends.ready(gpu, tree, 32, True) for _ in range(2)] == [32, 32]
+        assert len(calls) == process and len(list(tmp_path.glob("*.cubin"))) == 1
+        if process == 2:
+            next(tmp_path.glob("*.cubin")).write_bytes(b"damaged")
 
 
 def test_falls_back_with_one_line(make_model, monkeypatch):
     tree = on_gpu(make_tree(make_model, "narrow", 20, "top_n_sigma=1"))
-    backends.warn_once.cache_clear()
     with pytest.warns(UserWarning, match="without the fused kernel, several times slower: the policy top_n_sigma=1"):
         result = backends.sample(tree, 30, 1)
     assert np.array_equal(result.ends, graphed(tree, 30, 1).ends)
-    with warnings.catch_warnings():
-        warnings.simplefilter("error")
-        backends.sample(tree, 30, 1)
 
     def fails(device):
         raise UnavailableError("no NVRTC")
@@ -129,7 +121,6 @@ def test_falls_back_with_one_line(make_model, monkeypatch):
 def test_a_broken_kernel_is_not_used(make_model, monkeypatch, tmp_path):
     """The self-test catches it, and torch answers instead."""
     tree = on_gpu(make_tree(make_model, "reference", 40))
-    monkeypatch.setattr(backends, "_tested", set())
     monkeypatch.setattr(backends, "machine", lambda device: GPU(device, tmp_path))
     pack = kernel.pack
     monkeypatch.setattr(kernel, "pack", lambda model, bf16: pack(model, bf16).roll(64))
@@ -146,6 +137,4 @@ def test_memory_is_enough_for_a_million_rollouts_a_problem(make_model, gpu):
 
 def test_unknown_architectures_are_refused():
     with pytest.raises(UnavailableError):
-        cuda.find_compiler().compile(
-            kernel.SOURCE.read_text(), cuda.options(kernel.Build(64, 2, 1, 8, 3, 2, 16, 1), "sm_1")
-        )
+        find_compiler().compile(kernel.SOURCE.read_text(), options(kernel.Build(64, 2, 1, 8, 3, 2, 16, 1), "sm_1"))
