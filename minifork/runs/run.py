@@ -1,0 +1,223 @@
+"""Runs: what each one is, the folder it lives in, and the run that it started from.
+
+    run.json        the record: config, stage, parent, hashes of the weights, progress
+    metrics.jsonl   one line a logged step
+    ckpt.pt         weights, optimizer, step
+    epochs/e<n>.pt  weights after epoch n (SFT, WiSE-FT) or update n (RL)
+    eval/           what was measured of its weights (`minifork.storage.measurements`)
+
+A run is what decides its weights: its *identity* hashes the deciding keys of its config together with the identity of
+its parent. Its folder is <label>-<8 digits of the identity>; the label is for people and is never read. Nothing here
+imports torch until weights are asked for.
+"""
+
+import copy
+from dataclasses import dataclass, field, replace
+from functools import cached_property
+from pathlib import Path
+from typing import TYPE_CHECKING, Any
+
+from minifork import config as configs
+from minifork.runs.deciding import SEEDS, deciding_values, identity, label
+from minifork.schema import Config
+from minifork.storage import files
+
+if TYPE_CHECKING:
+    from torch import Tensor
+
+    from minifork.gpt import GPT
+
+RECORD, WEIGHTS, METRICS = "run.json", "ckpt.pt", "metrics.jsonl"
+FORMAT, VERSION = "minifork-run", 2
+
+
+@dataclass(frozen=True)
+class Checkpoint:
+    """A file of weights of a finished run, and the epoch that it is from (of RL the update, of a base None)."""
+
+    run: "Run"
+    epoch: int | None
+    file: str
+    final: bool
+
+    @property
+    def path(self) -> Path:
+        """Where the file lies; for a run in memory what messages call it."""
+        return self.run.folder / self.file
+
+    @property
+    def weights(self) -> str:
+        """The hash of the weights, as recorded when they were written."""
+        return self.run.weights_hash(self.file)
+
+    def state(self) -> "dict[str, Tensor]":
+        """The weights by name.
+
+        Raises ValueError naming the file when it is damaged or holds other weights than its run recorded.
+        """
+        from minifork.storage.weights import hash_of
+
+        weights = self.run.read(self.file)["model"]
+        if hash_of(weights) != self.weights:
+            raise ValueError(f"{self.path}: holds other weights than its run recorded; make the run again")
+        return weights
+
+    def model(self) -> "GPT":
+        """The model with these weights, in evaluation mode on the CPU; raises ValueError as `state` does."""
+        from minifork.checkpoints import load_state, new_model
+
+        model = new_model(self.run.config, 0)
+        load_state(model, {"model": self.state()}, self.path)
+        return model.eval()
+
+
+@dataclass(frozen=True)
+class Run:
+    """A run: its folder, its record, and the config in it.
+
+    memory: None, or the files of a run that lives in memory; its folder is then only what messages call it.
+    """
+
+    folder: Path
+    record: dict[str, Any] = field(repr=False)
+    config: Config = field(repr=False)
+    memory: dict[str, Any] | None = field(default=None, repr=False)
+    silent: bool = False
+
+    @property
+    def name(self) -> str:
+        """The folder's name."""
+        return self.folder.name
+
+    @property
+    def stage(self) -> str:
+        """One of STAGES."""
+        return self.record["stage"]
+
+    @property
+    def identity(self) -> str:
+        """What tells it from all other runs, in twelve hex digits."""
+        return self.record["identity"]
+
+    @property
+    def complete(self) -> bool:
+        """Whether it is finished."""
+        return self.record["complete"]
+
+    @cached_property
+    def values(self) -> dict[str, Any]:
+        """The deciding keys with their values."""
+        return deciding_values(self.config, self.stage)
+
+    def tags(self, study: Config | None = None) -> dict[str, Any]:
+        """The deciding keys, seeds apart, that differ from a study's config, by default from what ships."""
+        differing = configs.tags(self.config, study)
+        return {key: value for key, value in differing.items() if key in self.values and key not in SEEDS}
+
+    @property
+    def epochs(self) -> list[int]:
+        """The epochs (RL: updates) after which weights are kept; none of a base."""
+        last = {"base": 0, "rl": self.config.rl.updates}.get(self.stage, self.config.sft.epochs)
+        first = self.config.wise.early if self.stage == "wise" else 0
+        return [epoch for epoch in doublings(last) if epoch > first]
+
+    def checkpoint(self, epoch: int | None = None) -> Checkpoint:
+        """The weights after an epoch, or the last ones; raises ValueError when the run keeps no such ones."""
+        epochs = self.epochs
+        epoch = epochs[-1] if epochs and epoch is None else epoch
+        file = WEIGHTS if epoch is None else snapshot(epoch)
+        if not self.complete or not self.has(file):
+            raise ValueError(f"{self.folder / file}: no such weights of a finished run; make it, or name another epoch")
+        return Checkpoint(self, epoch, file, not epochs or epoch == epochs[-1])
+
+    def checkpoints(self) -> list[Checkpoint]:
+        """All weights worth measuring, in order; raises ValueError when some are missing."""
+        return [self.checkpoint(epoch) for epoch in self.epochs] or [self.checkpoint()]
+
+    def model(self, epoch: int | None = None) -> "GPT":
+        """The model after an epoch, or at the end, in evaluation mode on the CPU.
+
+        Raises ValueError for an unfinished run, and for an epoch without weights.
+        """
+        return self.checkpoint(epoch).model()
+
+    def weights_hash(self, file: str) -> str:
+        """The recorded hash of a file of weights; runs of version 0.1 recorded none, so theirs is computed."""
+        if file not in self.record["weights"]:
+            from minifork.storage.weights import weights_hash
+
+            self.record["weights"][file] = weights_hash(self.folder / file)
+        return self.record["weights"][file]
+
+    # files
+
+    def has(self, file: str) -> bool:
+        """Whether the run has a file of weights."""
+        return (self.folder / file).exists() if self.memory is None else file in self.memory
+
+    def read(self, file: str, device: str = "cpu") -> dict:
+        """What a file of weights holds; raises ValueError naming it when it is damaged."""
+        if self.memory is not None:
+            return self.memory[file]
+        from minifork.storage.weights import load_weights
+
+        return load_weights(self.folder / file, device)
+
+    def write(self, file: str, payload: dict) -> str:
+        """Keep a payload with weights as a file; returns the weights' hash. Raises as `save_weights` does."""
+        from minifork.storage.weights import hash_of, require_finite, save_weights
+
+        if self.memory is None:
+            return save_weights(self.folder / file, payload)
+        require_finite(payload["model"], self.folder / file)
+        self.memory[file] = copy.deepcopy(payload)
+        return hash_of(payload["model"])
+
+    def log(self, line: dict) -> None:
+        """Append a line to the metrics; raises OSError naming the file when it cannot be written."""
+        if self.memory is None:
+            files.append_line(self.folder / METRICS, line)
+        else:
+            self.memory.setdefault(METRICS, []).append(line)
+
+    def save(self, **progress: Any) -> None:
+        """Write the record with new progress; raises OSError naming it when it cannot be written."""
+        self.record.update(progress)
+        if self.memory is None:
+            files.write_json(self.folder / RECORD, self.record)
+
+    def say(self, text: str) -> None:
+        """Print a line of progress, unless the run is silent."""
+        if not self.silent:
+            print(text, flush=True)
+
+
+def snapshot(epoch: int) -> str:
+    """The file, below a run's folder, of the weights after an epoch or update."""
+    return f"epochs/e{epoch}.pt"
+
+
+def doublings(last: int) -> list[int]:
+    """1, 2, 4, ... below ``last``, and ``last``; nothing for 0."""
+    return sorted({2**i for i in range(last.bit_length())} | {last}) if last else []
+
+
+def in_memory(config: Config, stage: str, parent: Checkpoint | None, silent: bool) -> Run:
+    """A new run that lives in memory and is gone with the process."""
+    run = new(Path("(memory)", label(config, stage)), config, stage, parent)
+    return replace(run, memory={}, silent=silent)
+
+
+def new(folder: Path, config: Config, stage: str, parent: Checkpoint | None) -> Run:
+    """A run that is still to be made, which will start from a parent's weights."""
+    start = {"run": parent.run.name, "file": parent.file, "weights": parent.weights} if parent else None
+    progress = {"weights": {}, "legs": [], "step": 0, "steps": 0, "complete": False, "seconds": 0.0}
+    record = {"stage": stage, "identity": identity(config, stage), "parent": start} | progress
+    return with_config(record, folder, config)
+
+
+def with_config(record: dict[str, Any], folder: Path, config: Config) -> Run:
+    """The run of a record whose config is replaced by one that decides the same weights."""
+    record = record | {"format": FORMAT, "version": VERSION, "config": configs.to_tree(config)}
+    run = Run(folder, record, config)
+    return Run(folder, record | {"tags": run.tags()}, config)
