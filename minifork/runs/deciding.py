@@ -1,0 +1,62 @@
+"""What decides a run: its stage, the keys of that stage, and the run that it starts from."""
+
+from pathlib import Path
+from typing import Any
+
+from minifork import config as configs
+from minifork.schema import Config
+from minifork.storage import files
+
+STAGES = ("base", "sft", "wise", "rl")  # in this order: each starts from one before it
+COMMANDS = {"base": "pretrain", "sft": "sft", "wise": "wise", "rl": "rl"}
+SEEDS = ("base_seed", "seed")
+DECIDING = {  # sections and keys that decide the weights of a stage, beside its parent's
+    "base": ("task", "base_seed", "data", "walks", "model", "pretrain"),
+    "sft": ("seed", "sft", "data.branch_order"),
+    "wise": ("wise",),
+    "rl": ("seed", "rl", "data.branch_order"),
+}
+UNDECIDING = {"base": ("data.branch_order",), "sft": ("sft.allow_leak",)}  # walks are always printed shuffled
+
+
+def parent_stage(config: Config, stage: str) -> str | None:
+    """The stage that a run starts from."""
+    return {"base": None, "sft": "base", "wise": "sft", "rl": "sft" if config.rl.epoch else "base"}[stage]
+
+
+def deciding_values(config: Config, stage: str) -> dict[str, Any]:
+    """The keys that decide a run's weights, its parents' included, with their values."""
+    parent = parent_stage(config, stage)
+    return (deciding_values(config, parent) if parent else {}) | _own_values(config, stage)
+
+
+def _own_values(config: Config, stage: str) -> dict[str, Any]:
+    """The keys that decide this stage itself."""
+    wanted, unwanted = DECIDING[stage], UNDECIDING.get(stage, ())
+    return {
+        key: value
+        for key, value in configs.flat(config).items()
+        if (key in wanted or key.split(".")[0] in wanted) and key not in unwanted
+    }
+
+
+def identity(config: Config, stage: str) -> str:
+    """Twelve hex digits, equal for configs that give the same run.
+
+    A key with the value from before it existed does not count, so that runs made before keep their identity.
+    """
+    parent, before = parent_stage(config, stage), configs.before(config.task)
+    values = {k: v for k, v in _own_values(config, stage).items() if k not in before or before[k] != v}
+    return files.fingerprint([stage, identity(config, parent) if parent else None, values])
+
+
+def task_folder(config: Config) -> Path:
+    """<runs>/<task>, where all runs of a task live."""
+    return Path(config.runs) / config.task
+
+
+def label(config: Config, stage: str) -> str:
+    """What a new run is called: for people, and eight digits of its identity."""
+    rate = f"-fork{config.sft.fork_rate:g}" if stage != "base" else ""
+    seed = config.base_seed if stage == "base" else config.seed
+    return f"{config.name or f'{stage}{rate}-seed{seed}'}-{identity(config, stage)[:8]}"
