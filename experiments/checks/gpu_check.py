@@ -124,7 +124,8 @@ def compare(tree: Tree, accepted: torch.Tensor, p_exact: np.ndarray, precision: 
     n = min(n, int(2000 * SECONDS / seconds_of(tree, 2000, bf16)))
     gpu = backends.machine(tree.dfa.device)
     rows = backends.ready(gpu, tree, gpu.rows(len(tree) * n), bf16)
-    p = kernel.score(tree, accepted, gpu, rows, bf16).sum(dim=2).exp().sum(dim=1).cpu().numpy()
+    scored = kernel.score(tree, accepted, gpu, rows, bf16)
+    p = scored.sum(dim=2).exp().sum(dim=1).clamp(max=1).cpu().numpy()
     counts = kernel.run(tree, n, 0, gpu, rows, bf16).accepted
     ks = [1, 4, 16, 64]
     gap = float(np.abs(passk.pass_at_k(p, ks) - passk.pass_at_k(p_exact, ks)).max())

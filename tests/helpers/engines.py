@@ -14,7 +14,7 @@ from minifork.decoding.traces import Result, Tree
 from minifork.settings import Shape
 from minifork.statistics import agreement
 
-TASK = Star(nodes=8, branches=2, length=3)
+TASK, SHAPE = Star(nodes=8, branches=2, length=3), Shape(2, 32, 2)
 SINKS, LIVE, DEAD = len(star.SINKS), 6, 3
 Z, KS_LEVEL = 4.5, 1e-4
 
@@ -58,12 +58,12 @@ def agrees(drawn: np.ndarray, p: np.ndarray) -> bool:
 
 
 @torch.no_grad()
-def star_case(make_model, n: int = 30, scale: float = 0.15, task: Star = TASK, **options):
+def star_case(make_model, n: int = 30, scale: float = 0.15, task: Star = TASK, shape: Shape = SHAPE):
     """The tree of a random model on star problems, the problems, and their prompts int64[B, P]."""
     problems = streams.problems(task, 0, "valid", n)
-    model = make_model(20, Shape(2, 32, 2), task.vocab_size, task.prompt_len + task.trace_len, scale)
+    model = make_model(20, shape, task.vocab_size, task.prompt_len + task.trace_len, scale)
     prompt, dfa = torch.from_numpy(task.prompts(problems)), task.dfa(problems).next.astype(np.int64)
-    tree = Tree(model, model.prefill(prompt), torch.from_numpy(dfa), SINKS, task.trace_len, **options)
+    tree = Tree(model, model.prefill(prompt), torch.from_numpy(dfa), SINKS, task.trace_len)
     return tree, problems, prompt
 
 
