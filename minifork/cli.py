@@ -10,9 +10,6 @@ import sys
 from collections.abc import Mapping
 from dataclasses import dataclass
 
-from minifork import config as configs
-from minifork import runs
-
 
 @dataclass(frozen=True)
 class Command:
@@ -29,24 +26,14 @@ RESUME = (("resume", "continue an unfinished run"),)
 AGAIN = (("again", "measure anew what another version of the code measured"),)
 REMOVE = (("remove", "delete the runs that are listed"),)
 COMMANDS = {
-    "pretrain": Command(
-        "minifork.training.stages:pretrain", "train the base model on random graph walks", RESUME, "base"
-    ),
-    "sft": Command(
-        "minifork.training.stages:sft", "fine-tune the base model on traces (sft.fork_rate=0.5 ...)", RESUME, "sft"
-    ),
-    "rl": Command(
-        "minifork.training.stages:rl", "go on by rewards from a fine-tuned run (rl.advantage=grpo ...)", RESUME, "rl"
-    ),
+    "pretrain": Command("minifork.training.stages:pretrain", "train the base model on random walks", RESUME, "base"),
+    "sft": Command("minifork.training.stages:sft", "fine-tune it on traces (sft.fork_rate=0.5 ...)", RESUME, "sft"),
+    "rl": Command("minifork.training.stages:rl", "go on by rewards (rl.advantage=grpo ...)", RESUME, "rl"),
     "wise": Command("minifork.training.wise_ft:wise", "interpolate the weights of a fine-tuned run and its base"),
     "eval": Command("minifork.evaluate:evaluate", "exact pass@k of every run, cross-checked by another engine", AGAIN),
-    "audit": Command(
-        "minifork.training.stages:audit_command", "look for surface features that give the right branch away"
-    ),
+    "audit": Command("minifork.training.stages:audit_command", "look for what gives the right branch away"),
     "config": Command("minifork.listing:print_config", "print every key with its value, and what differs"),
-    "runs": Command(
-        "minifork.listing:list_runs", "list runs, those with key=value (fork_rate=1 stage=sft ...)", REMOVE
-    ),
+    "runs": Command("minifork.listing:list_runs", "list runs with these values (fork_rate=1 stage=sft ...)", REMOVE),
 }
 
 WHAT = "Why do fine-tuned reasoning models lose coverage?"
@@ -59,7 +46,7 @@ go to <runs>/<task>/, where every run has a folder of its own, and eval.json, fi
 about all of them."""
 
 
-def parser(commands: Mapping[str, Command]) -> argparse.ArgumentParser:
+def parser(commands: Mapping[str, Command] = COMMANDS) -> argparse.ArgumentParser:
     """The parser of a command line with these commands."""
     top = argparse.ArgumentParser(prog="minifork", description=WHAT, epilog=EPILOG, formatter_class=RAW)
     top.add_argument("--debug", action="store_true", help="show tracebacks")
@@ -83,8 +70,10 @@ def main(arguments: list[str] | None = None, commands: Mapping[str, Command] = C
     except (ValueError, OSError) as error:
         if options.debug:
             raise
-        named = isinstance(error, OSError) and error.filename and error.strerror
-        print(f"minifork: {error.filename}: {error.strerror}" if named else f"minifork: {error}", file=sys.stderr)
+        text = str(error)
+        if isinstance(error, OSError) and error.filename and error.strerror:
+            text = f"{error.filename}: {error.strerror}"
+        print(f"minifork: {text}", file=sys.stderr)
         return 1
     except KeyboardInterrupt:
         way_on = "; the same command goes on from the last checkpoint (--resume)" if command.flags == RESUME else ""
@@ -93,6 +82,9 @@ def main(arguments: list[str] | None = None, commands: Mapping[str, Command] = C
 
 
 def _run(command: Command, options: argparse.Namespace) -> int:
+    from minifork import config as configs  # not at the top: they import numpy, which takes longer than --help
+    from minifork import runs
+
     flags = {flag: getattr(options, flag) for flag, _ in command.flags}
     overrides = options.overrides
     if command.flags == REMOVE:  # its words are filters, but for where to look

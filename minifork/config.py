@@ -3,10 +3,11 @@
 `minifork/configs/defaults.yaml` gives every key its default; a task's file beside it holds what differs there. A file
 of your own names its task and what you change. An unknown key or a value of the wrong type is refused with the nearest
 valid key. Configs that runs recorded are read leniently (`from_record`), so that keys may come and go.
+
+Between a file and a Config, values are kept by dotted key (`minifork.values`).
 """
 
 import dataclasses
-import difflib
 import math
 import re
 from collections.abc import Iterable, Mapping
@@ -18,10 +19,11 @@ import yaml
 
 from data_gen.star import Star
 from data_gen.task import Task
-from minifork.schema import TASKS, Config
+from minifork.schema import ALIASES, TASKS, Config
+from minifork.values import Values, flattened, parsed, typed, unknown_key, word
+from minifork.values import full_key as full_key
 
 FOLDER = Path(__file__).parent / "configs"
-MAX_INT = 2**31  # upper limit of every integer key except seeds
 SAID: set[str] = set()  # keys of recorded configs about which this process has printed a line
 LINE = re.compile(r"( *)(\w+):[^#]*(?:#\s*(.*))?")  # of a config file: indent, key, comment
 
@@ -34,39 +36,41 @@ def load(source: Path | str = "star", overrides: Iterable[str] = ()) -> Config:
 
     Raises ValueError naming the file or key and the way out.
     """
-    overrides = list(overrides)
-    file, tree = _own_file(source)
-    task, presets = tree.get("task", "star"), tree.pop("presets", {})
-    if not isinstance(task, str) or task not in TASKS:
-        raise ValueError(f"{file}: task is {task!r}: the tasks are: {', '.join(TASKS)}")
-    defaults, shipped_presets, _ = _shipped_tree(FOLDER, task)
-    presets = {"": {}} | _merged(shipped_presets, presets)
-    asked = [word.removeprefix("preset=") for word in overrides if word.startswith("preset=")]
-    if missing := [name for name in (tree.get("preset", ""), *asked) if name not in [*presets]]:
-        raise ValueError(f"{file}: no preset {missing[0]!r}; it has {', '.join(presets)[2:] or 'none'}")
-    tree = _merged(_merged(defaults, presets[tree.get("preset", "")]), tree)
-    for name in asked:
-        tree = _merged(tree, presets[name] | {"preset": name})
-    config = from_tree(tree, file)
-    return changed(config, [word for word in overrides if not word.startswith("preset=")])
+    words = list(overrides)
+    file, values, presets = _own_file(source)
+    task = _require_task(values.get("task", "star"), file)
+    defaults, shipped_presets, _ = _shipped_values(FOLDER, task)
+    presets = {"": {}} | shipped_presets | {name: shipped_presets.get(name, {}) | presets[name] for name in presets}
+    wanted = [values.get("preset", ""), *(word.removeprefix("preset=") for word in words if _is_preset(word))]
+    if missing := [name for name in wanted if name not in [*presets]]:  # a list, as one may be a mapping
+        names = ", ".join(str(name) for name in presets if name) or "none"
+        raise ValueError(f"{file}: no preset {missing[0]!r}; it has {names}")
+    values = defaults | presets[wanted[0]] | values
+    for name in wanted[1:]:
+        values |= presets[name] | {"preset": name}
+    return changed(_from_values(values, file), [word for word in words if not _is_preset(word)])
 
 
-def _own_file(source: Path | str) -> tuple[Path | str, dict]:
-    """What a config file is called in errors, and what it says; a shipped one says its task only."""
-    if str(source) in _shipped_names(FOLDER):
-        return source, {"task": str(source)}
+def _is_preset(word: str) -> bool:
+    return word.startswith("preset=")
+
+
+def _own_file(source: Path | str) -> tuple[Path | str, Values, dict[str, Values]]:
+    """What a config file is called in errors, its values, and those of its presets; a shipped one says its task."""
+    if _ships(str(source)):
+        return source, {"task": str(source)}, {}
     path = Path(source)
     try:
         tree = read_yaml(path)
     except FileNotFoundError:
         names = ", ".join(_shipped_names(FOLDER))
         raise ValueError(f"{path}: no such config file; give a path, or one that ships: {names}") from None
-    presets = tree.get("presets", {}) if isinstance(tree, dict) else None
     if not isinstance(tree, dict):
         raise ValueError(f"{path}: a config is a mapping of keys to values")
+    presets = tree.pop("presets", {})
     if not isinstance(presets, dict) or not all(isinstance(preset, dict) for preset in presets.values()):
         raise ValueError(f"{path}: presets is a section of sections, name: {{keys}}")
-    return path, tree
+    return path, flattened(tree), {name: flattened(preset) for name, preset in presets.items()}
 
 
 @lru_cache
@@ -74,33 +78,29 @@ def _shipped_names(folder: Path) -> tuple[str, ...]:
     return tuple(sorted(path.stem for path in folder.glob("*.yaml") if path.stem != "defaults"))
 
 
+def _ships(task: str) -> bool:
+    return ALIASES.get(task, task) in _shipped_names(FOLDER)
+
+
 @lru_cache
-def _shipped_tree(folder: Path, task: str) -> tuple[dict, dict, dict[str, Any]]:
+def _shipped_values(folder: Path, task: str) -> tuple[Values, dict[str, Values], Values]:
     """The defaults of a task, its presets, and what `before` gives; of a task that does not ship, what all share."""
-    tree, before = _plain(read_yaml(folder / "defaults.yaml"))
-    if task in _shipped_names(folder):
-        own, own_before = _plain(read_yaml(folder / f"{task}.yaml"))
-        tree, before = _merged(tree, own), before | own_before
-    presets = tree.pop("presets")
-    return tree | {"task": task}, presets, before
+    values: Values = {}
+    presets: dict[str, Values] = {}
+    for name in ("defaults", ALIASES.get(task, task)):
+        if name in ("defaults", *_shipped_names(folder)):
+            tree = read_yaml(folder / f"{name}.yaml")
+            for preset, changes in tree.pop("presets", {}).items():
+                presets[preset] = presets.get(preset, {}) | flattened(changes)
+            values |= flattened(tree)
+    before = {key.removesuffix(".before"): value for key, value in values.items() if key.endswith(".before")}
+    values = {key.removesuffix(".default"): value for key, value in values.items() if not key.endswith(".before")}
+    return values | {"task": task}, presets, before
 
 
-def _plain(tree: dict, prefix: str = "") -> tuple[dict, dict[str, Any]]:
-    """A tree with its {default: .., before: ..} leaves replaced by their defaults, and the latter by dotted key."""
-    plain, before = {}, {}
-    for name, value in tree.items():
-        if isinstance(value, dict) and value.keys() == {"default", "before"}:
-            before[prefix + name], value = value["before"], value["default"]
-        elif isinstance(value, dict):
-            value, inside = _plain(value, f"{prefix}{name}.")
-            before |= inside
-        plain[name] = value
-    return plain, before
-
-
-def before(task: str) -> dict[str, Any]:
+def before(task: str) -> Values:
     """By dotted key, the value that a task's run which lacks the key is read as having, where that is stated."""
-    return _shipped_tree(FOLDER, task)[2]
+    return _shipped_values(FOLDER, task)[2]
 
 
 class _Loader(yaml.SafeLoader):
@@ -140,12 +140,12 @@ def changed(config: Config, changes: Iterable[str] | Mapping[str, Any], source: 
     valid = keys(Config, task=config.task)
     if not isinstance(changes, Mapping):
         changes = parsed(changes, valid, source)
-    for key, value in changes.items():
-        if key not in valid:
-            raise ValueError(_unknown(key, valid, source))
-        if key == "task" and value in [*TASKS] and keys(Config, task=value) != valid:
-            raise ValueError(f"{source}: task is {value!r}, but the config is of {config.task}: give another file")
-    return from_tree(_with(to_tree(config), changes), source) if changes else config
+    if unknown := [key for key in changes if key not in valid]:
+        raise ValueError(unknown_key(unknown[0], valid, source))
+    task = changes.get("task")
+    if task in [*TASKS] and keys(Config, task=task) != valid:
+        raise ValueError(f"{source}: task is {task!r}, but the config is of {config.task}: give another file")
+    return _from_values(flat(config) | dict(changes), source) if changes else config
 
 
 def of_task(name: str, task: Task, changes: Mapping[str, Any]) -> Config:
@@ -153,71 +153,31 @@ def of_task(name: str, task: Task, changes: Mapping[str, Any]) -> Config:
 
     Raises ValueError as `load` does.
     """
-    tree = _shipped_tree(FOLDER, name)[0] | {"data": dataclasses.asdict(task)}
-    return from_tree(_with(tree, changes), name)
+    shared = {key: value for key, value in _shipped_values(FOLDER, name)[0].items() if not key.startswith("data.")}
+    return _from_values(shared | flattened({"data": dataclasses.asdict(task)}) | dict(changes), name)
 
 
-def _with(tree: dict, changes: Mapping[str, Any]) -> dict:
-    """A nested mapping with other values at dotted keys."""
-    for key, value in changes.items():
-        *sections, leaf = key.split(".")
-        inner: dict = {leaf: value}
-        for section in reversed(sections):
-            inner = {section: inner}
-        tree = _merged(tree, inner)
-    return tree
-
-
-def parsed(words: Iterable[str], valid: dict[str, type], source: str) -> dict[str, Any]:
-    """The values that "key=value" words give to keys, which may be short; raises ValueError naming what is wrong."""
-    values = {}
-    for text in words:
-        name, equals, value = text.partition("=")
-        if not equals:
-            raise ValueError(f"{text!r}: write it as key=value")
-        key = full_key(name, valid, source)
-        values[key] = typed(_scalar(value, valid[key]), valid[key], key, source)
-    return values
-
-
-def _merged(tree: dict, changes: dict) -> dict:
-    """A nested mapping with another one's values in place of its own."""
-    both = dict(tree)
-    for name, value in changes.items():
-        nested = isinstance(value, dict) and isinstance(tree.get(name), dict)
-        both[name] = _merged(tree[name], value) if nested else value
-    return both
-
-
-def to_tree(config: Config) -> dict:
+def to_tree(config: Config) -> dict[str, Any]:
     """The nested mapping of a Config."""
     return dataclasses.asdict(config)
 
 
-def flat(config: Config) -> dict[str, Any]:
+def flat(config: Config) -> Values:
     """The values of a Config by dotted key."""
     return flattened(to_tree(config))
 
 
-def flattened(tree: dict, prefix: str = "") -> dict[str, Any]:
-    """The leaves of a nested mapping by dotted key."""
-    leaves: dict[str, Any] = {}
-    for name, value in tree.items():
-        leaves |= flattened(value, f"{prefix}{name}.") if isinstance(value, dict) else {prefix + str(name): value}
-    return leaves
-
-
 def shipped(config: Config) -> Config:
     """What a config's task and preset give without any other change."""
-    return _shipped(FOLDER, config.task if config.task in _shipped_names(FOLDER) else "star", config.preset)
+    return _shipped(FOLDER, config.task if _ships(config.task) else "star", config.preset)
 
 
 @lru_cache
 def _shipped(folder: Path, task: str, preset: str) -> Config:
-    return load(task, [f"preset={preset}"] if preset in _shipped_tree(folder, task)[1] else [])
+    return load(task, [f"preset={preset}"] if preset in _shipped_values(folder, task)[1] else [])
 
 
-def tags(config: Config, study: Config | None = None) -> dict[str, Any]:
+def tags(config: Config, study: Config | None = None) -> Values:
     """The dotted keys, with their values, in which a config differs from a study's; by default from what ships."""
     planned = flat(study or shipped(config))
     return {key: value for key, value in flat(config).items() if planned.get(key, ...) != value}
@@ -228,31 +188,12 @@ def arguments(config: Config) -> list[str]:
 
     Raises ValueError for a task that does not ship: only the process that defines it can read it.
     """
-    if config.task not in _shipped_names(FOLDER):
+    if not _ships(config.task):
         raise ValueError(f"task is {config.task!r}: a study runs tasks that ship: {', '.join(_shipped_names(FOLDER))}")
-    planned = shipped(config)
-    words = [f"preset={planned.preset}"] if planned.preset else []
+    preset = shipped(config).preset
+    words = [f"preset={preset}"] if preset else []
     words += [f"{key}={word(value)}" for key, value in tags(config).items() if key != "preset"]
     return ["--config", config.task, *words]
-
-
-def word(value: Any) -> str:
-    """A value as an override's text, which `parsed` reads."""
-    return str(value).lower() if isinstance(value, bool) else "null" if value is None else f"{value}"
-
-
-def full_key(name: str, valid: Iterable[str], source: str) -> str:
-    """The dotted key that a name means: itself, or the one key whose last part it is.
-
-    Raises ValueError, naming the nearest, when there is no such key or there are several.
-    """
-    valid = list(valid)
-    candidates = [key for key in valid if key == name] or [key for key in valid if key.split(".")[-1] == name]
-    if not candidates:
-        raise ValueError(_unknown(name, valid, source))
-    if len(candidates) > 1:
-        raise ValueError(f"{source}: {name!r} is short for {', '.join(candidates)}: write the one that is meant")
-    return candidates[0]
 
 
 def tag_text(tags: Mapping[str, Any]) -> str:
@@ -264,16 +205,14 @@ def tag_text(tags: Mapping[str, Any]) -> str:
 
 def described(config: Config) -> str:
     """A config as YAML that can be read again, with the comment of every key; changes say what ships instead."""
-    comments, changes, lines = _comments(config.task), tags(config), []
-    section = ""
+    comments, standard, lines, last = _comments(config.task), flat(shipped(config)), [], ""
     for key, value in flat(config).items():
-        *sections, leaf = key.split(".")
-        if sections and sections[0] != section:
-            section = sections[0]
+        section, _, leaf = key.rpartition(".")
+        if section != last:
             lines += ["", f"{section}:"]
-        text = f"{'  ' * len(sections)}{leaf}: {yaml.safe_dump(value, width=math.inf).splitlines()[0]}"
-        standard = flat(shipped(config)).get(key)
-        mark = f"[changed, {word(standard)} ships] " if key in changes else ""
+        last, indent = section, "  " if section else ""
+        text = f"{indent}{leaf}: {yaml.safe_dump(value, width=math.inf).splitlines()[0]}"
+        mark = "" if standard.get(key, ...) == value else f"[changed, {word(standard.get(key))} ships] "
         lines.append(f"{text:<27} # {mark}{comments.get(key, '')}".rstrip(" #"))
     return "\n".join(lines)
 
@@ -281,7 +220,7 @@ def described(config: Config) -> str:
 def _comments(task: str) -> dict[str, str]:
     """What the shipped files say of every key."""
     comments: dict[str, str] = {}
-    for name in ("defaults", task if task in _shipped_names(FOLDER) else "star"):
+    for name in ("defaults", ALIASES.get(task, task) if _ships(task) else "star"):
         section = ""
         for line in (FOLDER / f"{name}.yaml").read_text(encoding="utf-8").splitlines():
             if match := LINE.fullmatch(line):
@@ -294,39 +233,26 @@ def _comments(task: str) -> dict[str, str]:
 # checking
 
 
-def from_tree(tree: dict, source: Path | str) -> Config:
+def from_tree(tree: object, source: Path | str) -> Config:
     """The Config of a nested mapping with every key; ``source`` is named in errors."""
     if not isinstance(tree, dict):
         raise ValueError(f"{source}: a config is a mapping of keys to values")
-    if tree.get("task") not in [*TASKS]:  # a list, as what was written need not be hashable
-        raise ValueError(f"{source}: task is {tree.get('task')!r}: the tasks are: {', '.join(TASKS)}")
-    return _build(Config, tree, "", source, tree["task"])
+    return _from_values(flattened(tree), source)
 
 
-def from_record(tree: Any, source: Path | str) -> Config:
+def from_record(tree: object, source: Path | str) -> Config:
     """The Config that a run recorded: a key it lacks has the value from before the key existed, or else its default.
 
     A key that no longer exists is ignored, with a printed line. Raises ValueError as `from_tree` does.
     """
     recorded = flattened(tree) if isinstance(tree, dict) else {}
     task = str(recorded.get("task", "star"))
-    defaults = _shipped_tree(FOLDER, task)[0]
     valid = keys(Config, task=task)
-    for key in recorded.keys() - valid.keys():
-        _say_once(key, f"{source}: {key} no longer exists and is ignored")
-    values = flattened(defaults) | before(task) | recorded
-    complete: dict = {}
-    for key in valid.keys() & values.keys():
-        section, _, leaf = key.rpartition(".")
-        (complete.setdefault(section, {}) if section else complete)[leaf] = values[key]
-    return from_tree(complete, source)
-
-
-def _say_once(key: str, line: str) -> None:
-    """Print a line unless this process has printed one about the key."""
-    if key not in SAID:
+    for key in sorted(recorded.keys() - valid.keys() - SAID):
         SAID.add(key)
-        print(line, flush=True)
+        print(f"{source}: {key} no longer exists and is ignored", flush=True)
+    values = _shipped_values(FOLDER, task)[0] | before(task) | recorded
+    return _from_values({key: value for key, value in values.items() if key in valid}, source)
 
 
 def keys(schema: type, prefix: str = "", task: str = "star") -> dict[str, type]:
@@ -343,69 +269,39 @@ def _hints(schema: type, task: str) -> dict[str, type]:
     return hints | {"data": TASKS.get(task, Star)} if schema is Config else hints
 
 
-def _build(schema: type, tree: Any, prefix: str, source: Path | str, task: str) -> Any:
-    if not isinstance(tree, dict):
-        raise ValueError(f"{source}: {prefix.rstrip('.')} is a section, give its keys below it")
-    hints = _hints(schema, task)
-    names = [field.name for field in dataclasses.fields(schema)]
-    for name in tree:
-        if name not in names:
-            raise ValueError(_unknown(f"{prefix}{name}", keys(Config, task=task), source))
-    missing = [f"{prefix}{name}" for name in names if name not in tree]
-    if missing:
+def _require_task(task: object, source: Path | str) -> str:
+    """A task's name; raises ValueError when there is no such task."""
+    if not isinstance(task, str) or task not in TASKS:
+        raise ValueError(f"{source}: task is {task!r}: the tasks are: {', '.join(TASKS)}")
+    return task
+
+
+def _from_values(values: Values, source: Path | str) -> Config:
+    """The Config of values by dotted key; raises ValueError naming the first that is unknown, missing or wrong."""
+    task = _require_task(values.get("task"), source)
+    kinds = keys(Config, task=task)
+    sections = {name for name, kind in _hints(Config, task).items() if dataclasses.is_dataclass(kind)}
+    for key, value in values.items():
+        if key in sections and value != {}:
+            raise ValueError(f"{source}: {key} is a section, give its keys below it")
+        if key not in kinds and key not in sections:
+            raise ValueError(unknown_key(key, kinds, source))
+    if missing := [key for key in kinds if key not in values]:
         raise ValueError(f"{source}: missing key {missing[0]}, which has no default")
-    values = {}
-    for name in names:
-        kind, value = hints[name], tree[name]
-        if dataclasses.is_dataclass(kind):
-            values[name] = _build(kind, value, f"{prefix}{name}.", source, task)
-        else:
-            values[name] = typed(value, kind, f"{prefix}{name}", source)
+    checked = {key: typed(values[key], kind, key, source) for key, kind in kinds.items()}
+    return _build(Config, checked, "", source, task)
+
+
+def _build(schema: type, values: Values, prefix: str, source: Path | str, task: str) -> Any:
+    """A dataclass, and those inside it, from values of the right types."""
+    arguments = {}
+    for name, kind in _hints(schema, task).items():
+        key = f"{prefix}{name}"
+        inner = dataclasses.is_dataclass(kind)
+        arguments[name] = _build(kind, values, f"{key}.", source, task) if inner else values[key]
     try:
-        return schema(**values)
+        return schema(**arguments)
     except ValueError as error:
-        fields = rf"(?<![\w.])({'|'.join(names)})(?= is |=)"  # what dataclasses outside minifork call their keys
-        message = re.sub(fields, rf"{prefix}\1", str(error))
+        bare = rf"(?<![\w.])({'|'.join(arguments)})(?= is |=)"  # sections do not know what they are called here
+        message = re.sub(bare, rf"{prefix}\1", str(error))
         raise ValueError(f"{source}: {message}") from None
-
-
-def typed(value: Any, kind: type, key: str, source: Path | str) -> Any:
-    """A key's value as its type; raises ValueError naming the source and the key when it is of another."""
-    if kind is float and isinstance(value, (int, str)) and not isinstance(value, bool):
-        try:
-            return float(value)  # YAML reads 3e-3 as a string
-        except (ValueError, OverflowError):
-            pass
-    if kind == int | None:
-        if value is None or type(value) is int:
-            return value
-        raise ValueError(f"{source}: {key} must be a whole number or null, not {value!r}")
-    if kind is int and type(value) is int and abs(value) >= MAX_INT and not key.endswith("seed"):
-        raise ValueError(f"{source}: {key} is {value}: give less than {MAX_INT}")
-    if type(value) is not kind:
-        words = {int: "a whole number", float: "a number", bool: "true or false", str: "a word"}
-        raise ValueError(f"{source}: {key} must be {words[kind]}, not {value!r}")
-    return value
-
-
-def _scalar(text: str, kind: type) -> Any:
-    """What an override's text says, decimal where it is a number; words stay words, for `typed` to refuse."""
-    try:
-        if kind is bool:
-            return yaml.safe_load(text)
-        if kind == int | None and text == "null":
-            return None
-        return text if kind is str else float(text) if kind is float else int(text)
-    except Exception:  # as in `read_yaml`
-        return text
-
-
-def _unknown(key: str, valid: Iterable[str], source: Path | str) -> str:
-    valid = list(valid)
-    near = difflib.get_close_matches(key, valid, n=1, cutoff=0.9)
-    leaf = [k for k in valid if k.split(".")[-1] == key.split(".")[-1]]
-    far = difflib.get_close_matches(key, valid, n=1, cutoff=0.5)
-    leaves = {k.split(".")[-1]: k for k in valid}
-    alike = [leaves[name] for name in difflib.get_close_matches(key, leaves, n=1, cutoff=0.75)]
-    hint = (near or leaf or alike or far or ["one of " + ", ".join(sorted(valid))])[0]
-    return f"{source}: unknown key {key!r}; did you mean {hint}?"

@@ -6,14 +6,13 @@ resamples, so differences between runs are paired. runs/<task>/eval.json and eva
 with the settings of the last command.
 """
 
-import io
 import sys
 import time
 from collections.abc import Callable, Iterator, Sequence
 from dataclasses import asdict, dataclass
 from functools import lru_cache
+from typing import Any, TypeVar
 
-import numpy as np
 from tqdm import tqdm
 
 from data_gen import streams
@@ -27,7 +26,10 @@ from minifork.runs import Checkpoint, Run
 from minifork.schema import Config
 from minifork.storage import measurements
 from minifork.storage.files import digest, locked, write_atomically, write_json
+from minifork.storage.measurements import packed
 from minifork.storage.version import measuring_version
+
+T = TypeVar("T")
 
 SCHEMA = 5  # of eval.json; raised when what others read of it changes
 SECONDS_BETWEEN_LINES = 10
@@ -83,11 +85,10 @@ def measure_missing(
     none, and when there is nothing to measure.
     """
     require_policy(config)
+    root = runs.task_folder(config)
     targets, left_out = find_targets(config)
-    for line in left_out:
-        print(line, flush=True)
+    print("".join(f"{line}\n" for line in left_out), end="", flush=True)
     if not targets:
-        root = runs.task_folder(config)
         raise ValueError(f"{root}: no finished run to evaluate; make one with `minifork pretrain` and `minifork sft`")
     missing = [target for target in targets if wanted(target.checkpoint) and _is_missing(config, target, again)]
     what = f"{len(targets)} checkpoints and test sets on {config.eval.problems} {config.eval.split} problems"
@@ -99,7 +100,7 @@ def measure_missing(
             print(f"{target.checkpoint.path}: left out, {error}", flush=True)
     evaluations = [one for target in targets if (one := stored(config, target))]
     if not evaluations:
-        raise ValueError(f"{runs.task_folder(config)}: nothing could be measured (see above)")
+        raise ValueError(f"{root}: nothing could be measured (see above)")
     return evaluations
 
 
@@ -111,7 +112,7 @@ def require_policy(config: Config) -> None:
         raise ValueError(f"eval.policy: {error}") from None
 
 
-def with_progress(items: Sequence, name: str, unit: str) -> Iterator:
+def with_progress(items: Sequence[T], name: str, unit: str) -> Iterator[T]:
     """The items one by one, behind a bar on a terminal and a plain line every few seconds elsewhere."""
     printed = time.monotonic()
     for done, item in enumerate(tqdm(items, desc=name, unit=unit, disable=None)):
@@ -142,7 +143,7 @@ def find_targets(config: Config) -> tuple[list[Target], list[str]]:
     return targets, lines
 
 
-def _test_data(config: Config) -> dict:
+def _test_data(config: Config) -> dict[str, Any]:
     """The data section without the order in which branches are printed, which plain test sets ignore."""
     return {key: value for key, value in asdict(config.data).items() if key != "branch_order"}
 
@@ -183,7 +184,7 @@ def key_of(config: Config, target: Target) -> measurements.Key:
     return measurements.Key(target.checkpoint.weights, run.identity, settings, test_set, version)
 
 
-def _without_before(config: Config, section: str, values: dict) -> dict:
+def _without_before(config: Config, section: str, values: dict[str, Any]) -> dict[str, Any]:
     """Values of a section without those from before their keys existed, so that a new key leaves measurements valid."""
     before = configs.before(config.task)
     return {name: value for name, value in values.items() if before.get(f"{section}.{name}", ...) != value}
@@ -244,13 +245,13 @@ def problems_for(config: Config, device: str, test_set: TestSet = PLAIN) -> Prob
 # the view
 
 
-def array_name(record: dict, what: str) -> str:
+def array_name(record: dict[str, Any], what: str) -> str:
     """The name in eval.npz of an array (see `minifork.measure.measure`) of a record: run/epoch/test set/what."""
     epoch = "base" if record["epoch"] is None else f"e{record['epoch']}"
     return f"{record['run']}/{epoch}/{record['test_set']}/{what}"
 
 
-def record_of(config: Config, evaluation: Evaluation) -> dict:
+def record_of(config: Config, evaluation: Evaluation) -> dict[str, Any]:
     """What eval.json says of a target: which run, how it differs from the config's, and what was measured."""
     checkpoint, test_set = evaluation.target.checkpoint, evaluation.target.test_set
     run = checkpoint.run
@@ -269,7 +270,7 @@ def record_of(config: Config, evaluation: Evaluation) -> dict:
     } | evaluation.measurement.record
 
 
-def write_view(config: Config, evaluations: list[Evaluation]) -> dict:
+def write_view(config: Config, evaluations: list[Evaluation]) -> dict[str, Any]:
     """Write eval.json and eval.npz from what was measured; returns what eval.json says."""
     settings, records = config.eval, [record_of(config, one) for one in evaluations]
     pairs = list(zip(evaluations, records, strict=True))
@@ -277,9 +278,7 @@ def write_view(config: Config, evaluations: list[Evaluation]) -> dict:
     for check in checks:
         check["agrees"] = check["p_value"] * len(checks) >= tables.FALSE_ALARMS
     spread = "" if settings.stratify == "none" else f" {settings.stratify}={settings.strata}"
-    buffer = io.BytesIO()
-    arrays = {array_name(r, what): a for one, r in pairs for what, a in one.measurement.arrays.items()}
-    np.savez_compressed(buffer, **arrays)
+    arrays = packed({array_name(r, what): a for one, r in pairs for what, a in one.measurement.arrays.items()})
     view = {
         "schema": SCHEMA,
         "task": config.task,
@@ -294,10 +293,10 @@ def write_view(config: Config, evaluations: list[Evaluation]) -> dict:
         "version": _version(config.data, settings.policy),
         "records": records,
         "checks": checks,
-        "npz_hash": digest(buffer.getvalue()),
+        "npz_hash": digest(arrays),
     }
     path = runs.task_folder(config) / "eval.json"
     with locked(path.parent):  # of two evaluations that end at once, one writes both files
-        write_atomically(path.with_suffix(".npz"), lambda file: file.write(buffer.getvalue()))
+        write_atomically(path.with_suffix(".npz"), lambda file: file.write(arrays))
         write_json(path, view)
     return view

@@ -19,15 +19,15 @@ def list_runs(config: Config, filters: list[str], remove: bool) -> None:
     valid = {key: kinds[key] for stage in runs.STAGES for key in runs.deciding_values(config, stage)} | {"stage": str}
     wanted = configs.parsed(filters, valid, "the command line")
     chosen = [run for run in runs.all_runs(config) if wanted.items() <= (run.values | {"stage": run.stage}).items()]
-    sizes = {run.name: sum(path.stat().st_size for path in run.folder.rglob("*") if path.is_file()) for run in chosen}
+    total = 0.0
     for run in chosen:
-        seeds = " ".join(f"{name}={run.values[name]}" for name in runs.SEEDS if name in run.values)
-        tags = f"{seeds} {configs.tag_text(run.tags(config))}".strip()
+        size = sum(path.stat().st_size for path in run.folder.rglob("*") if path.is_file()) / 1e6
+        total += size
+        seeds = {name: run.values[name] for name in runs.SEEDS if name in run.values}
         progress = "complete" if run.complete else f"{run.record['step']}/{run.record['steps']}"
-        print(f"{run.stage:<5}{progress:>12}{sizes[run.name] / 1e6:>9.1f} MB  {run.folder}  {tags}")
-    total = f"{len(chosen)} runs, {sum(sizes.values()) / 1e6:.1f} MB"
+        tags = configs.tag_text(seeds | run.tags(config))
+        print(f"{run.stage:<5}{progress:>12}{size:>9.1f} MB  {run.folder}  {tags}")
     if remove:
         for run in chosen:
             runs.remove(run)
-        total += " removed"
-    print(total)
+    print(f"{len(chosen)} runs, {total:.1f} MB{' removed' if remove else ''}")

@@ -3,70 +3,86 @@
 They stand apart from the other sections (`minifork.schema`), so that a change there leaves measurements valid.
 """
 
-import dataclasses
+from collections.abc import Callable
 from dataclasses import dataclass
-from typing import Any
+from typing import Annotated, get_type_hints
 
 from data_gen.task import GRADINGS
 
-ENGINES = ("auto", "exact", "split", "rollout")
-STRATIFY = ("none", "first", "fork", "entropy")
 
-
-def require(condition: bool, key: str, value: Any, need: str) -> None:
-    """Raise ValueError naming a config key, its value and what it needs to be, unless the condition holds."""
+def require(condition: bool, key: str, value: object, need: str) -> None:
+    """Raise ValueError naming a key, its value and what it needs to be, unless the condition holds."""
     if not condition:
         raise ValueError(f"{key} is {value!r}: {need}")
 
 
 @dataclass(frozen=True)
-class Shape:
-    """The model's size. Raises ValueError when the width does not split into heads."""
+class Rule:
+    """What every value of a key must fulfil, and the words in which an error asks for it."""
 
-    layers: int
-    width: int
-    heads: int
+    holds: Callable[..., bool]
+    need: str
+
+
+def one_of(*words: str) -> Rule:
+    """The rule of a key with a few values."""
+    return Rule(lambda value: value in words, f"choose {', '.join(words)}")
+
+
+Count = Annotated[int, Rule(lambda value: value >= 1, "it must be at least 1")]
+
+
+class Section:
+    """A dataclass of config keys, with their rules beside their types.
+
+    Raises ValueError naming the key without its section, which `minifork.config` puts in front.
+    """
 
     def __post_init__(self) -> None:
-        for name in ("layers", "width", "heads"):
-            require(getattr(self, name) >= 1, f"model.{name}", getattr(self, name), "it must be at least 1")
-        require(self.width % self.heads == 0, "model.width", self.width,
-                f"it must be a multiple of model.heads ({self.heads})")  # fmt: skip
+        for name, kind in get_type_hints(type(self), include_extras=True).items():
+            for rule in getattr(kind, "__metadata__", ()):
+                require(rule.holds(getattr(self, name)), name, getattr(self, name), rule.need)
 
 
 @dataclass(frozen=True)
-class Eval:
-    """Evaluation: the engine and the decoder, test problems, resamples, and the size of the cross-check."""
+class Shape(Section):
+    """The model's size."""
 
-    split: str
-    grading: str
-    forked: bool
-    engine: str
-    budget: int
-    rollouts: int
-    bf16: bool
-    policy: str
-    stratify: str
-    strata: int
-    problems: int
-    max_k: int
-    bootstrap: int
-    check_problems: int
-    check_rollouts: int
+    layers: Count
+    width: Count
+    heads: Count
 
     def __post_init__(self) -> None:
-        for field in dataclasses.fields(self):
-            if field.type is int:
-                require(getattr(self, field.name) >= 1, f"eval.{field.name}", getattr(self, field.name), "at least 1")
-        choices = {"split": ("test", "valid"), "grading": GRADINGS, "engine": ENGINES, "stratify": STRATIFY}
-        for name, words in choices.items():
-            value = getattr(self, name)
-            require(value in words, f"eval.{name}", value, f"choose {', '.join(words)}")
-        require(self.stratify == "none" or self.engine in ("auto", "exact"), "eval.engine", self.engine,
-                "stratified decoders are computed, choose auto or exact")  # fmt: skip
-        require(self.max_k >= 64, "eval.max_k", self.max_k, "figures and claims read pass@64")
-        require(self.rollouts >= self.max_k, "eval.rollouts", self.rollouts,
-                f"pass@k up to eval.max_k={self.max_k} needs as many")  # fmt: skip
-        require(self.rollouts <= 10**9, "eval.rollouts", self.rollouts, "counts are exact up to 10^9 only")
-        require(self.check_problems <= self.problems, "eval.check_problems", self.check_problems,
-                f"there are only eval.problems={self.problems}")  # fmt: skip
+        super().__post_init__()
+        fits = self.width % self.heads == 0
+        require(fits, "width", self.width, f"it must be a multiple of model.heads ({self.heads})")
+
+
+@dataclass(frozen=True)
+class Eval(Section):
+    """Evaluation: the engine and the decoder, test problems, resamples, and the size of the cross-check."""
+
+    split: Annotated[str, one_of("test", "valid")]
+    grading: Annotated[str, one_of(*GRADINGS)]
+    forked: bool
+    engine: Annotated[str, one_of("auto", "exact", "split", "rollout")]
+    budget: Count
+    rollouts: Annotated[Count, Rule(lambda value: value <= 10**9, "counts are exact up to 10^9 only")]
+    bf16: bool
+    policy: str
+    stratify: Annotated[str, one_of("none", "first", "fork", "entropy")]
+    strata: Count
+    problems: Count
+    max_k: Annotated[int, Rule(lambda value: value >= 64, "give at least 64, where runs are compared")]
+    bootstrap: Count
+    check_problems: Count
+    check_rollouts: Count
+
+    def __post_init__(self) -> None:
+        super().__post_init__()
+        computed = self.stratify == "none" or self.engine in ("auto", "exact")
+        require(computed, "engine", self.engine, "stratified decoders are computed, choose auto or exact")
+        need = f"pass@k up to eval.max_k={self.max_k} needs as many"
+        require(self.rollouts >= self.max_k, "rollouts", self.rollouts, need)
+        need = f"there are only eval.problems={self.problems}"
+        require(self.check_problems <= self.problems, "check_problems", self.check_problems, need)

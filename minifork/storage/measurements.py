@@ -9,6 +9,7 @@ import io
 import json
 from dataclasses import asdict, dataclass
 from pathlib import Path
+from typing import Any
 
 import numpy as np
 
@@ -25,8 +26,8 @@ class Key:
 
     weights: str
     run: str
-    settings: dict
-    test_set: dict
+    settings: dict[str, Any]
+    test_set: dict[str, Any]
     version: str
 
     @property
@@ -37,16 +38,22 @@ class Key:
         return f"{fingerprint(values)}-{version}"
 
 
+def packed(arrays: dict[str, Any]) -> bytes:
+    """The content of an .npz file with these arrays."""
+    buffer = io.BytesIO()
+    np.savez_compressed(buffer, **arrays)
+    return buffer.getvalue()
+
+
 def save(folder: Path, key: Key, measurement: Measurement) -> None:
     """Keep a measurement with its run; a process that is killed leaves all of it or nothing that is read.
 
     Raises OSError or ValueError naming the file when it cannot be written, or holds what is no number.
     """
-    path, buffer = folder / "eval" / f"{key.digits}.json", io.BytesIO()
-    np.savez_compressed(buffer, **measurement.arrays)
-    write_atomically(path.with_suffix(".npz"), lambda file: file.write(buffer.getvalue()))
+    path, arrays = folder / "eval" / f"{key.digits}.json", packed(measurement.arrays)
+    write_atomically(path.with_suffix(".npz"), lambda file: file.write(arrays))
     stored = {"format": FORMAT, "key": asdict(key), "record": measurement.record, "check": measurement.check}
-    stored["npz_hash"] = digest(buffer.getvalue())
+    stored["npz_hash"] = digest(arrays)
     write_json(path, stored | {"checksum": fingerprint(json.loads(json.dumps(stored)))})
 
 

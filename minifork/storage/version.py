@@ -8,14 +8,15 @@ import ast
 import importlib.util
 import sys
 import sysconfig
-from collections.abc import Callable, Iterable, Iterator
+from collections.abc import Iterable, Iterator
 from functools import lru_cache
-from importlib.machinery import ModuleSpec
+from importlib.machinery import ModuleSpec, PathFinder
 from pathlib import Path
 
 from minifork.storage.files import digest
 
 ROOT = "minifork.measure"
+PUBLIC = "minifork"  # its __init__ is not counted: it re-exports lazily and decides nothing
 FOLDERS = [sysconfig.get_path(name) for name in ("stdlib", "platstdlib", "purelib", "platlib")]
 INSTALLED = tuple({str(Path(folder).resolve()) for folder in FOLDERS})
 
@@ -27,57 +28,58 @@ def measuring_version(*parts: object) -> str:
 
 
 def _module_of(part: object) -> str:
-    return part.__module__ if isinstance(part, Callable) else type(part).__module__
+    return part.__module__ if callable(part) else type(part).__module__
 
 
 @lru_cache
 def measuring_files(modules: tuple[str, ...]) -> frozenset[Path]:
     """The files of modules and all that they import from outside the standard library and installed packages."""
     packages = {module.split(".")[0] for module in modules}
-    files, waiting = set(), list(modules)
+    files, waiting, seen = set(), list(modules), {PUBLIC}
     while waiting:
         module = waiting.pop()
-        path = _source(module) if module.split(".")[0] in packages or _is_local(module.split(".")[0]) else None
-        if path is not None and path not in files:
+        package = module.split(".")[0]
+        if module in seen or not (package in packages or _is_local(package)):
+            continue
+        seen.add(module)
+        if path := _source(module):
             files.add(path)
             names = set(_imported(ast.parse(path.read_text(encoding="utf-8")), module, path.name == "__init__.py"))
-            if module.split(".")[0] != "minifork":  # what measures is found from ROOT, whatever else a task imports
-                names = {name for name in names if name.split(".")[0] != "minifork"}
-            waiting += names
+            # What measures is found from ROOT, whatever else of minifork a task imports.
+            waiting += [name for name in names if package == "minifork" or name.split(".")[0] != "minifork"]
     return frozenset(files | set(Path(__file__).parents[1].rglob("*.cu")))
 
 
 @lru_cache
 def _is_local(package: str) -> bool:
     """Whether a package is neither of the standard library nor installed."""
-    places = [_source(package), *_folders(package)]
-    return any(place is not None and not str(place).startswith(INSTALLED) for place in places)
+    return any(not str(place).startswith(INSTALLED) for place in _places(package))
 
 
 def _source(module: str) -> Path | None:
-    """The Python file of a module, None for one that has none; imports nothing."""
-    package, *inside = module.split(".")
-    if path := getattr(sys.modules.get(module), "__file__", None):
-        pass
-    elif inside:
-        stems = [folder.joinpath(*inside) for folder in _folders(package)]
-        candidates = [path for stem in stems for path in (stem.with_suffix(".py"), stem / "__init__.py")]
-        path = next((path for path in candidates if path.exists()), None)
-    elif spec := _spec(package):
-        path = spec.origin if spec.has_location else None
-    return Path(path).resolve() if path and str(path).endswith(".py") else None
+    """The Python file of a module, None for one that has none."""
+    return next((place for place in _places(module) if place.suffix == ".py"), None)
 
 
-def _folders(package: str) -> list[Path]:
-    """The folders that a package's modules lie in, also where it has no __init__.py."""
-    spec = _spec(package)
-    return [Path(folder).resolve() for folder in (spec.submodule_search_locations if spec else None) or ()]
+def _places(module: str) -> list[Path]:
+    """The file of a module, and the folders of a package."""
+    spec = _spec(module)
+    file = spec.origin if spec and spec.has_location else getattr(sys.modules.get(module), "__file__", None)
+    folders = spec.submodule_search_locations if spec else None
+    return [Path(place).resolve() for place in [file, *(folders or ())] if place]
 
 
-def _spec(package: str) -> ModuleSpec | None:
+@lru_cache
+def _spec(module: str) -> ModuleSpec | None:
+    """Where a module is, None for one that does not exist; imports nothing, not even the packages around it."""
+    parent = module.rpartition(".")[0]
+    if parent:
+        spec = _spec(parent)
+        folders = spec.submodule_search_locations if spec else None
+        return PathFinder.find_spec(module, [*folders]) if folders else None
     try:
-        return importlib.util.find_spec(package)
-    except ValueError:  # __main__ has none
+        return importlib.util.find_spec(module)
+    except ValueError:  # a program, __main__, has none
         return None
 
 

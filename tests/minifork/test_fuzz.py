@@ -22,7 +22,7 @@ from minifork.config import from_tree, to_tree
 from minifork.storage import files
 from tests.helpers.pipeline import BASE
 
-TREES = [to_tree(configs.load(name)) for name in ("arith", "mixed", "star")]
+TREES = [to_tree(configs.load(name)) for name in ("arith", "sizes", "star")]
 fuzz = settings(max_examples=100, deadline=None, derandomize=True, database=None)
 scalars = st.one_of(
     st.none(), st.booleans(), st.integers(), st.floats(), st.text(max_size=12),

@@ -1,0 +1,96 @@
+"""From a config to words and back: arguments of a command, tags, short keys, what `minifork config` prints."""
+
+import dataclasses
+import json
+
+import pytest
+from hypothesis import given, settings
+from hypothesis import strategies as st
+
+from minifork import config as configs
+from minifork.cli import parser
+from minifork.schema import TASKS, Config
+
+CHOICES = {
+    "task": ["star"],
+    "preset": [""],
+    "device": ["auto", "cpu"],
+    "data.branch_order": ["shuffled", "published"],
+    "data.modes": ["FWD,REV", "REV,FWD"],
+    "data.modulus": [None, 7],
+    "data.sizes": ["2x3,3x2"],
+    "pretrain.optimizer": ["adamw", "muon"],
+    "sft.modes": ["FWD", "REV,FWD"],
+    "sft.allocation": ["problem"],
+    "rl.mode": ["FWD"],
+    "rl.advantage": ["passk", "exact"],
+    "wise.weights": ["0.5", "0,1"],
+    "eval.split": ["valid"],
+    "eval.grading": ["answer"],
+    "eval.engine": ["split"],
+    "eval.stratify": ["fork"],
+}
+VALUES = {
+    float: st.floats(0, 2) | st.sampled_from([1e-5, 1e22, float("inf")]),
+    int: st.integers(0, 2000) | st.integers(0, 2**31 - 1),
+    bool: st.booleans(),
+    str: st.text(max_size=20),
+}
+
+
+@st.composite
+def changed_configs(draw) -> Config:
+    """A config of some task and preset after a few changes that are legal."""
+    task = draw(st.sampled_from([*TASKS]))
+    config = configs.load(task, draw(st.sampled_from([[], ["preset=small"], ["preset=paper"]])))
+    kinds = configs.keys(Config, task=task)
+    for key in draw(st.lists(st.sampled_from(sorted(kinds.keys() - {"task"})), max_size=8)):
+        value = draw(st.sampled_from(CHOICES[key]) if key in CHOICES else VALUES[kinds[key]])
+        try:
+            config = configs.changed(config, {key: value})
+        except ValueError:
+            continue
+    return config
+
+
+@settings(max_examples=40, deadline=None, derandomize=True, database=None)
+@given(changed_configs())
+def test_every_config_can_be_asked_for(tmp_path_factory, config):
+    """By the words of a command line, by a file with what `minifork config` prints, and by a run's record."""
+    options = parser().parse_args(["config", *configs.arguments(config)])
+    assert configs.load(options.config, options.overrides) == config
+    path = tmp_path_factory.getbasetemp() / "printed.yaml"
+    path.write_text(configs.described(config))
+    assert configs.load(path) == config
+    assert configs.from_record(json.loads(json.dumps(configs.to_tree(config))), "run.json") == config
+
+
+def test_changed_configs_are_of_all_kinds():
+    """The strategy above reaches every key."""
+    kinds = {key: kind for task in TASKS for key, kind in configs.keys(Config, task=task).items()}
+    assert all(key in CHOICES or kind in VALUES for key, kind in kinds.items()) and not CHOICES.keys() - kinds.keys()
+
+
+def test_tags():
+    study = configs.load("star", ["preset=small", "sft.epochs=4"])
+    assert configs.tags(configs.load("star", ["preset=small"])) == {}  # a preset is no difference
+    assert configs.tags(study) == {"sft.epochs": 4}
+    changed = configs.changed(study, {"sft.fork_rate": 0.5, "sft.fresh": True, "seed": 1, "sft.lr": 0.5})
+    differing = {"seed": 1, "sft.fork_rate": 0.5, "sft.fresh": True, "sft.lr": 0.5}
+    assert configs.tags(changed, study) == differing and configs.tags(study, study) == {}
+    text = configs.tag_text(configs.tags(changed, study))
+    assert {*text.split()} == {"seed=1", "fork_rate=0.5", "fresh=true", "sft.lr=0.5"}  # lr alone would be ambiguous
+
+
+@pytest.mark.parametrize(
+    ("name", "key"), [("fork_rate", "sft.fork_rate"), ("sft.lr", "sft.lr"), ("seed", "seed"), ("nodes", "data.nodes")]
+)
+def test_short_names_of_keys(name, key):
+    assert configs.full_key(name, configs.keys(Config), "here") == key
+
+
+def test_configs_are_frozen():
+    config = configs.load("star")
+    for section, key in ((config, "seed"), (config.sft, "epochs")):
+        with pytest.raises(dataclasses.FrozenInstanceError):
+            setattr(section, key, 4)
