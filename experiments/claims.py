@@ -10,13 +10,13 @@ import math
 from dataclasses import MISSING, dataclass, fields
 from functools import lru_cache
 from pathlib import Path
-from typing import Any, get_type_hints
+from typing import Any, get_args, get_type_hints
 
 import numpy as np
 
 from experiments import study
+from experiments.estimates import DRAWS, LOST, interval_text, pairs_text
 from experiments.results import Results, load
-from experiments.studies.gap import DRAWS, LOST
 from minifork import config as configs
 from minifork import runs
 from minifork.config import read_yaml
@@ -26,8 +26,14 @@ from minifork.statistics import intervals, passk
 from minifork.storage.files import write_json
 
 FILE = Path(__file__).parent / "claims.yaml"
-TERMS = ("value", "minus", "over")  # of a claim; over may be a number
-FORK = ("accuracy", "entropy", "confidence right", "confidence wrong")
+FORK = {  # what a term can mean of the fork: an array, and a quantity of `quantities.fork_quantities`
+    "fork accuracy": ("fork", "accuracy"),
+    "fork entropy": ("fork", "entropy"),
+    "confidence right": ("fork", "confidence_right"),
+    "confidence wrong": ("fork", "confidence_wrong"),
+    "train fork accuracy": ("fork_train", "accuracy"),
+}
+QUANTITIES = (*FORK, "mode entropy", "rest")
 
 
 @dataclass(frozen=True)
@@ -42,13 +48,12 @@ class Term:
 
     def __post_init__(self) -> None:
         name, _, k = self.what.partition("@")
+        at_k = name in ("pass", "index") and k.isdecimal() and int(k) >= 1
         if self.stage not in runs.STAGES:
             raise ValueError(f"run has the stage {self.stage!r}: choose {', '.join(runs.STAGES)}")
-        known = [f"fork {what}" if what in FORK[:2] else what for what in FORK]
-        known += ["train fork accuracy", "mode entropy", "rest"]
-        if self.what not in known and not (name in ("pass", "index") and k.isdigit() and int(k) >= 1):
-            raise ValueError(f"what is {self.what!r}: choose pass@K, index@K, {', '.join(known)}")
-        if self.mode is not None and name not in ("pass", "index"):
+        if self.what not in QUANTITIES and not at_k:
+            raise ValueError(f"what is {self.what!r}: choose pass@K, index@K, {', '.join(QUANTITIES)}")
+        if self.mode is not None and not at_k:
             raise ValueError(f"mode is {self.mode!r}: only pass@K and index@K are known for a forced mode")
 
     @property
@@ -86,9 +91,9 @@ class Claim:
             raise ValueError("give value, or rising with at least two terms")
         if self.rising and self.minus is not None:
             raise ValueError("minus has no meaning beside rising, whose number is the smallest step")
-        if self.at_least is None and self.at_most is None:
-            raise ValueError("give at_least or at_most: what would refute it?")
         ends = [end for end in (self.at_least, self.at_most) if end is not None]
+        if not ends:
+            raise ValueError("give at_least or at_most: what would refute it?")
         if not all(map(math.isfinite, ends)) or ends != sorted(set(ends)):
             raise ValueError(f"no number is {self.rule}")
         if not self.of.endswith(".yaml") and not study.path_of(self.of).exists():
@@ -104,6 +109,13 @@ class Claim:
         if self.at_least is not None and self.at_most is not None:
             return f"in ({self.at_least:g}, {self.at_most:g})"
         return f"> {self.at_least:g}" if self.at_most is None else f"< {self.at_most:g}"
+
+    @property
+    def terms(self) -> dict[str, Term]:
+        """The terms of the claim, by name."""
+        named = {"value": self.value, "minus": self.minus, "over": self.over}
+        named |= {f"step {i}": term for i, term in enumerate(self.rising)}
+        return {name: term for name, term in named.items() if isinstance(term, Term)}
 
 
 class NotRunError(ValueError):
@@ -122,56 +134,41 @@ def claims(config: Config) -> None:
         return
     results = load(config)
     pairs = results.complete_pairs()
-    judged = [_named(claim, results, pairs) for claim in listed]
-    for row in judged:
-        print(line(row))
-    held, tested = (sum(row["verdict"] in of for row in judged) for of in (("holds",), ("holds", "fails")))
+    rows = [judge(claim, results, pairs) for claim in listed]
+    print("\n".join(map(line, rows)))
+    verdicts = [row["verdict"] for row in rows]
+    held, failed = verdicts.count("holds"), verdicts.count("fails")
     provisional = "" if len(pairs) >= wanted else f"; provisional, {wanted} pairs are wanted"
-    print(f"{held} of {tested} claims hold on {len(pairs)} pair{'s' * (len(pairs) > 1)} of seeds{provisional}")
+    print(f"{held} of {held + failed} claims hold on {pairs_text(len(pairs))}{provisional}")
     if len(pairs) == 1:
         print("intervals are about problems only: one pair says nothing about seeds")
     result = runs.made_by(config) | {"study": config.reproduce.study, "pairs": len(pairs), "wanted": wanted}
-    write_json(runs.task_folder(config) / "claims.json", result | {"claims": judged, "of": results.fingerprint})
+    write_json(runs.task_folder(config) / "claims.json", result | {"claims": rows, "of": results.fingerprint})
 
 
-def _named(claim: Claim, results: Results, pairs: list[int]) -> dict:
-    """`judge`, with the file and the claim named in errors."""
-    try:
-        return judge(claim, results, pairs)
-    except ValueError as error:
-        raise ValueError(f"{FILE}: claim {claim.id!r}: {error}") from None
+# the file
 
 
 def read(path: Path) -> tuple[int, list[Claim]]:
     """How many pairs of seeds a verdict needs, and the claims; raises ValueError naming the file and the claim."""
-    try:
-        tree = read_yaml(path)
-    except OSError as error:
-        raise ValueError(f"{path}: cannot be read: {error.strerror}") from None
-    kinds = {"pairs": int, "claims": list}
+    tree, kinds = read_yaml(path), {"pairs": int, "claims": list}
     if not isinstance(tree, dict) or {k: type(v) for k, v in tree.items()} != kinds or tree["pairs"] < 1:
         raise ValueError(f"{path}: give pairs, a number of 1 or more, and claims, a list")
-    found: list[Claim] = []
+    listed: dict[str, Claim] = {}
     for entry in tree["claims"]:
         name = entry.get("id") if isinstance(entry, dict) else entry
         try:
-            found.append(_claim(entry))
+            claim = Claim(**_fields(entry, Claim))
+            if claim.id in listed:
+                raise ValueError("there are two of this id")
         except ValueError as error:
             raise ValueError(f"{path}: claim {name!r}: {error}") from None
-        if name in [claim.id for claim in found[:-1]]:
-            raise ValueError(f"{path}: claim {name!r}: there are two of this id")
-    return tree["pairs"], found
+        listed[claim.id] = claim
+    return tree["pairs"], list(listed.values())
 
 
-def _claim(entry: Any) -> Claim:
-    entry = _checked(entry, Claim)
-    terms = {name: Term(**_checked(entry[name], Term)) for name in TERMS if isinstance(entry.get(name), dict)}
-    rising = tuple(Term(**_checked(term, Term)) for term in entry.get("rising", ()))
-    return Claim(**entry | terms | {"rising": rising})
-
-
-def _checked(entry: Any, kind: type) -> dict:
-    """A mapping whose keys are fields of a dataclass, of their types, none that it needs missing."""
+def _fields(entry: Any, kind: type) -> dict[str, Any]:
+    """The fields of a dataclass from a mapping; raises ValueError for unknown and missing keys and wrong types."""
     if not isinstance(entry, dict):
         raise ValueError(f"{entry!r} is no mapping")
     named = {field.name: field for field in fields(kind)}
@@ -179,23 +176,38 @@ def _checked(entry: Any, kind: type) -> dict:
         raise ValueError(f"unknown key {unknown[0]!r}; known are {', '.join(named)}")
     if missing := [name for name, field in named.items() if field.default is MISSING and name not in entry]:
         raise ValueError(f"missing key {missing[0]!r}")
-    for name, value in entry.items():
-        allowed = {"rising": list, "value": dict, "minus": dict, "over": dict | float | int}.get(name)
-        allowed = allowed or get_type_hints(kind)[name]
-        if isinstance(value, bool) or not isinstance(value, allowed):
-            raise ValueError(f"{name} is {value!r}: not what a claim has there, see the head of the file")
-    return entry
+    return {name: _typed(name, value, get_type_hints(kind)[name]) for name, value in entry.items()}
+
+
+def _typed(name: str, value: Any, hint: Any) -> Any:
+    """A field's value as its type, with terms for mappings that stand where a term does."""
+    kinds = get_args(hint) or (hint,)
+    if Ellipsis in kinds and isinstance(value, list):
+        return tuple(Term(**_fields(term, Term)) for term in value)
+    if Term in kinds and isinstance(value, dict):
+        return Term(**_fields(value, Term))
+    if Ellipsis in kinds or type(value) not in kinds:
+        raise ValueError(f"{name} is {value!r}: not what a claim has there, see the head of the file")
+    return value
+
+
+# verdicts
 
 
 def judge(claim: Claim, results: Results, pairs: list[int]) -> dict:
-    """The verdict on a claim, its number and interval: a row of claims.json."""
+    """The verdict on a claim, its number and interval: a row of claims.json.
+
+    Raises ValueError naming the file and the claim when a term's run cannot be looked up.
+    """
     row = {"id": claim.id, "says": claim.says, "of": claim.of, "by": claim.by, "rule": claim.rule}
     try:
-        draws = {name: of_pairs(results, pairs, term) for name, term in _terms(claim)}
+        draws = {name: over_pairs(results, pairs, term) for name, term in claim.terms.items()}
     except NotRunError as missing:
-        return row | {"verdict": "not run", "effect": None, "ci95": None, "why": f"{missing} is missing"}
+        return row | _verdict("not run", why=f"{missing} is missing")
+    except ValueError as error:
+        raise ValueError(f"{FILE}: claim {claim.id!r}: {error}") from None
     if not all(np.isfinite(values).all() for values in draws.values()):
-        return row | {"verdict": "not run", "effect": None, "ci95": None, "why": "too few problems for an interval"}
+        return row | _verdict("not run", why="too few problems for an interval")
     if claim.over is not None:
         return row | _recovered(claim, draws["value"] - draws["minus"], draws.get("over", claim.over) - draws["minus"])
     if claim.rising:
@@ -204,15 +216,12 @@ def judge(claim: Claim, results: Results, pairs: list[int]) -> dict:
         number = draws["value"] - draws.get("minus", 0.0)
     low, high = intervals.interval(number[1:])
     inside = (claim.at_least is None or low > claim.at_least) and (claim.at_most is None or high < claim.at_most)
-    found = {"verdict": "holds" if inside else "fails", "effect": float(number[0]), "ci95": [float(low), float(high)]}
-    return row | found | {"why": None}
+    return row | _verdict("holds" if inside else "fails", float(number[0]), [float(low), float(high)])
 
 
-def _terms(claim: Claim) -> list[tuple[str, Term]]:
-    """The terms of a claim, by name."""
-    named = [("value", claim.value), ("minus", claim.minus), ("over", claim.over)]
-    named += [(f"step {i}", term) for i, term in enumerate(claim.rising)]
-    return [(name, term) for name, term in named if isinstance(term, Term)]
+def _verdict(verdict: str, effect: float | None = None, ci95: list | None = None, why: str | None = None) -> dict:
+    """What a row says beside the claim itself."""
+    return {"verdict": verdict, "effect": effect, "ci95": ci95, "why": why}
 
 
 def _recovered(claim: Claim, won: np.ndarray, lost: np.ndarray) -> dict:
@@ -221,62 +230,55 @@ def _recovered(claim: Claim, won: np.ndarray, lost: np.ndarray) -> dict:
     The interval is shown only where no draw has next to nothing lost, which would make the share anything.
     """
     if lost[0] < LOST:
-        return {"verdict": "fails", "effect": None, "ci95": None, "why": f"only {lost[0]:.3f} was lost"}
+        return _verdict("fails", why=f"only {lost[0]:.3f} was lost")
     low, _ = intervals.interval((won - claim.at_least * lost)[1:])
     ends = intervals.interval(won[1:] / lost[1:]).tolist() if lost.min() >= LOST else None
-    verdict = "holds" if low > 0 and intervals.interval(lost[1:])[0] > 0 else "fails"
-    return {"verdict": verdict, "effect": float(won[0] / lost[0]), "ci95": ends, "why": None}
+    held = low > 0 and intervals.interval(lost[1:])[0] > 0
+    return _verdict("holds" if held else "fails", float(won[0] / lost[0]), ends)
 
 
-def of_pairs(results: Results, pairs: list[int], term: Term) -> np.ndarray:
+def over_pairs(results: Results, pairs: list[int], term: Term) -> np.ndarray:
     """A term's mean over pairs float64[1 + DRAWS]: the estimate, then bootstrap draws.
 
     Raises NotRunError when a pair lacks the run, ValueError when it has several that the term could mean.
     """
-    values = np.stack([_of_pair(results, pair, term) for pair in pairs])
-    weights = np.concatenate([np.full((1, len(pairs)), 1 / len(pairs)), intervals.pair_resamples(len(pairs), DRAWS, 1)])
-    return np.einsum("dp,pd->d", weights, values)
-
-
-def _of_pair(results: Results, pair: int, term: Term) -> np.ndarray:
-    """A term of one pair, float64[1 + DRAWS], under the resamples of problems."""
-    matching = results.where(term.keys, term.stage, pair=pair, epoch=term.epoch, test_set=term.test_set)
-    if not matching:
-        raise NotRunError(f"{term} of pair {pair}")
-    return statistic(results, matching[-1], term)
+    values = []
+    for pair in pairs:
+        records = results.where(term.keys, term.stage, pair=pair, epoch=term.epoch, test_set=term.test_set)
+        if not records:
+            raise NotRunError(f"{term} of pair {pair}")
+        values.append(statistic(results, records[-1], term))
+    return np.einsum("dp,pd->d", _with_equal(intervals.pair_resamples(len(pairs), DRAWS, 1)), np.stack(values))
 
 
 def statistic(results: Results, record: dict, term: Term) -> np.ndarray:
     """What a term means of a record, float64[1 + DRAWS], under the resamples of problems."""
     name, _, k = term.what.partition("@")
-    if name == "pass":
-        return _weights(results.array(record, term.mode)) @ results.solved(record, int(k), term.mode)
-    if name == "index":
+    if name in ("pass", "index"):
         p, solved = results.array(record, term.mode), results.solved(record, int(k), term.mode)
-        weights = _weights(p)
-        return passk.polarisation(weights @ p, (weights @ solved)[:, None], [int(k)])[1][:, 0]
-    if name == "rest":
-        rest = results.array(record, "rest")
-        return _weights(rest) @ rest
-    if name == "mode entropy":
-        entropy = quantities.entropy(results.array(record, "modes"))
-        return _weights(entropy) @ entropy
-    where = "fork_train" if name.startswith("train") else "fork"
-    quantity = name.removeprefix("train ").removeprefix("fork ").replace(" ", "_")
-    value, counted = quantities.fork_quantities(results.array(record, where))[quantity]
-    weights = _weights(value)
-    with np.errstate(invalid="ignore"):
-        return (weights @ (value * counted)) / (weights @ counted)
-
-
-def _weights(values: np.ndarray) -> np.ndarray:
-    """Shares of problems float64[1 + DRAWS, n]: equal ones, then resamples, the same for every run."""
-    return _shares(len(values))
+        passed = _weights(len(p)) @ solved
+        return (
+            passed if name == "pass" else passk.polarisation(_weights(len(p)) @ p, passed[:, None], [int(k)])[1][:, 0]
+        )
+    if name in FORK:
+        what, quantity = FORK[name]
+        value, counted = quantities.fork_quantities(results.array(record, what))[quantity]
+        weights = _weights(len(value))
+        with np.errstate(invalid="ignore"):
+            return (weights @ (value * counted)) / (weights @ counted)
+    value = results.array(record, "rest") if name == "rest" else quantities.entropy(results.array(record, "modes"))
+    return _weights(len(value)) @ value
 
 
 @lru_cache(maxsize=4)
-def _shares(n: int) -> np.ndarray:
-    return np.concatenate([np.full((1, n), 1 / n), intervals.resamples(n, DRAWS)])
+def _weights(n: int) -> np.ndarray:
+    """Shares of problems float64[1 + DRAWS, n]: equal ones, then resamples, the same for every run."""
+    return _with_equal(intervals.resamples(n, DRAWS))
+
+
+def _with_equal(weights: np.ndarray) -> np.ndarray:
+    """Bootstrap weights float64[DRAWS, n] behind a row of equal ones, which gives the estimate."""
+    return np.concatenate([np.full((1, weights.shape[1]), 1 / weights.shape[1]), weights])
 
 
 def line(row: dict) -> str:
@@ -284,9 +286,9 @@ def line(row: dict) -> str:
     verdict = row["verdict"].upper() if row["verdict"] == "fails" else row["verdict"]
     if row["effect"] is None:
         return f"{verdict:<8}{row['id']:<18}{row['says']} ({row['why']})"
-    return f"{verdict:<8}{row['id']:<18}{row['effect']:+.3f} {interval(row):<18}{row['rule']:<16}{row['says']}"
+    return f"{verdict:<8}{row['id']:<18}{row['effect']:+.3f} {ends_text(row):<18}{row['rule']:<16}{row['says']}"
 
 
-def interval(row: dict) -> str:
+def ends_text(row: dict) -> str:
     """The interval of a row, in words."""
-    return "[too little lost]" if row["ci95"] is None else f"[{row['ci95'][0]:+.3f}, {row['ci95'][1]:+.3f}]"
+    return "[too little lost]" if row["ci95"] is None else interval_text(row["ci95"])

@@ -19,7 +19,6 @@ from experiments.study import Plan
 from minifork import runs
 
 ONE_CORE = {"OMP_NUM_THREADS": "1", "MKL_NUM_THREADS": "1"}
-RESERVED = range(5, 10)  # pairs of seeds
 ATTEMPTS = 3  # of a run that is killed
 INTERRUPTED = (130, -signal.SIGINT)  # by Ctrl-C, which may come before the command line is there to meet it
 
@@ -27,11 +26,9 @@ INTERRUPTED = (130, -signal.SIGINT)  # by Ctrl-C, which may come before the comm
 def run(plans: Iterable[Plan]) -> None:
     """Make the runs of plans, and those that they start from, as far as they are missing, stage after stage.
 
-    Raises ValueError naming the runs that failed, after all others of their stage are done, and for reserved pairs.
+    Raises ValueError naming the runs that failed, after all others of their stage are done.
     """
     needed = _with_parents(plans)
-    if reserved := {plan.config.seed for plan in needed} & set(RESERVED):
-        raise ValueError(f"pair {min(reserved)}: pairs 5 to 9 are kept for a confirmation that nobody has looked at")
     for stage in runs.STAGES:
         missing = [plan for plan in needed if plan.stage == stage and not runs.finished(plan.config, stage)]
         if stage == "base":
@@ -47,7 +44,8 @@ def _with_parents(plans: Iterable[Plan]) -> list[Plan]:
     for plan in plans:
         stage: str | None = plan.stage
         while stage:
-            needed.setdefault(runs.identity(plan.config, stage), replace(plan, stage=stage))
+            made = replace(plan, stage=stage)
+            needed.setdefault(made.identity, made)
             stage = runs.parent_stage(plan.config, stage)
     return list(needed.values())
 
@@ -71,15 +69,13 @@ def _side_by_side(plans: list[Plan]) -> None:
 
     Raises ValueError naming the runs that failed, after all others are done.
     """
-    workers, failed = plans[0].config.reproduce.workers or len(os.sched_getaffinity(0)), []
-    started = time.monotonic()
-    with tqdm(total=len(plans), unit="run", disable=None) as bar, ThreadPoolExecutor(workers) as pool:
-        waiting = {pool.submit(_attempt, plan): plan.log for plan in plans}
+    started, failed = time.monotonic(), []
+    pool = ThreadPoolExecutor(plans[0].config.reproduce.workers or len(os.sched_getaffinity(0)))
+    with pool, tqdm(total=len(plans), unit="run", disable=None) as bar:
+        logs = {pool.submit(_attempt, plan): plan.log for plan in plans}
         try:
-            for done, future in enumerate(as_completed(waiting), 1):
-                log, code = waiting[future], future.result()
-                if code in INTERRUPTED:
-                    raise KeyboardInterrupt
+            for done, future in enumerate(as_completed(logs), 1):
+                log, code = logs[future], future.result()
                 failed += [log] if code else []
                 bar.set_postfix_str(log.stem)
                 bar.update()
@@ -95,13 +91,14 @@ def _side_by_side(plans: list[Plan]) -> None:
 
 
 def _attempt(plan: Plan) -> int:
-    """Make a run on one core, again when it is killed; its last exit code."""
-    log, code = plan.log, 0
-    log.parent.mkdir(parents=True, exist_ok=True)
+    """Make a run on one core, again when it is killed; its last exit code. Raises KeyboardInterrupt as it does."""
+    plan.log.parent.mkdir(parents=True, exist_ok=True)
     for _ in range(ATTEMPTS):
-        with log.open("ab") as file:
+        with plan.log.open("ab") as file:
             code = subprocess.run(plan.command, env={**os.environ, **ONE_CORE}, stdout=file, stderr=file).returncode
-        if code >= 0 or code in INTERRUPTED:
+        if code in INTERRUPTED:
+            raise KeyboardInterrupt
+        if code >= 0:
             break
     return code
 

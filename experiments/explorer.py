@@ -21,7 +21,7 @@ def explorer(config: Config, results: Results, pair: int) -> dict:
     """Problems, and the snapshots of every run of the study: branch and mode probabilities, p, and a tree a problem.
 
     Runs that are never at the fork, are about another test set than the plain one, or have a random prefix (their
-    problems have no one prompt) are left out.
+    problems have no one prompt) are left out. Raises ValueError for a task without a fork.
     """
     task = config.data
     problems = draw(task, config.eval)[:PROBLEMS]
@@ -29,33 +29,38 @@ def explorer(config: Config, results: Results, pair: int) -> dict:
     shown = []
     for plan in study.plans(config, study.read(config.reproduce.study), [pair]):
         sft = plan.config.sft
-        if plan.test_set == "plain" and sft.fork_rate and not sft.prefix and (records := results.of(plan)):
+        if plan.test_set == "plain" and sft.fork_rate and not sft.prefix and (records := results.records_of(plan)):
             snapshots = [_snapshot(config, tensors, results, record) for record in [results.base(pair), *records]]
             shown.append({"name": plan.name, "snapshots": snapshots})
-    return {"problems": [_problem(task, problems[i : i + 1]) for i in range(len(tensors.prompts))], "runs": shown,
-            "words": [task.decode(np.array([token])) for token in range(task.vocab_size)],
-            "sinks": list(tensors.sinks)}  # fmt: skip
+    branches = tensors.at_fork()[1].tolist()
+    return {
+        "problems": [_problem(task, problems[i : i + 1], firsts) for i, firsts in enumerate(branches)],
+        "runs": shown,
+        "words": [task.decode(np.array([token])) for token in range(task.vocab_size)],
+        "sinks": list(tensors.sinks),
+    }
 
 
-def _problem(task: Task, problem: Problems) -> dict:
-    """A problem as drawn: its prompt, every branch from the start, as tokens, and what else edges say; right first.
+def _problem(task: Task, problem: Problems, firsts: list[int]) -> dict:
+    """A problem as drawn: its prompt, and every branch from the start, given by its first token, right first.
 
-    On a graph without a fork that is the right branch alone.
+    A branch is a list of nodes as tokens, each with what else its edge says. On a graph without a fork there is the
+    right branch alone.
     """
     tokens = task.prompts(problem)
-    parent, child, extra, query = (a[0] for a in task.read_graph(tokens))
-    after = {int(a): [] for a in parent}
-    for a, b, more in zip(parent, child, extra, strict=True):
-        after[int(a)].append((int(b), [int(x) for x in more]))
+    *edges, (start, goal) = (array[0].tolist() for array in task.read_graph(tokens))
+    after: dict[int, list] = {parent: [] for parent in edges[0]}
+    for parent, child, extra in zip(*edges, strict=True):
+        after[parent].append((child, extra))
     branches = []
-    for first in task.children(problem)[0]:
-        path = [edge for edge in after[int(query[0])] if edge[0] == first]
+    for first in firsts:
+        path = [edge for edge in after[start] if edge[0] == first]
         if not path:  # PAD, or a branch that hangs off another node
             continue
         while path[-1][0] in after:
             path.append(after[path[-1][0]][0])
         branches.append(path)
-    return {"prompt": task.decode(tokens[0]), "start": int(query[0]), "goal": int(query[1]), "branches": branches}
+    return {"prompt": task.decode(tokens[0]), "start": start, "goal": goal, "branches": branches}
 
 
 @torch.no_grad()

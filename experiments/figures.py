@@ -5,7 +5,7 @@ of the dose are the first pair's alone).
 Line styles and markers repeat what colour says, so that the figures read in grey.
 """
 
-from collections.abc import Callable, Sequence
+from collections.abc import Callable, Iterator, Sequence
 from pathlib import Path
 from typing import Any
 
@@ -13,6 +13,7 @@ import matplotlib
 import numpy as np
 from matplotlib.axes import Axes
 from matplotlib.figure import Figure
+from numpy.typing import ArrayLike
 
 from experiments.results import Results, load
 from minifork import runs
@@ -24,31 +25,27 @@ from minifork.storage.files import write_atomically
 EPOCH_COLOURS = matplotlib.colormaps["viridis"]
 RIGHT, WRONG, SKILL, POLARISATION, MANY = "#0072B2", "#D55E00", "#56B4E9", "#E69F00", "#CC79A7"  # Okabe and Ito
 BOOTSTRAP, K = 400, 16
-Estimate = tuple[np.ndarray, np.ndarray, np.ndarray]  # low, value, high
+Style = tuple[str, Any, str, str]  # of a line: label, colour, marker, line style
 
-
-def _style(color: str, marker: str, linestyle: str) -> dict[str, str]:
-    return {"color": color, "marker": marker, "linestyle": linestyle}
-
-
-BASE = _style("black", "", "--")
-K_STYLES = {1: _style(RIGHT, "o", "-"), 16: _style(POLARISATION, "s", "-."), 64: _style(MANY, "^", ":")}
-DOSE_STYLES = (
-    (None, "free", _style(RIGHT, "o", "-")),
-    ("FWD", "forced FWD (given the fork)", _style(WRONG, "s", "--")),
-)
+BASE = ("base", "black", "", "--")
+K_STYLES = {
+    "1": ("pass@1", RIGHT, "o", "-"),
+    "16": ("pass@16", POLARISATION, "s", "-."),
+    "64": ("pass@64", MANY, "^", ":"),
+}
+DOSE_STYLES = {None: ("free", RIGHT, "o", "-"), "FWD": ("forced FWD (given the fork)", WRONG, "s", "--")}
 PARTS = (
     (-0.2, "mean skill: C$_{16}$ base - tuned", SKILL, "//"),
     (0.2, "polarisation: J$_{16}$ tuned - base", POLARISATION, ".."),
 )
-FORK_STYLES = (
-    ("fork", "confidence_right", "test, argmax right", _style(RIGHT, "o", "-")),
-    ("fork", "confidence_wrong", "test, argmax wrong", _style(WRONG, "x", "-")),
-    ("fork", "entropy", "test", _style("black", "o", "-")),
-    ("fork_train", "confidence_right", "train, argmax right", _style(RIGHT, "o", ":")),
-    ("fork_train", "confidence_wrong", "train, argmax wrong", _style(WRONG, "x", ":")),
-    ("fork_train", "entropy", "train", _style("gray", "o", ":")),
-)
+FORK_STYLES = {
+    ("fork", "confidence_right"): ("test, argmax right", RIGHT, "o", "-"),
+    ("fork", "confidence_wrong"): ("test, argmax wrong", WRONG, "x", "-"),
+    ("fork", "entropy"): ("test", "black", "o", "-"),
+    ("fork_train", "confidence_right"): ("train, argmax right", RIGHT, "o", ":"),
+    ("fork_train", "confidence_wrong"): ("train, argmax wrong", WRONG, "x", ":"),
+    ("fork_train", "entropy"): ("train", "gray", "o", ":"),
+}
 
 
 def figures(config: Config) -> None:
@@ -69,46 +66,38 @@ def save(figure: Figure, path: Path) -> None:
 
 def drawn(results: Results, pairs: list[int]) -> dict[str, Figure]:
     """Every figure the results allow, by name."""
-    draw = {"crossing": crossing, "epochs": epochs, "fork": fork}
+    draw = {"crossing": crossing, "epochs": epochs}
+    if results.base(pairs[0])["fork"]:  # null on a task that declares no fork
+        draw["fork"] = fork
     if len(results.fork_rates(pairs[0])) > 1:
         draw["dose"] = dose
     with matplotlib.rc_context({"font.size": 10, "axes.grid": True, "grid.alpha": 0.3, "axes.axisbelow": True}):
         return {name: make(results, pairs) for name, make in draw.items()}
 
 
-def crossing(results: Results, pairs: list[int]) -> Figure:
-    """pass@k against k: the base against the highest FORK_RATE at several epochs."""
-    figure = Figure(figsize=(6.4, 4.2), layout="constrained")
-    axes, rate = figure.subplots(), results.fork_rates(pairs[0])[-1]
-    for pair in [pair for pair in reversed(pairs) if results.tuned(pair, rate)]:
-        records, main = results.tuned(pair, rate), pair == pairs[0]
-        _line(axes, *_pass_curve(results.base(pair)), main, label="base", **BASE)
-        wanted = [record for record in records if record["epoch"] in (1, 4, 16, records[-1]["epoch"])]
-        for i, record in enumerate(wanted):
-            colour = EPOCH_COLOURS(0.85 - 0.8 * i / max(1, len(wanted) - 1))
-            style = {"color": colour, "marker": "osD^"[i % 4], "linestyle": "-", "markersize": 4}
-            _line(axes, *_pass_curve(record), main, label=f"SFT, epoch {record['epoch']}", **style)
-    axes.set(xlabel="k (samples a problem)", ylabel="pass@k", ylim=(0, 1.02))
-    _powers_of_two(axes, 1024, every=2)
-    axes.set_title(f"Before and after fine-tuning at FORK_RATE {rate:g}")
-    axes.legend(loc="lower right")
-    return figure
+# lines
 
 
-def _pass_curve(record: dict) -> tuple[list[int], Estimate]:
-    """The ks of a record and its pass@k."""
-    low, high = np.array(list(record["ci95"].values())).T
-    return [int(k) for k in record["pass_at"]], (low, np.array(list(record["pass_at"].values())), high)
+def _tunings(results: Results, pairs: list[int], rate: float) -> Iterator[tuple[int, list[dict], bool]]:
+    """The pairs that were fine-tuned plainly at a FORK_RATE, the main one last: pair, records, whether it is that."""
+    for pair in reversed(pairs):
+        if records := results.tuned(pair, rate):
+            yield pair, records, pair == pairs[0]
 
 
-def _line(axes: Axes, at: Sequence[float], estimate: Estimate, main: bool, label: str, **style: Any) -> None:
-    """A line with its 95 % band; a thin line alone for pairs of seeds that are not the main one."""
-    low, value, high = estimate
+def _line(axes: Axes, at: ArrayLike, estimate: np.ndarray, style: Style, main: bool, size: float | None = None) -> None:
+    """A line through estimates float64[3, m] (low, value, high) with its 95 % band; a thin one alone if not main."""
+    (low, value, high), (label, colour, marker, linestyle) = estimate, style
     if not main:
-        axes.plot(at, value, **style | {"marker": "", "linewidth": 0.6, "alpha": 0.6})
+        axes.plot(at, value, color=colour, linestyle=linestyle, linewidth=0.6, alpha=0.6)
         return
-    axes.fill_between(at, low, high, color=style["color"], alpha=0.2, linewidth=0)
-    axes.plot(at, value, label=label, **style)
+    axes.fill_between(at, low, high, color=colour, alpha=0.2, linewidth=0)
+    axes.plot(at, value, label=label, color=colour, marker=marker, markersize=size, linestyle=linestyle)
+
+
+def _pass_curve(records: Sequence[dict], ks: Sequence[str]) -> np.ndarray:
+    """pass@k of records, then of ks, as float64[3, m]: low, value, high."""
+    return np.array([[*r["ci95"][k], r["pass_at"][k]] for r in records for k in ks])[:, [0, 2, 1]].T
 
 
 def _powers_of_two(axes: Axes, most: int, every: int = 1) -> None:
@@ -118,24 +107,43 @@ def _powers_of_two(axes: Axes, most: int, every: int = 1) -> None:
     axes.set_xticks(ticks, [str(t) for t in ticks])
 
 
+# figures
+
+
+def crossing(results: Results, pairs: list[int]) -> Figure:
+    """pass@k against k: the base against the highest FORK_RATE at several epochs."""
+    figure = Figure(figsize=(6.4, 4.2), layout="constrained")
+    axes, rate = figure.subplots(), results.fork_rates(pairs[0])[-1]
+    for pair, records, main in _tunings(results, pairs, rate):
+        shown = [record for record in records if record["epoch"] in (1, 4, 16, records[-1]["epoch"])]
+        colours = EPOCH_COLOURS(0.85 - 0.8 * np.arange(len(shown)) / max(1, len(shown) - 1))
+        styles = [(f"SFT, epoch {r['epoch']}", colours[i], "osD^"[i % 4], "-") for i, r in enumerate(shown)]
+        for record, style in zip([results.base(pair), *shown], [BASE, *styles], strict=True):
+            ks = list(record["pass_at"])
+            _line(axes, [int(k) for k in ks], _pass_curve([record], ks), style, main, size=4)
+    axes.set(xlabel="k (samples a problem)", ylabel="pass@k", ylim=(0, 1.02))
+    _powers_of_two(axes, 1024, every=2)
+    axes.set_title(f"Before and after fine-tuning at FORK_RATE {rate:g}")
+    axes.legend(loc="lower right")
+    return figure
+
+
 def epochs(results: Results, pairs: list[int]) -> Figure:
     """pass@k against epoch at the highest FORK_RATE and at .5, the base as horizontal lines."""
     rates = [r for r in (0.5, 1.0) if r in results.fork_rates(pairs[0])] or results.fork_rates(pairs[0])[-1:]
     figure = Figure(figsize=(4.6 * len(rates), 4), layout="constrained")
-    panels = figure.subplots(1, len(rates), sharey=True, squeeze=False)
-    for axes, rate in zip(panels[0], rates, strict=True):
-        for pair in [pair for pair in reversed(pairs) if results.tuned(pair, rate)]:
-            records, main = results.tuned(pair, rate), pair == pairs[0]
+    panels = figure.subplots(1, len(rates), sharey=True, squeeze=False)[0]
+    for axes, rate in zip(panels, rates, strict=True):
+        for pair, records, main in _tunings(results, pairs, rate):
             for k, style in K_STYLES.items():
-                values = np.array([[*r["ci95"][str(k)], r["pass_at"][str(k)]] for r in records])[:, [0, 2, 1]].T
-                _line(axes, [r["epoch"] for r in records], tuple(values), main, label=f"pass@{k}", **style)
+                _line(axes, [r["epoch"] for r in records], _pass_curve(records, [k]), style, main)
                 if main:
-                    plain = style | {"marker": "", "linewidth": 1, "alpha": 0.7}
-                    axes.axhline(results.base(pair)["pass_at"][str(k)], **plain)
+                    base = results.base(pair)["pass_at"][k]
+                    axes.axhline(base, color=style[1], linestyle=style[3], linewidth=1, alpha=0.7)
         _powers_of_two(axes, results.tuned(pairs[0], rate)[-1]["epoch"])
         axes.set(xlabel="epoch", title=f"FORK_RATE {rate:g} (plain lines: the base)", ylim=(0, 1.02))
-    panels[0][0].set_ylabel("pass@k")
-    panels[0][0].legend(loc="lower left")
+    panels[0].set_ylabel("pass@k")
+    panels[0].legend(loc="lower left")
     return figure
 
 
@@ -145,13 +153,13 @@ def dose(results: Results, pairs: list[int]) -> Figure:
     at = np.arange(len(rates))
     figure = Figure(figsize=(9.6, 4), layout="constrained")
     left, right = figure.subplots(1, 2)
-    _shrinkage_bars(left, at, [_shrinkage(results, pairs[0], rate, K) for rate in rates])
-    for mode, label, style in DOSE_STYLES:
+    _shrinkage_bars(left, at, [_shrinkage(results, pairs[0], rate) for rate in rates])
+    for mode, style in DOSE_STYLES.items():
         for pair in reversed(pairs):
             lines = [results.tuned(pair, rate) for rate in rates]
             if all(lines):
-                index = np.array([_index(results, records[-1], mode, K) for records in lines]).T
-                _line(right, at, tuple(index), pair == pairs[0], label, **style)
+                index = np.stack([_index(results, records[-1], mode) for records in lines], axis=1)
+                _line(right, at, index, style, pair == pairs[0])
     right.set(ylabel="polarisation index at k = 16", title="Polarisation, free and given the fork", ylim=(0, 1.02))
     right.legend(loc="best")
     for axes in (left, right):
@@ -162,49 +170,22 @@ def dose(results: Results, pairs: list[int]) -> Figure:
 def _shrinkage_bars(axes: Axes, at: np.ndarray, parts: list[np.ndarray]) -> None:
     """Bars of skill and polarisation [3, (skill, polarisation, total)] and their sum, at every FORK_RATE."""
     low, value, high = np.stack(parts, axis=-1)  # each [part, FORK_RATE]
+    errors = [whiskers(*ends) for ends in zip(value, low, high, strict=True)]
     for part, (offset, label, colour, hatch) in enumerate(PARTS):
-        error = whiskers(value[part], low[part], high[part])
         axes.bar(at + offset, value[part], 0.38, color=colour, hatch=hatch, edgecolor="black", label=label,
-                 yerr=error, capsize=2)  # fmt: skip
-    error = whiskers(value[2], low[2], high[2])
-    axes.errorbar(at, value[2], error, color="black", marker="o", capsize=3, label="S$_{16}$, the sum")
+                 yerr=errors[part], capsize=2)  # fmt: skip
+    axes.errorbar(at, value[2], errors[2], color="black", marker="o", capsize=3, label="S$_{16}$, the sum")
     axes.axhline(0, color="black", linewidth=0.8)
     axes.set(ylabel="coverage shrinkage at k = 16", title="Shrinkage against exposure")
     axes.legend(loc="best", fontsize=8.5)
 
 
-def whiskers(value: np.ndarray, low: np.ndarray, high: np.ndarray) -> np.ndarray:
+def whiskers(value: ArrayLike, low: ArrayLike, high: ArrayLike) -> np.ndarray:
     """Lengths float64[2, m] of error bars below and above; 0 where an interval does not reach its estimate.
 
     A percentile interval of a ratio, such as the index of nearly equal p, can lie to one side of it.
     """
-    return np.maximum(np.stack([value - low, high - value]), 0.0)
-
-
-def _estimate(statistic: Callable[[np.ndarray], np.ndarray], weights: np.ndarray) -> np.ndarray:
-    """A statistic [draws, ...] of problem weights [draws, n] as float64[3, ...]: low, value, high."""
-    value = statistic(np.full((1, weights.shape[1]), 1 / weights.shape[1]))[0]
-    low, high = intervals.interval(statistic(weights))
-    return np.stack([low, value, high])
-
-
-def _shrinkage(results: Results, pair: int, rate: float, k: int) -> np.ndarray:
-    """S_k and its two parts float64[3, (skill, polarisation, total)], paired over problems."""
-    both = [results.base(pair), results.tuned(pair, rate)[-1]]
-    p, solved = (np.stack([of(r) for r in both], axis=1) for of in (results.array, lambda r: results.solved(r, k)))
-
-    def parts(weights: np.ndarray) -> np.ndarray:
-        passed, ceiling = weights @ solved, passk.solve_rate(weights @ p, k)
-        skill, total = ceiling[:, 0] - ceiling[:, 1], passed[:, 0] - passed[:, 1]
-        return np.stack([skill, total - skill, total], axis=1)
-
-    return _estimate(parts, results.weights)
-
-
-def _index(results: Results, record: dict, mode: str | None, k: int) -> np.ndarray:
-    """The polarisation index of a record at k, free or with a forced mode: low, value, high."""
-    p, solved = results.array(record, mode), results.solved(record, k, mode)[:, None]
-    return _estimate(lambda w: passk.polarisation(w @ p, w @ solved, [k])[1][:, 0], results.weights)
+    return np.maximum(np.stack([np.subtract(value, low), np.subtract(high, value)]), 0.0)
 
 
 def fork(results: Results, pairs: list[int]) -> Figure:
@@ -212,13 +193,12 @@ def fork(results: Results, pairs: list[int]) -> Figure:
     rate = results.fork_rates(pairs[0])[-1]
     figure = Figure(figsize=(9.6, 4), layout="constrained")
     left, right = figure.subplots(1, 2)
-    for pair in reversed(pairs):
-        records = results.tuned(pair, rate)
-        for where, quantity, label, style in FORK_STYLES:
-            if records and records[0][where]:  # at FORK_RATE 0 no training trace meets a fork
-                means = np.array([_fork_mean(results.array(record, where), quantity) for record in records]).T
+    for _, records, main in _tunings(results, pairs, rate):
+        for (where, quantity), style in FORK_STYLES.items():
+            if records[0][where]:  # at FORK_RATE 0 no training trace meets a fork
+                means = np.stack([_fork_mean(results.array(record, where), quantity) for record in records], axis=1)
                 axes = right if quantity == "entropy" else left
-                _line(axes, [r["epoch"] for r in records], tuple(means), pair == pairs[0], label, **style)
+                _line(axes, [r["epoch"] for r in records], means, style, main)
     branches = (results.array(results.base(pairs[0]), "fork") > 0).sum(axis=1)  # problems may have fewer than others
     undecided = float(np.log(branches).mean())
     right.axhline(undecided, color="black", linewidth=0.8)
@@ -233,8 +213,38 @@ def fork(results: Results, pairs: list[int]) -> Figure:
     return figure
 
 
+# estimates of one pair, float64[3, ...]: low, value, high
+
+
+def _estimate(statistic: Callable[[np.ndarray], np.ndarray], weights: np.ndarray) -> np.ndarray:
+    """A statistic [draws, ...] of problem weights [draws, n] as float64[3, ...]."""
+    value = statistic(np.full((1, weights.shape[1]), 1 / weights.shape[1]))[0]
+    low, high = intervals.interval(statistic(weights))
+    return np.stack([low, value, high])
+
+
+def _shrinkage(results: Results, pair: int, rate: float) -> np.ndarray:
+    """S_K and its two parts float64[3, (skill, polarisation, total)], paired over problems."""
+    both = [results.base(pair), results.tuned(pair, rate)[-1]]
+    p = np.stack([results.array(record) for record in both], axis=1)
+    solved = np.stack([results.solved(record, K) for record in both], axis=1)
+
+    def parts(weights: np.ndarray) -> np.ndarray:
+        passed, ceiling = weights @ solved, passk.solve_rate(weights @ p, K)
+        skill, total = ceiling[:, 0] - ceiling[:, 1], passed[:, 0] - passed[:, 1]
+        return np.stack([skill, total - skill, total], axis=1)
+
+    return _estimate(parts, results.weights)
+
+
+def _index(results: Results, record: dict, mode: str | None) -> np.ndarray:
+    """The polarisation index of a record at K, free or with a forced mode."""
+    p, solved = results.array(record, mode), results.solved(record, K, mode)[:, None]
+    return _estimate(lambda w: passk.polarisation(w @ p, w @ solved, [K])[1][:, 0], results.weights)
+
+
 def _fork_mean(branch: np.ndarray, quantity: str) -> np.ndarray:
-    """A fork statistic of branch probabilities [n, d] as low, value, high; nan where hardly a problem counts."""
+    """A fork statistic of branch probabilities [n, d]; nan where hardly a problem counts."""
     value, where = fork_quantities(branch)[quantity]
     if where.sum() < 5:  # an interval from a handful of problems would say nothing
         return np.full(3, np.nan)

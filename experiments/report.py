@@ -13,7 +13,8 @@ import matplotlib
 from matplotlib.figure import Figure
 
 from experiments import figures
-from experiments.claims import interval
+from experiments.claims import ends_text
+from experiments.estimates import pairs_text
 from experiments.explorer import explorer
 from experiments.results import load
 from minifork import runs
@@ -36,65 +37,58 @@ def report(config: Config) -> None:
     """Write runs/<task>/report.html; raises ValueError when something it needs was not measured."""
     results = load(config)
     pairs = results.complete_pairs()
-    parts = {
+    drawn, explored = figures.drawn(results, pairs), explorer(config, results, pairs[0])
+    texts = {
         "task": config.task,
-        "pairs": f"{len(pairs)} pair{'s' * (len(pairs) > 1)} of seeds",
-        "claims": "".join(claims_block(*verdicts) for verdicts in all_verdicts(config, results.fingerprint))
-        or NO_CLAIMS,
-        "figures": "".join(figure_block(name, figure) for name, figure in figures.drawn(results, pairs).items()),
+        "pairs": pairs_text(len(pairs)),
         "made": "{machine}, config {config_hash}".format_map(runs.made_by(config)),
-        "decoder": f"{policy.parse(config.eval.policy)}",
+        "decoder": str(policy.parse(config.eval.policy)),
         "measured": COMPUTED if all(record["n"] is None for record in results.records) else SAMPLED,
-        "data": json.dumps(explorer(config, results, pairs[0]), separators=(",", ":")).replace("<", "\\u003c"),
     }
-    page = TEMPLATE.read_text()
-    for name, text in parts.items():
-        page = page.replace(f"{{{{{name}}}}}", text if name in ("claims", "figures", "data") else html.escape(text))
+    parts = {name: html.escape(text) for name, text in texts.items()} | {
+        "claims": verdicts(config, results.fingerprint) or NO_CLAIMS,
+        "figures": "".join(figure_block(name, figure) for name, figure in drawn.items()),
+        "data": json.dumps(explored, separators=(",", ":")).replace("<", "\\u003c"),
+    }
+    page = re.sub(r"{{(\w+)}}", lambda match: parts[match[1]], TEMPLATE.read_text()).encode()
     path = runs.task_folder(config) / "report.html"
-    write_atomically(path, lambda file: file.write(page.encode()))
-    print(f"{path}: {len(page.encode()) / 1e6:.1f} MB")
+    write_atomically(path, lambda file: file.write(page))
+    print(f"{path}: {len(page) / 1e6:.1f} MB")
 
 
-def all_verdicts(config: Config, current: str) -> list[tuple[Path, dict, bool]]:
-    """The verdicts of every study that has some below the config's runs folder, this config's own first.
+def verdicts(config: Config, current: str) -> str:
+    """The verdicts of every study that has some below the config's runs folder, this config's first, as HTML.
 
-    With the file they lie in, and whether they are about the results that lie there now: those of this config have the
-    fingerprint ``current``, others are taken as they are. Raises ValueError naming a file that holds none.
+    Those of this config must be about the results with the fingerprint ``current``; others are taken as they are.
+    Raises ValueError naming a file that `claims` did not write so.
     """
-    own = runs.task_folder(config) / "claims.json"
-    verdicts = []
-    for path in dict.fromkeys([own, *sorted(Path(config.runs).glob("**/claims.json"))]):
+    first, tables = runs.task_folder(config) / "claims.json", []
+    for path in dict.fromkeys([first, *sorted(Path(config.runs).glob("**/claims.json"))]):
         if path.exists():
-            claims = read_json(path, "study", "pairs", "wanted", "claims", "of")
-            verdicts.append((path, claims, path != own or claims["of"] == current))
-    return verdicts
+            judged = read_json(path, "study", "pairs", "wanted", "claims", "of")
+            try:
+                tables.append(claims_table(path.parent, judged, path != first or judged["of"] == current))
+            except (KeyError, IndexError, TypeError, ValueError, AttributeError):
+                raise ValueError(f"{path}: damaged or edited; run `minifork claims` again") from None
+    return "".join(tables)
 
 
-def claims_block(path: Path, found: dict, current: bool) -> str:
-    """The verdicts of one study as an HTML table; raises ValueError naming a file that `claims` did not write so."""
-    try:
-        return claims_table(path.parent, found, current)
-    except (KeyError, IndexError, TypeError, ValueError, AttributeError):
-        raise ValueError(f"{path}: damaged or edited; run `minifork claims` again") from None
-
-
-def claims_table(folder: Path, found: dict, current: bool) -> str:
-    """The verdicts of one study as an HTML table."""
-    provisional = "" if found["pairs"] >= found["wanted"] else f", provisional: {found['wanted']} are wanted"
+def claims_table(folder: Path, judged: dict, current: bool) -> str:
+    """The verdicts of one study as an HTML table; current: whether they are about the results that lie there now."""
     rows = []
-    for row in found["claims"]:
+    for row in judged["claims"]:
         mark = {"holds": "✓", "fails": "✗", "not run": "–"}[row["verdict"]]
-        cells = [f'<td class="{row["verdict"].replace(" ", "-")}">{mark} {row["verdict"]}</td>']
-        cells += [f"<td>{html.escape(row['says'])}</td><td>{html.escape(row['by'])}</td>"]
+        cells = f'<td class="{row["verdict"].replace(" ", "-")}">{mark} {row["verdict"]}</td>'
+        cells += f"<td>{html.escape(row['says'])}</td><td>{html.escape(row['by'])}</td>"
         if row["effect"] is None:
-            cells += [f'<td colspan="2">{html.escape(row["why"])}</td>']
+            cells += f'<td colspan="2">{html.escape(row["why"])}</td>'
         else:
-            cells += [f'<td class="number">{row["effect"]:+.3f}</td><td class="number">{interval(row)}</td>']
-        rows.append(f"<tr>{''.join(cells)}<td>{html.escape(row['rule'])}</td></tr>")
+            cells += f'<td class="number">{row["effect"]:+.3f}</td><td class="number">{ends_text(row)}</td>'
+        rows.append(f"<tr>{cells}<td>{html.escape(row['rule'])}</td></tr>")
     head = "<tr><th>verdict<th>claim<th>by<th>effect<th>95 % interval<th>holds if all of it is</tr>"
+    provisional = "" if judged["pairs"] >= judged["wanted"] else f", provisional: {judged['wanted']} are wanted"
     stale = "" if current else "; OUT OF DATE: evaluated again since, run minifork claims"
-    pairs = f"{found['pairs']} pair{'s' * (found['pairs'] > 1)} of seeds{provisional}"
-    title = html.escape(f"{found['study']} ({folder}; {pairs}{stale})")
+    title = html.escape(f"{judged['study']} ({folder}; {pairs_text(judged['pairs'])}{provisional}{stale})")
     table = f"<table><caption>{title}</caption><thead>{head}</thead><tbody>{''.join(rows)}</tbody></table>"
     return f'<div class="wide">{table}</div>'
 

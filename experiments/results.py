@@ -1,6 +1,6 @@
 """What was measured, and which of it belongs together: records by the config of their runs, arrays behind them."""
 
-from collections.abc import Mapping
+from collections.abc import Mapping, Sequence
 from dataclasses import dataclass, replace
 from typing import Any
 
@@ -45,11 +45,11 @@ class Results:
         unless it is given as ANY. Raises ValueError for a key that decides nothing about such runs, and naming two
         runs that match one pair and epoch with equal values.
         """
-        source = f"where(stage={stage!r})"
-        wanted = {configs.full_key(key, runs.deciding_values(self.config, stage), source): keys[key] for key in keys}
-        kinds = configs.keys(Config, task=self.config.task)
-        for key in [key for key, value in wanted.items() if value is not ANY]:
-            wanted[key] = configs.typed(wanted[key], kinds[key], key, source)
+        source, kinds = f"where(stage={stage!r})", configs.keys(Config, task=self.config.task)
+        wanted, deciding = {}, runs.deciding_values(self.config, stage)
+        for name, value in keys.items():
+            key = configs.full_key(name, deciding, source)
+            wanted[key] = value if value is ANY else configs.typed(value, kinds[key], key, source)
         planned = configs.flat(self.config) | dict.fromkeys(runs.SEEDS, ANY) | wanted
         names = [name for name, run in self.runs.items() if run.stage == stage and _matches(run, planned)]
         chosen = [
@@ -61,37 +61,41 @@ class Results:
             and record["seed"] in (None, record["base_seed"])
             and epoch in (None, record["epoch"])
         ]
-        self._require_one_run(chosen, [key for key, value in wanted.items() if value is ANY])
-        return sorted(chosen, key=lambda record: (record["base_seed"], record["epoch"] or 0))
+        return self._sorted(chosen, [key for key, value in wanted.items() if value is ANY])
 
-    def _require_one_run(self, chosen: list[dict], free: list[str]) -> None:
-        """Raise ValueError naming two runs that match one pair and epoch with equal values of the free keys."""
+    def _sorted(self, chosen: list[dict], free: Sequence[str] = ()) -> list[dict]:
+        """Records by pair and epoch.
+
+        Raises ValueError naming two runs that match one pair and epoch with equal values of the free keys.
+        """
         names: dict[tuple, str] = {}
         for record in chosen:
             values = tuple(self.runs[record["run"]].values.get(key) for key in free)
-            other = names.setdefault((record["base_seed"], record["epoch"], values), record["run"])
-            if other != record["run"]:
+            first = names.setdefault((record["base_seed"], record["epoch"], values), record["run"])
+            if first != record["run"]:
                 root = runs.task_folder(self.config)
-                raise ValueError(f"{root / other} and {root / record['run']} are one run twice; remove one")
+                raise ValueError(f"{root / first} and {root / record['run']} are one run twice; remove one")
+        return sorted(chosen, key=lambda record: (record["base_seed"], record["epoch"] or 0))
 
-    def of(self, plan: study.Plan) -> list[dict]:
+    def records_of(self, plan: study.Plan) -> list[dict]:
         """The records of a plan's run on the test set that the plan is about, by epoch."""
-        wanted = plan.identity
-        chosen = [r for r in self.records if r["identity"] == wanted and r["test_set"] == plan.test_set]
-        self._require_one_run(chosen, [])
-        return sorted(chosen, key=lambda record: record["epoch"] or 0)
+        wanted = (plan.identity, plan.test_set)
+        return self._sorted([record for record in self.records if (record["identity"], record["test_set"]) == wanted])
 
     def parent_of(self, plan: study.Plan) -> list[dict]:
         """The record that a plan's run started from, on the plain test set; empty when that was not measured."""
         config, stage = plan.config, runs.parent_stage(plan.config, plan.stage)
+        if stage is None:
+            return []
         epoch = None if stage == "base" else config.rl.epoch if plan.stage == "rl" else config.sft.epochs
-        return [r for r in self.of(replace(plan, stage=stage, test_set="plain")) if r["epoch"] == epoch]
+        parent = self.records_of(replace(plan, stage=stage, test_set="plain"))
+        return [record for record in parent if record["epoch"] == epoch]
 
-    def base(self, pair: int) -> dict | None:
-        """The record of a pair's base."""
-        return next(iter(self.where(stage="base", pair=pair)), None)
+    def base(self, pair: int) -> dict:
+        """The record of the base of a pair, one of `pairs`."""
+        return self.where(stage="base", pair=pair)[0]
 
-    def tuned(self, pair: int, fork_rate: Any) -> list[dict]:
+    def tuned(self, pair: int, fork_rate: float | type[ANY]) -> list[dict]:
         """The records of a pair's plain fine-tuning at a FORK_RATE, by epoch; empty when it was not run."""
         return self.where({"sft.fork_rate": fork_rate}, pair=pair)
 
@@ -102,7 +106,7 @@ class Results:
     def pairs(self) -> list[int]:
         """Seeds s for which the base of seed s was fine-tuned plainly with seed s."""
         tuned = {record["base_seed"] for record in self.where({"sft.fork_rate": ANY})}
-        return sorted(pair for pair in tuned if self.base(pair))
+        return sorted(pair for pair in tuned if self.where(stage="base", pair=pair))
 
     def complete_pairs(self) -> list[int]:
         """The pairs that have every run of the config's study; where none has, all with a base and a fine-tuning.
@@ -129,6 +133,10 @@ class Results:
         """1 - (1 - p_i)^k of every problem, float64[n]; its unbiased estimate where p_i was sampled."""
         p, n = self.array(record, mode), record["n"] if mode is None else record["forced"][mode]["n"]
         return passk.solve_rate(p, k) if n is None else passk.unbiased(np.rint(p * n).astype(np.int64), n, k)
+
+    def solve_rates(self, record: dict, ks: Sequence[int], mode: str | None = None) -> np.ndarray:
+        """`solved` at every k of ks, float64[K, n]."""
+        return np.stack([self.solved(record, k, mode) for k in ks])
 
     @property
     def fingerprint(self) -> str:
@@ -160,11 +168,9 @@ def load(config: Config) -> Results:
         raise ValueError(f"{root}: p is bounded but not computed; run `minifork eval` with a larger eval.budget")
     if stale := sum(not record["current"] for record in records):
         print(f"{stale} of {len(records)} records are of another version of the code; `minifork eval --again` renews")
-    arrays = {
-        array_name(record, what): array
-        for record, one in zip(records, evaluations, strict=True)
-        for what, array in one.measurement.arrays.items()
-    }
-    weights = intervals.resamples(config.eval.problems, config.eval.bootstrap)
-    return Results(config, {one.target.checkpoint.run.name: one.target.checkpoint.run for one in evaluations},
-                   records, arrays, weights)  # fmt: skip
+    named: dict[str, Run] = {}
+    arrays: dict[str, np.ndarray] = {}
+    for record, one in zip(records, evaluations, strict=True):
+        named[record["run"]] = one.target.checkpoint.run
+        arrays |= {array_name(record, what): array for what, array in one.measurement.arrays.items()}
+    return Results(config, named, records, arrays, intervals.resamples(config.eval.problems, config.eval.bootstrap))

@@ -9,9 +9,6 @@ config; of a key with several values every one is run, for every pair of seeds:
 Beside keys of the config (x4 and /4 mean four times the config's value and a quarter of it) an entry may give `as`,
 what results call the run; `stage`, sft if none is given; `test_set`, which one results are about, plain if none is
 given; `needs`, a mode that the task must have; `choose`, a key whose best value a study picks.
-
-Runs that others start from are made too. Bases use all cores one after the other. The rest run side by side with one
-core each, so that a run's weights do not depend on how many run at once.
 """
 
 import itertools
@@ -22,8 +19,8 @@ from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
-from minifork import cli, runs
 from minifork import config as configs
+from minifork import runs
 from minifork.config import read_yaml
 from minifork.evaluate import require_policy
 from minifork.schema import Config
@@ -52,9 +49,8 @@ class Plan:
     @property
     def command(self) -> list[str]:
         """The command that makes its run or goes on with it."""
-        name = runs.COMMANDS[self.stage]
-        resume = ["--resume"] if cli.COMMANDS[name].flags == cli.RESUME else []
-        return [sys.executable, "-m", "minifork", name, *resume, *configs.arguments(self.config)]
+        resume = [] if self.stage == "wise" else ["--resume"]  # mixing weights takes a second and has no such flag
+        return [sys.executable, "-m", "minifork", runs.COMMANDS[self.stage], *resume, *configs.arguments(self.config)]
 
     @property
     def log(self) -> Path:
@@ -103,7 +99,7 @@ def plans(config: Config, entries: list[dict], pairs: Iterable[int]) -> list[Pla
 def _expanded(config: Config, entry: dict, pair: int) -> list[Plan]:
     """The runs of one entry for a pair of seeds: the product of its values."""
     words = {word: entry[word] for word in WORDS if word in entry}
-    changes = {key: value for key, value in entry.items() if key not in WORDS}
+    changes = {key: value if isinstance(value, list) else [value] for key, value in entry.items() if key not in WORDS}
     stage, where = words.get("stage", "sft"), f"entry {entry}"
     if stage not in runs.STAGES:
         raise ValueError(f"{where}: stage is {stage!r}: choose {', '.join(runs.STAGES)}")
@@ -115,12 +111,11 @@ def _expanded(config: Config, entry: dict, pair: int) -> list[Plan]:
         raise ValueError(f"{where}: {min(seeds)} is that of the pair")
     if "choose" in words and words["choose"] not in changes:
         raise ValueError(f"{where}: choose is {words['choose']!r}, which is none of its keys")
-    values = [value if isinstance(value, list) else [value] for value in changes.values()]
-    if [] in values:
+    if [] in changes.values():
         raise ValueError(f"{where}: an empty list makes no run")
     expanded = []
-    for chosen in itertools.product(*values):
-        one = _scaled(config, dict(zip(changes, chosen, strict=True))) | {"seed": pair, "base_seed": pair}
+    for values in itertools.product(*changes.values()):
+        one = _scaled(config, dict(zip(changes, values, strict=True))) | {"seed": pair, "base_seed": pair}
         changed = configs.changed(config, one, where)
         _check(changed, stage, where)
         name = _filled(words.get("as", stage), configs.flat(changed), where)
@@ -130,14 +125,13 @@ def _expanded(config: Config, entry: dict, pair: int) -> list[Plan]:
 
 def _scaled(config: Config, changes: dict) -> dict:
     """Changes with x4 and /4 replaced by four times and a quarter of the config's value."""
-    values = configs.flat(config)
+    values, scaled = configs.flat(config), dict(changes)
     for key, text in changes.items():
         match = re.fullmatch(r"([x/])([1-9]\d*)", text) if isinstance(text, str) else None
         if match and type(values.get(key)) is int:
             factor = int(match[2])
-            scaled = values[key] * factor if match[1] == "x" else max(1, values[key] // factor)
-            changes = changes | {key: scaled}
-    return changes
+            scaled[key] = values[key] * factor if match[1] == "x" else max(1, values[key] // factor)
+    return scaled
 
 
 def _check(config: Config, stage: str, where: str) -> None:

@@ -8,42 +8,37 @@ from pathlib import Path
 
 import pytest
 
+from experiments.cli import COMMANDS
 from minifork import config as configs
-from minifork.cli import COMMANDS, REMOVE, parser
+from minifork.cli import REMOVE, parser
 from minifork.schema import Config
 
 ROOT = Path(__file__).parent.parent
 MAKEFILE = (ROOT / "Makefile").read_text()
-PAGES = [ROOT / "README.md", ROOT / "CONTRIBUTING.md", *sorted((ROOT / "docs").glob("*.md"))]
-MAKE = sorted(
-    {
-        match[1].split("#")[0].strip()
-        for page in PAGES
-        for match in re.finditer(r"(?:^    |`)(make\b[^`\n]*)", page.read_text(), re.MULTILINE)
-    }
-)
+FILES = [ROOT / "README.md", ROOT / "CONTRIBUTING.md", *ROOT.glob("docs/*.md")]
+PAGES = {str(path.relative_to(ROOT)): path.read_text() for path in FILES}
+TYPED = re.compile(r"(?:^    |`)(make\b[^`\n]*)", re.MULTILINE)
+MAKE = sorted({line.split("#")[0].strip() for text in PAGES.values() for line in TYPED.findall(text)})
+on_every_page = pytest.mark.parametrize("name", sorted(PAGES))
 
 
-def commands(line: str) -> list[list[str]]:
-    """The `python -m minifork ...` commands that a make command would run."""
-    words = [word for word in shlex.split(line) if word not in ("&&", "make")]
-    printed = subprocess.run(
-        ["make", "-n", *words, f"PYTHON={sys.executable}"], cwd=ROOT, capture_output=True, text=True, check=False
-    )
-    assert printed.returncode == 0, printed.stderr
-    runs = [shlex.split(text) for text in printed.stdout.splitlines() if re.match(r"\S+ -m minifork ", text)]
-    return [words[words.index("minifork") + 1 :] for words in runs]
+def make(*words: str) -> str:
+    """What make prints for these arguments."""
+    command = ["make", "--no-print-directory", *words, f"PYTHON={sys.executable}"]
+    return subprocess.run(command, cwd=ROOT, capture_output=True, text=True, check=True).stdout
 
 
 def test_there_is_something_to_check():
     assert len(MAKE) > 15 and any("FORK_RATE" in line for line in MAKE)
+    assert " -m experiments reproduce " in make("-n", "reproduce")
 
 
 @pytest.mark.parametrize("line", MAKE)
 def test_every_make_command_is_accepted(line):
-    """Dry: the target exists, and every minifork command it runs parses, its config and overrides included."""
-    for words in commands(line):
-        options, filters = parser().parse_args(words), []
+    """Dry: the target exists, and every command of ours it runs parses, its config and overrides included."""
+    printed = make("-n", *[word for word in shlex.split(line) if word not in ("&&", "make")])
+    for words in re.findall(r"^\S+ -m (?:minifork|experiments) (.*)", printed, re.MULTILINE):
+        options, filters = parser(COMMANDS).parse_args(shlex.split(words)), []
         if COMMANDS[options.command].flags == REMOVE:
             filters = [word for word in options.overrides if not word.startswith(("preset=", "runs="))]
         config = configs.load(options.config, [word for word in options.overrides if word not in filters])
@@ -54,43 +49,36 @@ def test_every_make_command_is_accepted(line):
 def test_every_make_variable_is_read(line):
     """Each is among those that `make` lists for one of the targets."""
     words = shlex.split(line)
-    helps = {word: re.search(rf"^{word}:.*##(.*)$", MAKEFILE, re.MULTILINE) for word in words if "=" not in word}
-    read = re.findall(r"\b([A-Z_]+)\b", " ".join(match[1] for match in helps.values() if match))
+    helps = [re.search(rf"^{word}:.*##(.*)$", MAKEFILE, re.MULTILINE) for word in words if "=" not in word]
+    read = re.findall(r"\b([A-Z_]+)\b", " ".join(match[1] for match in helps if match))
     assert {word.partition("=")[0] for word in words if "=" in word} <= {*read, "PYTHON"}
 
 
-@pytest.mark.parametrize("page", PAGES, ids=lambda page: page.name)
-def test_configs_that_are_named_load(page):
-    for source in re.findall(r"--config (\S+)", page.read_text()):
+@on_every_page
+def test_configs_and_keys_that_are_named_exist(name):
+    """What stands after --config loads; `sft.loss=...` and the like are keys of the config."""
+    for source in re.findall(r"--config (\S+)", PAGES[name]):
         assert configs.load(source)
+    sections = "data|walks|model|pretrain|sft|rl|wise|eval|reproduce"
+    named = set(re.findall(rf"\b((?:{sections})\.\w+)=", PAGES[name]))
+    assert named <= (configs.keys(Config) | configs.keys(Config, task="arith")).keys()
 
 
-@pytest.mark.parametrize("page", PAGES, ids=lambda page: page.name)
-def test_files_that_are_named_exist(page):
-    text = page.read_text()
-    links = [link for link in re.findall(r"\]\(([^)#]+)\)", text) if not link.startswith("http")]
-    named = re.findall(r"`((?:experiments|minifork|data_gen|tests|docs|examples)/[\w./-]+\.\w+)`", text)
-    for name in [*links, *named]:
-        assert (page.parent / name).exists() or (ROOT / name).exists(), name
+@on_every_page
+def test_files_that_are_named_exist(name):
+    links = [link for link in re.findall(r"\]\(([^)#]+)\)", PAGES[name]) if not link.startswith("http")]
+    named = re.findall(r"`((?:experiments|minifork|data_gen|tests|docs|examples)/[\w./-]+\.\w+)`", PAGES[name])
+    for path in [*links, *named]:
+        assert ((ROOT / name).parent / path).exists() or (ROOT / path).exists(), path
 
 
-@pytest.mark.parametrize("page", PAGES, ids=lambda page: page.name)
-def test_keys_that_are_named_exist(page):
-    """`sft.loss=...` and the like are keys of the config."""
-    keys = configs.keys(Config) | configs.keys(Config, task="arith")
-    for key in re.findall(r"\b((?:data|walks|model|pretrain|sft|rl|wise|eval|reproduce)\.\w+)=", page.read_text()):
-        assert key in keys, key
-
-
-@pytest.mark.parametrize("page", PAGES, ids=lambda page: page.name)
-def test_no_page_is_a_template(page):
+@on_every_page
+def test_no_page_is_a_template(name):
     """No word in capitals stands alone at the end of a paragraph, waiting for its numbers."""
-    assert not re.findall(r"(?:^|[.:] )[A-Z]{2,}\n(?:\n|$)", page.read_text(), re.MULTILINE)
+    assert not re.findall(r"(?:^|[.:] )[A-Z]{2,}\n(?:\n|$)", PAGES[name], re.MULTILINE)
 
 
 def test_make_lists_its_targets():
     """`make` alone prints every target that has a recipe, with what it does."""
-    command = ["make", "--no-print-directory"]
-    printed = subprocess.run(command, cwd=ROOT, capture_output=True, text=True, check=True).stdout
     phony = re.search(r"^\.PHONY: (.*)$", MAKEFILE, re.MULTILINE)[1].split()
-    assert {line.split()[0] for line in printed.splitlines()} == set(phony)
+    assert {line.split()[0] for line in make().splitlines()} == set(phony)

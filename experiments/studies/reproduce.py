@@ -1,22 +1,17 @@
 """Every stage of the reproduction in order; finished ones are skipped, unfinished ones resumed."""
 
-import time
-
-from experiments import executors, study
 from experiments.claims import claims
 from experiments.figures import figures
+from experiments.studies.steps import evaluate_and_check, make_runs, timed
 from experiments.summary import summary
 from minifork import runs
-from minifork.evaluate import evaluate
 from minifork.schema import Config
 
 
 def run_study(config: Config) -> None:
     """Make and evaluate the runs of the config's study; raises ValueError naming a run that failed."""
-    plans = study.plans(config, study.read(config.reproduce.study), range(config.reproduce.pairs))
-    executors.run(plans)
-    if evaluate(config):
-        raise ValueError(f"{runs.task_folder(config)}: the engines disagree (see above)")
+    make_runs(config, config.reproduce.study)
+    evaluate_and_check(config)
 
 
 def reproduce(config: Config) -> None:
@@ -24,8 +19,6 @@ def reproduce(config: Config) -> None:
 
     Raises ValueError naming a stage that failed.
     """
-    started = time.monotonic()
-    for stage in (run_study, figures, claims, summary):
-        stage(config)
-    minutes = (time.monotonic() - started) / 60
-    print(f"reproduced in {minutes:.1f} minutes; figures in {runs.task_folder(config) / 'figures'}", flush=True)
+    with timed(f"reproduced, figures in {runs.task_folder(config) / 'figures'}"):
+        for stage in (run_study, figures, claims, summary):
+            stage(config)

@@ -2,58 +2,78 @@
 
 import numpy as np
 import torch
+from torch import Tensor
 
 from data_gen.task import PAD
-from experiments.studies.gap import DRAWS
-from minifork.decoding import stratified
+from experiments.estimates import DRAWS, interval_text
+from experiments.results import Results
+from experiments.study import Plan
+from minifork import measure
+from minifork.checkpoints import pick_device
+from minifork.decoding import policy, stratified
 from minifork.decoding.traces import Tree
-from minifork.measuring.problems import ProblemSet
+from minifork.evaluate import problems_for
 from minifork.statistics import intervals
 
 
-def spread(tree: Tree, problems: ProblemSet, iid: np.ndarray) -> dict[str, tuple]:
-    """Solve rates float64[n] at k = d of samples spread over d tokens at four places, with the share of problems where
-    that place is the fork; beside those of d i.i.d. samples. Problems of several sizes have no one d: none."""
-    fork, d = problems.fork, problems.branches.shape[1]
-    if (problems.branches == PAD).any():
+def spread_of(results: Results, plan: Plan) -> dict[str, tuple[np.ndarray, float]]:
+    """`spread` of the last checkpoint of a run, after what as many i.i.d. samples find, under the name iid.
+
+    Problems without a fork or of several sizes have no one d: nothing.
+    """
+    config, record = results.config, results.records_of(plan)[-1]
+    device = pick_device(config)
+    problems = problems_for(config, device)
+    if problems.branches is None or (problems.branches == PAD).any():
         return {}
-    at_fork = torch.full((len(tree),), fork.shape[1], device=fork.device)
+    model = results.runs[record["run"]].model(record["epoch"]).to(device)
+    tree = measure.tree_of(model, problems, policy.parse(config.eval.policy))
+    iid = results.solved(record, problems.branches.shape[1])
+    return {"iid": (iid, 0.0)} | spread(tree, *problems.at_fork())
+
+
+def spread(tree: Tree, fork: Tensor, branches: Tensor) -> dict[str, tuple[np.ndarray, float]]:
+    """Solve rates float64[n] at k = d of samples spread over d tokens at four places, and the share of problems where
+    that place is the fork, which comes after the prefix ``fork`` int64[n, F] and has the branches int64[n, d]."""
+    d = branches.shape[1]
+    at_start = torch.zeros(len(tree), dtype=torch.int64, device=fork.device)
+    at_fork = at_start + fork.shape[1]
     trace, place = stratified.highest_entropy(tree)
-    hits = stratified.right_after(fork, trace, place)
-    ways = {
-        "the branches at the fork": (fork, at_fork, problems.branches, 1.0),
-        "the model's top tokens at the fork": (fork, at_fork, d, 1.0),
-        "the top first tokens": (fork, torch.zeros_like(at_fork), d, 0.0),
-        "the top tokens where entropy is highest": (trace, place, d, float(hits.float().mean())),
+    hits = float(stratified.right_after(fork, trace, place).float().mean())
+
+    def solved(prefix: Tensor, length: Tensor, tokens: int | Tensor) -> np.ndarray:
+        return stratified.solve_rate(stratified.stratify(tree, prefix, length, tokens).p_lo, [d])[:, 0]
+
+    return {
+        "the branches at the fork": (solved(fork, at_fork, branches), 1.0),
+        "the model's top tokens at the fork": (solved(fork, at_fork, d), 1.0),
+        "the top first tokens": (solved(fork, at_start, d), 0.0),
+        "the top tokens where entropy is highest": (solved(trace, place, d), hits),
     }
-    found = {
-        name: (stratified.solve_rate(stratified.stratify(tree, prefix, length, m).p_lo, [d])[:, 0], hit)
-        for name, (prefix, length, m, hit) in ways.items()
-    }
-    return {"iid": (iid, None), **found}
 
 
-def recovered_shares(rate: float, spreads: list[dict[str, tuple]]) -> list[dict]:
-    """The share of what i.i.d. samples miss that stratified ones find, (strat - iid) / (1 - iid) at pass@d, by pair of
-    seeds and together with its interval."""
+def recovered_shares(rate: float, spreads: list[dict[str, tuple[np.ndarray, float]]]) -> list[dict]:
+    """The share of what i.i.d. samples miss that stratified ones find, (strat - iid) / (1 - iid) at pass@d.
+
+    By pair of seeds, and together with its interval; spreads: of every pair, from `spread_of`.
+    """
     if not all(spreads):
         return []
-    iid = np.stack([one["iid"][0] for one in spreads])
-    rows = []
-    for name in [name for name in spreads[0] if name != "iid"]:
-        found = np.stack([one[name][0] for one in spreads])
-        draws = [intervals.hierarchical(values, DRAWS) for values in (found, iid)]  # of the same pairs and problems
-        low, high = intervals.interval((draws[0] - draws[1]) / (1 - draws[1]))
-        by_pair = (found - iid).mean(axis=1) / (1 - iid.mean(axis=1))
+    rows, iid = [], np.stack([spread["iid"][0] for spread in spreads])
+    iid_draws = intervals.hierarchical(iid, DRAWS)
+    for name in list(spreads[0])[1:]:
+        solved = np.stack([spread[name][0] for spread in spreads])
+        draws = intervals.hierarchical(solved, DRAWS)  # of the same pairs and problems as those of iid
+        recovered = (solved - iid).mean(axis=1) / (1 - iid.mean(axis=1))
         rows.append(
             {
                 "spread_over": name,
                 "fork_rate": rate,
                 "iid": iid.mean(axis=1).tolist(),
-                "stratified": found.mean(axis=1).tolist(),
-                "recovered": by_pair.tolist(),
-                "ci95": [float(low), float(high)],
-                "hit_rate": float(np.mean([one[name][1] for one in spreads])),
+                "stratified": solved.mean(axis=1).tolist(),
+                "recovered": recovered.tolist(),
+                "ci95": intervals.interval((draws - iid_draws) / (1 - iid_draws)).tolist(),
+                "hit_rate": float(np.mean([spread[name][1] for spread in spreads])),
             }
         )
     return rows
@@ -61,9 +81,8 @@ def recovered_shares(rate: float, spreads: list[dict[str, tuple]]) -> list[dict]
 
 def spread_line(row: dict) -> str:
     """A row of `recovered_shares` as a line."""
-    recovered = " ".join(f"{value:.3f}" for value in row["recovered"])
-    low, high = row["ci95"]
+    recovered = f"{' '.join(f'{value:.3f}' for value in row['recovered'])} {interval_text(row['ci95'], '')}"
     return (
-        f"r = {row['fork_rate']:g}, d samples spread over {row['spread_over']}: recovered {recovered} "
-        f"[{low:.3f}, {high:.3f}] of what i.i.d. samples miss; at the fork in {row['hit_rate']:.0%} of problems"
+        f"r = {row['fork_rate']:g}, d samples spread over {row['spread_over']}: recovered {recovered} of what i.i.d. "
+        f"samples miss; at the fork in {row['hit_rate']:.0%} of problems"
     )

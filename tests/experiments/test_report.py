@@ -12,16 +12,16 @@ from data_gen import streams
 from experiments.explorer import LIVE, unfold
 from experiments.report import claims_table
 from experiments.results import load
-from minifork import checkpoints, measure, runs
+from minifork import measure, runs
 from minifork.decoding.exact import exact
 from minifork.decoding.policy import Policy
 from minifork.measuring.problems import problem_set
 from minifork.storage import files
 from minifork.storage.weights import load_weights, save_weights
-from tests.helpers.browser import CHROMIUM, Page
+from tests.helpers.browser import CHROMIUM, Browser
 
 CUT = {"verdict": "fails", "says": "", "by": "us", "effect": 1.0, "ci95": [], "rule": ""}
-browser = pytest.mark.skipif(CHROMIUM is None, reason="needs Chromium")
+needs_browser = pytest.mark.skipif(CHROMIUM is None, reason="needs Chromium")
 
 
 def explored(page: Path) -> str:
@@ -35,10 +35,16 @@ def made(trained):
     return trained.folder / "report.html"
 
 
+@pytest.fixture(scope="module")
+def browser(tmp_path_factory):
+    with Browser(tmp_path_factory.mktemp("profile")) as started:
+        yield started
+
+
 @pytest.fixture
-def page(made, tmp_path):
-    with Page(made, tmp_path) as opened:
-        yield opened
+def page(made, browser):
+    browser.open(made)
+    return browser
 
 
 def test_is_one_small_file_that_asks_for_nothing(made):
@@ -85,36 +91,34 @@ def test_damaged_verdicts_are_named(copy, capsys):
         assert "claims.json: damaged or edited" in pipeline.refused(capsys, "report")
 
 
-@browser
+@needs_browser
 def test_slider_and_picker(page, trained):
     """Moving them shows what eval.json says of that snapshot and problem."""
+
+    def choose(name: str, value: int, event: str) -> None:
+        page.js(f"(($) => {{$.value = {value}; $.dispatchEvent(new Event('{event}'))}})({name})")
+
     results = load(trained.config())
-    records = [results.base(0), *results.tuned(0, 1)]
     names = page.js("[...document.querySelectorAll('#run option')].map((option) => option.textContent)")
-    made = [f"FORK_RATE {rate}" for rate in ("0.5", "1")] + ["both modes for every problem"]
-    assert names == [*made, "FORK_RATE 1, fresh traces every epoch"]  # the cued run is about another test set
-    page.js("document.getElementById('run').value = 1")
-    page.js("document.getElementById('run').dispatchEvent(new Event('change'))")
-    assert page.js("document.getElementById('epoch').textContent") == "the base model"
-    for snapshot, record in enumerate(records):
+    rates = [f"FORK_RATE {rate}" for rate in ("0.5", "1")]  # the cued run is about another test set
+    assert names == [*rates, "both modes for every problem", "FORK_RATE 1, fresh traces every epoch"]
+    choose("run", 1, "change")
+    assert page.js("epoch.textContent") == "the base model"
+    for snapshot, record in enumerate([results.base(0), *results.tuned(0, 1)]):
         for problem in (0, 5):
-            page.js(f"document.getElementById('problem').value = {problem}")
-            page.js("document.getElementById('problem').dispatchEvent(new Event('change'))")
-            page.js(f"document.getElementById('slider').value = {snapshot}")
-            page.js("document.getElementById('slider').dispatchEvent(new Event('input'))")
-            right = page.js("document.querySelector('#graph .branch').textContent")
-            share = f"{100 * results.array(record, 'fork')[problem, 0]:.1f} %"
-            assert right == f"right {share}"
-            summary = page.js("document.getElementById('summary').textContent")
-            p = results.array(record)[problem]
+            choose("problem", problem, "change")
+            choose("slider", snapshot, "input")
+            share, p = f"{100 * results.array(record, 'fork')[problem, 0]:.1f} %", results.array(record)[problem]
+            assert page.js("document.querySelector('#graph .branch').textContent") == f"right {share}"
+            summary = page.js("summary.textContent")
             assert f"probability {p:.3f}; at least one of 16 with {1 - (1 - p) ** 16:.3f}" in summary
             assert f"the right branch has {share}." in summary
             assert page.js("document.querySelectorAll('#tree text').length") >= 1
-    assert page.js("document.getElementById('epoch').textContent") == "epoch 4"
+    assert page.js("epoch.textContent") == "epoch 4"
     assert not page.errors and all(url.startswith("file://") for url in page.requests)
 
 
-@browser
+@needs_browser
 def test_screen_readers_read_graph_and_tree(page):
     nodes = page.call("Accessibility.getFullAXTree")["nodes"]
     read = [(node["role"]["value"], node["name"]["value"]) for node in nodes if "name" in node]
@@ -125,42 +129,35 @@ def test_screen_readers_read_graph_and_tree(page):
     assert rows and set(rows) <= {name.strip() for role, name in read if role == "StaticText"}
 
 
-@browser
+@needs_browser
 def test_keyboard(page):
     """Everything is reached by Tab; arrows move the slider, Enter presses the buttons."""
-    reached = []
-    for _ in range(5):
+    for name, label in (
+        ("run", "run "),
+        ("previous", None),
+        ("problem", "problem"),
+        ("next", None),
+        ("slider", "snapshot"),
+    ):
         page.press("Tab", 9)
-        reached.append(page.js("document.activeElement.id"))
-    assert reached == ["run", "previous", "problem", "next", "slider"]
-    names = [page.js(f"document.getElementById('{name}').labels[0]?.textContent") for name in ("problem", "slider")]
-    assert names == ["problem", "snapshot"]
+        assert page.js("document.activeElement.id") == name
+        assert page.js("document.activeElement.labels[0]?.firstChild.textContent") == label
     page.press("ArrowRight", 39)
-    assert page.js("document.getElementById('epoch').textContent") == "epoch 1"
-    page.js("document.getElementById('next').focus()")
-    page.call("Input.dispatchKeyEvent", type="keyDown", key="Enter", code="Enter", windowsVirtualKeyCode=13, text="\r")
-    assert page.js("document.getElementById('problem').value") == "1"
-    page.js("document.getElementById('previous').click()")
-    page.js("document.getElementById('previous').click()")
-    assert page.js("document.getElementById('problem').value") == "23"
+    assert page.js("epoch.textContent") == "epoch 1"
+    for name, problem in (("next", "1"), ("previous", "0"), ("previous", "23")):
+        page.js(f"document.getElementById('{name}').focus()")
+        page.press("Enter", 13, text="\r")
+        assert page.js("problem.value") == problem
 
 
-@browser
+@needs_browser
 @pytest.mark.parametrize("dark", [False, True])
-def test_nothing_overflows_in_light_and_dark(made, tmp_path, dark):
-    for width in (400, 1100):
-        with Page(made, tmp_path / f"w{width}", width=width, dark=dark) as page:
-            assert page.js("document.documentElement.scrollWidth") <= width
-            background = page.js("getComputedStyle(document.body).backgroundColor")
-            assert (sum(map(int, re.findall(r"\d+", background)[:3])) < 200) == dark
-            page.screenshot(tmp_path / f"{width}.png")
-
-
-def test_needs_results(copy, capsys):
-    pipeline = copy("base")
-    assert "nothing was measured with these settings" in pipeline.refused(capsys, "report")
-    assert pipeline("eval") == 0
-    assert "no pair of a base and its fine-tuning was measured" in pipeline.refused(capsys, "report")
+@pytest.mark.parametrize("width", [400, 1100])
+def test_nothing_overflows_in_light_and_dark(made, browser, tmp_path, dark, width):
+    browser.open(made, width, dark)
+    assert browser.js("document.documentElement.scrollWidth") <= width
+    background = browser.js("getComputedStyle(document.body).backgroundColor")
+    assert (sum(map(int, re.findall(r"\d+", background)[:3])) < 200) == dark
 
 
 def test_refuses_weights_that_are_not_those_of_the_run(copy, capsys):

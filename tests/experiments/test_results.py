@@ -109,10 +109,14 @@ def test_a_run_that_is_there_twice_is_refused(copy):
     pipeline = copy("base", "fork0.5", "fork1", measured=True)
     folder = pipeline.run("fork1")
     again = shutil.copytree(folder, folder.with_name(f"my-copy-{folder.name[-8:]}"))
-    config = pipeline.config()
-    loaded = results.load(config)
-    (plan,) = study.plans(config, [{"sft.fork_rate": 1}], [0])
-    for select in (loaded.where, lambda: loaded.where({"fork_rate": ANY}), lambda: loaded.of(plan), loaded.pairs):
+    loaded = results.load(pipeline.config())
+    (plan,) = study.plans(loaded.config, [{"sft.fork_rate": 1}], [0])
+    for select in (
+        loaded.where,
+        lambda: loaded.where({"fork_rate": ANY}),
+        lambda: loaded.records_of(plan),
+        loaded.pairs,
+    ):
         with pytest.raises(ValueError, match="are one run twice; remove one") as error:
             select()
         assert str(again) in str(error.value) and str(folder) in str(error.value)
@@ -129,7 +133,7 @@ def test_the_records_of_a_plan(world, loaded):
         {"stage": "base"},
         {"sft.lr": 0.5},
     ]
-    records = [loaded.of(plan) for plan in study.plans(world.config(*RL), entries, [0])]
+    records = [loaded.records_of(plan) for plan in study.plans(world.config(*RL), entries, [0])]
     assert [[record["epoch"] for record in of_plan] for of_plan in records] == [[1, 2, 4]] * 3 + [[1, 2], [None], []]
     assert {(record["run"], record["test_set"]) for record in records[0]} == {(world.run("cued").name, "cue1")}
 
@@ -142,10 +146,9 @@ def test_pairs_of_a_study(world, tmp_path):
         mine.write_text(f"- {{sft.fork_rate: {text}}}\n")
         assert loaded.complete_pairs() == pairs
     assert loaded.pairs() == [0, 1] and loaded.fork_rates(0) == [0.5, 1] and loaded.fork_rates(1) == [1]
-    assert loaded.base(1)["run"] == world.at("base", *SECOND).name and loaded.base(2) is None
-    other = results.load(world.config("sft.epochs=5"))
+    assert loaded.base(1)["run"] == world.at("base", *SECOND).name
     with pytest.raises(ValueError, match="no pair of a base and its fine-tuning was measured"):
-        other.complete_pairs()
+        results.load(world.config("sft.epochs=5")).complete_pairs()
 
 
 def test_settings_lie_side_by_side(copy, capsys):
@@ -197,18 +200,16 @@ def test_arrays(copy):
     pipeline, sampled = copy("base", measured=True), ["eval.engine=split", "eval.rollouts=64"]
     assert pipeline("eval", *sampled) == 0
     exact, split = (results.load(pipeline.config(*words)) for words in ([], sampled))
+    computed, drawn = exact.base(0), split.base(0)
     for mode in (None, "FWD"):
-        record = exact.base(0)
-        p = exact.array(record, mode)
-        np.testing.assert_allclose(exact.solved(record, 16, mode), 1 - (1 - p) ** 16)
-        drawn = split.base(0)
+        np.testing.assert_allclose(exact.solved(computed, 16, mode), 1 - (1 - exact.array(computed, mode)) ** 16)
         counts = np.rint(split.array(drawn, mode) * 64).astype(int)
         np.testing.assert_allclose(split.solved(drawn, 16, mode), passk.unbiased(counts, 64, 16))
-        for k in (1, 64):
-            assert exact.solved(record, k).mean() == pytest.approx(record["pass_at"][str(k)])
-            assert split.solved(drawn, k).mean() == pytest.approx(drawn["pass_at"][str(k)])
+    for one, record in ((exact, computed), (split, drawn)):
+        solved = one.solve_rates(record, (1, 64)).mean(axis=1)
+        assert solved == pytest.approx([record["pass_at"][k] for k in ("1", "64")])
     with pytest.raises(ValueError, match="the evaluation holds no .*/base/plain/fork_train"):
-        exact.array(exact.base(0), "fork_train")
+        exact.array(computed, "fork_train")
 
 
 def test_configs_that_differ_in_what_decides_nothing_find_the_same(world):

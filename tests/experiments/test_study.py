@@ -8,9 +8,9 @@ import sys
 import time
 
 import pytest
-import yaml
 
 from experiments import executors, study
+from experiments.studies import steps
 from minifork import config as configs
 from minifork import runs
 from minifork.storage import files
@@ -18,16 +18,14 @@ from tests.helpers.pipeline import Pipeline, assert_same_training
 from tests.helpers.starts import Starts
 
 GRAPHS = {"sft.fork_in_graph": True, "sft.fork_rate": [0.5, 1]}  # two runs that `trained` has not
-SHIPPED = [  # a study, and a task and preset that it is meant for
-    *[("star", "star", preset) for preset in ("", "small", "paper")],
-    *[("arith", "arith", preset) for preset in ("", "small", "paper")],
-    *[("mixed", "mixed", preset) for preset in ("", "small")],
-    ("search", "star", "search"),
-    *[(name, "star", preset) for name in ("sensitivity", "rl", "stops") for preset in ("", "small")],
-    *[("frontier", task, preset) for task in ("star", "arith") for preset in ("", "small")],
-    ("frontier", "star", "search"),
-    ("frontier", "mixed", ""),
-]
+SHIPPED = {  # by study, the tasks that it is meant for, with a preset behind a colon
+    "star": "star star:small star:paper",
+    "arith": "arith arith:small arith:paper",
+    "sizes": "sizes sizes:small",
+    "search": "star:search",
+    "frontier": "star star:small star:search arith arith:small sizes",
+    **dict.fromkeys(("sensitivity", "rl", "stops"), "star star:small"),
+}
 
 
 def test_notation():
@@ -56,11 +54,13 @@ def test_multiples_of_the_config():
     assert [plan.config.sft.epochs for plan in plans] == [1] * 4
 
 
-def test_entries_need_their_mode():
+@pytest.mark.parametrize(
+    ("words", "names"),
+    [(["star"], ["FWD"]), (["arith"], ["FWD", "RAT"]), (["star", "preset=search"], ["FWD", "SEARCH"])],
+)
+def test_entries_need_their_mode(words, names):
     entries = [{"as": mode, "needs": mode} for mode in ("FWD", "RAT", "SEARCH")]
-    for (task, *preset), names in {("star",): ["FWD"], ("arith",): ["FWD", "RAT"],
-                                   ("star", "preset=search"): ["FWD", "SEARCH"]}.items():  # fmt: skip
-        assert [plan.name for plan in study.plans(configs.load(task, preset), entries, [0])] == names
+    assert [plan.name for plan in study.plans(configs.load(words[0], words[1:]), entries, [0])] == names
 
 
 @pytest.mark.parametrize(
@@ -98,47 +98,29 @@ def test_what_cannot_be_run_is_refused_with_its_entry(entry, named):
         ("[]", "a study is a list of mappings"),
         ("- {a: [}", "not a YAML file"),
         ("- {sft.lr: 1, sft.lr: 2}", "sft.lr is written twice"),
+        (None, f"no such study; .* {', '.join(sorted(SHIPPED))}"),
     ],
 )
 def test_files_that_hold_no_study_are_named(tmp_path, text, named):
     path = tmp_path / "mine.yaml"
-    path.write_text(text)
-    with pytest.raises(ValueError, match=r"mine\.yaml") as error:
+    if text is not None:
+        path.write_text(text)
+    with pytest.raises(ValueError, match=rf"mine\.yaml: .*{named}"):
         study.read(str(path))
-    assert named in str(error.value)
 
 
-def test_an_unknown_study_lists_those_that_ship():
-    with pytest.raises(ValueError, match="arith, frontier, mixed, rl, search, sensitivity, star, stops"):
-        study.read("stars")
-
-
-@pytest.mark.parametrize(("name", "task", "preset"), SHIPPED)
-def test_shipped_studies_can_be_planned(name, task, preset):
+@pytest.mark.parametrize("name", sorted(path.stem for path in study.FOLDER.glob("*.yaml")))
+def test_shipped_studies_can_be_planned(name):
     """All runs differ, but for decoders on one; the commands that make them read back as the same configs."""
-    config = configs.load(task, [f"preset={preset}"] if preset else [])
-    plans = study.plans(config, study.read(name), [1])
-    assert len({(plan.identity, plan.config.eval) for plan in plans}) == len(plans) >= 2
-    for plan in plans:
-        _, source, *words = configs.arguments(plan.config)
-        assert configs.load(source, words) == plan.config
-        values = {one.value for one in plans if one.name == plan.name and one.choose}
-        assert bool(plan.choose) == (len(values) > 1)
-
-
-def test_every_shipped_study_is_planned_above():
-    assert {name for name, *_ in SHIPPED} == {path.stem for path in study.FOLDER.glob("*.yaml")}
-
-
-def test_an_entry_is_a_line_in_yaml_and_in_python(tmp_path):
-    """One more line gives its runs beside those that were there."""
-    path, config = tmp_path / "mine.yaml", configs.load("star")
-    entries = [{"as": "dose", "sft.fork_rate": [0, 1]}]
-    path.write_text(yaml.safe_dump(entries) + "- {as: slow, sft.lr: [1e-4, 2e-4]}\n")
-    entries.append({"as": "slow", "sft.lr": [1e-4, 2e-4]})
-    plans = study.plans(config, study.read(str(path)), [0])
-    assert plans == study.plans(config, entries, [0])
-    assert [plan.name for plan in plans] == ["dose", "dose", "slow", "slow"]
+    for task, _, preset in (words.partition(":") for words in SHIPPED[name].split()):
+        config = configs.load(task, [f"preset={preset}"] if preset else [])
+        plans = study.plans(config, study.read(name), [1])
+        assert len({(plan.identity, plan.config.eval) for plan in plans}) == len(plans) >= 2
+        for plan in plans:
+            _, source, *words = configs.arguments(plan.config)
+            assert configs.load(source, words) == plan.config
+            values = {other.value for other in plans if other.name == plan.name and other.choose}
+            assert bool(plan.choose) == (len(values) > 1)
 
 
 @pytest.mark.parametrize("command", ["study", "reproduce", "frontier", "contrast", "sensitivity"])
@@ -163,19 +145,15 @@ def test_what_runs_start_from_is_made_once_and_first(copy, monkeypatch):
     assert starts.threads == [None] * 2 + ["1"] * 14
 
 
-def test_a_base_that_fails_stops_the_study(copy, monkeypatch):
-    starts = Starts(monkeypatch, lambda command: 1)
-    with pytest.raises(ValueError, match=r"a stage failed \(see above\): -m minifork pretrain --resume"):
-        executors.run(study.plans(copy().config(), [{}], [0, 1]))
-    assert starts.commands == ["pretrain"]
-
-
-@pytest.mark.parametrize("stage", ["pretrain", "sft"])
-def test_ctrl_c_in_a_run_stops_the_study(copy, monkeypatch, stage):
-    starts = Starts(monkeypatch, lambda command: 130 * (command[0] == stage))
-    with pytest.raises(KeyboardInterrupt):
-        executors.run(study.plans(copy().config("reproduce.workers=1"), [{}, {"stage": "rl"}], [0]))
-    assert starts.commands[-1] == stage
+@pytest.mark.parametrize(
+    ("stage", "code", "error"),
+    [("pretrain", 1, ValueError), ("pretrain", 130, KeyboardInterrupt), ("sft", -2, KeyboardInterrupt)],
+)
+def test_a_base_that_fails_and_ctrl_c_stop_the_study(copy, monkeypatch, stage, code, error):
+    starts = Starts(monkeypatch, lambda command: code * (command[0] == stage))
+    with pytest.raises(error, match="failed .see above.: -m minifork pretrain --resume" if code == 1 else None):
+        executors.run(study.plans(copy().config("reproduce.workers=1"), [{}, {"stage": "rl"}], [0, 1]))
+    assert starts.commands[-1] == stage and "rl" not in starts.commands
 
 
 def test_killed_runs_are_repeated_and_finished_ones_skipped(copy, small, tmp_path, capsys, monkeypatch):
@@ -212,10 +190,9 @@ def test_the_command_evaluates_what_it_made(copy, tmp_path, capsys, monkeypatch)
     mine.write_text("- {sft.fork_rate: [0.5, 1]}\n")
     starts = Starts(monkeypatch)
     assert pipeline("study", f"reproduce.study={mine}") == 0 and not starts.commands
-    assert {record["run"] for record in pipeline.view()["records"]} == {
-        pipeline.run(name).name for name in ("base", "fork0.5", "fork1")
-    }
-    monkeypatch.setattr(study, "evaluate", lambda _: 1)
+    made = {pipeline.run(name).name for name in ("base", "fork0.5", "fork1")}
+    assert {record["run"] for record in pipeline.view()["records"]} == made
+    monkeypatch.setattr(steps, "evaluate", lambda *_: 1)
     assert "the engines disagree" in pipeline.refused(capsys, "study", f"reproduce.study={mine}")
 
 
@@ -226,7 +203,7 @@ def test_ctrl_c_saves(copy, tmp_path, stage):
     mine.write_text("- {sft.fork_rate: 1, sft.epochs: 400}\n")
     long = ["pretrain.steps=4000"] if stage == "base" else []
     config = pipeline.config(f"reproduce.study={mine}", "save_every=10000", *long)
-    command = [sys.executable, "-m", "minifork", "study", *configs.arguments(config)]
+    command = [sys.executable, "-m", "experiments", "study", *configs.arguments(config)]
     folder = pipeline.at(stage, "sft.epochs=400", *long)
     pipes = {"stdout": subprocess.DEVNULL, "stderr": subprocess.PIPE, "text": True}
     with subprocess.Popen(command, env=os.environ | executors.ONE_CORE, start_new_session=True, **pipes) as process:

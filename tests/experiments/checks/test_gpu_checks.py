@@ -11,6 +11,7 @@ from experiments.checks import bench_gpu, gpu_check
 from experiments.cli import main
 from minifork.decoding.exact import exact
 from minifork.gpu import backends
+from minifork.gpu.kernel import UnavailableError
 from minifork.settings import Shape
 from tests.helpers.engines import TASK, star_case
 from tests.helpers.host_twin import Twin
@@ -27,6 +28,8 @@ class Pretended(Twin):
         return 16
 
     def function(self, build):
+        if build.rows > 32:
+            raise UnavailableError("too large")
         self.compiled(build)
 
 
@@ -52,6 +55,14 @@ def test_samples_and_scores_hold(case, tmp_path, monkeypatch, precision):
     accepted = torch.from_numpy(np.stack([TASK.traces(problems, np.full(5, mode)) for mode in range(2)], axis=1))
     for shift in (0.0, 0.1):
         assert gpu_check.compare(tree, accepted, exact(tree).p_lo + shift, precision)["holds"] == (shift == 0)
+
+
+@twin_only
+def test_a_build_is_chosen_and_tested_once(case, tmp_path, monkeypatch):
+    gpu, calls = Pretended(tmp_path), []
+    monkeypatch.setattr(backends, "self_test", lambda machine, tree, rows, bf16: calls.append((rows, bf16)))
+    assert [backends.ready(gpu, case[0], rows, bf16=False) for rows in (64, 32, 16, 64)] == [32, 32, 16, 32]
+    assert calls == [(32, False), (16, False)]
 
 
 def test_backends_are_measured(case, monkeypatch):

@@ -1,0 +1,68 @@
+"""What the README and the docs say of the results that are kept in experiments/results/ is what these hold."""
+
+import json
+from pathlib import Path
+
+import numpy as np
+import pytest
+
+from experiments.estimates import KS, signed
+from experiments.summary import table
+
+ROOT = Path(__file__).parents[2]
+KEPT = {path.stem: json.loads(path.read_text()) for path in (ROOT / "experiments" / "results").glob("*.json")}
+TEXT = "\n".join(path.read_text() for path in (ROOT / "README.md", *sorted(ROOT.glob("docs/*.md"))))
+
+
+def short(number: str) -> str:
+    """A number as the README writes it, without the zero before the point."""
+    return number.replace("0.", ".")
+
+
+@pytest.mark.parametrize("name", sorted(KEPT))
+def test_results_say_what_made_them(name):
+    kept = KEPT[name]
+    assert kept["command"] and kept["config_hash"] and kept["machine"]
+
+
+@pytest.mark.parametrize("name", sorted(name for name, kept in KEPT.items() if "rows" in kept))
+def test_summaries(name):
+    kept = KEPT[name]
+    assert table(kept) in TEXT and kept["train_minutes"] > 0
+    assert {"study", "sweep"} & kept.keys()  # "sweep" is what version 0.1 wrote
+
+
+@pytest.mark.parametrize("name", sorted(name for name in KEPT if name.endswith("-claims")))
+def test_claims_that_fail(name):
+    for row in [row for row in KEPT[name]["claims"] if row["verdict"] == "fails"]:
+        low, high = row["ci95"]
+        assert short(f"{row['effect']:.3f} [{low:.3f}, {high:.3f}]") in TEXT, row["id"]
+
+
+@pytest.mark.parametrize(("name", "rate"), [("frontier", 0.5), ("frontier", 1), ("frontier-arith", 1)])
+def test_mitigations(name, rate):
+    """The free rows of a FORK_RATE as a Markdown table, by falling pass@16."""
+    lines = ["| run or decoder | pass@1 | pass@16 | pass@64 | above early stopping at k = 16 | at k = 64 |"]
+    lines += ["|---|---|---|---|---|---|"]
+    rows = [row for row in KEPT[name]["methods"] if (row["fork_rate"], row["mode"]) == (rate, "free")]
+    for row in sorted(rows, key=lambda row: -row["pass_at"]["16"]):
+        cells = [f"{row['pass_at'][str(k)]:.3f}" for k in KS] + [signed(row[f"above_{k}"]) for k in KS[1:]]
+        lines.append(f"| {row['method']} | {' | '.join(cells)} |")
+    assert "\n".join(lines) in TEXT
+
+
+def test_rl():
+    """Every cell of the RL table is a number of the result, to its digits."""
+    for row in KEPT["contrast"]["runs"]:
+        ends = [f"{a:.3f} to {b:.3f}" for a, b in zip(row["start"], row["end"], strict=True)]
+        assert short(f"| {' | '.join(ends)} | {signed(row['change']['64'])} |") in short(TEXT), row["run"]
+
+
+def test_sensitivity():
+    lost = np.array(
+        [row["S"] for panel in KEPT["sensitivity"]["panels"] for row in panel["rows"]]
+    )  # [settings, epochs]
+    low, high, early = (short(f"+{value:.3f}") for value in (lost[:, -1].min(), *lost.max(axis=0)[[-1, 1]]))
+    page = " ".join(TEXT.split())
+    assert f"in all {len(lost)} settings" in page and f"S_16 lies between {low} and {high} after 64 epochs" in page
+    assert f"After two epochs it is {early} at most" in page and (np.diff(lost[:, 2:], axis=1) > 0).all()
