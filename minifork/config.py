@@ -24,6 +24,7 @@ from minifork.values import Values, flattened, parsed, typed, unknown_key, word
 from minifork.values import full_key as full_key
 
 FOLDER = Path(__file__).parent / "configs"
+FAST = getattr(yaml, "CSafeLoader", yaml.SafeLoader)  # of files that ship, which tests check
 SAID: set[str] = set()  # keys of recorded configs about which this process has printed a line
 LINE = re.compile(r"( *)(\w+):[^#]*(?:#\s*(.*))?")  # of a config file: indent, key, comment
 
@@ -89,7 +90,7 @@ def _shipped_values(folder: Path, task: str) -> tuple[Values, dict[str, Values],
     presets: dict[str, Values] = {}
     for name in ("defaults", ALIASES.get(task, task)):
         if name in ("defaults", *_shipped_names(folder)):
-            tree = read_yaml(folder / f"{name}.yaml")
+            tree = yaml.load((folder / f"{name}.yaml").read_bytes(), Loader=FAST)
             for preset, changes in tree.pop("presets", {}).items():
                 presets[preset] = presets.get(preset, {}) | flattened(changes)
             values |= flattened(tree)

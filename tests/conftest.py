@@ -2,6 +2,7 @@
 
 import contextlib
 import io
+import os
 import shutil
 from collections.abc import Callable, Iterator
 
@@ -10,6 +11,7 @@ import torch
 
 from minifork.gpt import GPT
 from minifork.settings import Shape
+from minifork.storage import files
 from tests.helpers.pipeline import SFT, Pipeline
 
 SMALL = """
@@ -47,31 +49,36 @@ def make_model() -> Callable[..., GPT]:
 
 
 @pytest.fixture(scope="session", autouse=True)
-def one_thread() -> Iterator[None]:
+def one_thread() -> None:
     """The tensors here are tiny: on a busy machine more threads mostly wait for each other."""
-    before = torch.get_num_threads()
     torch.set_num_threads(1)
-    yield
-    torch.set_num_threads(before)
 
 
 @pytest.fixture
 def threads() -> Iterator[Callable[[int], None]]:
     """torch.set_num_threads, undone after the test."""
-    before = torch.get_num_threads()
     yield torch.set_num_threads
-    torch.set_num_threads(before)
+    torch.set_num_threads(1)
 
 
 @pytest.fixture(scope="session")
 def trained(tmp_path_factory, small):
-    """A pipeline that ran every stage; never changed by a test. What it printed is in ``.printed``."""
-    pipeline = Pipeline(tmp_path_factory.mktemp("runs"), small)
-    out, err = io.StringIO(), io.StringIO()
-    with contextlib.redirect_stdout(out), contextlib.redirect_stderr(err):
-        codes = [pipeline("pretrain"), *(pipeline("sft", *overrides) for overrides in SFT.values())]
-        codes += [pipeline(command) for command in ("eval", "figures", "claims")]
-    pipeline.printed, pipeline.codes = out.getvalue(), codes
+    """A pipeline that ran every stage; never changed by a test. What it printed is in ``.printed``.
+
+    It is made once: processes that run tests side by side share it.
+    """
+    shared = tmp_path_factory.getbasetemp()
+    shared = (shared.parent if "PYTEST_XDIST_WORKER" in os.environ else shared) / "trained"
+    shared.mkdir(exist_ok=True)
+    pipeline, path = Pipeline(shared / "runs", small), shared / "printed.json"
+    with files.locked(shared):
+        if not path.exists():
+            out, err = io.StringIO(), io.StringIO()
+            with contextlib.redirect_stdout(out), contextlib.redirect_stderr(err):
+                codes = [pipeline("pretrain"), *(pipeline("sft", *overrides) for overrides in SFT.values())]
+                codes += [pipeline(command) for command in ("eval", "figures", "claims")]
+            files.write_json(path, {"codes": codes, "printed": out.getvalue()})
+    pipeline.codes, pipeline.printed = files.read_json(path)["codes"], files.read_json(path)["printed"]
     return pipeline
 
 
@@ -90,3 +97,9 @@ def copy(trained, tmp_path, small):
         return Pipeline(tmp_path / "runs", small)
 
     return make
+
+
+@pytest.fixture
+def empty(tmp_path, small) -> Pipeline:
+    """A pipeline without runs."""
+    return Pipeline(tmp_path / "runs", small)

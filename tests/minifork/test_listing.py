@@ -20,7 +20,7 @@ LONG = "runs=/somewhere/far/away/where/results/are/kept"
     "words",
     [
         ["star"],
-        ["mixed", "preset=small"],
+        ["sizes", "preset=small"],
         ["star", "preset=small", "sft.epochs=4"],
         ["arith", "preset=paper", "data.modulus=null", "sft.lr=1e-5", "sft.fresh=true", "seed=3"],
         ["star", "name=a: b # c", "eval.policy=temperature=0.7,top_k=3,top_p=0.95", LONG],
@@ -50,14 +50,6 @@ def listed(capsys, pipeline: Pipeline, *words: str) -> tuple[dict[str, list[str]
     *lines, total = capsys.readouterr().out.splitlines()
     rows = [line.split() for line in lines if " MB " in line]
     return {Path(words[4]).name: words for words in rows}, total
-
-
-def refused(capsys, pipeline: Pipeline, *words: str) -> str:
-    """The one line on stderr of `minifork runs` where it must fail."""
-    assert main(["runs", f"runs={pipeline.root}", *words]) == 1
-    error = capsys.readouterr().err
-    assert error.startswith("minifork: ") and error.count("\n") == 1
-    return error
 
 
 @pytest.mark.parametrize(
@@ -90,34 +82,28 @@ def test_runs_are_listed_by_filters(copy, capsys, filters, names):
     assert total == f"{len(names)} runs, {size / 1e6:.1f} MB"
 
 
-def test_unfinished_runs_show_how_far_they_are(copy, capsys):
-    pipeline = copy()
+def test_unfinished_runs_show_how_far_they_are(empty, capsys):
     with ctrl_c("before", 5):
-        assert pipeline("pretrain") == 130
-    (words,) = listed(capsys, pipeline)[0].values()
+        assert empty("pretrain") == 130
+    (words,) = listed(capsys, empty)[0].values()
     assert words[:2] == ["base", "6/40"]
 
 
 def test_what_is_listed_is_removed_and_nothing_else(copy, capsys):
+    """Nor a run that a process works on."""
     pipeline = copy("base", "fork0.5", "fork1", "fresh")
     damaged = shutil.copytree(pipeline.run("fork1"), pipeline.folder / "mine")
     (damaged / runs.RECORD).write_text("{")
     before = snapshot(pipeline.root)
     gone = {pipeline.run(name).name for name in ("fork1", "fresh")}
+    with files.locked(pipeline.run("fork1")):
+        error = pipeline.refused(capsys, "runs", "fork_rate=1", "fresh=false", "--remove")
+    assert f"{pipeline.run('fork1')}: a process is working on this run; it stays" in error
+    assert snapshot(pipeline.root) == before
     rows, total = listed(capsys, pipeline, "fork_rate=1", "--remove")
     assert set(rows) == gone and total.startswith("2 runs, ") and total.endswith(" removed")
     rest = {path: content for path, content in before.items() if path.split("/")[1] not in gone}
     assert snapshot(pipeline.root) == rest
-
-
-def test_a_run_that_a_process_works_on_is_not_removed(copy, capsys):
-    pipeline = copy("base")
-    before = snapshot(pipeline.root)
-    with files.locked(pipeline.run("base")):
-        assert f"{pipeline.run('base')}: a process is working" in refused(capsys, pipeline, "--remove")
-    assert snapshot(pipeline.root) == before
-    listed(capsys, pipeline, "--remove")
-    assert not pipeline.run("base").exists()
 
 
 @pytest.mark.parametrize(
@@ -132,5 +118,5 @@ def test_a_run_that_a_process_works_on_is_not_removed(copy, capsys):
 )
 def test_filters_that_mean_nothing_or_too_much(trained, capsys, word, named):
     before = snapshot(trained.root)
-    assert named in refused(capsys, trained, "stage=base", word, "--remove")
+    assert named in trained.refused(capsys, "runs", "stage=base", word, "--remove")
     assert snapshot(trained.root) == before

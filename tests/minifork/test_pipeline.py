@@ -12,10 +12,9 @@ import torch
 
 from data_gen import star, streams, walks
 from minifork import checkpoints, runs
-from minifork.config import to_tree
-from minifork.storage.weights import load_weights, weights_hash
+from minifork.storage.weights import load_weights
 from minifork.training import losses, stages
-from tests.helpers.pipeline import BASE, SFT, edit_record, logged_steps, snapshot
+from tests.helpers.pipeline import BASE, SFT, logged_steps, snapshot
 
 KS = [str(2**i) for i in range(7)]
 
@@ -35,13 +34,9 @@ def records_of(pipeline, name: str) -> list[dict]:
 # A whole run
 
 
-def test_every_stage_succeeds(trained):
-    assert trained.codes == [0] * (1 + len(SFT) + 3)
-
-
 @pytest.mark.parametrize("name", [BASE, *SFT])
 def test_artefacts_of_a_run(trained, name):
-    folder, stage = trained.run(name), "base" if name == BASE else "sft"
+    folder = trained.run(name)
     files = {str(p.relative_to(folder)) for p in folder.rglob("*") if p.is_file() and p.parent.name != "eval"}
     epochs = set() if name == BASE else {"epochs/e1.pt", "epochs/e2.pt", "epochs/e4.pt"}
     assert files == {"run.json", "metrics.jsonl", "ckpt.pt"} | epochs
@@ -54,22 +49,13 @@ def test_artefacts_of_a_run(trained, name):
         first = load_weights(folder / "epochs" / "e1.pt")["model"]
         assert any(not torch.equal(first[k], v) for k, v in last.items())
 
-    record, config = json.loads((folder / "run.json").read_text()), trained.config(*SFT.get(name, []))
-    assert (record["format"], record["version"], record["stage"]) == ("minifork-run", 2, stage)
-    assert record["identity"] == runs.identity(config, stage) and folder.name.endswith(f"-{record['identity'][:8]}")
-    assert record["config"] == to_tree(config) and runs.read(folder).config == config
-    assert record["complete"] is True and record["step"] == record["steps"] == (40 if name == BASE else 16)
-    assert record["weights"] == {file: weights_hash(folder / file) for file in {"ckpt.pt"} | epochs}
-    base = trained.run(BASE)
-    start = {"run": base.name, "file": "ckpt.pt", "weights": weights_hash(base / "ckpt.pt")}
-    assert record["parent"] == (None if name == BASE else start)
-
 
 def test_training_learns(trained):
-    """The loss of the base falls below that of guessing a node, and fine-tuning lowers it further."""
+    """Every stage succeeds, and the loss of the base falls below that of guessing a node."""
+    assert trained.codes == [0] * (1 + len(SFT) + 3)
     lines = (trained.run(BASE) / "metrics.jsonl").read_text().splitlines()
-    losses = [json.loads(line)["loss"] for line in lines]
-    assert losses[-1] < losses[0] and losses[-1] < np.log(12)
+    logged = [json.loads(line)["loss"] for line in lines]
+    assert logged[-1] < logged[0] and logged[-1] < np.log(12)
 
 
 def in_unit(values) -> bool:
@@ -78,9 +64,6 @@ def in_unit(values) -> bool:
 
 def test_schema_of_the_evaluation(trained, evaluation):
     result, _ = evaluation
-    assert set(result) >= {
-        "schema", "task", "engine", "policy", "grading", "split", "n_problems", "data_hash", "settings", "records",
-    }  # fmt: skip
     assert (result["schema"], result["task"], result["engine"], result["n_problems"]) == (5, "star", "exact", 64)
     assert records_of(trained, BASE) == [record for record in result["records"] if record["stage"] == "base"]
     assert [record["epoch"] for record in records_of(trained, BASE)] == [None]
@@ -107,8 +90,8 @@ def test_records_of_the_evaluation(trained, evaluation):
         assert set(r["errors"]) == set(star.SINKS[1:]) and in_unit(r["errors"].values())
         assert sum(r["errors"].values()) + r["pass_at"]["1"] == pytest.approx(1, abs=1e-9)
         fork = r["fork"]
-        for name in ("p_right", "confidence_right", "confidence_wrong", "wrong_commit", "train_p_right"):
-            assert fork[name] is None or 0 <= fork[name] <= 1
+        names = ("p_right", "confidence_right", "confidence_wrong", "wrong_commit", "train_p_right")
+        assert in_unit(fork[name] for name in names if fork[name] is not None)
         assert 0 <= fork["entropy"] <= np.log(2) + 1e-9
         assert 0 <= r["mode"]["p_forward"] <= 1 and 0 <= r["mode"]["entropy"] <= np.log(2) + 1e-9
         assert r["current"] is True
@@ -196,14 +179,6 @@ def test_evaluation_repeats_itself(copy, trained):
     assert pipeline.view()["records"] == records_of(trained, BASE) + records_of(trained, "fork1")
 
 
-def test_evaluation_names_what_it_leaves_out(copy, capsys):
-    pipeline = copy(BASE, "fork1")
-    edit_record(pipeline.run("fork1"), complete=False)
-    assert pipeline("eval") == 0
-    assert f"{pipeline.run('fork1')}: left out, unfinished" in capsys.readouterr().out
-    assert [r["run"] for r in pipeline.view()["records"]] == [pipeline.run(BASE).name]
-
-
 def test_figures(trained):
     drawn = {path.name: path.read_bytes() for path in (trained.folder / "figures").iterdir()}
     assert set(drawn) == {"crossing.png", "epochs.png", "dose.png", "fork.png"}
@@ -265,15 +240,15 @@ def test_loss_is_on_whole_traces_each_once_an_epoch(copy, monkeypatch, overrides
     assert len(orders) == 4  # shuffled anew
 
 
-@pytest.mark.parametrize("loss", ["label_smoothing=0.1", "gem=0.7", "coverage=8", "drop_tail=0.25"])
-def test_fine_tunes_with_every_loss(copy, loss):
-    """In a folder of its own, to other weights."""
-    pipeline, override = copy(BASE, "fork1"), f"sft.loss={loss}"
-    assert pipeline("sft", override) == 0
-    weights = [
-        load_weights(path / "ckpt.pt")["model"] for path in (pipeline.at("sft", override), pipeline.run("fork1"))
-    ]
-    assert not torch.equal(weights[0]["head.weight"], weights[1]["head.weight"])
+def test_losses_and_seeds_matter(copy):
+    """Each fine-tunes to other weights, in a folder of its own."""
+    pipeline = copy(BASE, "fork1")
+    losses = ["label_smoothing=0.1", "gem=0.7", "coverage=8", "drop_tail=0.25"]
+    hashes = {runs.read(pipeline.run("fork1")).record["weights"]["ckpt.pt"]}
+    for override in ("seed=1", *(f"sft.loss={loss}" for loss in losses)):
+        assert pipeline("sft", override) == 0
+        hashes.add(runs.read(pipeline.at("sft", override)).record["weights"]["ckpt.pt"])
+    assert len(hashes) == 2 + len(losses)
 
 
 def test_impossible_losses_are_refused_before_anything_is_made(copy, capsys):
@@ -281,17 +256,6 @@ def test_impossible_losses_are_refused_before_anything_is_made(copy, capsys):
     assert "coverage is 0.5" in pipeline.refused(capsys, "sft", "sft.loss=coverage=0.5")
     assert "does not exist" in pipeline.refused(capsys, "sft", "sft.loss=hinge")
     assert [*pipeline.folder.iterdir()] == [pipeline.run(BASE)]
-
-
-# Other seeds
-
-
-def test_seeds_matter_and_thread_through(copy):
-    pipeline = copy(BASE, "fork1")
-    assert pipeline("sft", "seed=1") == 0
-    one, zero = (load_weights(pipeline.at("sft", f"seed={seed}") / "ckpt.pt")["model"] for seed in (1, 0))
-    assert any(not torch.equal(one[k], v) for k, v in zero.items())
-    assert runs.read(pipeline.at("sft", "seed=1")).values["seed"] == 1
 
 
 def test_base_batches_come_from_the_walks_stream(trained):

@@ -1,0 +1,217 @@
+"""What a run's record says, records that cannot be read, parents that were made anew, a full disk."""
+
+import contextlib
+import resource
+import shutil
+
+import pytest
+import torch
+
+from experiments import executors, study
+from minifork import config as configs
+from minifork import runs
+from minifork.storage import files
+from minifork.storage.weights import weights_hash
+from tests.helpers.pipeline import SFT, Pipeline, assert_same_training, ctrl_c, edit_record, replace_weights, snapshot
+from tests.minifork.storage.test_files import everything
+
+RL = ["rl.updates=2", "rl.problems=8", "rl.prompts=4"]
+
+
+@pytest.mark.parametrize("name", ["base", *SFT])
+def test_what_a_record_says(trained, name):
+    run, base = runs.read(trained.run(name)), runs.read(trained.run("base"))
+    record, config = files.read_json(run.folder / runs.RECORD), trained.config(*SFT.get(name, []))
+    assert (record["format"], record["version"], record["stage"]) == (
+        "minifork-run",
+        2,
+        "sft" if name in SFT else "base",
+    )
+    assert record["identity"] == run.identity == runs.identity(config, run.stage)
+    assert run.folder.name.endswith(f"-{run.identity[:8]}")
+    assert record["config"] == configs.to_tree(config) and run.config == config
+    start = {"run": base.name, "file": "ckpt.pt", "weights": base.record["weights"]["ckpt.pt"]}
+    assert record["parent"] == (None if name == "base" else start)
+    assert {*record["weights"]} == {str(path.relative_to(run.folder)) for path in run.folder.rglob("*.pt")}
+    assert all(weights_hash(run.folder / file) == digits for file, digits in record["weights"].items())
+    (leg,) = record["legs"]
+    assert record["complete"] is True and record["step"] == record["steps"] == (40 if name == "base" else 16)
+    assert (leg["from"], leg["to"]) == (0, record["step"])
+
+
+def test_tags_of_a_run(trained):
+    """Beside a study's config, by default beside what ships."""
+    tags = {name: runs.read(trained.run(name)).tags(trained.config()) for name in SFT}
+    assert tags["problem"] == {"sft.fork_rate": 0.5, "sft.allocation": "problem"}
+    assert tags["cued"] == {"sft.cue_rate": 1.0} and tags["fork1"] == {}
+    assert runs.read(trained.run("fork1")).tags()["model.width"] == 32
+
+
+def test_legs_of_an_interrupted_run(empty, threads):
+    """Each says its steps, the machine, torch, the threads and the seconds."""
+    threads(2)
+    with ctrl_c("before", 3):
+        assert empty("pretrain") == 130
+    threads(1)
+    assert empty("pretrain", "--resume") == 0
+    record = runs.read(empty.run("base")).record
+    made = {"machine": runs.machine(), "torch": torch.__version__}
+    expected = [{"from": 0, "to": 4, "threads": 2} | made, {"from": 4, "to": 40, "threads": 1} | made]
+    assert [{key: value for key, value in leg.items() if key != "seconds"} for leg in record["legs"]] == expected
+    assert record["seconds"] == pytest.approx(sum(leg["seconds"] for leg in record["legs"]), abs=0.11)
+
+
+# Records that cannot be read
+
+DAMAGE = {  # contents of run.json, or changes of what it says
+    "empty": "",
+    "cut": '{"format": "minifork-run"',
+    "list": "[]",
+    "bare": '{"format": "minifork-run", "version": 2}',
+    "identity": {"identity": None},
+    "stage": {"stage": "other"},
+    "complete": {"complete": "yes"},
+    "step": {"step": "9"},
+    "steps": {"steps": None},
+    "weights": {"weights": []},
+    "hash": {"weights": {"ckpt.pt": 3}},
+    "legs": {"legs": None},
+    "parent": {"parent": "base"},
+    "parent's keys": {"parent": {"run": "base"}},
+    "config": {"config": 3},
+    "a value": {"config": {"task": "star", "sft": {"lr": "x"}}},
+    "a task": {"config": {"task": "chess"}},
+    "newer": {"version": runs.VERSION + 1},
+    "foreign": {"format": "other"},
+    "unmarked": {"format": None},
+}
+WAYS_OUT = {"newer": "update this one", "foreign": "move it elsewhere", "unmarked": "move it elsewhere"}
+
+
+def damage_record(folder, how: str) -> None:
+    damage = DAMAGE[how]
+    if isinstance(damage, str):
+        (folder / runs.RECORD).write_text(damage)
+    else:
+        edit_record(folder, **damage)
+
+
+@pytest.mark.parametrize("how", DAMAGE)
+def test_records_that_cannot_be_read(copy, capsys, how):
+    """What needs the run names its record and the way out; what needs others does without it and says so."""
+    pipeline = copy("base", "fork1")
+    folder, config = pipeline.run("fork1"), pipeline.config()
+    damage_record(folder, how)
+    for read in (lambda: runs.read(folder), lambda: runs.find(config, "sft"), lambda: runs.require(config, "sft")):
+        with pytest.raises(ValueError) as error:
+            read()
+        assert str(folder / runs.RECORD) in str(error.value) and WAYS_OUT.get(how, "remove") in str(error.value)
+    capsys.readouterr()
+    assert [run.stage for run in runs.all_runs(config)] == ["base"]
+    assert capsys.readouterr().out.startswith(f"{folder}: left out, {folder / runs.RECORD}: ")
+
+
+@pytest.mark.parametrize(("name", "commands"), [("fork1", ("sft", "rl", "wise")), ("base", ("pretrain", "sft"))])
+def test_commands_on_a_record_that_cannot_be_read(trained, copy, capsys, name, commands):
+    """Doing what the line says makes the run again."""
+    pipeline = copy("base", "fork1", measured=True)
+    folder = pipeline.run(name)
+    damage_record(folder, "cut")
+    for command in commands:
+        assert f"{folder / runs.RECORD}: not a JSON file; remove it" in pipeline.refused(capsys, command)
+    assert pipeline("runs") == 0 and pipeline("eval") == (1 if name == "base" else 0)  # all need their base
+    assert capsys.readouterr().out.count(f"{folder}: left out, {folder / runs.RECORD}: ") == 2
+    (folder / runs.RECORD).unlink()
+    assert pipeline(commands[0]) == 0
+    assert_same_training(folder, trained.run(name))
+
+
+# Parents
+
+
+def made_anew(copy, name: str, file: str) -> Pipeline:
+    """A base, a tuned run, RL and a mixture, of which one was made anew on another machine."""
+    pipeline = copy("base", "fork1", measured=True)
+    assert pipeline("rl", *RL) == pipeline("wise", "wise.weights=0.5") == 0
+    replace_weights(pipeline.run(name), file)
+    return pipeline
+
+
+def test_a_base_that_was_made_anew_is_named(copy, capsys):
+    """By all that stands on it, studies too; runs that begin now start from the new one."""
+    pipeline = made_anew(copy, "base", "ckpt.pt")
+    tuned, base = pipeline.run("fork1"), pipeline.run("base") / "ckpt.pt"
+    line = f"{tuned} started from other weights than {base} holds now; remove it and run it again"
+    for command in (["sft"], ["sft", "--resume"], ["rl", *RL], ["rl", "rl.updates=1", *RL[1:]], ["wise"]):
+        assert line in pipeline.refused(capsys, *command)
+    with pytest.raises(ValueError, match="started from other weights than"):
+        executors.run(study.plans(pipeline.config(), [{}], [0]))
+    assert pipeline("eval") == 0
+    printed = capsys.readouterr().out
+    folders = [tuned, pipeline.at("rl", *RL), pipeline.at("wise", "wise.weights=0.5")]
+    assert all(f"{folder}: left out, {line}" in printed for folder in folders)
+    assert {record["stage"] for record in pipeline.view()["records"]} == {"base"}
+    assert pipeline("sft", "seed=1", "sft.epochs=1") == 0
+    assert runs.read(pipeline.at("sft", "seed=1", "sft.epochs=1")).record["parent"]["weights"] == weights_hash(base)
+    pipeline.run("base").rename(pipeline.folder / f"other{base.parent.name[-9:]}")  # the label is for people
+    assert "started from other weights" in pipeline.refused(capsys, "sft")
+
+
+def test_a_snapshot_that_was_made_anew_is_named(copy, capsys):
+    """By those that start from it: RL from epoch 1, but no mixture, which is known by the last."""
+    pipeline = made_anew(copy, "fork1", "epochs/e1.pt")
+    line = f"{pipeline.at('rl', *RL)} started from other weights than {pipeline.run('fork1') / 'epochs' / 'e1.pt'}"
+    assert line in pipeline.refused(capsys, "rl", *RL)
+    assert pipeline("sft") == pipeline("wise", "wise.weights=0.5") == pipeline("eval") == 0
+    assert capsys.readouterr().out.count("left out") == 1
+    assert pipeline("rl", "rl.updates=1", *RL[1:]) == 0
+
+
+def test_an_unfinished_run_does_not_go_on_from_another_base(copy, capsys):
+    pipeline = copy("base")
+    with ctrl_c("before", 6):
+        assert pipeline("sft") == 130
+    replace_weights(pipeline.run("base"), "ckpt.pt")
+    assert "started from other weights" in pipeline.refused(capsys, "sft", "--resume")
+
+
+def test_a_base_that_is_gone_is_missed_only_by_new_runs(copy, capsys):
+    pipeline = copy("base", "fork1", measured=True)
+    shutil.rmtree(pipeline.run("base"))
+    assert pipeline("sft") == pipeline("eval") == 0
+    assert "left out" not in capsys.readouterr().out
+    error = pipeline.refused(capsys, "sft", "seed=1")
+    assert str(pipeline.run("base")) in error and "minifork pretrain base_seed=0" in error
+
+
+# A full disk
+
+
+@contextlib.contextmanager
+def room_for(size: int):
+    """Let this process write no more than some bytes a file, which stands for a full disk."""
+    before = resource.getrlimit(resource.RLIMIT_FSIZE)
+    resource.setrlimit(resource.RLIMIT_FSIZE, (size, before[1]))
+    try:
+        yield
+    finally:
+        resource.setrlimit(resource.RLIMIT_FSIZE, before)
+
+
+@pytest.mark.parametrize(
+    ("stage", "size"),
+    [("pretrain", 40_000), ("sft", 40_000), ("wise", 40_000), ("eval", 1_500), ("figures", 2_000), ("report", 20_000)],
+)
+def test_a_full_disk_loses_nothing(copy, capsys, stage, size):
+    """One line says so, what was there stays as it was, and with room again the command succeeds."""
+    pipeline = copy(*{"pretrain": [], "sft": ["base"]}.get(stage, ["base", *SFT]), measured=True)
+    overrides = ["eval.problems=48"] if stage == "eval" else []  # else nothing is missing
+    before = snapshot(pipeline.root)
+    with room_for(size):
+        error = pipeline.refused(capsys, stage, *overrides)
+    assert "cannot be saved" in error and "runs=" in error
+    after = snapshot(pipeline.root)
+    assert {name: after[name] for name in before} == before
+    if stage == "pretrain":
+        assert everything(pipeline.run("base")) <= {"run.json", "metrics.jsonl"}
+    assert pipeline(stage, *overrides, *(["--resume"] if stage in ("pretrain", "sft") else [])) == 0
