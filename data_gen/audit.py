@@ -168,7 +168,7 @@ def read_tokens(task: Task[Batch], examples: Examples) -> tuple[np.ndarray, list
         places = np.where(shown.any(axis=2)[..., None], np.stack([shown.argmax(axis=2), last], axis=2), task.prompt_len)
         right = np.argmax(tokens == children[rows, :1], axis=1)
         read = Branches(
-            places, tokens[..., None], tokens[..., :0, None], right, task.prompt_len + 1, task.vocab_size, PROMPT, 0
+            places, tokens[..., None], tokens[..., None][..., :0], right, task.prompt_len + 1, task.vocab_size, PROMPT, 0
         )
         parts.append((f"{count} branches, ", read))
     return forked, parts

@@ -27,23 +27,19 @@ def check(task: Task[Batch]) -> None:
     problems = task.sample(rng, PROBLEMS)
     try:
         again = task.reprint(problems, rng)
-        _check_prompts(task, problems)
-        _check_prompts(task, again)
-        _check_identity(task, problems, again)
+        _check_prompts(task, problems, again)
         traces = _check_traces(task, problems, again)
-        _check_automata(task, problems, again, traces)
-        _check_fork(task, problems, traces)
+        dfa = _check_automata(task, problems, again, traces)
+        _check_fork(task, problems, traces, dfa)
         walks = task.walks(problems, 0.5, 0.0, rng, 1)
-        _require(
-            _in_vocabulary(task, walks, PAD), task, problems, "walks(problems, ...) gives tokens outside the vocabulary"
-        )
+        _require_vocabulary(walks, PAD, task, problems, "walks(problems, ...)")
     except MissingMemberError as error:
         raise ValueError(f"{error}; {_example(task, problems, 0)}") from None
 
 
-def _require(holds: np.ndarray, task: Task[P], problems: P, what: str) -> None:
-    """Raise ValueError with the first problem for which ``holds`` bool[n, ...] is not true throughout."""
-    right = holds.reshape(len(problems), -1).all(axis=1)
+def _require(holds: bool | np.ndarray, task: Task[P], problems: P, what: str) -> None:
+    """Raise ValueError unless ``holds``, a bool or bool[n, ...], naming the first problem for which it does not."""
+    right = np.broadcast_to(holds, np.shape(holds) or PROBLEMS).reshape(PROBLEMS, -1).all(axis=1)
     if not right.all():
         raise ValueError(f"{type(task).__name__}: {what}; {_example(task, problems, int(np.argmin(right)))}")
 
@@ -56,64 +52,55 @@ def _example(task: Task[P], problems: P, row: int) -> str:
         return f"an example problem: {problems[row : row + 1]}"
 
 
-def _in_vocabulary(task: Task[P], tokens: np.ndarray, least: int = 0) -> np.ndarray:
-    return (tokens >= least) & (tokens < task.vocab_size)
+def _require_vocabulary(tokens: np.ndarray, least: int, task: Task[P], problems: P, what: str) -> None:
+    inside = (tokens >= least) & (tokens < task.vocab_size)
+    _require(inside, task, problems, f"{what} gives tokens outside the vocabulary of {task.vocab_size}")
 
 
-def _check_prompts(task: Task[P], problems: P) -> None:
-    prompts = task.prompts(problems)
-    shape = (PROBLEMS, task.prompt_len)
-    if prompts.shape != shape:
-        raise ValueError(
-            f"{type(task).__name__}: prompts(problems) has the shape {prompts.shape}, not [n, prompt_len] = {shape}; "
-            + _example(task, problems, 0)
-        )
-    _require(_in_vocabulary(task, prompts), task, problems, "prompts(problems) gives tokens outside the vocabulary")
-
-
-def _check_identity(task: Task[P], problems: P, again: P) -> None:
+def _check_prompts(task: Task[P], problems: P, again: P) -> None:
+    for batch in (problems, again):
+        prompts, shape = task.prompts(batch), (PROBLEMS, task.prompt_len)
+        what = f"prompts(problems) has the shape {prompts.shape}, not [n, prompt_len] = {shape}"
+        _require(prompts.shape == shape, task, problems, what)
+        _require_vocabulary(prompts, 0, task, batch, "prompts(problems)")
     identity = task.identity(problems)
-    if identity.dtype != np.uint64 or identity.shape != (PROBLEMS,):
-        raise ValueError(
-            f"{type(task).__name__}: identity(problems) is {identity.dtype}{identity.shape}, not uint64[n]"
-        )
+    what = f"identity(problems) is {identity.dtype}{identity.shape}, not uint64[n]"
+    _require(identity.dtype == np.uint64 and identity.shape == (PROBLEMS,), task, problems, what)
     what = "identity(problems) changes when reprint(problems, rng) prints a problem anew, so that one problem could be"
     _require(identity == task.identity(again), task, problems, f"{what} trained and tested on")
 
 
 def _check_traces(task: Task[P], problems: P, again: P) -> np.ndarray:
-    """The traces int64[modes, n, trace_len], which are as they must be."""
+    """The traces int64[modes, n, trace_len]."""
     every = []
     for index, name in enumerate(task.mode_names):
         mode = np.full(PROBLEMS, index)
         traces, what = task.traces(problems, mode), f"traces(problems, mode) in mode {name}"
-        if traces.shape != (PROBLEMS, task.trace_len):
-            raise ValueError(
-                f"{type(task).__name__}: {what} have {traces.shape[1]} columns, but trace_len is {task.trace_len}; "
-                + _example(task, problems, 0)
-            )
-        _require(_in_vocabulary(task, traces, PAD), task, problems, f"{what} have tokens outside the vocabulary")
-        _require(traces[:, 0] == task.mode_token(name), task, problems, f"{what} do not begin with mode_token(mode)")
-        ends = np.cumsum(traces == task.eos, axis=1)
-        within = np.where(ends - (traces == task.eos) == 0, traces != PAD, traces == PAD)
-        _require(within & (ends[:, -1:] == 1), task, problems, f"{what} do not end with eos, and PAD after it")
-        _require(traces == task.traces(again, mode), task, problems, f"{what} change when reprint prints them anew")
+        fits = traces.shape == (PROBLEMS, task.trace_len)
+        _require(fits, task, problems, f"{what} has the shape {traces.shape}, but trace_len is {task.trace_len}")
+        _require_vocabulary(traces, PAD, task, problems, what)
+        _require(traces[:, 0] == task.mode_token(name), task, problems, f"{what} does not begin with mode_token(mode)")
+        ended = np.cumsum(traces == task.eos, axis=1)
+        over = (ended > 0) & (traces != task.eos)
+        ends = (ended[:, -1:] == 1) & ((traces == PAD) == over)
+        _require(ends, task, problems, f"{what} does not end with eos once, and PAD after it")
+        same = traces == task.traces(again, mode)
+        _require(same, task, problems, f"{what} changes when reprint(problems, rng) prints a problem anew")
         every.append(traces)
     return np.stack(every)
 
 
-def _check_automata(task: Task[P], problems: P, again: P, traces: np.ndarray) -> None:
-    dfa = task.dfa(problems)
-    if dfa.next.shape[::2] != (PROBLEMS, task.vocab_size):
-        raise ValueError(
-            f"{type(task).__name__}: dfa(problems) has tables {dfa.next.shape}, not [n, states, vocab_size]"
-        )
+def _check_automata(task: Task[P], problems: P, again: P, traces: np.ndarray) -> DFA:
+    """The automata of the problems."""
+    dfa, anew = task.dfa(problems), task.dfa(again)
+    fits = dfa.next.shape[::2] == (PROBLEMS, task.vocab_size)
+    _require(fits, task, problems, f"dfa(problems) has tables {dfa.next.shape}, not [n, states, vocab_size]")
     for name, tokens in zip(task.mode_names, traces, strict=True):
         accepted = _states(dfa, tokens) == dfa.first_sink
         _require(accepted, task, problems, f"dfa(problems) does not accept the trace in mode {name}")
-    anew = task.dfa(again)
     same = np.array([_equivalent(dfa, anew, row) for row in range(PROBLEMS)])
     _require(same, task, problems, "dfa(problems) changes when reprint(problems, rng) prints a problem anew")
+    return dfa
 
 
 def _states(dfa: DFA, tokens: np.ndarray) -> np.ndarray:
@@ -141,20 +128,16 @@ def _equivalent(one: DFA, two: DFA, row: int) -> bool:
     return True
 
 
-def _check_fork(task: Task[P], problems: P, traces: np.ndarray) -> None:
+def _check_fork(task: Task[P], problems: P, traces: np.ndarray, dfa: DFA) -> None:
     prefix, children = task.fork_prefix(problems), task.children(problems)
-    if prefix is None and children is None:
-        return
     if prefix is None or children is None:
-        given, lacking = ("children", "fork_prefix") if prefix is None else ("fork_prefix", "children")
-        raise ValueError(
-            f"{type(task).__name__} declares a fork by {given}(problems), but gives no {lacking}(problems)"
-        )
+        both = prefix is None and children is None
+        _require(both, task, problems, "of fork_prefix(problems) and children(problems) it gives only one")
+        return
     right = np.concatenate([prefix, children[:, :1]], axis=1)
     on_trace = (traces[:, :, : right.shape[1]] == right).all(axis=2).any(axis=0)
     what = "no trace begins with fork_prefix(problems) and column 0 of children(problems)"
     _require(on_trace, task, problems, what)
-    dfa = task.dfa(problems)
     hopeless = dfa.shortest() > dfa.next.shape[1]
     for child in children.T[1:]:
         state = _states(dfa, np.concatenate([prefix, child[:, None]], axis=1))

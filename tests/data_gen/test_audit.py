@@ -12,6 +12,7 @@ import pytest
 from data_gen import audit, streams
 from data_gen.star import Problems, Star
 from data_gen.streams import Examples, Mixture
+from examples.new_task import Maze
 
 REFERENCE = Star(nodes=16, branches=2, length=4)
 WIDE = Star(nodes=24, branches=3, length=5)
@@ -180,6 +181,22 @@ def test_many_branches(monkeypatch):
     wide = Star(nodes=400, branches=300, length=2)
     checks = audit.audit(wide, streams.sft_examples(wide, CLEAN[4], 0, 10), 1.0)
     assert {check.name for check in checks} >= BRANCH_CHECKS and all(0 < check.p <= 1 for check in checks)
+
+
+def test_a_task_that_prints_no_star():
+    """Branches are told by where their first token is printed; doors printed the right way round give them away."""
+    task = Maze(5, 3)
+    problems = streams.problems(task, 0, "train", 400)
+    checks = audit.audit(task, examples_of(task, problems), 1.0)
+    assert not any(check.flagged for check in checks) and len(checks) == 9
+    ordered = replace(problems, order=np.sort(problems.order, axis=1))
+    assert names_flagged(task, examples_of(task, ordered)) == {
+        "2 branches, first place", "2 branches, order of first places", "2 branches, last place",
+        "2 branches, linear probe",
+    }  # fmt: skip
+    low = problems.path[:, 2] < problems.path[:, 4]
+    lower = replace(problems, path=np.where(low[:, None], problems.path[:, ::-1], problems.path))
+    assert names_flagged(task, examples_of(task, lower)) >= {"2 branches, token order", "2 branches, linear probe"}
 
 
 def test_no_fork():

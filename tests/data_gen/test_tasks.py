@@ -1,13 +1,19 @@
 """Every task and mode through the command line, small: pretrain, fine-tune, evaluate, figures, claims."""
 
+from dataclasses import dataclass
+
 import numpy as np
 import pytest
 
 from data_gen import streams
+from data_gen.task import Task
+from examples.new_task import Maze
+from experiments.cli import main
 from experiments.figures import fork
 from experiments.results import load
 from minifork import config as configs
-from minifork.schema import Config
+from minifork.schema import TASKS, Config
+from minifork.storage import files
 from tests.conftest import SMALL
 from tests.helpers.pipeline import Pipeline
 
@@ -139,6 +145,39 @@ def test_mixed(tmp_path):
     assert words.get_text() == "mean ln d: undecided" and words.xy[1] == pytest.approx(np.log(branches).mean())
     for engine in ("split", "rollout"):
         assert pipeline("eval", f"eval.engine={engine}", "eval.rollouts=64") == 0
+
+
+@dataclass(frozen=True)
+class Corridor(Maze):
+    """Mazes that declare no fork, whose base learns from whole prompts and right traces."""
+
+    fork_prefix, children, walks = Task.fork_prefix, Task.children, Task.walks
+    graph_len, prompt_len = 0, property(lambda self: 4 * self.steps + 3)
+
+
+def test_a_task_without_a_fork(tmp_path, capsys, monkeypatch):
+    """Trains, is audited and evaluated; what is said of the fork is left out."""
+    monkeypatch.setitem(TASKS, "maze", Corridor)
+    small = [*GENERAL, "data.side=4", "data.steps=2", "sft.traces=32", "walks.seq_len=50", f"runs={tmp_path}"]
+
+    def run(command: str, *overrides: str) -> int:
+        return main([command, "--config", "examples/new_task.yaml", *small, *overrides])
+
+    assert run("pretrain") == run("sft") == run("sft", "sft.fork_rate=0") == run("audit") == 0
+    assert "no fork declared" in capsys.readouterr().out
+    assert run("eval") == run("eval", "eval.stratify=entropy", "eval.strata=4") == run("eval") == 0
+    assert capsys.readouterr().out.splitlines()[-8].split()[-3:] == ["-", "-", "-"]
+    view = files.read_json(tmp_path / "maze" / "eval.json")
+    assert all(record["fork"] is record["fork_train"] is None and record["forced"] for record in view["records"])
+    assert not any("fork" in name.split("/")[-1] for name in np.load(tmp_path / "maze" / "eval.npz").files)
+    for refused in ("eval.stratify=fork", "eval.forked=false", "eval.grading=answer"):
+        assert run("eval", refused) == 1
+    for refused in ("sft.cue_rate=1", "sft.prefix=2", "sft.fork_in_graph=true"):
+        assert run("sft", refused) == 1
+    wanted = ["declares no fork", "no problems without a fork", "end in no answer", "prints no cue", "maze has none"]
+    errors = capsys.readouterr().err.splitlines()
+    for line, words in zip(errors, [*wanted, "no problems without a fork"], strict=True):
+        assert words in line
 
 
 def test_modes_that_a_task_lacks(tmp_path, capsys):
