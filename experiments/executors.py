@@ -44,8 +44,7 @@ def _with_parents(plans: Iterable[Plan]) -> list[Plan]:
     for plan in plans:
         stage: str | None = plan.stage
         while stage:
-            made = replace(plan, stage=stage)
-            needed.setdefault(made.identity, made)
+            needed.setdefault(runs.identity(plan.config, stage), replace(plan, stage=stage))
             stage = runs.parent_stage(plan.config, stage)
     return list(needed.values())
 

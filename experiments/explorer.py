@@ -88,7 +88,7 @@ def unfold(tree: Tree, least: float = LEAST) -> list[list[list[int]]]:
     Each is [parent, token, thousandths, sink]: its parent's place in the list (-1 for the first token), and the sink
     it ended in (LIVE if it goes on).
     """
-    found: list[list[list[int]]] = [[] for _ in range(len(tree))]
+    trees: list[list[list[int]]] = [[] for _ in range(len(tree))]
     rows, state, logits = tree.root(1.0, tree.no_ends(torch.float64))
     mass, place = torch.ones(len(rows), dtype=torch.float64), [-1] * len(rows)
     while len(rows):
@@ -99,7 +99,7 @@ def unfold(tree: Tree, least: float = LEAST) -> list[list[list[int]]]:
         sink = torch.where(after >= tree.first_sink, after - tree.first_sink, tree.sinks - 1 if outgrown else LIVE)
         places = []
         for r, t, s in zip(row.tolist(), token.tolist(), sink.tolist(), strict=True):
-            nodes = found[int(rows.problem[r])]
+            nodes = trees[int(rows.problem[r])]
             places.append(len(nodes))
             nodes.append([place[r], t, round(1000 * float(p[r, t])), s])
         live = (sink == LIVE).nonzero()[:, 0]
@@ -108,4 +108,4 @@ def unfold(tree: Tree, least: float = LEAST) -> list[list[list[int]]]:
         rows = rows.take(row[live])
         if len(rows):
             logits = tree.model.decode(token[live], rows)
-    return found
+    return trees

@@ -14,6 +14,7 @@ from minifork.runs import Run
 from minifork.schema import Config
 from minifork.statistics import intervals, passk
 from minifork.storage.files import fingerprint
+from minifork.values import full_key, typed
 
 
 class ANY:
@@ -48,8 +49,8 @@ class Results:
         source, kinds = f"where(stage={stage!r})", configs.keys(Config, task=self.config.task)
         wanted, deciding = {}, runs.deciding_values(self.config, stage)
         for name, value in keys.items():
-            key = configs.full_key(name, deciding, source)
-            wanted[key] = value if value is ANY else configs.typed(value, kinds[key], key, source)
+            key = full_key(name, deciding, source)
+            wanted[key] = value if value is ANY else typed(value, kinds[key], key, source)
         planned = configs.flat(self.config) | dict.fromkeys(runs.SEEDS, ANY) | wanted
         names = [name for name, run in self.runs.items() if run.stage == stage and _matches(run, planned)]
         chosen = [

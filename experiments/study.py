@@ -25,6 +25,7 @@ from minifork.config import read_yaml
 from minifork.evaluate import require_policy
 from minifork.schema import Config
 from minifork.training import losses
+from minifork.values import word
 
 FOLDER = Path(__file__).parent / "studies"
 WORDS = ("as", "stage", "test_set", "needs", "choose")
@@ -98,12 +99,12 @@ def plans(config: Config, entries: list[dict], pairs: Iterable[int]) -> list[Pla
 
 def _expanded(config: Config, entry: dict, pair: int) -> list[Plan]:
     """The runs of one entry for a pair of seeds: the product of its values."""
-    words = {word: entry[word] for word in WORDS if word in entry}
+    words = {name: entry[name] for name in WORDS if name in entry}
     changes = {key: value if isinstance(value, list) else [value] for key, value in entry.items() if key not in WORDS}
     stage, where = words.get("stage", "sft"), f"entry {entry}"
     if stage not in runs.STAGES:
         raise ValueError(f"{where}: stage is {stage!r}: choose {', '.join(runs.STAGES)}")
-    if not all(isinstance(word, str) for word in words.values()):
+    if not all(isinstance(text, str) for text in words.values()):
         raise ValueError(f"{where}: {', '.join(words)} must be words")
     if words.get("needs", "FWD") not in config.data.mode_names:
         return []
@@ -152,6 +153,6 @@ def _filled(text: str, values: dict[str, Any], where: str) -> str:
         if match[1] not in values:
             raise ValueError(f"{where}: {match[0]!r} is no key of the config")
         value = values[match[1]]
-        return f"{value:g}" if isinstance(value, float) else configs.word(value)
+        return f"{value:g}" if isinstance(value, float) else word(value)
 
     return re.sub(r"\{([^}]*)\}", fill, text)

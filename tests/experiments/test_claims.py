@@ -31,15 +31,15 @@ def run_of(name: str, pair: int) -> Run:
 
 def results_of(p: dict[tuple[str, int], np.ndarray], **arrays: np.ndarray) -> Results:
     """Results whose runs (name, pair) have these p; arrays are those of every run."""
-    made, records, stored = {}, [], {}
+    named, records, stored = {}, [], {}
     for (name, pair), values in p.items():
         run, (seed, epoch) = run_of(name, pair), (None, None) if name == "base" else (pair, 1)
         record = {"run": run.name, "identity": run.identity, "base_seed": pair, "seed": seed, "epoch": epoch}
         records.append(record | {"test_set": "plain", "n": None})
-        made[run.name] = run
+        named[run.name] = run
         for what, array in (arrays | {"free": values}).items():
             stored[evaluate.array_name(records[-1], what)] = array
-    return Results(configs.load("star"), made, records, stored, intervals.resamples(N, 10))
+    return Results(configs.load("star"), named, records, stored, intervals.resamples(N, 10))
 
 
 def judged(results: Results, pairs: int, **terms) -> dict:
@@ -73,14 +73,14 @@ def test_claims_are_about_runs_that_studies_make(name):
     """Every term's run is one of its study, of the RL study or one that these start from, on a test set of that run."""
     config = configs.load("star", ["preset=search"]) if name == "search" else configs.load(name)
     plans = study.plans(config, [*study.read(name), *(study.read("rl") if name == "star" else [])], [0])
-    made = {(runs.identity(plan.config, stage), test_set) for plan in plans
+    planned = {(runs.identity(plan.config, stage), test_set) for plan in plans
             for stage in ("base", "sft", plan.stage) for test_set in ("plain", plan.test_set)}  # fmt: skip
     for claim in [claim for claim in claims.read(claims.FILE)[1] if claim.of == name]:
         for part in claim.terms.values():
             decide = runs.deciding_values(config, part.stage)
             keys = {configs.full_key(key, decide, claim.id): value for key, value in part.keys.items()}
             wanted = configs.changed(config, keys | {"sft.allow_leak": True})
-            assert (runs.identity(wanted, part.stage), part.test_set) in made, claim.id
+            assert (runs.identity(wanted, part.stage), part.test_set) in planned, claim.id
             assert part.epoch is None or part.epoch <= config.sft.epochs
 
 

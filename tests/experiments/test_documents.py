@@ -10,7 +10,7 @@ from experiments.estimates import KS, signed
 from experiments.summary import table
 
 ROOT = Path(__file__).parents[2]
-KEPT = {path.stem: json.loads(path.read_text()) for path in (ROOT / "experiments" / "results").glob("*.json")}
+COMMITTED = {path.stem: json.loads(path.read_text()) for path in (ROOT / "experiments" / "results").glob("*.json")}
 TEXT = "\n".join(path.read_text() for path in (ROOT / "README.md", *sorted(ROOT.glob("docs/*.md"))))
 
 
@@ -19,22 +19,22 @@ def short(number: str) -> str:
     return number.replace("0.", ".")
 
 
-@pytest.mark.parametrize("name", sorted(KEPT))
+@pytest.mark.parametrize("name", sorted(COMMITTED))
 def test_results_say_what_made_them(name):
-    kept = KEPT[name]
-    assert kept["command"] and kept["config_hash"] and kept["machine"]
+    result = COMMITTED[name]
+    assert result["command"] and result["config_hash"] and result["machine"]
 
 
-@pytest.mark.parametrize("name", sorted(name for name, kept in KEPT.items() if "rows" in kept))
+@pytest.mark.parametrize("name", sorted(name for name, result in COMMITTED.items() if "rows" in result))
 def test_summaries(name):
-    kept = KEPT[name]
-    assert table(kept) in TEXT and kept["train_minutes"] > 0
-    assert {"study", "sweep"} & kept.keys()  # "sweep" is what version 0.1 wrote
+    result = COMMITTED[name]
+    assert table(result) in TEXT and result["train_minutes"] > 0
+    assert {"study", "sweep"} & result.keys()  # "sweep" is what version 0.1 wrote
 
 
-@pytest.mark.parametrize("name", sorted(name for name in KEPT if name.endswith("-claims")))
+@pytest.mark.parametrize("name", sorted(name for name in COMMITTED if name.endswith("-claims")))
 def test_claims_that_fail(name):
-    for row in [row for row in KEPT[name]["claims"] if row["verdict"] == "fails"]:
+    for row in [row for row in COMMITTED[name]["claims"] if row["verdict"] == "fails"]:
         low, high = row["ci95"]
         assert short(f"{row['effect']:.3f} [{low:.3f}, {high:.3f}]") in TEXT, row["id"]
 
@@ -44,7 +44,7 @@ def test_mitigations(name, rate):
     """The free rows of a FORK_RATE as a Markdown table, by falling pass@16."""
     lines = ["| run or decoder | pass@1 | pass@16 | pass@64 | above early stopping at k = 16 | at k = 64 |"]
     lines += ["|---|---|---|---|---|---|"]
-    rows = [row for row in KEPT[name]["methods"] if (row["fork_rate"], row["mode"]) == (rate, "free")]
+    rows = [row for row in COMMITTED[name]["methods"] if (row["fork_rate"], row["mode"]) == (rate, "free")]
     for row in sorted(rows, key=lambda row: -row["pass_at"]["16"]):
         cells = [f"{row['pass_at'][str(k)]:.3f}" for k in KS] + [signed(row[f"above_{k}"]) for k in KS[1:]]
         lines.append(f"| {row['method']} | {' | '.join(cells)} |")
@@ -53,14 +53,14 @@ def test_mitigations(name, rate):
 
 def test_rl():
     """Every cell of the RL table is a number of the result, to its digits."""
-    for row in KEPT["contrast"]["runs"]:
+    for row in COMMITTED["contrast"]["runs"]:
         ends = [f"{a:.3f} to {b:.3f}" for a, b in zip(row["start"], row["end"], strict=True)]
         assert short(f"| {' | '.join(ends)} | {signed(row['change']['64'])} |") in short(TEXT), row["run"]
 
 
 def test_sensitivity():
     lost = np.array(
-        [row["S"] for panel in KEPT["sensitivity"]["panels"] for row in panel["rows"]]
+        [row["S"] for panel in COMMITTED["sensitivity"]["panels"] for row in panel["rows"]]
     )  # [settings, epochs]
     low, high, early = (short(f"+{value:.3f}") for value in (lost[:, -1].min(), *lost.max(axis=0)[[-1, 1]]))
     page = " ".join(TEXT.split())

@@ -30,7 +30,7 @@ def explored(page: Path) -> str:
 
 
 @pytest.fixture(scope="module")
-def made(trained):
+def report_file(trained):
     assert trained("report") == 0
     return trained.folder / "report.html"
 
@@ -42,13 +42,13 @@ def browser(tmp_path_factory):
 
 
 @pytest.fixture
-def page(made, browser):
-    browser.open(made)
+def page(report_file, browser):
+    browser.open(report_file)
     return browser
 
 
-def test_is_one_small_file_that_asks_for_nothing(made):
-    text = made.read_text()
+def test_is_one_small_file_that_asks_for_nothing(report_file):
+    text = report_file.read_text()
     assert len(text) < 5e6 and not re.search(r"{{\w+}}", text)
     links = re.findall(r"(?:src|href)\s*=\s*[\"']([^\"']*)|url\(([^)]*)\)|@import", text)
     assert all((a or b).startswith("#") for a, b in links)
@@ -153,8 +153,8 @@ def test_keyboard(page):
 @needs_browser
 @pytest.mark.parametrize("dark", [False, True])
 @pytest.mark.parametrize("width", [400, 1100])
-def test_nothing_overflows_in_light_and_dark(made, browser, tmp_path, dark, width):
-    browser.open(made, width, dark)
+def test_nothing_overflows_in_light_and_dark(report_file, browser, tmp_path, dark, width):
+    browser.open(report_file, width, dark)
     assert browser.js("document.documentElement.scrollWidth") <= width
     background = browser.js("getComputedStyle(document.body).backgroundColor")
     assert (sum(map(int, re.findall(r"\d+", background)[:3])) < 200) == dark
@@ -182,10 +182,10 @@ def test_shows_the_settings_that_were_asked_for(copy, capsys):
         assert ("OUT OF DATE" in text) == ("top_p=0.9" in text) == bool(overrides)
 
 
-def test_words_of_claims_are_escaped(made):
+def test_words_of_claims_are_escaped(report_file):
     row = {"verdict": "not run", "says": "<b>&", "by": "us", "effect": None, "rule": "> 0", "why": "a run is missing"}
     table = claims_table(Path("runs"), {"pairs": 1, "wanted": 5, "study": "x", "claims": [row]}, False)
     assert "OUT OF DATE" in table and "&gt; 0" in table
     assert "<b>&" not in table and "&lt;b&gt;&amp;" in table
-    data = explored(made)
+    data = explored(report_file)
     assert len(json.loads(data)["problems"]) == 24 and "<" not in data

@@ -7,7 +7,6 @@ import pytest
 
 from experiments import results, study
 from experiments.results import ANY, Results
-from minifork import config as configs
 from minifork import evaluate, runs
 from minifork.statistics import passk
 from minifork.storage.files import write_json
@@ -74,9 +73,12 @@ def test_selects_by_resolved_values(world, loaded, keys, stage, expected):
 
 
 def test_other_keys_have_the_values_of_the_study(world):
+    """The label, the study, the number of workers and leave to leak are no part of a run."""
     assert not results.load(world.config()).where({"rl.mode": ANY}, "rl")  # which has more updates
     of_half = results.load(world.config("sft.fork_rate=0.5", "name=cold"))
     assert names(of_half.where()) == names(of_half.tuned(0, 0.5)) == {world.run("fork0.5").name}
+    alike = results.load(world.config("name=x", "reproduce.study=rl", "reproduce.workers=3", "sft.allow_leak=true"))
+    assert names(alike.where()) == {world.run("fork1").name, world.at("sft", *SECOND).name} and alike.pairs() == [0, 1]
 
 
 def test_selects_by_pair_epoch_and_test_set(world, loaded):
@@ -210,10 +212,3 @@ def test_arrays(copy):
         assert solved == pytest.approx([record["pass_at"][k] for k in ("1", "64")])
     with pytest.raises(ValueError, match="the evaluation holds no .*/base/plain/fork_train"):
         exact.array(computed, "fork_train")
-
-
-def test_configs_that_differ_in_what_decides_nothing_find_the_same(world):
-    """The label, the study, the number of workers and leave to leak are no part of a run."""
-    one = results.load(world.config("name=x", "reproduce.study=rl", "reproduce.workers=3", "sft.allow_leak=true"))
-    assert names(one.where()) == {world.run("fork1").name, world.at("sft", *SECOND).name}
-    assert configs.tags(one.config, world.config()) and one.pairs() == [0, 1]

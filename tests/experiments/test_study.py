@@ -119,7 +119,7 @@ def test_shipped_studies_can_be_planned(name):
         for plan in plans:
             _, source, *words = configs.arguments(plan.config)
             assert configs.load(source, words) == plan.config
-            values = {other.value for other in plans if other.name == plan.name and other.choose}
+            values = {each.value for each in plans if each.name == plan.name and each.choose}
             assert bool(plan.choose) == (len(values) > 1)
 
 
@@ -172,9 +172,9 @@ def test_killed_runs_are_repeated_and_finished_ones_skipped(copy, small, tmp_pat
     assert all("16 steps in" in log for log in logs)
     executors.run(plans)
     assert len(count.read_text().split()) == 4
-    alone = Pipeline(tmp_path / "alone", small)
-    assert alone("pretrain") == alone("sft", "sft.fork_in_graph=true") == 0
-    assert_same_training(folders[1], alone.at("sft", "sft.fork_in_graph=true"))
+    single = Pipeline(tmp_path / "alone", small)
+    assert single("pretrain") == single("sft", "sft.fork_in_graph=true") == 0
+    assert_same_training(folders[1], single.at("sft", "sft.fork_in_graph=true"))
 
 
 def test_failures_are_named_after_all_others(copy, monkeypatch):
@@ -190,8 +190,8 @@ def test_the_command_evaluates_what_it_made(copy, tmp_path, capsys, monkeypatch)
     mine.write_text("- {sft.fork_rate: [0.5, 1]}\n")
     starts = Starts(monkeypatch)
     assert pipeline("study", f"reproduce.study={mine}") == 0 and not starts.commands
-    made = {pipeline.run(name).name for name in ("base", "fork0.5", "fork1")}
-    assert {record["run"] for record in pipeline.view()["records"]} == made
+    names = {pipeline.run(name).name for name in ("base", "fork0.5", "fork1")}
+    assert {record["run"] for record in pipeline.view()["records"]} == names
     monkeypatch.setattr(steps, "evaluate", lambda *_: 1)
     assert "the engines disagree" in pipeline.refused(capsys, "study", f"reproduce.study={mine}")
 
