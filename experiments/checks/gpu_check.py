@@ -4,7 +4,7 @@ Runs the GPU tests, trains a base and fine-tunings, tests the kernel's samples a
 against exact ones, all engines against each other, and times every backend. Installs nothing. Without a GPU it says
 so and succeeds.
 
-Every part returns its row of the JSON file: "failed", and what it found by name.
+Every part returns its row of the JSON file: "failed", and what it found, by name.
 """
 
 import re
@@ -75,9 +75,9 @@ def gpu_check(config: Config) -> int:
     return int(bool(failed))
 
 
-def print_rows(title: str, found: dict[str, Any]) -> None:
+def print_rows(title: str, values: dict[str, Any]) -> None:
     """The numbers and texts of a part of the result, one a line; lists are left to the JSON file."""
-    for name, value in found.items():
+    for name, value in values.items():
         if isinstance(value, dict):
             print_rows(f"{title}, {name}", value)
         elif isinstance(value, (str, int, float)):

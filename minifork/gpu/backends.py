@@ -48,18 +48,17 @@ def ready(gpu: GPU, tree: Tree, rows: int, bf16: bool) -> int:
 
     Every build is tested before its first use.
     """
-    for size in kernel.TILES:
-        if kernel.TILES[-1] < size <= rows:
-            try:
-                gpu.function(kernel.build_for(tree, size, bf16))
-                break
-            except UnavailableError:
-                continue
-    build = kernel.build_for(tree, size, bf16)
+    while rows > kernel.TILES[-1]:
+        try:
+            gpu.function(kernel.build_for(tree, rows, bf16))
+            break
+        except UnavailableError:
+            rows //= 2  # the next smaller tile
+    build = kernel.build_for(tree, rows, bf16)
     if build not in gpu.tested:
-        self_test(gpu, tree, size, bf16)
+        self_test(gpu, tree, rows, bf16)
         gpu.tested.add(build)
-    return size
+    return rows
 
 
 def self_test(machine: kernel.Machine, tree: Tree, rows: int, bf16: bool) -> None:

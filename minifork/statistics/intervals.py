@@ -15,9 +15,9 @@ def beta_interval(correct: ArrayLike, n: int, level: float = 0.95) -> np.ndarray
     correct: int[...], accepted rollouts out of n.
     """
     correct = np.asarray(correct)
-    some, place = np.unique(correct, return_inverse=True)
+    distinct, place = np.unique(correct, return_inverse=True)
     tails = [(1 - level) / 2, (1 + level) / 2]
-    ends = np.array([_beta_quantiles(c + 0.5, n - c + 0.5, tails) for c in some])
+    ends = np.array([_beta_quantiles(c + 0.5, n - c + 0.5, tails) for c in distinct])
     return ends[place.reshape(correct.shape)].transpose(-1, *range(correct.ndim))
 
 

@@ -51,8 +51,8 @@ def unbiased(correct: ArrayLike, n: int, k: int) -> np.ndarray:
         raise ValueError(f"k is {k}: with n = {n} rollouts pass@k can be estimated for k = 1 .. {n}")
     if ((correct < 0) | (correct > n)).any():
         raise ValueError(f"correct has counts outside 0 .. n = {n}")
-    some, place = np.unique(correct, return_inverse=True)
-    log_miss = _log_miss(some.astype(np.float64), n, k)[place.reshape(correct.shape)]
+    distinct, place = np.unique(correct, return_inverse=True)
+    log_miss = _log_miss(distinct.astype(np.float64), n, k)[place.reshape(correct.shape)]
     return np.where(n - correct < k, 1.0, 0.0 - np.expm1(log_miss))  # 0 - 0 is 0, -0 would print its sign
 
 

@@ -85,10 +85,12 @@ def test_rollouts_do_not_depend_on_threads(make_model, threads, n):
 def test_exact_length_limit(make_model):
     """What still lives at the limit goes to the last sink, and only that."""
     tree = star_case(make_model)[0]
-    full, one, short, longer = (ends(replace(tree, max_new=tree.max_new + n)) for n in (0, 1 - tree.max_new, -1, 1))
+    full, shortest, short, longer = (
+        ends(replace(tree, max_new=tree.max_new + n)) for n in (0, 1 - tree.max_new, -1, 1)
+    )
     modes = torch.softmax(tree.prompts.logits.double(), dim=1)[:, [TASK.fwd, TASK.rev]].sum(dim=1).numpy()
-    np.testing.assert_allclose(one[:, -1], modes, atol=1e-9)
-    np.testing.assert_allclose(one[:, 1], 1 - modes, atol=1e-9)
+    np.testing.assert_allclose(shortest[:, -1], modes, atol=1e-9)
+    np.testing.assert_allclose(shortest[:, 1], 1 - modes, atol=1e-9)
     assert (short[:, 0] == 0).all() and (full[:, 0] > 0).all()
     shared = [i for i, sink in enumerate(star.SINKS) if sink not in ("accept", "early_stop", "too_long")]
     assert (short[:, shared] <= full[:, shared] + 1e-9).all()

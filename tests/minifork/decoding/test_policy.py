@@ -156,15 +156,15 @@ def test_equal_logits_stay_by_lower_id():
     assert apply("min_p", 1, row) == apply("top_n_sigma", 0, row) == [gone, 3, 3, gone, 3, gone]  # no ranks there
 
 
-@pytest.mark.parametrize(("value", "count"), [(1e-9, 1), (0.24, 1), (0.26, 2), (0.49, 2), (0.51, 3), (0.76, 4), (1, 4)])
+TINY = (1e-300, 1e-46, 1e-45, 1e-38, 1e-9)  # some of which fp32 lacks
+
+
+@pytest.mark.parametrize(
+    ("value", "count"), [*((value, 1) for value in TINY), (0.24, 1), (0.26, 2), (0.49, 2), (0.51, 3), (0.76, 4), (1, 4)]
+)
 def test_top_p_keeps_the_token_that_reaches_it(value, count):
+    """And the first one, however small the value is."""
     assert apply("top_p", value, [0.0] * 4) == [0.0] * count + [-math.inf] * (4 - count)
-
-
-@pytest.mark.parametrize("value", [1e-300, 1e-46, 1e-45, 1e-38])
-def test_the_first_token_stays_however_small_top_p(value):
-    """Also where fp32 has no such number."""
-    assert apply("top_p", value, [1.0, 3.0, 2.0]) == [-math.inf, 3.0, -math.inf]
 
 
 def test_min_p_and_top_n_sigma_by_hand():
@@ -172,9 +172,15 @@ def test_min_p_and_top_n_sigma_by_hand():
     assert [x > gone for x in apply("min_p", 0.29, row)] == [True, True, True, False]
     assert [x > gone for x in apply("min_p", 0.31, row)] == [True, True, False, False]
     # mean 101, deviation sqrt(3), whatever is gone already: 4 - 2.2 sqrt(3) > 0 > 4 - 2.4 sqrt(3)
-    for more in ([], [gone], [gone] * 3):
-        assert apply("top_n_sigma", 2.2, [104.0, 100.0, 100.0, 100.0, *more]) == [104.0, gone, gone, gone, *more]
-        assert apply("top_n_sigma", 2.4, [104.0, 100.0, 100.0, 100.0, *more]) == [104.0, 100.0, 100.0, 100.0, *more]
+    for removed in ([], [gone], [gone] * 3):
+        assert apply("top_n_sigma", 2.2, [104.0, 100.0, 100.0, 100.0, *removed]) == [104.0, gone, gone, gone, *removed]
+        assert apply("top_n_sigma", 2.4, [104.0, 100.0, 100.0, 100.0, *removed]) == [
+            104.0,
+            100.0,
+            100.0,
+            100.0,
+            *removed,
+        ]
 
 
 @hypothesis_settings

@@ -140,8 +140,8 @@ def test_rollouts_do_not_depend_on_chunks_of_problems(tree):
 
 def test_more_rollouts_go_on_from_fewer(tree):
     """The first n of m > n rollouts are the n rollouts: each is a function of its own number."""
-    fewer, more = roll(tree, 16), roll(tree, 40)
-    assert (more - fewer >= -1).all() and (more - fewer).min(axis=1).sum() >= -2
+    fewer, longer = roll(tree, 16), roll(tree, 40)
+    assert (longer - fewer >= -1).all() and (longer - fewer).min(axis=1).sum() >= -2
 
 
 def test_rollout_length_limit(make_model):

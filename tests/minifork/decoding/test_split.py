@@ -42,9 +42,9 @@ def test_split_follows_exact(make_model, decoder):
 
 @pytest.mark.parametrize("n", [1, 10, 2000])
 def test_split_and_rollouts_are_the_same_in_distribution(tree, n):
-    one, other = counts(split(tree, n, 1)), counts(rollout(tree, 50, 2))
+    first, second = counts(split(tree, n, 1)), counts(rollout(tree, 50, 2))
     for sink in range(2):
-        pit = agreement.two_sample_pit(one[:, sink], n, other[:, sink], 50, np.random.default_rng(3))
+        pit = agreement.two_sample_pit(first[:, sink], n, second[:, sink], 50, np.random.default_rng(3))
         assert agreement.uniform_p(pit) > KS_LEVEL
 
 
@@ -70,8 +70,8 @@ def test_split_does_not_depend_on_the_batch(make_model, monkeypatch):
     tree, _ = dag_tree(make_model, problems=30, density=1.0)
     expected, order = counts(split(tree, 500, 3)), torch.from_numpy(np.random.default_rng(0).permutation(30))
     assert (counts(split(tree[order], 500, 3)) != expected[order.numpy()]).any(axis=1).sum() <= 1
-    alone = np.concatenate([counts(split(tree[i : i + 1], 500, 3)) for i in range(30)])
-    assert (alone != expected).any(axis=1).sum() <= 1
+    single = np.concatenate([counts(split(tree[i : i + 1], 500, 3)) for i in range(30)])
+    assert (single != expected).any(axis=1).sum() <= 1
     for rows in (1, 3, 50):  # depth first, every depth still meets its prefixes in lexicographic order
         monkeypatch.setattr(splitting, "ROWS", rows)
         assert (counts(split(tree[:12], 500, 3)) != expected[:12]).any(axis=1).sum() <= 1

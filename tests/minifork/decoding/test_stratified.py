@@ -68,9 +68,9 @@ def test_prefixes_of_several_lengths(tree):
     length = torch.from_numpy(np.random.default_rng(1).integers(4, size=20))
     together = stratified.stratify(tree, prefix, length, 2)
     for i in range(20):
-        alone = stratified.stratify(tree[i : i + 1], prefix[i : i + 1], length[i : i + 1], 2)
-        assert np.array_equal(alone.tokens[0], together.tokens[i])
-        np.testing.assert_allclose(alone.p_lo[0], together.p_lo[i], atol=1e-6)
+        single = stratified.stratify(tree[i : i + 1], prefix[i : i + 1], length[i : i + 1], 2)
+        assert np.array_equal(single.tokens[0], together.tokens[i])
+        np.testing.assert_allclose(single.p_lo[0], together.p_lo[i], atol=1e-6)
         forced = torch.cat([prefix[i, : length[i]], torch.tensor(together.tokens[i, :1])])[None]
         np.testing.assert_allclose(exact(tree[i : i + 1].force(forced)).p_lo[0], together.p_lo[i, 0], atol=1e-6)
 

@@ -87,8 +87,8 @@ def test_backends_agree(make_model, case):
 
 def test_graph_with_torchs_own_draws(make_model):
     tree = on_gpu(make_tree(make_model, "narrow", 200))
-    one, other = graphed(tree, 500, None), rollout(tree, 500, 5)
-    pits = agreement.two_sample_pit(one.accepted, 500, other.accepted, 500, np.random.default_rng(0))
+    first, second = graphed(tree, 500, None), rollout(tree, 500, 5)
+    pits = agreement.two_sample_pit(first.accepted, 500, second.accepted, 500, np.random.default_rng(0))
     assert agreement.uniform_p(pits) > 1e-4
 
 

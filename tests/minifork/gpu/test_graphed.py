@@ -16,16 +16,16 @@ from tests.minifork.gpu.test_kernel import make_tree
 def test_graphed_is_the_torch_engine(make_model, rows, forced):
     tree = make_tree(make_model, "reference", 11, "temperature=0.9,top_k=7")
     tree = tree.force(torch.ones(11, forced, dtype=torch.int64))
-    one, other = graphed(tree, 30, 5, rows), rollout(tree, 30, 5)
-    assert np.array_equal(one.ends, other.ends) and np.array_equal(one.tokens, other.tokens)
+    first, second = graphed(tree, 30, 5, rows), rollout(tree, 30, 5)
+    assert np.array_equal(first.ends, second.ends) and np.array_equal(first.tokens, second.tokens)
 
 
 def test_graphed_with_torchs_own_draws(make_model):
     tree = make_tree(make_model, "narrow", 60)
     torch.manual_seed(0)
-    one, other = graphed(tree, 200, None), rollout(tree, 200, 5)
-    pits = agreement.two_sample_pit(one.accepted, 200, other.accepted, 200, np.random.default_rng(0))
-    assert agreement.uniform_p(pits) > 1e-4 and not np.array_equal(one.ends, other.ends)
+    first, second = graphed(tree, 200, None), rollout(tree, 200, 5)
+    pits = agreement.two_sample_pit(first.accepted, 200, second.accepted, 200, np.random.default_rng(0))
+    assert agreement.uniform_p(pits) > 1e-4 and not np.array_equal(first.ends, second.ends)
 
 
 def test_logits_that_are_not_finite(make_model):

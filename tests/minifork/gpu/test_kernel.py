@@ -196,10 +196,10 @@ def test_logits_that_are_not_finite(make_model, twin):
 @pytest.mark.parametrize("case", CASES)
 def test_bits_do_not_depend_on_the_order_of_threads(make_model, folder, case, bf16):
     tree = make_tree(make_model, case, 5, "temperature=1.2,top_p=0.95")
-    forward, *others = [
+    forward, *orders = [
         bits(run(Twin(folder, order), tree, 27, case, bf16)) for order in ("forward", "reversed", "shuffled")
     ]
-    assert all(other == forward for other in others)
+    assert all(order == forward for order in orders)
 
 
 @twin_only

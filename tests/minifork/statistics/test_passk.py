@@ -108,8 +108,8 @@ def test_unbiased_grows_across_the_seam(n, fixed):
 @given(st.integers(2, 10**9), st.data())
 def test_unbiased_is_monotone(n, data):
     c, k = data.draw(st.integers(0, n - 1)), data.draw(st.integers(1, n - 1))
-    here, more = passk.unbiased([c, c + 1], n, k), passk.unbiased([c, c + 1], n, k + 1)
-    assert 0 <= here[0] <= min(here[1], more[0]) * (1 + 1e-9) and max(here[1], more[0]) <= 1
+    here, there = passk.unbiased([c, c + 1], n, k), passk.unbiased([c, c + 1], n, k + 1)
+    assert 0 <= here[0] <= min(here[1], there[0]) * (1 + 1e-9) and max(here[1], there[0]) <= 1
 
 
 def test_unbiased_takes_arrays():
