@@ -1,6 +1,6 @@
 """The effect, from Python: fine-tuning on traces full of forks raises pass@1 and lowers pass@64, exactly computed.
 
-    .venv/bin/python examples/quickstart.py        # about two minutes on two cores
+.venv/bin/python examples/quickstart.py        # about two minutes on two cores
 """
 
 import minifork as mf

@@ -22,6 +22,16 @@ SMALL = """
 """.split()
 
 
+def pytest_addoption(parser: pytest.Parser) -> None:
+    parser.addoption("--full-size", action="store_true", help="run the quickstart as it is, which takes minutes")
+
+
+@pytest.fixture(scope="session")
+def full_size(request) -> bool:
+    """Whether what takes minutes is to run too."""
+    return request.config.getoption("--full-size")
+
+
 @pytest.fixture(scope="session")
 def small() -> list[str]:
     """Overrides of the shipped config that make every stage a matter of a second."""
