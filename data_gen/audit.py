@@ -168,7 +168,14 @@ def read_tokens(task: Task[Batch], examples: Examples) -> tuple[np.ndarray, list
         places = np.where(shown.any(axis=2)[..., None], np.stack([shown.argmax(axis=2), last], axis=2), task.prompt_len)
         right = np.argmax(tokens == children[rows, :1], axis=1)
         read = Branches(
-            places, tokens[..., None], tokens[..., None][..., :0], right, task.prompt_len + 1, task.vocab_size, PROMPT, 0
+            places,
+            tokens[..., None],
+            tokens[..., None][..., :0],
+            right,
+            task.prompt_len + 1,
+            task.vocab_size,
+            PROMPT,
+            0,
         )
         parts.append((f"{count} branches, ", read))
     return forked, parts
@@ -225,15 +232,16 @@ def _chosen_sum(features: np.ndarray, right: np.ndarray) -> np.ndarray:
     return sum((right == j).astype(np.float32) @ features[:, j] for j in range(features.shape[1]))
 
 
-def chi_square(one_hot: np.ndarray, right: np.ndarray) -> np.ndarray:
+def chi_square(one_hot: np.ndarray, observed: np.ndarray) -> np.ndarray:
     """How far the classes of the right branches are from chance, for each of R assignments; float[R].
 
-    one_hot: float32[n, d, classes]; right: uint[R, n]. The sum over classes of (observed - expected)^2 /
-    variance, with the moments of the null given the d candidates of each problem.
+    one_hot: float32[n, d, classes]; observed: float32[R, classes], how many right branches are of each class. The sum
+    over classes of (observed - expected)^2 / variance, with the moments of the null given the d candidates of each
+    problem.
     """
     share = one_hot.mean(axis=1)
     variance = (share * (1 - share)).sum(axis=0)
-    squares = (_chosen_sum(one_hot, right) - share.sum(axis=0)) ** 2
+    squares = (observed - share.sum(axis=0)) ** 2
     return (squares / np.where(variance > 0, variance, np.inf)).sum(axis=1)
 
 
@@ -268,6 +276,8 @@ def branch_checks(branches: Branches, seed: int, times: int = 1) -> list[Check]:
     if n == 0:
         return [Check(name, "no fork", math.nan, math.nan, 1.0) for name, _ in labels]
     features = probe_features(branches)
+    joined = np.concatenate([*tests.values()], axis=2)  # counted in one go, which is faster
+    ends = np.cumsum([one_hot.shape[2] for one_hot in tests.values()])[:-1]
     rng = np.random.default_rng(seed)
     total, exceed = np.zeros(len(labels)), np.zeros(len(labels))
     draws, index = DRAWS * times, np.min_scalar_type(count - 1)  # a small type is faster
@@ -275,7 +285,8 @@ def branch_checks(branches: Branches, seed: int, times: int = 1) -> list[Check]:
         drawn = rng.integers(count, size=(BLOCK, n), dtype=index)
         # The observed assignment goes through the same arithmetic as the drawn ones, so that ties are ties.
         right = np.concatenate([branches.right[None].astype(index), drawn])
-        squares = [chi_square(one_hot, right) for one_hot in tests.values()]
+        counts = np.split(_chosen_sum(joined, right), ends, axis=1)
+        squares = [chi_square(*pair) for pair in zip(tests.values(), counts, strict=True)]
         observed, *simulated = np.stack([*squares, held_out_accuracy(features, right)], axis=1)
         total += np.sum(simulated, axis=0)
         exceed += np.sum(simulated >= observed, axis=0)

@@ -10,11 +10,6 @@ from typing import Any
 
 import pytest
 
-from data_gen import audit
-from minifork import config as configs
-from minifork.schema import TASKS
-from minifork.training import stages
-
 ROOT = Path(__file__).parent.parent
 PACKAGES = ("data_gen", "minifork", "experiments")
 MODULES = sorted(path for package in PACKAGES for path in (ROOT / package).rglob("*.py"))
@@ -189,11 +184,3 @@ def test_every_runtime_dependency_is_used_and_pinned():
         line.split("==")[0].lower() for line in (ROOT / "requirements.lock").read_text().splitlines() if "==" in line
     }
     assert RUNTIME | {"pytest", "hypothesis", "ruff"} <= pinned
-
-
-@pytest.mark.parametrize("task", sorted(TASKS))
-def test_shipped_sets_do_not_leak(task):
-    """An audit of clean data objects with probability 1e-3; the data are a fixed function of the config."""
-    config = configs.load(task)
-    checks = audit.audit(config.data, stages.sft_data(config, 0), config.sft.fork_rate)
-    assert not any(c.flagged for c in checks), audit.table(checks)

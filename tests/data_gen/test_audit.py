@@ -13,6 +13,9 @@ from data_gen import audit, streams
 from data_gen.star import Problems, Star
 from data_gen.streams import Examples, Mixture
 from examples.new_task import Maze
+from minifork import config as configs
+from minifork.schema import TASKS
+from minifork.training import stages
 
 REFERENCE = Star(nodes=16, branches=2, length=4)
 WIDE = Star(nodes=24, branches=3, length=5)
@@ -57,16 +60,21 @@ def names_flagged(task: Star, examples: Examples, fork_rate: float = 1.0) -> set
     return {check.name for check in audit.audit(task, examples, fork_rate) if check.flagged}
 
 
-@pytest.mark.parametrize("mixture", CLEAN, ids=str)
-@pytest.mark.parametrize("n", [32, 1000])
-def test_clean_mixtures_pass(mixture, n):
-    examples = streams.sft_examples(REFERENCE, mixture, 1, n, epoch=2)
-    assert names_flagged(REFERENCE, examples, mixture.fork_rate) == set()
+@pytest.mark.parametrize(
+    ("task", "mixture", "n"),
+    [*((REFERENCE, mixture, 32) for mixture in CLEAN), (REFERENCE, CLEAN[2], 1000), (WIDE, CLEAN[2], 400)],
+    ids=str,
+)
+def test_clean_sets_pass(task, mixture, n):
+    examples = streams.sft_examples(task, mixture, 1, n, epoch=2)
+    assert names_flagged(task, examples, mixture.fork_rate) == set()
 
 
-@pytest.mark.parametrize("n", [32, 400])
-def test_another_task_passes(n):
-    assert names_flagged(WIDE, streams.sft_examples(WIDE, CLEAN[2], 0, n), 0.5) == set()
+@pytest.mark.parametrize("task", sorted(TASKS))
+def test_shipped_sets_do_not_leak(task):
+    """The data are a fixed function of the config."""
+    config = configs.load(task)
+    assert names_flagged(config.data, stages.sft_data(config, 0), config.sft.fork_rate) == set()
 
 
 def test_false_alarms():
@@ -101,14 +109,12 @@ def test_published_order_is_flagged():
     # A permutation p value is never 0: the observed assignment is one of its own permutations.
     assert min(check.p for check in checks) == 1 / (1 + audit.DRAWS)
     assert "first edge order" in {check.name for check in checks if check.flagged}
-    flagged = names_flagged(task, streams.sft_examples(task, CLEAN[2], 0, 1000), 0.5)
-    assert flagged == {"first edge position", "first edge order", "goal edge position", "linear probe"}
 
 
 @pytest.mark.parametrize("cue_rate", [0.5, 1.0])
 def test_cue_is_flagged(cue_rate):
     mixture = Mixture("FWD,REV", 1.0, cue_rate, False, "data", False)
-    flagged = names_flagged(REFERENCE, streams.sft_examples(REFERENCE, mixture, 0, 1000))
+    flagged = names_flagged(REFERENCE, streams.sft_examples(REFERENCE, mixture, 0, 400))
     assert flagged == {"first edge position", "first edge order", "linear probe"}
 
 
@@ -234,7 +240,8 @@ def test_refuses_a_broken_prompt():
 def test_chi_square_by_hand():
     """Two problems, both branches of class 0 and 1; right ones of class 0, 0: z^2 = (2 - 1)^2 / .5 for each class."""
     one_hot = np.array([[[1, 0], [0, 1]], [[0, 1], [1, 0]]], dtype=np.float32)
-    assert audit.chi_square(one_hot, np.array([[0, 1], [0, 0]], dtype=np.uint8)).tolist() == [4.0, 0.0]
+    observed = audit._chosen_sum(one_hot, np.array([[0, 1], [0, 0]], dtype=np.uint8))
+    assert audit.chi_square(one_hot, observed).tolist() == [4.0, 0.0]
 
 
 def test_probe_equals_a_plain_refit():

@@ -5,7 +5,7 @@ import pytest
 import torch
 
 from data_gen import streams
-from minifork import checkpoints, runs
+from minifork import runs
 from minifork.decoding.exact import exact
 from minifork.decoding.traces import Tree
 from minifork.measuring import problems
@@ -76,7 +76,6 @@ def test_what_it_does_not_go_with(copy, capsys):
     pipeline = copy(BASE)
     assert "sft.prefix" in pipeline.refused(capsys, "sft", "sft.prefix=9")  # 8 labels
     assert "sft.prefix" in pipeline.refused(capsys, "sft", "sft.prefix=-1")
-    assert "sft.prefix" in pipeline.refused(capsys, "rl", PREFIXED)
     assert pipeline("sft", PREFIXED) == 0
     assert "sft.prefix" in pipeline.refused(capsys, "rl", PREFIXED, "rl.epoch=4")
     for override in ("eval.engine=split", "eval.stratify=fork"):
