@@ -109,7 +109,7 @@ def test_any_study(tmp_path_factory, content):
 @given(st.data())
 def test_any_value_anywhere_in_the_claims(tmp_path_factory, data):
     tree = yaml.safe_load(claims.FILE.read_text())
-    tree["claims"] = tree["claims"][:6]
+    tree["claims"] = tree["claims"][:2]
     claim = data.draw(st.sampled_from(tree["claims"]))
     claim[data.draw(st.sampled_from([*claim, "minus", "rising", "x"]))] = data.draw(values)
     path = tmp_path_factory.getbasetemp() / "claims.yaml"

@@ -11,7 +11,7 @@ from minifork import config as configs
 from minifork import runs
 from minifork.schema import Config
 from minifork.storage import files
-from tests.helpers.pipeline import Pipeline, ctrl_c, snapshot
+from tests.helpers.pipeline import SFT, Pipeline, ctrl_c, snapshot
 
 LONG = "runs=/somewhere/far/away/where/results/are/kept"
 
@@ -55,19 +55,18 @@ def listed(capsys, pipeline: Pipeline, *words: str) -> tuple[dict[str, list[str]
 @pytest.mark.parametrize(
     ("filters", "names"),
     [
-        ([], ["base", "fork0.5", "fork1", "fresh", "problem"]),
+        ([], ["base", *SFT]),
         (["stage=base"], ["base"]),
-        (["fork_rate=1"], ["fork1", "fresh"]),  # a base has no such key
+        (["fork_rate=1"], ["fork1", "fresh", "cued"]),  # a base has no such key
         (["sft.fork_rate=0.5"], ["fork0.5", "problem"]),
         (["fork_rate=0.5", "allocation=data"], ["fork0.5"]),
         (["fresh=true", "stage=sft", "width=32"], ["fresh"]),
         (["base_seed=0", "fork_rate=0.25"], []),
     ],
 )
-def test_runs_are_listed_by_filters(copy, capsys, filters, names):
-    pipeline = copy("base", "fork0.5", "fork1", "fresh", "problem")
-    rows, total = listed(capsys, pipeline, *filters)
-    folders = [pipeline.run(name) for name in names]
+def test_runs_are_listed_by_filters(trained, capsys, filters, names):
+    rows, total = listed(capsys, trained, *filters)
+    folders = [trained.run(name) for name in names]
     assert set(rows) == {folder.name for folder in folders}
     size = 0
     for folder in folders:

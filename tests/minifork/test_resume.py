@@ -16,15 +16,14 @@ from tests.helpers.pipeline import SFT, assert_same_training, ctrl_c, logged_ste
 @pytest.mark.parametrize(
     ("moment", "step"), [("before", 10), ("before", 0), ("between", 21), ("after", 17), ("after", 39)]
 )
-def test_pretraining_resumes_bit_for_bit(trained, copy, capsys, moment, step):
-    pipeline = copy()
+def test_pretraining_resumes_bit_for_bit(trained, empty, capsys, moment, step):
     with ctrl_c(moment, step):
-        assert pipeline("pretrain") == 130
+        assert empty("pretrain") == 130
     assert "interrupted" in capsys.readouterr().err
-    saved = load_weights(pipeline.run("base") / "ckpt.pt")["step"]
+    saved = load_weights(empty.run("base") / "ckpt.pt")["step"]
     assert step <= saved <= step + 1
-    assert pipeline("pretrain", "--resume") == 0
-    assert_same_training(pipeline.run("base"), trained.run("base"))
+    assert empty("pretrain", "--resume") == 0
+    assert_same_training(empty.run("base"), trained.run("base"))
 
 
 @pytest.mark.parametrize("name", ["fork1", "fresh"])
@@ -38,21 +37,15 @@ def test_fine_tuning_resumes_bit_for_bit(trained, copy, name, moment, step):
     assert_same_training(pipeline.run(name), trained.run(name))
 
 
-def test_interrupted_twice(trained, copy):
-    pipeline = copy()
+def test_interrupted_twice(trained, empty):
+    """And the signal handler is as it was."""
+    handler = signal.getsignal(signal.SIGINT)
     for arguments, after in ((["pretrain"], 8), (["pretrain", "--resume"], 13)):
         with ctrl_c("before", after):
-            assert pipeline(*arguments) == 130
-    assert pipeline("pretrain", "--resume") == 0
-    assert_same_training(pipeline.run("base"), trained.run("base"))
-
-
-def test_interrupting_leaves_the_signal_handler_as_it_was(copy):
-    before = signal.getsignal(signal.SIGINT)
-    pipeline = copy()
-    with ctrl_c("before", 2):
-        assert pipeline("pretrain") == 130
-    assert signal.getsignal(signal.SIGINT) is before
+            assert empty(*arguments) == 130
+    assert signal.getsignal(signal.SIGINT) is handler
+    assert empty("pretrain", "--resume") == 0
+    assert_same_training(empty.run("base"), trained.run("base"))
 
 
 KILL = """
@@ -70,25 +63,24 @@ main(sys.argv[2:])
 
 
 @pytest.mark.parametrize("step", [20, 2])
-def test_resumes_bit_for_bit_after_a_kill(trained, copy, step):
+def test_resumes_bit_for_bit_after_a_kill(trained, empty, step):
     """Checkpoints lie at every third step: at 20 two steps are lost, one of them logged; at 2 all are."""
-    pipeline = copy()
     process = subprocess.run(
-        [sys.executable, "-c", KILL, str(step), *pipeline.arguments("pretrain")],
+        [sys.executable, "-c", KILL, str(step), *empty.arguments("pretrain")],
         capture_output=True,
         cwd=Path(__file__).parents[2],
         env={**os.environ, "OMP_NUM_THREADS": "1", "MKL_NUM_THREADS": "1"},
     )
     assert process.returncode == -signal.SIGKILL, process.stderr
-    checkpoint = pipeline.run("base") / "ckpt.pt"
+    checkpoint = empty.run("base") / "ckpt.pt"
     assert load_weights(checkpoint)["step"] == 18 if step == 20 else not checkpoint.exists()
-    assert pipeline("pretrain", "--resume") == 0
-    assert_same_training(pipeline.run("base"), trained.run("base"))
+    assert empty("pretrain", "--resume") == 0
+    assert_same_training(empty.run("base"), trained.run("base"))
 
 
-def test_a_failed_save_at_the_end_is_resumed(trained, copy, monkeypatch, capsys):
+def test_a_failed_save_at_the_end_is_resumed(trained, empty, monkeypatch, capsys):
     """The disk is full at the last checkpoint; with room again the run goes on from the one before."""
-    pipeline, real = copy(), torch.save
+    real = torch.save
 
     def full(payload, file):
         if payload.get("step") == 40:
@@ -97,24 +89,23 @@ def test_a_failed_save_at_the_end_is_resumed(trained, copy, monkeypatch, capsys)
         real(payload, file)
 
     monkeypatch.setattr(torch, "save", full)
-    assert "No space left on device" in pipeline.refused(capsys, "pretrain")
+    assert "No space left on device" in empty.refused(capsys, "pretrain")
     monkeypatch.undo()
-    assert "--resume" in pipeline.refused(capsys, "pretrain")
-    assert pipeline("pretrain", "--resume") == 0
-    assert_same_training(pipeline.run("base"), trained.run("base"))
+    assert "--resume" in empty.refused(capsys, "pretrain")
+    assert empty("pretrain", "--resume") == 0
+    assert_same_training(empty.run("base"), trained.run("base"))
 
 
 DAMAGED = ["[]", "3", "", '{"loss": 1}', '{"step": "a"}', '{"step": null}', '{"step": 50, "lo', "\xff\xfe"]
 
 
-def test_what_is_no_metric_is_dropped(trained, copy):
+def test_what_is_no_metric_is_dropped(trained, empty):
     """Of a log that a crash damaged the lines before the checkpoint stay; a resumed run logs the rest again."""
-    pipeline = copy()
     with ctrl_c("before", 21):
-        assert pipeline("pretrain") == 130
-    folder = pipeline.run("base")
+        assert empty("pretrain") == 130
+    folder = empty.run("base")
     assert logged_steps(folder) == [10, 20]
     with (folder / "metrics.jsonl").open("a", encoding="latin-1") as log:
         log.write("\n".join(['{"step": 30, "loss": 9}', *DAMAGED]))
-    assert pipeline("pretrain", "--resume") == 0
+    assert empty("pretrain", "--resume") == 0
     assert_same_training(folder, trained.run("base"))

@@ -3,7 +3,9 @@
 import json
 import subprocess
 import sys
+from collections.abc import Callable
 from pathlib import Path
+from typing import IO
 
 import pytest
 
@@ -21,19 +23,24 @@ def everything(folder: Path) -> set[str]:
 # Atomic writes
 
 
-@pytest.mark.parametrize("error", [FULL, READ_ONLY, RuntimeError("write failed\nmore")])
-def test_a_failed_write_keeps_the_old_file(tmp_path, error):
-    path = tmp_path / "deep" / "file.bin"
-    files.write_atomically(path, lambda file: file.write(b"old"))
+def failing(error: BaseException) -> Callable[[IO[bytes]], None]:
+    """A function that writes half a file and then fails."""
 
-    def half(file):
+    def write(file: IO[bytes]) -> None:
         file.write(b"new, but on")
         file.flush()
         raise error
 
+    return write
+
+
+@pytest.mark.parametrize("error", [FULL, READ_ONLY, RuntimeError("write failed\nmore")])
+def test_a_failed_write_keeps_the_old_file(tmp_path, error):
+    path = tmp_path / "deep" / "file.bin"
+    files.write_atomically(path, lambda file: file.write(b"old"))
     reason = r"file\.bin: cannot be saved \((No space left on device|Read-only file system|write failed)\)"
     with pytest.raises(OSError, match=reason) as raised:
-        files.write_atomically(path, half)
+        files.write_atomically(path, failing(error))
     assert "\n" not in str(raised.value)
     assert path.read_bytes() == b"old" and everything(tmp_path) == {"deep/file.bin"}
 
@@ -42,28 +49,23 @@ def test_a_failed_write_keeps_the_old_file(tmp_path, error):
 def test_other_errors_pass_unchanged(tmp_path, error):
     path = tmp_path / "file.bin"
     path.write_bytes(b"old")
-
-    def half(file):
-        file.write(b"new")
-        raise error
-
     with pytest.raises(type(error)) as raised:
-        files.write_atomically(path, half)
+        files.write_atomically(path, failing(error))
     assert raised.value is error
     assert path.read_bytes() == b"old" and everything(tmp_path) == {"file.bin"}
 
 
 def test_the_new_file_appears_only_when_whole(tmp_path):
-    path, seen = tmp_path / "file.bin", []
+    path = tmp_path / "file.bin"
     path.write_bytes(b"old")
 
-    def write(file):
+    def write(file: IO[bytes]) -> None:
         file.write(b"new")
         file.flush()
-        seen.append(path.read_bytes())
+        assert path.read_bytes() == b"old"
 
     files.write_atomically(path, write)
-    assert seen == [b"old"] and path.read_bytes() == b"new" and everything(tmp_path) == {"file.bin"}
+    assert path.read_bytes() == b"new" and everything(tmp_path) == {"file.bin"}
 
 
 def test_a_folder_that_cannot_be_made(tmp_path):

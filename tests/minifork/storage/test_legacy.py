@@ -111,16 +111,18 @@ def test_finished_stages_are_complete(old, capsys):
     assert snapshot(old.root) == before
 
 
+def by_checkpoint(pipeline: Pipeline) -> dict[str, dict]:
+    """The records in eval.json by identity and epoch, without the names of the folders."""
+    records = pipeline.view()["records"]
+    return {f"{r['identity']} {r['epoch']}": {key: r[key] for key in r if key != "run"} for r in records}
+
+
 def test_measurements_stay_valid(today, old, capsys):
     """What this version measured of a run is its measurement in an old folder too."""
     assert old("eval") == 0
     printed = capsys.readouterr().out
     assert "0 of them not measured yet" in printed and "left out" not in printed
-    records = {r["identity"] + str(r["epoch"]): r for r in today.view()["records"]}
-    assert len(records) == 1 + 3 + 3 * 2 + 3 + 1
-    for record in old.view()["records"]:
-        assert record == records.pop(record["identity"] + str(record["epoch"])) | {"run": record["run"]}
-    assert not records
+    assert by_checkpoint(old) == by_checkpoint(today) and len(by_checkpoint(old)) == 1 + 3 + 3 * 2 + 3 + 1
 
 
 def test_old_runs_are_measured_and_judged(today, old, capsys):
@@ -128,8 +130,7 @@ def test_old_runs_are_measured_and_judged(today, old, capsys):
         shutil.rmtree(folder)
     assert old("eval") == old("claims") == 0
     assert "claims hold on 1 pair of seeds" in capsys.readouterr().out
-    one, two = ({r["identity"] + str(r["epoch"]): r["pass_at"] for r in p.view()["records"]} for p in (today, old))
-    assert one == two
+    assert by_checkpoint(old) == by_checkpoint(today)
 
 
 def test_old_runs_are_listed(old, capsys):
@@ -212,18 +213,10 @@ def test_a_limit_that_came_later(old, capsys):
 
 
 DAMAGE = {  # contents of a file, None for none, or changes of what it says
-    "meta.json": [
-        "",
-        "[]",
-        "{}",
-        '{"schema": 1, "stage": "base", "complete": true}',
-        {"stage": "other"},
-        {"step": None},
-        {"weight": "x"},
-        {"tuned": None},
-    ],
+    "meta.json": ["", "[]", "{}", '{"schema": 1, "stage": "base", "complete": true}', {"stage": "other"},
+                  {"step": None}, {"weight": "x"}, {"tuned": None}],
     "config.yaml": [None, "", "a: [", "- 1", "task: star\n", "task: chess\nrl: {}\n", {"sft": 3}, {"reproduce": 3}],
-}
+}  # fmt: skip
 
 
 def damage_file(path: Path, damage: str | dict | None) -> None:
@@ -237,23 +230,21 @@ def damage_file(path: Path, damage: str | dict | None) -> None:
 
 @pytest.mark.parametrize(("file", "damage"), [(file, damage) for file, listed in DAMAGE.items() for damage in listed])
 def test_damaged_runs_are_named(old, capsys, file, damage):
-    """In one line each by `runs` and `eval`, which do without them; a study's section decides nothing."""
+    """In one line each, and left out; a study's section decides nothing."""
     path = old.folder / "sft-fork1-seed0-wise0.5" / file
     damage_file(path, damage)
     lost = 0 if damage == {"reproduce": 3} else 1
-    for command in (["runs", f"runs={old.root}"], old.arguments("eval")):
-        assert main(command) == 0
-        lines = [line for line in capsys.readouterr().out.splitlines() if "left out" in line]
-        assert len(lines) == lost
-        assert all(line.startswith(f"{path.parent}: left out, {path.parent}") for line in lines), lines
-    assert len({record["run"] for record in old.view()["records"]}) == len(MADE) - lost
+    assert len(runs.all_runs(old.config())) == len(MADE) - lost
+    lines = capsys.readouterr().out.splitlines()
+    assert len(lines) == lost
+    assert all(line.startswith(f"{path.parent}: left out, {path.parent}") for line in lines), lines
 
 
 @pytest.mark.parametrize("damage", DAMAGE["config.yaml"][:5])
 def test_a_damaged_start_is_named(old, capsys, damage):
-    """By `runs` for RL too, whose config left out what the run that it started from had."""
+    """For RL too, whose config left out what the run that it started from had."""
     damage_file(old.folder / "sft-fork1-seed0" / "config.yaml", damage)
-    assert main(["runs", f"runs={old.root}"]) == 0
-    lines = [line for line in capsys.readouterr().out.splitlines() if "left out" in line]
+    assert len(runs.all_runs(old.config())) == len(MADE) - 2
+    lines = capsys.readouterr().out.splitlines()
     assert [line.split(":")[0] for line in lines] == [str(old.folder / n) for n in ("sft-fork1-seed0", "started-seed0")]
     assert all("sft-fork1-seed0" in line.partition("left out, ")[2] for line in lines), lines

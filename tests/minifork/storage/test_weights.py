@@ -10,7 +10,7 @@ import torch
 from hypothesis import HealthCheck, given, settings
 from hypothesis import strategies as st
 
-from minifork import checkpoints, runs
+from minifork import runs
 from minifork.storage import weights
 
 
@@ -140,7 +140,7 @@ def test_random_bytes_are_refused(tmp_path, content):
 
 
 def test_weights_are_those_that_their_run_recorded(copy, capsys):
-    """A whole file of another run in its place is refused by all that read it."""
+    """A whole file of another epoch in its place is refused by all that read it."""
     pipeline = copy("base", "fork1")
     tuned = runs.read(pipeline.run("fork1"))
     assert weights.hash_of(tuned.checkpoint(1).state()) == tuned.record["weights"]["epochs/e1.pt"]
