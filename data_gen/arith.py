@@ -25,6 +25,7 @@ from data_gen import star, verifier
 from data_gen.star import Star, Stars
 from data_gen.task import PAD
 from data_gen.verifier import DFA
+from data_gen.walks import random_paths
 
 MODES = ("FWD", "REV", "RAT")
 WALKED = ("FWD", "REV")  # random walks know no target, so they have no rationale
@@ -284,7 +285,7 @@ class Arith(Stars[Problems]):
         """
         shape, length, labels = (len(problems), count), self.length, problems.labels
         names = tuple(name for name in self.mode_names if name in WALKED)
-        paths = self.graph.paths(shape, names, stop, rng)
+        paths = random_paths(self.branches, length + 1, shape, names, stop, rng)
         value = self._premises(rng, shape)
         rows = np.arange(len(problems))[:, None]
         other = labels[rows, rng.integers(self.graph.graph_nodes, size=shape)]

@@ -31,6 +31,7 @@ from data_gen import verifier
 from data_gen.search import MOST_BRANCHES, Search
 from data_gen.task import PAD, Batch, MissingMemberError, Task, hashed, mix
 from data_gen.verifier import DFA
+from data_gen.walks import random_paths
 
 MODES = ("FWD", "REV", "SEARCH")
 SINKS = ("accept", "malformed", "invalid_edge", "wrong_branch", "wrong_goal", "early_stop", "too_long")
@@ -51,20 +52,6 @@ class Problems(Batch):
 
 
 S = TypeVar("S", bound=Problems)
-
-
-@dataclass(frozen=True)
-class Paths:
-    """Random walks down from a node of a branch or up from it, [n, count] of them.
-
-    mode: names; first: the depth they start from; steps: how many they make; nodes: int64[n, count, l], the canonical
-    nodes they come to, 0 past the last.
-    """
-
-    mode: np.ndarray
-    first: np.ndarray
-    steps: np.ndarray
-    nodes: np.ndarray
 
 
 @dataclass(frozen=True)
@@ -319,22 +306,6 @@ class Star(Printed[Problems]):
             errors[np.arange(n)[:, None], 2, self.children(problems)] = wrong[:, None]
         return errors
 
-    def paths(self, shape: tuple[int, int], modes: tuple[str, ...], stop: float, rng: np.random.Generator) -> Paths:
-        """Random walks [n, count] in evenly drawn ``modes``: FWD down a random branch, all others up from one.
-
-        They start at a random depth and stop before every step with probability ``stop``.
-        """
-        mode = np.array(modes)[(rng.random(shape) * len(modes)).astype(np.int64)]
-        forward = mode == "FWD"
-        branch = rng.integers(self.branches, size=shape)
-        first = rng.integers(self.length, size=shape)
-        survived = np.cumprod(rng.random((*shape, self.length - 1)) >= stop, axis=2).sum(axis=2)
-        steps = np.minimum(survived, np.where(forward, self.length - 1 - first, first))
-        at = np.arange(self.length)
-        depth = first[..., None] + np.where(forward[..., None], at, -at)
-        nodes = np.where(depth == 0, 0, branch[..., None] * (self.length - 1) + depth)
-        return Paths(mode, first, steps, np.where(at <= steps[..., None], nodes, 0))
-
     def walks(
         self, problems: Problems, stop: float, informed: float, rng: np.random.Generator, count: int
     ) -> np.ndarray:
@@ -344,7 +315,7 @@ class Star(Printed[Problems]):
         """
         labels, length = problems.labels, self.length
         shape = (len(labels), count)
-        paths = self.paths(shape, self.mode_names, stop, rng)
+        paths = random_paths(self.branches, length, shape, self.mode_names, stop, rng)
         rows = np.arange(len(labels))[:, None]
         other = labels[rows, rng.integers(self.graph_nodes, size=shape)]
         nodes = np.full((*shape, self.trace_len - 2), PAD)

@@ -14,6 +14,8 @@ The inputs of ``walk_batch(Star(nodes=8, branches=2, length=3), stop=.3, seq_len
     loss    on                        ^^^ ^ ^ ^^^           ^^^ ^ ^ ^ ^^^
 """
 
+from dataclasses import dataclass
+
 import numpy as np
 
 from data_gen import streams
@@ -47,3 +49,37 @@ def walk_batch(
     close_gaps = np.argsort(tokens == PAD, axis=1, kind="stable")[:, : seq_len + 1]
     tokens, answer = (np.take_along_axis(a, close_gaps, axis=1) for a in (tokens, answer))
     return tokens[:, :-1], np.where(answer[:, 1:], tokens[:, 1:], IGNORE)
+
+
+@dataclass(frozen=True)
+class Paths:
+    """Random walks down from a node of a branch or up from it, [n, count] of them.
+
+    mode: names; first: the depth they start from; steps: how many they make; nodes: int64[n, count, l], the canonical
+    nodes they come to, 0 past the last.
+    """
+
+    mode: np.ndarray
+    first: np.ndarray
+    steps: np.ndarray
+    nodes: np.ndarray
+
+
+def random_paths(
+    branches: int, length: int, shape: tuple[int, int], modes: tuple[str, ...], stop: float, rng: np.random.Generator
+) -> Paths:
+    """Random walks of the shape [n, count] on ``branches`` of ``length`` nodes, in evenly drawn ``modes``.
+
+    FWD goes down a random branch, all others up from one. Walks start at a random depth and stop before every step
+    with probability ``stop``.
+    """
+    mode = np.array(modes)[(rng.random(shape) * len(modes)).astype(np.int64)]
+    forward = mode == "FWD"
+    branch = rng.integers(branches, size=shape)
+    first = rng.integers(length, size=shape)
+    survived = np.cumprod(rng.random((*shape, length - 1)) >= stop, axis=2).sum(axis=2)
+    steps = np.minimum(survived, np.where(forward, length - 1 - first, first))
+    at = np.arange(length)
+    depth = first[..., None] + np.where(forward[..., None], at, -at)
+    nodes = np.where(depth == 0, 0, branch[..., None] * (length - 1) + depth)
+    return Paths(mode, first, steps, np.where(at <= steps[..., None], nodes, 0))

@@ -1,24 +1,21 @@
-"""Arithmetic chains and SEARCH traces against graphs and sums rebuilt from the tokens by plain Python.
+"""Arithmetic chains against graphs and sums rebuilt from the tokens by plain Python.
 
 Statistical tests have fixed seeds and |z| < 4.5 (false alarms 7e-6 each, a dozen of them).
 """
 
 import itertools
-import math
 
 import numpy as np
 import pytest
 from hypothesis import assume, given, settings
 from hypothesis import strategies as st
 
-from data_gen import arith, audit, search, streams, walks
+from data_gen import arith, audit, streams, walks
 from data_gen.arith import Arith
-from data_gen.star import Star
 from data_gen.streams import Mixture
 from data_gen.task import PAD
 
 TINY = Arith(8, 2, 2, 7, modes="FWD,REV,RAT")
-SEARCHED = Star(12, 3, 4, modes="FWD,REV,SEARCH")
 Z = 4.5
 hypothesis_settings = settings(max_examples=60, deadline=None, derandomize=True, database=None)
 
@@ -259,134 +256,3 @@ def test_the_audit_passes_and_flags_arithmetic():
 def test_arith_names_the_key(arguments, named):
     with pytest.raises(ValueError, match=named):
         Arith(*arguments)
-
-
-# SEARCH traces of star
-
-
-def read_search(task: Star, graph: dict, goal: int, trace) -> str:
-    """An independent reader of SEARCH traces: where one ends, "live" if it does not."""
-    here, visited = None, []
-    for token in trace[1:]:
-        if here is None:
-            if token != graph["start"]:
-                return "early_stop" if token == task.eos else "malformed"
-            here = token
-        elif token == task.eos:
-            return (
-                "accept"
-                if here == goal
-                else "wrong_branch"
-                if here not in graph and here != graph["start"]
-                else "early_stop"
-            )
-        elif here == goal:
-            return "too_long" if token < task.nodes or token == task.back else "malformed"
-        elif token == task.back:
-            if here in graph:
-                return "malformed"
-            here = graph["start"]
-        elif token >= task.nodes:
-            return "malformed"
-        elif token not in graph.get(here, []):
-            return "invalid_edge"
-        elif here == graph["start"] and token in visited:
-            return "wrong_branch"
-        else:
-            visited += [token] if here == graph["start"] else []
-            here = token
-    return "live"
-
-
-def graph_of(task: Star, prompt) -> tuple[dict, int]:
-    edges = np.asarray(prompt[: task.graph_len]).reshape(-1, 2).tolist()
-    graph = {u: [v for w, v in edges if w == u] for u, _ in edges}
-    return graph | {"start": int(prompt[-3])}, int(prompt[-2])
-
-
-@pytest.mark.parametrize("forked", [True, False])
-def test_search_traces_are_accepted(forked):
-    problems = SEARCHED.hang_off(streams.problems(SEARCHED, 0, "test", 200), np.full(200, forked))
-    dfa, prompts = SEARCHED.dfa(problems), SEARCHED.prompts(problems)
-    traces = SEARCHED.traces(problems, np.full(200, 2))
-    lengths = (traces != PAD).sum(axis=1)
-    assert set(lengths) == ({6, 10, 14} if forked else {6})
-    for i in range(200):
-        trace = traces[i, : lengths[i]].tolist()
-        assert ends(dfa, i, trace) == "accept" == read_search(SEARCHED, *graph_of(SEARCHED, prompts[i]), trace)
-    if forked:  # the right branch comes first, second or third equally often
-        counts = np.bincount(lengths)[[6, 10, 14]]
-        assert (np.abs(counts - 200 / 3) < Z * math.sqrt(200 * 2 / 9)).all()
-
-
-@hypothesis_settings
-@given(st.integers(0, 199), st.data())
-def test_search_automaton_agrees_with_the_reader(problem, data):
-    """On right traces, cut and with one token changed, and on walks along the graph with BACK wherever."""
-    problems = streams.problems(SEARCHED, 0, "test", 200)[[problem]]
-    dfa = SEARCHED.dfa(problems)
-    graph, goal = graph_of(SEARCHED, SEARCHED.prompts(problems)[0])
-    trace = SEARCHED.traces(problems, np.array([2]))[0]
-    trace = trace[trace != PAD].tolist()
-    if data.draw(st.booleans()):
-        trace[data.draw(st.integers(1, len(trace) - 1))] = data.draw(st.integers(0, SEARCHED.vocab_size - 1))
-    else:
-        here, trace = graph["start"], [SEARCHED.search, graph["start"]]
-        for _ in range(data.draw(st.integers(0, 12))):
-            options = [*graph.get(here, []), SEARCHED.back, SEARCHED.eos]
-            trace.append(data.draw(st.sampled_from(options)))
-            here = graph["start"] if trace[-1] == SEARCHED.back else trace[-1]
-    for length in range(1, len(trace) + 1):
-        expected = read_search(SEARCHED, graph, goal, trace[:length])
-        assert ends(dfa, 0, trace[:length]) == expected
-        if expected != "live":
-            break
-
-
-def test_search_is_not_told_by_the_prompt():
-    """The branch visited first is printed first, has the smaller label, and is right, no more often than by chance."""
-    task = Star(12, 2, 4, modes="FWD,REV,SEARCH")
-    problems = streams.problems(task, 0, "train", 2000)
-    first = task.search_order(problems)[:, 0]
-    position = np.argsort(problems.order, axis=1)[:, ::3]
-    children = task.children(problems)
-    for guess in (np.argmin(position, axis=1), np.argmin(children, axis=1), np.zeros(2000)):
-        assert abs((first == guess).sum() - 1000) < Z * math.sqrt(500)
-
-
-def test_search_walks_and_their_pass_at_1():
-    """An ideal base that walks as the corpus does is right as often as the closed form says."""
-    task = Star(12, 2, 3, modes="FWD,REV,SEARCH")
-    n, stop = 20_000, 0.2
-    problems = streams.problems(task, 0, "test", n)
-    dfa, rng = task.dfa(problems), np.random.default_rng(0)
-    walks = task.searching.walks(problems.labels, stop, rng, 1)[:, 0]
-    solved = 0
-    for i in range(n):
-        walk = walks[i][walks[i] != PAD].tolist()
-        solved += ends(dfa, i, [task.search, *walk, task.eos]) == "accept"
-    branch = (1 - stop) ** 2 / 2  # a whole branch, and then a stop or the way back
-    p = (branch + 2 * branch**2) / 2
-    assert abs(solved - n * p) < Z * math.sqrt(n * p * (1 - p))
-
-
-def test_too_many_branches_to_search():
-    with pytest.raises(ValueError, match="branches is 6: SEARCH"):
-        Star(20, 6, 3, modes="FWD,SEARCH")
-    assert search.MOST_BRANCHES == 5
-
-
-@pytest.mark.parametrize("n", [30, 31])
-def test_three_modes_for_every_problem(n):
-    """Problem-level: each problem in all three modes; data-level: one mode each, in equal shares."""
-    mixture = Mixture("FWD,REV,SEARCH", 1 / 3, 0.0, False, "problem", False)
-    examples = streams.sft_examples(SEARCHED, mixture, 0, n)
-    assert examples.mode.tolist() == [i % 3 for i in range(n)] and len(examples.tokens) == n
-    prompts = examples.tokens[:, : SEARCHED.prompt_len]
-    assert all((prompts[i] == prompts[i - i % 3]).all() for i in range(n))
-    data = streams.sft_examples(SEARCHED, Mixture("FWD,SEARCH,REV", 0.4, 0.0, False, "data", False), 0, 300)
-    assert np.bincount(data.mode).tolist() == [120, 90, 90]
-    with pytest.raises(ValueError, match="fork_rate=0.333"):
-        Mixture("FWD,REV,SEARCH", 0.5, 0.0, False, "problem", False)
-    with pytest.raises(ValueError, match="leaves no other mode"):
-        Mixture("RAT", 0.5, 0.0, False, "data", False)
