@@ -30,11 +30,11 @@ def installed(tmp_path_factory) -> Path:
         copy(ROOT / part, source / part)
     build = [sys.executable, "-m", "pip", "wheel", "--quiet", "--no-deps", "--no-build-isolation", "-w", root, source]
     subprocess.run(build, check=True)
-    venv.create(environment, with_pip=False)
+    venv.create(environment, with_pip=True)
     inside = Path(sysconfig.get_path("purelib", vars={"base": str(environment)}))
     (wheel,) = root.glob("minifork-*.whl")
-    install = ["install", "--quiet", "--no-deps", "--no-index", "--prefix", environment, wheel]
-    subprocess.run([sys.executable, "-m", "pip", *install], check=True)
+    install = [environment / "bin" / "python", "-m", "pip", "install", "--quiet", "--no-deps", "--no-index", wheel]
+    subprocess.run(install, check=True)
     (inside / "here.pth").write_text(sysconfig.get_path("purelib"))  # its own .pth files are not read
     return environment / "bin"
 
@@ -51,7 +51,9 @@ def run(installed: Path, folder: Path, *command: str) -> str:
 
 def test_every_file_is_in_the_wheel(installed, tmp_path):
     """Modules, configs, studies, claims, the kernel, the report's template; results that are kept are not."""
-    places = "import data_gen, minifork, experiments; print(*[p.__path__[0] for p in (data_gen, minifork, experiments)])"
+    places = (
+        "import data_gen, minifork, experiments; print(*[p.__path__[0] for p in (data_gen, minifork, experiments)])"
+    )
     for place in map(Path, run(installed, tmp_path, "-c", places).split()):
         assert installed.parent in place.parents
         original = ROOT / place.name
