@@ -63,9 +63,8 @@ def test_every_file_is_in_the_wheel(installed, tmp_path):
 
 
 def test_the_wheel_trains_measures_and_knows_its_studies(installed, tmp_path):
-    small = [*SMALL, "pretrain.steps=3", "eval.problems=64"]
-    run(installed, tmp_path, "pretrain", "--config", "star", *small)
-    assert "pass@1" in run(installed, tmp_path, "eval", "--config", "star", *small)
+    run(installed, tmp_path, "pretrain", "--config", "star", *SMALL)
+    assert "pass@1" in run(installed, tmp_path, "eval", "--config", "star", *SMALL)
     (folder,) = (tmp_path / "runs" / "star").glob("base-*")
     assert (folder / "run.json").exists()
     for task in ("sizes", "arith"):

@@ -1,13 +1,15 @@
 """`make gpu-check`: is everything right and how fast is it on this GPU? One table, one JSON file.
 
-Runs the GPU tests, trains a base and fine-tunings, tests the kernel's samples against its own probabilities and
-against exact ones, all engines against each other, and times every backend. Installs nothing. Without a GPU it says
-so and succeeds.
+Runs the GPU tests, and compute-sanitizer on some where it is installed; trains a base and fine-tunings; tests the
+kernel's samples against its own probabilities and against exact ones, and all engines against each other; times every
+backend. Installs nothing. Without a GPU it says so and succeeds.
 
 Every part returns its row of the JSON file: "failed", and what it found, by name.
 """
 
+import os
 import re
+import shutil
 import subprocess
 import sys
 import time
@@ -36,6 +38,7 @@ from minifork.training import stages
 
 RESULTS = Path(__file__).parents[1] / "results"
 PYTEST = [sys.executable, "-m", "pytest", "-m", "gpu", "tests/minifork/gpu/test_gpu.py", "-p", "no:cacheprovider"]
+SANITIZED = "test_runs_again_alike_on_every_tiling and (narrow or reference)"
 LEVEL = 1e-4  # of each test of samples
 SAMPLES = {"bf16": 10**6, "fp32": 10**5}  # rollouts a problem against scored probabilities
 SECONDS = 60  # in which that many may be drawn; a slow GPU draws fewer
@@ -53,6 +56,7 @@ def gpu_check(config: Config) -> int:
     config = replace(config, device="cuda", runs=str(Path(config.runs) / "gpu-check"), sft=plan)
     parts = {
         "tests": gpu_tests,
+        "sanitizer": sanitizer,
         "bench": lambda: bench(config),
         "samples": lambda: samples(config),
         "agreement": lambda: {"failed": agreement.agreement(config)},
@@ -91,6 +95,30 @@ def gpu_tests() -> dict[str, Any]:
     if done.returncode:
         print(*lines[-30:], done.stderr[-2000:], sep="\n")
     return {"failed": int(done.returncode != 0), "summary": lines[-1] if lines else ""}
+
+
+def sanitizer() -> dict[str, Any]:
+    """compute-sanitizer's memcheck and racecheck on a few tests, where it is installed."""
+    program = shutil.which("compute-sanitizer", path=f"{os.environ['PATH']}:/usr/local/cuda/bin")
+    result: dict[str, Any] = {"failed": 0}
+    if program is None:
+        return result | {"summary": "compute-sanitizer is not installed"}
+    # without torch's caching allocator, which hides accesses past the end of a tensor
+    environment = os.environ | {"PYTORCH_NO_CUDA_MEMORY_CACHING": "1"}
+    for tool in ("memcheck", "racecheck"):
+        command = [program, "--tool", tool, "--report-api-errors", "no", "--error-exitcode", "9", *PYTEST]
+        try:
+            done = subprocess.run(
+                [*command, "-k", SANITIZED], capture_output=True, text=True, timeout=100, env=environment
+            )
+        except subprocess.TimeoutExpired:
+            result[tool] = "not finished within 100 s"
+            continue
+        usable = "not supported" not in done.stdout
+        lines = [line.strip("= ") for line in done.stdout.splitlines() if "SUMMARY" in line]
+        result[tool] = (lines or [f"exit code {done.returncode}"])[-1] if usable else "not usable on this machine"
+        result["failed"] |= int(usable and done.returncode != 0)
+    return result
 
 
 def trees(config: Config) -> dict[str, Tree]:
