@@ -122,7 +122,9 @@ test-all: $(ENV) ## run the tests and the examples at full size (some minutes mo
 	@$(PYTHON) -m pytest -n auto --maxprocesses 4 --dist loadfile --full-size
 
 coverage: $(ENV) ## run the tests and report the lines of data_gen and minifork that they reach
-	@$(PYTHON) -m coverage run --source=data_gen,minifork -m pytest
+	@rm -f .coverage*
+	@$(PYTHON) -m coverage run -m pytest -n auto --maxprocesses 4 --dist loadfile
+	@$(PYTHON) -m coverage combine --quiet
 	@$(PYTHON) -m coverage report
 
 faults: $(ENV) ## kill every stage many times and compare with undisturbed runs (4 minutes)

@@ -24,6 +24,14 @@ def parent_stage(config: Config, stage: str) -> str | None:
     return {"base": None, "sft": "base", "wise": "sft", "rl": "sft" if config.rl.epoch else "base"}[stage]
 
 
+def epochs_of(config: Config, stage: str) -> list[int]:
+    """The epochs (RL: updates) after which a run keeps weights: 1, 2, 4, ... and the last; none of a base."""
+    last = {"base": 0, "rl": config.rl.updates}.get(stage, config.sft.epochs)
+    first = config.wise.early if stage == "wise" else 0
+    doublings = {2**i for i in range(last.bit_length())} | {last}
+    return sorted(epoch for epoch in doublings if epoch > first)
+
+
 def deciding_values(config: Config, stage: str) -> dict[str, Any]:
     """The keys that decide a run's weights, its parents' included, with their values."""
     parent = parent_stage(config, stage)

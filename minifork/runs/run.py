@@ -18,7 +18,7 @@ from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
 from minifork import config as configs
-from minifork.runs.deciding import SEEDS, deciding_values, identity, label
+from minifork.runs.deciding import SEEDS, deciding_values, epochs_of, identity, label
 from minifork.schema import Config
 from minifork.storage import files
 
@@ -117,9 +117,7 @@ class Run:
     @property
     def epochs(self) -> list[int]:
         """The epochs (RL: updates) after which weights are kept; none of a base."""
-        last = {"base": 0, "rl": self.config.rl.updates}.get(self.stage, self.config.sft.epochs)
-        first = self.config.wise.early if self.stage == "wise" else 0
-        return [epoch for epoch in doublings(last) if epoch > first]
+        return epochs_of(self.config, self.stage)
 
     def checkpoint(self, epoch: int | None = None) -> Checkpoint:
         """The weights after an epoch, or the last ones; raises ValueError when the run keeps no such ones."""
@@ -195,11 +193,6 @@ class Run:
 def snapshot(epoch: int) -> str:
     """The file, below a run's folder, of the weights after an epoch or update."""
     return f"epochs/e{epoch}.pt"
-
-
-def doublings(last: int) -> list[int]:
-    """1, 2, 4, ... below ``last``, and ``last``; nothing for 0."""
-    return sorted({2**i for i in range(last.bit_length())} | {last}) if last else []
 
 
 def in_memory(config: Config, stage: str, parent: Checkpoint | None, silent: bool) -> Run:

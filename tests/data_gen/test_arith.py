@@ -4,6 +4,7 @@ Statistical tests have fixed seeds and |z| < 4.5 (false alarms 7e-6 each, a doze
 """
 
 import itertools
+from collections.abc import Iterator
 
 import numpy as np
 import pytest
@@ -178,6 +179,18 @@ def test_problems_are_uniform():
     assert (plain.constant.min(), plain.constant.max(), plain.value.min(), plain.value.max()) == (1, 20, 1, 20)
 
 
+def whole_queries(task: Arith, row: np.ndarray, wanted: np.ndarray) -> Iterator[list[int]]:
+    """The queries of a sequence with their walks, of which only the walk is a target; the last, cut one is left out."""
+    rest, place = row[task.graph_len :].tolist(), task.graph_len
+    while task.eos in rest:
+        length = rest.index(task.eos) + 1
+        query, rest = rest[:length], rest[length:]
+        assert (wanted[place + 3 : place + length - 1] == query[4:]).all()
+        assert (wanted[place : place + 3] == PAD).all()
+        place += length
+        yield query
+
+
 @hypothesis_settings
 @given(tasks(), st.sampled_from([0.0, 0.3]), st.sampled_from([0.0, 1.0]), st.integers(0, 99))
 def test_walks_follow_and_add_up(task, stop, informed, seed):
@@ -192,13 +205,7 @@ def test_walks_follow_and_add_up(task, stop, informed, seed):
             int(child): (int(parent), int(const) - task.labels)
             for parent, child, const in row[: task.graph_len].reshape(-1, 3)
         }
-        rest, place = row[task.graph_len :].tolist(), task.graph_len
-        while task.eos in rest:
-            length = rest.index(task.eos) + 1
-            query, rest = rest[:length], rest[length:]
-            assert (wanted[place + 3 : place + length - 1] == query[4:]).all()
-            assert (wanted[place : place + 3] == PAD).all()
-            place += length
+        for query in whole_queries(task, row, wanted):
             premise, value, target, sep, mode, *body = query[:-1]
             assert sep == task.sep and value >= task.labels
             spoken = value - task.labels

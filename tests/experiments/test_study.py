@@ -131,6 +131,11 @@ def test_pairs_that_nobody_has_looked_at_are_refused(copy, capsys, command):
 # running
 
 
+def test_reserved_pairs_are_run_by_nobody(copy):
+    with pytest.raises(ValueError, match="pair 5: pairs 5 to 9 are kept for a confirmation"):
+        executors.run(study.plans(copy().config(), [{}], [4, 5]))
+
+
 def test_what_runs_start_from_is_made_once_and_first(copy, monkeypatch):
     starts = Starts(monkeypatch, lambda command: 0)
     entries = [

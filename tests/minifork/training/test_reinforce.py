@@ -10,8 +10,8 @@ import torch
 
 import minifork.training.reinforce as learning
 from data_gen.walks import IGNORE
-from minifork import checkpoints, measure, runs
 from minifork import config as configs
+from minifork import measure, runs
 from minifork.decoding.exact import exact
 from minifork.decoding.policy import Policy
 from minifork.decoding.rollout import rollout
