@@ -1,4 +1,4 @@
-"""The rules of the house: imports run one way, importing does nothing, few dependencies, no leaking set shipped."""
+"""The rules of the house: imports run one way, importing does nothing, few dependencies, short files and functions."""
 
 import ast
 import os
@@ -9,6 +9,8 @@ from pathlib import Path
 from typing import Any
 
 import pytest
+
+from tests.code_lines import code_lines
 
 ROOT = Path(__file__).parent.parent
 PACKAGES = ("data_gen", "minifork", "experiments")
@@ -95,6 +97,19 @@ def test_imports_run_one_way(path):
     assert imported(path) - extra <= allowed
     top = [node for node in ast.parse(path.read_text()).body if isinstance(node, (ast.Import, ast.ImportFrom))]
     assert not any(name in ast.unparse(node) for node in top for name in extra)
+
+
+def test_functions_fit_on_a_screen_and_files_are_read_in_one_sitting():
+    """At most 40 lines of code, and 350 lines; tests and examples included."""
+    long = []
+    for path in [*MODULES, *(ROOT / "tests").rglob("*.py"), *(ROOT / "examples").glob("*.py")]:
+        source = path.read_text()
+        lines = code_lines(source)
+        long += [name_of(path)] if len(source.splitlines()) > 350 else []
+        for node in ast.walk(ast.parse(source)):
+            if isinstance(node, ast.FunctionDef) and len(lines & set(range(node.lineno, node.end_lineno + 1))) > 40:
+                long.append(f"{name_of(path)}: {node.name}")
+    assert long == []
 
 
 @pytest.mark.parametrize("path", MODULES, ids=name_of)
