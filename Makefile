@@ -136,7 +136,7 @@ lint: $(ENV) ## check style
 	@$(PYTHON) -m mypy
 
 clean: ## remove the environment and caches (runs/ stays)
-	rm -rf .venv .pytest_cache .ruff_cache .hypothesis build *.egg-info
+	rm -rf .venv .pytest_cache .ruff_cache .mypy_cache .hypothesis .coverage* build *.egg-info
 	find . -name __pycache__ -type d -prune -exec rm -rf {} +
 
 .venv/ready: requirements.lock setup.py pyproject.toml

@@ -24,14 +24,18 @@ PROBLEMS = 8  # drawn for the checks, apart from all streams
 def check(task: Task[Batch]) -> None:
     """Raise ValueError naming the class, a member and an example problem where a task lacks or contradicts one."""
     rng = np.random.default_rng(0)
-    problems = task.sample(rng, PROBLEMS)
+    problems, same = task.sample(rng, PROBLEMS), task.sample(np.random.default_rng(0), PROBLEMS)
     try:
         again = task.reprint(problems, rng)
+        keyed = (task.prompts(problems) == task.prompts(same)).all()
+        _require(keyed, task, problems, "sample(rng, n) gives other problems for the same rng")
         _check_prompts(task, problems, again)
         traces = _check_traces(task, problems, again)
         dfa = _check_automata(task, problems, again, traces)
         _check_fork(task, problems, traces, dfa)
         walks = task.walks(problems, 0.5, 0.0, rng, 1)
+        fits = walks.ndim == 3 and walks.shape[:2] == (PROBLEMS, 1)
+        _require(fits, task, problems, f"walks(problems, ...) has the shape {walks.shape}, not [n, count, ...]")
         _require_vocabulary(walks, PAD, task, problems, "walks(problems, ...)")
     except MissingMemberError as error:
         raise ValueError(f"{error}; {_example(task, problems, 0)}") from None
@@ -53,6 +57,8 @@ def _example(task: Task[P], problems: P, row: int) -> str:
 
 
 def _require_vocabulary(tokens: np.ndarray, least: int, task: Task[P], problems: P, what: str) -> None:
+    whole = tokens.dtype == np.int64
+    _require(whole, task, problems, f"{what} gives {tokens.dtype}, not int64")
     inside = (tokens >= least) & (tokens < task.vocab_size)
     _require(inside, task, problems, f"{what} gives tokens outside the vocabulary of {task.vocab_size}")
 
@@ -63,7 +69,7 @@ def _check_prompts(task: Task[P], problems: P, again: P) -> None:
         what = f"prompts(problems) has the shape {prompts.shape}, not [n, prompt_len] = {shape}"
         _require(prompts.shape == shape, task, problems, what)
         _require_vocabulary(prompts, 0, task, batch, "prompts(problems)")
-    identity = task.identity(problems)
+    identity = np.asarray(task.identity(problems))
     what = f"identity(problems) is {identity.dtype}{identity.shape}, not uint64[n]"
     _require(identity.dtype == np.uint64 and identity.shape == (PROBLEMS,), task, problems, what)
     what = "identity(problems) changes when reprint(problems, rng) prints a problem anew, so that one problem could be"
@@ -134,6 +140,10 @@ def _check_fork(task: Task[P], problems: P, traces: np.ndarray, dfa: DFA) -> Non
         both = prefix is None and children is None
         _require(both, task, problems, "of fork_prefix(problems) and children(problems) it gives only one")
         return
+    for name, tokens in (("fork_prefix(problems)", prefix), ("children(problems)", children)):
+        fits = tokens.ndim == 2 and len(tokens) == PROBLEMS
+        _require(fits, task, problems, f"{name} has the shape {tokens.shape}, not [n, ...]")
+        _require_vocabulary(tokens, PAD, task, problems, name)
     right = np.concatenate([prefix, children[:, :1]], axis=1)
     on_trace = (traces[:, :, : right.shape[1]] == right).all(axis=2).any(axis=0)
     what = "no trace begins with fork_prefix(problems) and column 0 of children(problems)"

@@ -265,7 +265,7 @@ class Star(Printed[Problems]):
         """uint64[n]: a hash of the set of printed edges, equal for equal graphs however they are printed.
 
         Two problems on the same graph differ at most in the goal, so streams that share no identity share
-        no problem and no graph. A problem keeps the identity it was drawn with when its decoys are hung off
+        no problem and no graph with a fork. A problem keeps the identity it was drawn with when its decoys are hung off
         a second root.
         """
         drawn = replace(problems, forked=np.ones(len(problems), dtype=bool))

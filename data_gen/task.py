@@ -65,8 +65,8 @@ class Task(Generic[P]):
         children(problems)       [n, d]: the tokens that may come next there, PAD past the last; column 0 is right
         walks(problems, ...)     what the base model learns from
 
-    All else has a default that works. A field ``modes`` ("FWD,REV" by default) names the modes. What a task of sums
-    modulo 10 with traces in two modes writes, for the problem 3 + 4:
+    All else has a default that works. ``modes``, a class attribute or a field ("FWD,REV" by default), names the modes.
+    What a task of sums modulo 10 with traces in two modes writes, for the problem 3 + 4:
 
         prompt   3 4 SEP          vocab_size 14: digits, SEP, EOS, FWD, REV
         traces   FWD 3 4 7 EOS    trace_len 5

@@ -19,8 +19,9 @@ def pick_device(config: Config) -> str:
 
 def new_model(config: Config, seed: int) -> GPT:
     """A freshly initialised model of the config's shape."""
-    torch.manual_seed(seed)
-    return GPT(config.model, config.data.vocab_size, config.context)
+    with torch.random.fork_rng(devices=[]):  # whatever else draws from torch's generator goes on undisturbed
+        torch.manual_seed(seed)
+        return GPT(config.model, config.data.vocab_size, config.context)
 
 
 def load_state(model: GPT, saved: dict, path: Path) -> None:

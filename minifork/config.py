@@ -29,6 +29,10 @@ SAID: set[str] = set()  # keys of recorded configs about which this process has 
 LINE = re.compile(r"( *)(\w+):[^#]*(?:#\s*(.*))?")  # of a config file: indent, key, comment
 
 
+class UnknownTaskError(ValueError):
+    """There is no task of a name here."""
+
+
 # reading
 
 
@@ -145,7 +149,7 @@ def changed(config: Config, changes: Iterable[str] | Mapping[str, Any], source: 
         raise ValueError(unknown_key(unknown[0], valid, source))
     task = changes.get("task")
     if task in [*TASKS] and keys(Config, task=task) != valid:
-        raise ValueError(f"{source}: task is {task!r}, but the config is of {config.task}: give another file")
+        raise ValueError(f"{source}: task is {task!r}, but the config is of {config.task}: give --config {task}")
     return _from_values(flat(config) | dict(changes), source) if changes else config
 
 
@@ -155,7 +159,8 @@ def of_task(name: str, task: Task, changes: Mapping[str, Any]) -> Config:
     Raises ValueError as `load` does.
     """
     shared = {key: value for key, value in _shipped_values(FOLDER, name)[0].items() if not key.startswith("data.")}
-    return _from_values(shared | flattened({"data": dataclasses.asdict(task)}) | dict(changes), name)
+    modes = {} if _ships(name) else {"sft.modes": task.modes}
+    return _from_values(shared | modes | flattened({"data": dataclasses.asdict(task)}) | dict(changes), name)
 
 
 def to_tree(config: Config) -> dict[str, Any]:
@@ -273,7 +278,7 @@ def _hints(schema: type, task: str) -> dict[str, type]:
 def _require_task(task: object, source: Path | str) -> str:
     """A task's name; raises ValueError when there is no such task."""
     if not isinstance(task, str) or task not in TASKS:
-        raise ValueError(f"{source}: task is {task!r}: the tasks are: {', '.join(TASKS)}")
+        raise UnknownTaskError(f"{source}: task is {task!r}: the tasks are: {', '.join(TASKS)}")
     return task
 
 

@@ -15,6 +15,7 @@ keys of the config (`minifork config` lists them), short where that is clear. Of
 """
 
 import math
+import operator
 from dataclasses import replace
 from pathlib import Path
 
@@ -36,6 +37,7 @@ from minifork.schema import TASKS, Config
 from minifork.training import stages
 
 Value = str | int | float | bool | None
+SHIPPED = frozenset(TASKS)  # names of tasks
 
 
 # training
@@ -47,8 +49,7 @@ def pretrain(task: Task, folder: Path | str | None = None, silent: bool = False,
     folder: where the run is kept, resumed and found again; None keeps it in memory. Raises ValueError naming the key
     that does not fit, and for an interrupted run's folder that another process holds.
     """
-    name = next((name for name, kind in TASKS.items() if kind is type(task)), type(task).__name__.lower())
-    TASKS.setdefault(name, type(task))
+    name = _registered(_require_task(task))
     keys = _dotted(changes, "pretrain", name) | ({} if folder is None else {"runs": str(folder)})
     return _made(configs.of_task(name, task, keys), "base", None, folder is None, silent)
 
@@ -75,9 +76,38 @@ def rl(tuned: Run, silent: bool = False, **changes: Value) -> Run:
     return _made(config, "rl", start, tuned.memory is not None, silent)
 
 
-def load(folder: Path | str) -> Run:
-    """The run in a folder; raises ValueError naming the record when it is missing or damaged."""
-    return runs.read(Path(folder))
+def load(folder: Path | str, task: type[Task] | None = None) -> Run:
+    """The run in a folder, wherever that was moved to; task: the class of a task of your own.
+
+    Raises ValueError naming the record when it is missing or damaged, or of a task that is not known here.
+    """
+    if task is not None:
+        _register(task)
+    run = runs.read(Path(folder))
+    return replace(run, config=replace(run.config, runs=str(run.folder.resolve().parents[1])))
+
+
+def _require_task(task: Task) -> Task:
+    """The task; raises ValueError unless it is one."""
+    if not isinstance(task, Task) or "__dataclass_fields__" not in vars(type(task)):
+        what = f"the class {task.__name__}" if isinstance(task, type) else f"a {type(task).__name__}"
+        raise ValueError(f"task is {what}: give an object of a frozen dataclass that derives from minifork.Task")
+    return task
+
+
+def _registered(task: Task) -> str:
+    """The name of a task in configs and folders: of one of your own, its class's in small letters."""
+    shipped = next((name for name, kind in TASKS.items() if kind is type(task)), None)
+    return shipped or _register(type(task))
+
+
+def _register(kind: type[Task]) -> str:
+    """Make a task of your own known by name; one of the same name that was defined before is replaced."""
+    name = kind.__name__.lower()
+    if name in SHIPPED:
+        raise ValueError(f"task is of the class {kind.__name__}: a task called {name} ships, rename the class")
+    TASKS[name] = kind
+    return name
 
 
 def _made(config: Config, stage: str, start: Checkpoint | None, memory: bool, silent: bool) -> Run:
@@ -90,6 +120,8 @@ def _made(config: Config, stage: str, start: Checkpoint | None, memory: bool, si
 def _dotted(changes: dict[str, Value], section: str, task: str) -> dict[str, Value]:
     """Changes by dotted key; a short one is the section's own, where it has it."""
     valid = configs.keys(Config, task=task)
+    if section == "pretrain":  # its seed is the base's; `seed` is that of fine-tuning
+        changes = {"base_seed" if name == "seed" else name: value for name, value in changes.items()}
     dotted = {name: f"{section}.{name}" if f"{section}.{name}" in valid else name for name in changes}
     return {configs.full_key(dotted[name], valid, section): value for name, value in changes.items()}
 
@@ -123,7 +155,9 @@ def problems(task: Task, stream: str = "test", n: int = 1000, device: str = "cpu
     """
     if stream not in streams.STREAMS:
         raise ValueError(f"stream is {stream!r}: choose {', '.join(streams.STREAMS)}")
-    return problem_set(task, streams.problems(task, 0, stream, n), device)
+    if torch.device(device).type == "cuda" and not torch.cuda.is_available():
+        raise ValueError(f"device is {device!r}: torch sees no CUDA device here; give cpu")
+    return problem_set(task, streams.problems(_require_task(task), 0, stream, _whole("n", n)), device)
 
 
 def exact(
@@ -134,7 +168,8 @@ def exact(
 
     policy: how traces are sampled; mode: what every trace begins with, or None to let the model choose. Computed by
     decoding every prefix that may still be accepted, the likeliest first, ``max_prefixes`` at most: then p lies between
-    ``p_lo`` and ``p_hi`` for certain. Raises ValueError naming the argument that does not fit.
+    ``p_lo`` and ``p_hi`` for certain. A model does not know its task: give it problems of the task that it was trained
+    on. Raises ValueError naming the argument that does not fit.
     """
     return enumeration.exact(_tree(model, problems, policy, mode), max_prefixes, width=EXACT)
 
@@ -144,7 +179,7 @@ def split(
     mode: str | None = None,
 ) -> Result:  # fmt: skip
     """Where n sampled traces a problem end, each prefix decoded once however many share it; arguments as `exact`."""
-    return splitting.split(_tree(model, problems, policy, mode), n, seed)
+    return splitting.split(_tree(model, problems, policy, mode), _whole("n", n), _whole("seed", seed))
 
 
 def rollout(
@@ -155,7 +190,18 @@ def rollout(
 
     On a GPU the fused kernel runs them in fp32.
     """
-    return sample(_tree(model, problems, policy, mode), n, seed, traces)
+    return sample(_tree(model, problems, policy, mode), _whole("n", n), _whole("seed", seed), traces)
+
+
+def _whole(name: str, value: int) -> int:
+    """A whole number below 2^63; raises ValueError naming the argument when it is none."""
+    try:
+        number = operator.index(value)
+    except TypeError:
+        raise ValueError(f"{name} is {value!r}: give a whole number") from None
+    if not 0 <= number < 2**63:
+        raise ValueError(f"{name} is {value!r}: give a whole number in [0, 2^63)")
+    return number
 
 
 def _tree(model: GPT, problems: ProblemSet, policy: Policy | str, mode: str | None) -> Tree:
@@ -163,6 +209,10 @@ def _tree(model: GPT, problems: ProblemSet, policy: Policy | str, mode: str | No
         raise ValueError(f"model is a {type(model).__name__}: give a GPT, such as run.model()")
     if not isinstance(problems, ProblemSet):
         raise ValueError(f"problems is a {type(problems).__name__}: give minifork.problems(task, ...)")
+    if not isinstance(policy, (Policy, str)):
+        raise ValueError(
+            f"policy is a {type(policy).__name__}: give a Policy, or text such as temperature=0.7,top_p=0.95"
+        )
     task, device = problems.task, next(model.parameters()).device
     if problems.prompts.device != device:
         raise ValueError(f"problems lie on {problems.prompts.device}, the model on {device}: move one of them")

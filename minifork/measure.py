@@ -60,8 +60,8 @@ def measure(
     result. Arrays: p float64[n] as "free" and by forced mode, with "_lo" and "_hi" added its interval where it is not
     exact; "strata", p_ij float64[n, m]; "fork" and "fork_train", probabilities of the branches float64[n, d] on these
     and on training problems; "modes", those of the modes float64[n, modes]; "rest", the probability float64[n] of the
-    rest of a trace given the right branch; on a task without a fork neither of the three. Raises NotComputedError, and
-    ValueError for a policy that is none.
+    rest of a trace given the right branch (graded by steps); on a task without a fork neither of the three. Raises
+    NotComputedError, and ValueError for a policy that is none.
     """
     decoder = policy.parse(settings.policy)
     tree = tree_of(model, problems, decoder)
@@ -78,8 +78,9 @@ def measure(
     record["mode"] = quantities.mode_statistics(arrays["modes"], problems.task.mode_names)
     if problems.fork is not None:
         if settings.grading == "steps":
-            arrays["rest"] = rest_probability(tree, problems)
-            record["fork"]["p_rest"] = float(arrays["rest"].mean())
+            rest = rest_probability(tree, problems, settings.budget)
+            record["fork"]["p_rest"] = None if rest is None else float(rest.mean())
+            arrays |= {} if rest is None else {"rest": rest}
         record["fork"]["train_p_right"] = record["fork_train"] and record["fork_train"]["p_right"]
     return Measurement(record, measured.arrays | arrays, measured.check)
 
@@ -119,14 +120,16 @@ def branch_probabilities(tree: Tree, problems: ProblemSet) -> np.ndarray:
     return over_prefixes(problems, torch.softmax(at_branches, dim=1).cpu().numpy())
 
 
-def rest_probability(tree: Tree, problems: ProblemSet) -> np.ndarray:
+def rest_probability(tree: Tree, problems: ProblemSet, budget: int) -> np.ndarray | None:
     """float64[n]: the probability that a trace is accepted given the right branch at the fork, under forced FWD.
 
-    What is left when the fork is taken out: walking, and in arithmetic adding up.
+    What is left when the fork is taken out: walking, and in arithmetic adding up. None where the budget of prefixes is
+    too small to compute it.
     """
     fork, branches = problems.at_fork()
     right = torch.cat([fork, branches[:, :1]], dim=1)
-    return over_prefixes(problems, exact(tree.force(right)).p_lo)
+    result = exact(tree.force(right), budget)
+    return over_prefixes(problems, result.p_lo) if result.exact else None
 
 
 def mode_probabilities(tree: Tree, problems: ProblemSet) -> np.ndarray:

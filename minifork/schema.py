@@ -16,7 +16,7 @@ from data_gen.task import Task
 from minifork.settings import Count, Eval, Rule, Section, Shape, one_of, require
 
 TASKS: dict[str, type[Task]] = {"star": Star, "sizes": Sizes, "mixed": Sizes, "arith": Arith}
-ALIASES = {"mixed": "sizes"}  # the name of a task in versions 0.1 and 0.2, whose runs keep it
+ALIASES = {"mixed": "sizes"}  # the name of a task in version 0.1, whose runs keep it
 
 Share = Annotated[float, Rule(lambda value: 0 <= value <= 1, "it is a share, in [0, 1]")]
 Positive = Annotated[float, Rule(lambda value: 0 < value < math.inf, "it must be positive and finite")]

@@ -59,12 +59,13 @@ def full_key(name: str, valid: Iterable[str], source: str) -> str:
 
 def typed(value: object, kind: type, key: str, source: Path | str) -> Any:
     """A key's value as its type; raises ValueError naming the source and the key when it is of another."""
+    value = value.item() if hasattr(value, "item") else value  # of numpy
     if kind is float and isinstance(value, (int, str)) and not isinstance(value, bool):
         with contextlib.suppress(ValueError, OverflowError):
             return float(value)  # YAML reads 3e-3 as a string
     kinds = (int, type(None)) if kind == int | None else (kind,)
     if type(value) not in kinds:
-        raise ValueError(f"{source}: {key} must be {KINDS[kind]}, not {value!r}")
+        raise ValueError(f"{source}: {key} must be {KINDS.get(kind, kind)}, not {value!r}")
     if type(value) is int and abs(value) >= MAX_INT and not key.endswith("seed"):
         raise ValueError(f"{source}: {key} is {value}: give less than {MAX_INT}")
     return value

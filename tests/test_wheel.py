@@ -43,7 +43,7 @@ def run(installed: Path, folder: Path, *command: str) -> str:
     environment = {key: value for key, value in os.environ.items() if key != "PYTHONPATH"} | {"OMP_NUM_THREADS": "1"}
     python, program = installed / "python", command if command[0] == "-c" else (installed / "minifork", *command)
     process = subprocess.run(
-        [python, "-P", *program], capture_output=True, text=True, cwd=folder, env=environment, timeout=300
+        [python, "-I", *program], capture_output=True, text=True, cwd=folder, env=environment, timeout=300
     )
     assert process.returncode == 0, process.stderr
     return process.stdout

@@ -45,6 +45,8 @@ def read(folder: Path) -> Run:
     record = _read_record(folder)
     try:
         config = configs.from_record(record["config"], folder / RECORD)
+    except configs.UnknownTaskError as error:
+        raise ValueError(f"{error}; one of your own is to be put into minifork.schema.TASKS first") from None
     except ValueError as error:
         raise ValueError(f"{error}; remove its folder and run it again") from None
     return Run(folder, record, config)

@@ -98,6 +98,10 @@ def _reinforce(run: Run, start: Checkpoint) -> None:
     config, plan = run.config, run.config.rl
     if config.sft.prefix:
         raise ValueError(f"sft.prefix is {config.sft.prefix}: rl samples traces without a prefix; give 0")
+    if plan.epoch == 0 and config.data.branch_order != "shuffled" and not config.sft.allow_leak:
+        raise ValueError(
+            "data.branch_order gives the right branch away; a control meant to leak needs sft.allow_leak=true"
+        )
     device = pick_device(config)
     run.say(
         f"{run.name}: from {start.path}, {plan.advantage} on {plan.problems} problems, {plan.updates} updates of "

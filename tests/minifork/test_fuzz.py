@@ -5,6 +5,7 @@ import contextlib
 import copy as copies
 import io
 import json
+import os
 import shutil
 from unittest import mock
 
@@ -178,12 +179,14 @@ def test_any_command_line(tmp_path_factory, words):
     """Where no run is: done, or refused in one `minifork: ...` line (code 1), or argparse's usage (2, 0 for help)."""
     if "--debug" in words:
         return  # asks for the traceback
-    out, err = io.StringIO(), io.StringIO()
-    empty = contextlib.chdir(tmp_path_factory.mktemp("empty"))
-    with contextlib.redirect_stdout(out), contextlib.redirect_stderr(err), empty:
+    out, err, before = io.StringIO(), io.StringIO(), os.getcwd()
+    os.chdir(tmp_path_factory.mktemp("empty"))
+    with contextlib.redirect_stdout(out), contextlib.redirect_stderr(err):
         try:
             code = main(words)
         except SystemExit as stopped:
             code = stopped.code
+        finally:
+            os.chdir(before)
     said = err.getvalue()
     assert code == 2 or (code == 1 and said.startswith("minifork: ") and said.count("\n") == 1) or not said

@@ -2,6 +2,7 @@
 
 import ast
 import re
+from dataclasses import dataclass
 from pathlib import Path
 
 import numpy as np
@@ -10,9 +11,19 @@ import torch
 
 import minifork as mf
 from minifork import runs
+from minifork.schema import TASKS
 from tests.conftest import SMALL
 
 TASK = mf.Star(nodes=8, branches=2, length=3)
+PUBLISHED = mf.Star(nodes=8, branches=2, length=3, branch_order="published")
+
+
+class Other:
+    """A place for a task of a shipped one's name."""
+
+    @dataclass(frozen=True)
+    class Star(mf.Star):
+        pass
 
 
 def of(*sections: str) -> dict[str, int]:
@@ -54,6 +65,47 @@ def test_a_folder_keeps_them_and_finds_them_again(base, tuned, tmp_path, capsys)
     again = mf.sft(mf.load(made[0].folder), fork_rate=1.0, **of("sft"))
     assert_same_weights(mf.load(again.folder), tuned)
     assert again.folder.parent == tmp_path / "star"
+
+
+def test_a_moved_folder_keeps_what_goes_on_from_it(tmp_path, monkeypatch):
+    (tmp_path / "there").mkdir()
+    monkeypatch.chdir(tmp_path / "there")
+    made = mf.pretrain(TASK, folder="runs", silent=True, steps=1, batch=1, layers=1, width=32, heads=1)
+    (tmp_path / "there" / "runs").rename(tmp_path / "moved")
+    tuned = mf.sft(mf.load(tmp_path / "moved" / made.folder.relative_to("runs")), silent=True, epochs=1, traces=32)
+    assert tuned.folder.parent == tmp_path / "moved" / "star" and runs.require(tuned.config, "base").name == made.name
+
+
+def test_a_task_of_ones_own(tmp_path):
+    """One defined anew is the one that is trained, and a run of it is read where its class is given."""
+    runs_of = []
+    for goal_first in (False, True):
+
+        @dataclass(frozen=True)
+        class Mine(mf.Star):
+            modes: str = "REV,FWD" if goal_first else "FWD,REV"
+
+        small = {"silent": True, "steps": 1, "batch": 1, "layers": 1, "width": 32, "heads": 1}
+        runs_of.append(mf.pretrain(Mine(8, 2, 3), folder=tmp_path, **small))
+        assert runs_of[-1].config.data.modes == runs_of[-1].config.sft.modes == Mine.modes
+    del TASKS["mine"]
+    with pytest.raises(ValueError, match="'mine': the tasks are: .* put into minifork.schema.TASKS first"):
+        mf.load(runs_of[1].folder)
+    assert mf.load(runs_of[1].folder, Mine).config.data == Mine(8, 2, 3)
+    del TASKS["mine"]
+
+
+def test_what_torch_draws_elsewhere_stays(base):
+    torch.manual_seed(7)
+    expected, _ = torch.rand(2), torch.manual_seed(7)
+    base.model()
+    assert torch.equal(torch.rand(2), expected)
+
+
+def test_seeds(base):
+    keys = {"silent": True, "steps": 1, "batch": 1, "layers": 1, "width": 32, "heads": 1}
+    one, other = mf.pretrain(TASK, seed=5, **keys), mf.pretrain(TASK, **keys)
+    assert one.config.base_seed == 5 and one.record["weights"] != other.record["weights"]
 
 
 def test_silent(base, capsys):
@@ -101,6 +153,11 @@ REFUSED = {
     "a key of what was made": (lambda r: mf.sft(r["base"], width=64), "model.width is 64, but base was made with 32"),
     "another stage": (lambda r: mf.sft(r["tuned"]), "base is a run of the stage sft"),
     "no run": (lambda r: mf.rl(3), "tuned is a int"),
+    "a class for a task": (lambda r: mf.pretrain(mf.Star), "task is the class Star"),
+    "no problems": (lambda r: mf.problems(3), "task is a int"),
+    "a task that is no dataclass": (lambda r: mf.pretrain(type("Mine", (mf.Star,), {})(8, 2, 3)), "task is a Mine"),
+    "the name of a task that ships": (lambda r: mf.pretrain(Other.Star(8, 2, 3)), "a task called star ships"),
+    "RL on a leak": (lambda r: mf.rl(mf.pretrain(PUBLISHED, silent=True, steps=1, batch=1)), "data.branch_order gives"),
     "an unfinished run": (lambda r: mf.sft(r["unfinished"]), "base is unfinished"),
     "its model": (lambda r: r["unfinished"].model(), "no such weights of a finished run"),
     "an epoch": (lambda r: r["tuned"].model(3), "e3.pt: no such weights"),
@@ -116,6 +173,10 @@ REFUSED = {
     "another task": (lambda r: mf.exact(r["tuned"].model(), mf.problems(mf.Star(16, 2, 4), "test", 4)), "another task"),
     "a mode": (lambda r: mf.exact(r["tuned"].model(), r["test"], mode="UP"), "mode is 'UP': choose FWD, REV"),
     "a policy": (lambda r: mf.exact(r["tuned"].model(), r["test"], "top_q=1"), "top_q"),
+    "half a rollout": (lambda r: mf.rollout(r["tuned"].model(), r["test"], 7.5), "n is 7.5"),
+    "a long seed": (lambda r: mf.split(r["tuned"].model(), r["test"], 7, seed=2**64), "seed is"),
+    "no policy": (lambda r: mf.exact(r["tuned"].model(), r["test"], None), "policy is a NoneType"),
+    "no such device": (lambda r: mf.problems(TASK, "test", 4, "cuda"), "no CUDA device"),
     "no rollout": (lambda r: mf.split(r["tuned"].model(), r["test"], 0), "n is 0"),
     "a table of p": (lambda r: mf.pass_at_k(np.ones((2, 3)), [1]), "p has the shape (2, 3)"),
     "k below 1": (lambda r: mf.pass_at_k(np.ones(3), [0]), "ks"),
