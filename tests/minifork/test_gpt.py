@@ -15,25 +15,6 @@ def random_tokens(seed: int, *shape: int) -> torch.Tensor:
     return torch.from_numpy(np.random.default_rng(seed).integers(VOCAB, size=shape))
 
 
-def decode_along(model, prompt, problem, seed, selections):
-    """Decode random tokens, selecting rows in between; the largest distance to the training path's logits."""
-    rng = np.random.default_rng(seed)
-    prompts = model.prefill(prompt)
-    rows = Rows(prompts, torch.tensor(problem), CONTEXT - PROMPT)
-    sequences = [prompt[i].tolist() for i in problem]
-    worst = (prompts.logits - model(prompt)[:, -1]).abs().max().item()
-    for selection in selections:
-        if selection is not None:
-            rows = rows.take(torch.tensor(selection))
-            sequences = [list(sequences[i]) for i in selection]
-        tokens = rng.integers(VOCAB, size=len(sequences))
-        for sequence, token in zip(sequences, tokens, strict=True):
-            sequence.append(int(token))
-        logits = model.decode(torch.from_numpy(tokens), rows)
-        worst = max(worst, (logits - model(torch.tensor(sequences))[:, -1]).abs().max().item())
-    return worst
-
-
 @pytest.mark.parametrize("shape", SHAPES, ids=str)
 @pytest.mark.parametrize(
     ("problem", "selections"),
@@ -47,37 +28,22 @@ def decode_along(model, prompt, problem, seed, selections):
 )
 @torch.no_grad()
 def test_decode_equals_the_training_path(make_model, shape, problem, selections):
-    model = make_model(1, shape, VOCAB, CONTEXT)
-    prompt = random_tokens(2, 4, PROMPT)
-    assert decode_along(model, prompt, problem, 3, selections) < 1e-4
+    """On a slice of prompts, for random tokens, with rows selected in between; the prompts stay as they were.
 
-
-@torch.no_grad()
-def test_decode_on_a_slice_of_prompts(make_model):
-    model = make_model(1, SHAPES[1], VOCAB, CONTEXT)
-    prompt = random_tokens(2, 5, PROMPT)
-    prompts = model.prefill(prompt)[slice(2, 4)]
-    assert len(prompts) == 2 and prompts.length == PROMPT
-    logits = model.decode(torch.tensor([4, 9, 1]), Rows(prompts, torch.tensor([0, 1, 1]), 1))
-    full = torch.cat([prompt[[2, 3, 3]], torch.tensor([[4], [9], [1]])], dim=1)
-    assert (logits - model(full)[:, -1]).abs().max() < 1e-4
-
-
-@torch.no_grad()
-def test_rows_share_no_memory(make_model):
-    """Children of one parent go different ways without touching each other or the parent's prompt."""
-    model = make_model(4, SHAPES[2], VOCAB, CONTEXT)
-    prompt = random_tokens(5, 1, PROMPT)
-    prompts = model.prefill(prompt)
+    So children of one parent go different ways without touching each other.
+    """
+    model, rng, tokens = make_model(1, shape, VOCAB, CONTEXT), np.random.default_rng(3), random_tokens(2, 6, PROMPT)
+    prompts, prompt = model.prefill(tokens)[slice(1, 5)], tokens[1:5]
+    assert len(prompts) == 4 and prompts.length == PROMPT
+    assert (prompts.logits - model(prompt)[:, -1]).abs().max() < 1e-4
     k, v = prompts.k.clone(), prompts.v.clone()
-    rows = Rows(prompts, torch.tensor([0]), 3)
-    model.decode(torch.tensor([3]), rows)
-    rows = rows.take(torch.tensor([0, 0]))
-    model.decode(torch.tensor([1, 2]), rows)
-    logits = model.decode(torch.tensor([5, 5]), rows)
-    for row, second in enumerate((1, 2)):
-        alone = model(torch.tensor([[*prompt[0].tolist(), 3, second, 5]]))[0, -1]
-        assert (logits[row] - alone).abs().max() < 1e-4
+    rows, sequences = Rows(prompts, torch.tensor(problem), CONTEXT - PROMPT), prompt[problem]
+    for selection in selections:
+        if selection is not None:
+            rows, sequences = rows.take(torch.tensor(selection)), sequences[selection]
+        drawn = torch.from_numpy(rng.integers(VOCAB, size=len(sequences)))
+        sequences = torch.cat([sequences, drawn[:, None]], dim=1)
+        assert (model.decode(drawn, rows) - model(sequences)[:, -1]).abs().max() < 1e-4
     assert torch.equal(prompts.k, k) and torch.equal(prompts.v, v)
 
 

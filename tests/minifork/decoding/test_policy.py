@@ -5,14 +5,14 @@ either side there.
 """
 
 import math
+import statistics
 
 import pytest
 import torch
-from hypothesis import assume, given, settings
+from hypothesis import assume, example, given, settings
 from hypothesis import strategies as st
 
-from minifork.decoding import policy
-from minifork.decoding.policy import Policy, parse
+from minifork.decoding.policy import STEPS, Policy, parse
 
 NEAR = 1e-5
 hypothesis_settings = settings(max_examples=50, deadline=None, derandomize=True, database=None)
@@ -44,33 +44,20 @@ steps = st.sampled_from(sorted(values)).flatmap(lambda name: st.tuples(st.just(n
 # The references: which tokens stay, from a list of logits
 
 
-def ranked(row: list[float]) -> list[int]:
-    """Token ids, higher logit first, equal logits by lower id."""
-    return sorted(range(len(row)), key=lambda i: (-row[i], i))
-
-
-def shares(row: list[float]) -> list[float]:
-    top = max(row)
-    weights = [math.exp(x - top) for x in row]
-    return [w / math.fsum(weights) for w in weights]
-
-
 def stay(name: str, value: float, row: list[float]) -> set[int] | None:
     """The ids that a step keeps; None where that is too close to call."""
     top, possible = max(row), {i for i, x in enumerate(row) if x > -math.inf}
+    ranked = sorted(range(len(row)), key=lambda i: (-row[i], i))  # higher logit first, equal logits by lower id
     if name == "greedy" or (name, value) == ("temperature", 0):
         return {row.index(top)}
     if name == "top_k":
-        return possible & set(ranked(row)[: int(value)])
+        return possible & set(ranked[: int(value)])
     if name == "top_p" and value < 1:
-        p, nucleus, before = shares(row), set(), 0.0
-        for i in ranked(row):
-            if abs(before - value) <= NEAR:
-                return None
-            if before < value:
-                nucleus.add(i)
-            before += p[i]
-        return possible & nucleus
+        p = torch.softmax(torch.tensor(row, dtype=torch.float64), dim=0).tolist()
+        before = {i: math.fsum(p[j] for j in ranked[:rank]) for rank, i in enumerate(ranked)}
+        if any(abs(mass - value) <= NEAR for mass in before.values()):
+            return None
+        return {i for i in possible if before[i] < value}
     if name == "min_p":
         ratios = [math.exp(x - top) for x in row]
         if any(0 < r < 1 and abs(r - value) <= NEAR * r for r in ratios):
@@ -78,9 +65,7 @@ def stay(name: str, value: float, row: list[float]) -> set[int] | None:
         return {i for i in possible if ratios[i] >= value}
     if name == "top_n_sigma":
         left = [row[i] for i in possible]
-        mean = math.fsum(left) / len(left)
-        deviation = math.sqrt(math.fsum((x - mean) ** 2 for x in left) / len(left))
-        least = top - value * deviation
+        least = top - value * statistics.pstdev(left)
         if any(x < top and abs(x - least) <= 10 * NEAR for x in left):
             return None
         return {i for i in possible if row[i] == top or row[i] >= least}
@@ -102,7 +87,7 @@ def apply(name: str, value: float, row: list[float]) -> list[float]:
 # Every step
 
 
-@pytest.mark.parametrize("name", sorted(values))
+@pytest.mark.parametrize("name", STEPS)
 @hypothesis_settings
 @given(data=st.data(), row=one_row)
 def test_step_is_its_definition(name, data, row):
@@ -121,7 +106,7 @@ def test_step_is_its_definition(name, data, row):
 LARGE = {"temperature": [0, 0.7], "greedy": [1], "top_k": [1, 3, 77], "top_p": [0.0413, 0.4137, 0.9137]}
 
 
-@pytest.mark.parametrize("name", sorted(values))
+@pytest.mark.parametrize("name", STEPS)
 def test_step_on_a_large_vocabulary_with_ties(name):
     """Where a sort that is not stable would show."""
     logits = (2 * torch.randn(4, 500, generator=torch.Generator().manual_seed(0))).round()
@@ -132,7 +117,7 @@ def test_step_on_a_large_vocabulary_with_ties(name):
             assert result == pytest.approx(reference(name, value, row), rel=1e-6)
 
 
-@pytest.mark.parametrize("name", sorted(values))
+@pytest.mark.parametrize("name", STEPS)
 @hypothesis_settings
 @given(data=st.data(), size=vocabulary, count=st.integers(1, 5))
 def test_rows_do_not_see_each_other(name, data, size, count):
@@ -147,52 +132,36 @@ def test_rows_do_not_see_each_other(name, data, size, count):
 
 
 def test_equal_logits_stay_by_lower_id():
-    row, gone = [1.0, 3.0, 3.0, 0.0, 3.0, 1.0], -math.inf
-    assert apply("greedy", 1, row) == [gone, 3, gone, gone, gone, gone]
-    assert apply("temperature", 0, row) == [gone, 3, gone, gone, gone, gone]
-    assert apply("top_k", 2, row) == [gone, 3, 3, gone, gone, gone]
-    assert apply("top_k", 4, row) == [1, 3, 3, gone, 3, gone]
-    assert apply("top_p", 0.4, row) == [gone, 3, 3, gone, gone, gone]
-    assert apply("min_p", 1, row) == apply("top_n_sigma", 0, row) == [gone, 3, 3, gone, 3, gone]  # no ranks there
+    """But where there are no ranks, which is in min_p and top_n_sigma."""
+    row = torch.tensor([1.0, 3.0, 3.0, 0.0, 3.0, 1.0])
+    cases = "greedy:1 temperature=0:1 top_k=2:12 top_k=4:0124 top_p=0.4:12 min_p=1:124 top_n_sigma=0:124"
+    for text, ids in (case.split(":") for case in cases.split()):
+        assert parse(text)(row).isfinite().nonzero().flatten().tolist() == [int(i) for i in ids], text
 
 
-TINY = (1e-300, 1e-46, 1e-45, 1e-38, 1e-9)  # some of which fp32 lacks
-
-
-@pytest.mark.parametrize(
-    ("value", "count"), [*((value, 1) for value in TINY), (0.24, 1), (0.26, 2), (0.49, 2), (0.51, 3), (0.76, 4), (1, 4)]
-)
-def test_top_p_keeps_the_token_that_reaches_it(value, count):
-    """And the first one, however small the value is."""
-    assert apply("top_p", value, [0.0] * 4) == [0.0] * count + [-math.inf] * (4 - count)
+def test_top_p_keeps_the_token_that_reaches_it():
+    """And the first one, however small the value is (fp32 lacks some of these)."""
+    reached = {1: [1e-300, 1e-46, 1e-45, 1e-38, 1e-9, 0.24], 2: [0.26, 0.49], 3: [0.51], 4: [0.76, 1]}
+    for value, count in ((value, count) for count, each in reached.items() for value in each):
+        assert apply("top_p", value, [0.0] * 4) == [0.0] * count + [-math.inf] * (4 - count), value
 
 
 def test_min_p_and_top_n_sigma_by_hand():
     row, gone = [math.log(p) for p in (0.5, 0.3, 0.15, 0.05)], -math.inf
-    assert [x > gone for x in apply("min_p", 0.29, row)] == [True, True, True, False]
-    assert [x > gone for x in apply("min_p", 0.31, row)] == [True, True, False, False]
+    assert [apply("min_p", value, row).count(gone) for value in (0.29, 0.31)] == [1, 2]
     # mean 101, deviation sqrt(3), whatever is gone already: 4 - 2.2 sqrt(3) > 0 > 4 - 2.4 sqrt(3)
     for removed in ([], [gone], [gone] * 3):
-        assert apply("top_n_sigma", 2.2, [104.0, 100.0, 100.0, 100.0, *removed]) == [104.0, gone, gone, gone, *removed]
-        assert apply("top_n_sigma", 2.4, [104.0, 100.0, 100.0, 100.0, *removed]) == [
-            104.0,
-            100.0,
-            100.0,
-            100.0,
-            *removed,
-        ]
+        row = [104.0, 100.0, 100.0, 100.0, *removed]
+        assert apply("top_n_sigma", 2.2, row) == [104.0, gone, gone, gone, *removed]
+        assert apply("top_n_sigma", 2.4, row) == row
 
 
 @hypothesis_settings
 @given(one_row)
+@example([0.0, *[-40.0] * 10, -200.0])  # a tail too thin for fp32
 def test_identities(row):
     for text in ("temperature=1", "top_p=1", "min_p=0", "top_k=12", "top_k=1e300", "top_n_sigma=1e300"):
         assert parse(text)(torch.tensor(row)).tolist() == row, text
-
-
-def test_top_p_of_1_keeps_a_tail_too_thin_for_fp32():
-    logits = torch.tensor([0.0, *[-40.0] * 50, -200.0])
-    assert torch.equal(parse("top_p=1")(logits), logits)
 
 
 @pytest.mark.parametrize("text", ["temperature=1e-20", "temperature=1e20", "temperature=1e-20,top_p=0.9,min_p=0.1"])
@@ -219,19 +188,16 @@ def test_steps_apply_in_the_order_written(chain, row):
 
 
 @pytest.mark.parametrize(
-    ("text", "p", "count"),
+    ("text", "count"),
     [
-        ("top_p=0.45,temperature=2", (0.5, 0.3, 0.2), 1),
-        ("temperature=2,top_p=0.45", (0.5, 0.3, 0.2), 2),  # flatter: .415, .322, .263
-        ("top_p=0.5,top_k=2", (0.4, 0.3, 0.2, 0.1), 2),
-        ("top_k=2,top_p=0.5", (0.4, 0.3, 0.2, 0.1), 1),  # renormalised: .571, .429
-        ("top_k=3,greedy", (0.4, 0.3, 0.2, 0.1), 1),
-        ("temperature=0,top_p=0.99", (0.4, 0.3, 0.2, 0.1), 1),
+        ("top_p=0.45,temperature=2", 1),
+        ("temperature=2,top_p=0.45", 2),  # flatter: .415, .322, .263
+        ("top_p=0.6,top_k=2", 2),
+        ("top_k=2,top_p=0.6", 1),  # renormalised: .625, .375
     ],
 )
-def test_order_matters(text, p, count):
-    logits = torch.tensor(p).log()
-    assert int((parse(text)(logits) > -math.inf).sum()) == count
+def test_order_matters(text, count):
+    assert int((parse(text)(torch.tensor([0.5, 0.3, 0.2]).log()) > -math.inf).sum()) == count
 
 
 def test_arithmetic_is_fp32_and_the_input_stays():
@@ -251,13 +217,9 @@ def test_arithmetic_is_fp32_and_the_input_stays():
     ("text", "expected"),
     [
         (" temperature=0.7 , top_p=0.95 ", (("temperature", 0.7), ("top_p", 0.95))),
-        ("greedy", (("greedy", 1.0),)),
         ("greedy=1", (("greedy", 1.0),)),
-        ("temperature=1", ()),
         ("temperature=1.0,temperature=1", ()),
         ("temperature=1.0,top_k=5", (("top_k", 5.0),)),
-        ("temperature=0", (("temperature", 0.0),)),
-        ("min_p=0.05,top_n_sigma=1.5,top_k=50", (("min_p", 0.05), ("top_n_sigma", 1.5), ("top_k", 50.0))),
     ],
 )
 def test_parse(text, expected):
@@ -266,13 +228,9 @@ def test_parse(text, expected):
     assert hash(parse(text)) == hash(Policy(expected)) and parse(text) != Policy((*expected, ("top_k", 6.0)))
 
 
-@pytest.mark.parametrize(
-    "text",
-    "temperature=0.7,top_p=0.95 greedy temperature=1 temperature=0 top_k=50,min_p=0.1 top_p=1 temperature=0.123456789 "
-    "top_k=1234567 top_p=0.99999999 min_p=1e-10".split(),
-)
-def test_text_is_kept(text):
-    assert str(parse(text)) == text
+def test_text_is_kept():
+    texts = "temperature=0.7,top_p=0.95 greedy temperature=1 temperature=0 top_k=1234567 top_p=0.99999999 min_p=1e-10"
+    assert [str(parse(text)) for text in texts.split()] == texts.split()
 
 
 @hypothesis_settings
@@ -285,7 +243,7 @@ def test_a_policy_survives_its_text(chain):
 
 BAD = {
     "is": "temperature=-0.1 temperature=1e-21 temperature=1e21 top_p=0 top_p=1.5 top_k=0 top_k=2.5 min_p=1.5 greedy=2",
-    "does not exist": "beam=3 Top_k=3 top_k=3,beam=3 =3",
+    "does not exist: choose from temperature, greedy, top_k": "beam=3 Top_k=3 top_k=3,beam=3 =3",
     "write a policy as name=value": "top_p top_k=3,top_p top_p= top_p=a top_p=0.9=0.8 greedy= greedy,",
 }
 
@@ -298,18 +256,8 @@ def test_bad_text_is_refused_by_name(says, text):
         parse(text)
 
 
-def test_a_name_that_does_not_exist_is_answered_by_those_that_do():
-    with pytest.raises(ValueError, match="'beam'.*temperature, greedy, top_k"):
-        parse("beam=3")
-
-
 @pytest.mark.parametrize("value", [-1.0, math.nan, math.inf, -math.inf])
-@pytest.mark.parametrize("name", sorted(values))
+@pytest.mark.parametrize("name", STEPS)
 def test_no_step_takes_such_a_value(name, value):
-    for make in (lambda: Policy((("top_k", 3.0), (name, value))), lambda: parse(f"{name}={value}")):
-        with pytest.raises(ValueError, match=f"^policy {name} is"):
-            make()
-
-
-def test_every_step_is_tested():
-    assert set(values) == set(policy.STEPS)
+    with pytest.raises(ValueError, match=f"^policy {name} is"):
+        Policy((("top_k", 3.0), (name, value)))
