@@ -4,21 +4,19 @@ Statistical tests have fixed seeds and |z| < 4.5 (false alarms 7e-6 each, a doze
 """
 
 import itertools
-from collections.abc import Iterator
+from dataclasses import replace
 
 import numpy as np
-import pytest
-from hypothesis import assume, given, settings
+from hypothesis import assume, given
 from hypothesis import strategies as st
 
-from data_gen import arith, audit, streams, walks
+from data_gen import arith, streams, walks
 from data_gen.arith import Arith
 from data_gen.streams import Mixture
 from data_gen.task import PAD
+from tests.helpers.stars import PLAIN, Z, assert_refused, hypothesis_settings, names_flagged, verdict, z_score
 
 TINY = Arith(8, 2, 2, 7, modes="FWD,REV,RAT")
-Z = 4.5
-hypothesis_settings = settings(max_examples=60, deadline=None, derandomize=True, database=None)
 
 
 @st.composite
@@ -71,20 +69,19 @@ class Sheet:
         return [self.task.mode_token(mode), *body, self.task.eos]
 
 
-def ends(dfa, problem: int, tokens) -> str:
-    state = dfa.run(problem, tokens) - dfa.first_sink
-    return dfa.sinks[state] if state >= 0 else "live"
-
-
-def test_docstring():
+def test_docstrings():
+    """Wrong sums are arithmetic, and wrong constants are look-ups."""
     problems = streams.problems(TINY, 0, "train", 1)
     assert TINY.decode(TINY.prompts(problems)[0]) == "c b 2 b h 1 d e 1 c d 4 c 1 e SEP"
-    for mode, text in enumerate(
-        ["FWD c 1 d 4 5 e 1 6 EOS", "REV e d 1 1 c 4 5 1 6 EOS", "RAT e d c 1 d 4 5 e 1 6 EOS"]
-    ):
+    texts = "FWD c 1 d 4 5 e 1 6 EOS,REV e d 1 1 c 4 5 1 6 EOS,RAT e d c 1 d 4 5 e 1 6 EOS"
+    for mode, text in enumerate(texts.split(",")):
         trace = TINY.traces(problems, np.array([mode]))[0]
         assert TINY.decode(trace[trace != PAD]) == text
         assert text in arith.__doc__.replace("  ", " ").replace("  ", " ")
+    dfa, token = TINY.dfa(problems), {word: token for token, word in TINY.words.items()}
+    cases = "FWD c 1 d 4 6 arithmetic,FWD c 1 d 3 look_up,FWD c 1 b wrong_branch,FWD c 1 h look_up,REV e c look_up"
+    for *answer, end in map(str.split, f"{cases},FWD c 2 wrong_query,REV d wrong_query".split(",")):
+        assert verdict(dfa, 0, [token[word] for word in answer]) == end
 
 
 @hypothesis_settings
@@ -99,7 +96,7 @@ def test_traces_evaluate_the_prompt(task, seed):
             sheet = Sheet(task, prompts[i])
             expected = sheet.right_trace(mode)
             assert traces[i, : len(expected)].tolist() == expected and (traces[i, len(expected) :] == PAD).all()
-            assert ends(dfa, i, expected) == "accept" and len(expected) <= task.trace_len
+            assert verdict(dfa, i, expected) == "accept" and len(expected) <= task.trace_len
     assert (prompts >= 0).all() and (prompts < task.vocab_size).all()
 
 
@@ -117,7 +114,7 @@ def test_one_trace_a_mode_is_accepted(task, seed):
             for token in set(range(task.vocab_size)) - {due}:
                 if place == 0 and token in map(task.mode_token, task.mode_names):
                     continue
-                end = ends(dfa, i, [*right[:place], token])
+                end = verdict(dfa, i, [*right[:place], token])
                 is_label, is_number = token < task.labels, task.labels <= token < task.sep
                 if token == task.eos and place:
                     assert end == "early_stop"
@@ -139,19 +136,6 @@ def test_one_trace_a_mode_is_accepted(task, seed):
             assert heads["arithmetic"] == set(sums)
 
 
-def test_wrong_sums_are_arithmetic_and_wrong_constants_look_ups():
-    problems = streams.problems(TINY, 0, "train", 1)
-    dfa, number = TINY.dfa(problems), TINY.labels
-    c, d, e = (ord(x) - 97 for x in "cde")
-    fwd, rev = TINY.mode_token("FWD"), TINY.mode_token("REV")
-    assert ends(dfa, 0, [fwd, c, number + 1, d, number + 4, number + 6]) == "arithmetic"
-    assert ends(dfa, 0, [fwd, c, number + 1, d, number + 3]) == "look_up"
-    assert ends(dfa, 0, [fwd, c, number + 1, ord("b") - 97]) == "wrong_branch"
-    assert ends(dfa, 0, [fwd, c, number + 1, ord("h") - 97]) == "look_up"
-    assert ends(dfa, 0, [fwd, c, number + 2]) == ends(dfa, 0, [rev, d]) == "wrong_query"
-    assert ends(dfa, 0, [rev, e, c]) == "look_up"
-
-
 @hypothesis_settings
 @given(tasks(), st.integers(0, 2**32), st.data())
 def test_answer_grading_sees_the_last_token_only(task, seed, data):
@@ -161,34 +145,21 @@ def test_answer_grading_sees_the_last_token_only(task, seed, data):
     inner = st.integers(0, task.vocab_size - 1).filter(lambda t: t != task.eos)
     body = data.draw(st.lists(inner, max_size=6))
     mode = task.mode_token(task.mode_names[0])
-    assert ends(dfa, 0, [mode, *body]) == "live"
+    assert verdict(dfa, 0, [mode, *body]) == "live"
     expected = "accept" if body and body[-1] == answer else "wrong_answer"
-    assert ends(dfa, 0, [mode, *body, task.eos]) == expected
-    assert ends(dfa, 0, [task.eos]) == ends(dfa, 0, [task.sep]) == "malformed"
-    assert ends(dfa, 0, [*sheet.right_trace(task.mode_names[0])]) == "accept"
+    assert verdict(dfa, 0, [mode, *body, task.eos]) == expected
+    assert verdict(dfa, 0, [task.eos]) == verdict(dfa, 0, [task.sep]) == "malformed"
+    assert verdict(dfa, 0, [*sheet.right_trace(task.mode_names[0])]) == "accept"
 
 
 def test_problems_are_uniform():
     """Constants, premises and the place of the right chain are uniform."""
     problems = streams.problems(TINY, 0, "train", 4000)
-    for values, low, high in ((problems.constant.ravel(), 1, 7), (problems.value, 0, 7)):
-        counts = np.bincount(values, minlength=high)[low:]
-        rate = 1 / (high - low)
-        assert (np.abs(counts - len(values) * rate) < Z * np.sqrt(len(values) * rate * (1 - rate))).all()
+    for values, low in ((problems.constant.ravel(), 1), (problems.value, 0)):
+        counts = np.bincount(values, minlength=7)[low:]
+        assert all(abs(z_score(count, len(values), 1 / (7 - low))) < Z for count in counts)
     plain = Arith(21, 2, 10, None).sample(np.random.default_rng(0), 500)
     assert (plain.constant.min(), plain.constant.max(), plain.value.min(), plain.value.max()) == (1, 20, 1, 20)
-
-
-def whole_queries(task: Arith, row: np.ndarray, wanted: np.ndarray) -> Iterator[list[int]]:
-    """The queries of a sequence with their walks, of which only the walk is a target; the last, cut one is left out."""
-    rest, place = row[task.graph_len :].tolist(), task.graph_len
-    while task.eos in rest:
-        length = rest.index(task.eos) + 1
-        query, rest = rest[:length], rest[length:]
-        assert (wanted[place + 3 : place + length - 1] == query[4:]).all()
-        assert (wanted[place : place + 3] == PAD).all()
-        place += length
-        yield query
 
 
 @hypothesis_settings
@@ -200,66 +171,41 @@ def test_walks_follow_and_add_up(task, stop, informed, seed):
         inputs, targets = walks.walk_batch(task, stop, seq_len, seed, 0, 4, informed)
     except ValueError:  # too few graphs for the stream
         assume(False)
-    for row, wanted in zip(inputs, targets, strict=True):
-        came_from = {
-            int(child): (int(parent), int(const) - task.labels)
-            for parent, child, const in row[: task.graph_len].reshape(-1, 3)
-        }
-        for query in whole_queries(task, row, wanted):
-            premise, value, target, sep, mode, *body = query[:-1]
-            assert sep == task.sep and value >= task.labels
-            spoken = value - task.labels
-
-            def reduced(x):
-                return task.labels + (x % task.modulus if task.modulus else x)
-
-            if mode == task.mode_token("FWD"):
-                here, now = premise, spoken
-                assert body[:2] == [premise, value]
-                for node, const, total in zip(*[iter(body[2:])] * 3, strict=True):
-                    now += const - task.labels
-                    assert came_from[node] == (here, const - task.labels) and total == reduced(now)
-                    here = node
+    for row, wanted in zip(inputs.tolist(), targets, strict=True):
+        cuts = np.flatnonzero(np.array(row) == task.eos) + 1
+        for start, end in itertools.pairwise([task.graph_len, *cuts]):
+            premise, value, target, sep, mode, *body, _ = query = row[start:end]
+            assert (wanted[start : start + 3] == PAD).all() and (wanted[start + 3 : end - 1] == query[4:]).all()
+            assert value >= task.labels
+            forward = mode == task.mode_token("FWD")
+            home = not forward and len(body) % 3 == 0  # back at a root, whose value the walk adds at the end
+            steps = body[2:] if forward else body[1 : len(body) - 2 * home]
+            here = steps[-3] if steps else body[0]
+            ends = (premise, value, here) if forward else (premise if home else here, value, target)
+            sheet = Sheet(task, [*row[: task.graph_len], *ends, sep])
+            right, came_from = sheet.right_trace("FWD" if forward else "REV"), sheet.came_from
+            assert [mode, *body] == (right[:-1] if forward or home else right[:-3])
+            if forward:
                 assert not informed or target == here
-                assert stop or here not in [parent for parent, _ in came_from.values()]
             else:
-                assert mode == task.mode_token("REV") and body[0] == target
-                here, total, home = target, 0, body[-2:] if (len(body) - 1) % 3 else None
-                for node, const, added in zip(*[iter(body[1 : len(body) - (2 if home else 0)])] * 3, strict=True):
-                    total += const - task.labels
-                    assert came_from[here] == (node, const - task.labels) and added == reduced(total)
-                    here = node
-                assert (here not in came_from and premise not in came_from) == (home is not None)
-                assert stop or here not in came_from
-                if home:
-                    assert home == [value, reduced(spoken + total)]
+                assert home == (here not in came_from and premise not in came_from)
+            assert stop or here not in ([parent for parent, _ in came_from.values()] if forward else came_from)
 
 
 def test_the_audit_passes_and_flags_arithmetic():
     task = Arith(12, 2, 3, 11, modes="FWD,REV,RAT")
-    published = Arith(12, 2, 3, 11, "published", modes="FWD,REV,RAT")
-    mixture = Mixture("FWD,REV", 0.5, 0.0, False, "data", False)
-    assert not any(c.flagged for c in audit.audit(task, streams.sft_examples(task, mixture, 0, 400), 0.5))
-    checks = audit.audit(published, streams.sft_examples(published, mixture, 0, 400), 0.5)
-    assert {check.name for check in checks if check.flagged} >= {"first edge position", "linear probe"}
-    rationale = streams.sft_examples(task, Mixture("RAT", 1.0, 0.0, False, "data", False), 0, 400)
-    assert not any(c.flagged for c in audit.audit(task, rationale, 1.0, mode="RAT"))
+    published = replace(task, branch_order="published")
+    rationale = Mixture("RAT", 1.0, 0.0, False, "data", False)
+    assert not names_flagged(task, streams.sft_examples(task, PLAIN, 0, 400), 0.5)
+    assert not names_flagged(task, streams.sft_examples(task, rationale, 0, 400), 1.0, mode="RAT")
+    flagged = names_flagged(published, streams.sft_examples(published, PLAIN, 0, 400), 0.5)
+    assert flagged >= {"first edge position", "linear probe"}
 
 
-@pytest.mark.parametrize(
-    ("arguments", "named"),
-    [
-        ((6, 2, 3, 11), "labels is 6: 2 chains of 3 need 7 labels .*longest chain is 2"),
-        ((12, 0, 3, 11), "branches is 0"),
-        ((12, 2, 0, 11), "length is 0"),
-        ((12, 2, 3, 1), "modulus is 1: give a prime such as 2"),
-        ((12, 2, 3, 12), "modulus is 12: give a prime such as 13"),
-        ((12, 2, 3, 11, "sorted"), "branch_order"),
-        ((12, 2, 3, 11, "shuffled", "FWD,SEARCH"), "modes"),
-        ((12, 2, 3, 11, "shuffled", "REV"), "modes is 'REV': FWD"),
-        ((12, 2, 3, 11, "shuffled", "FWD,FWD"), "modes"),
-    ],
-)
-def test_arith_names_the_key(arguments, named):
-    with pytest.raises(ValueError, match=named):
-        Arith(*arguments)
+def test_arith_names_the_key():
+    right = {"labels": 12, "branches": 2, "length": 3, "modulus": 11}
+    assert_refused(Arith, right, "branches=0 length=0 branch_order=sorted modes=FWD,SEARCH modes=FWD,FWD")
+    assert_refused(Arith, right, "labels=6", ": 2 chains of 3 need 7 labels .*longest chain is 2")
+    assert_refused(Arith, right, "modulus=1", ": give a prime such as 2")
+    assert_refused(Arith, right, "modulus=12", ": give a prime such as 13")
+    assert_refused(Arith, right, "modes=REV", ": FWD")

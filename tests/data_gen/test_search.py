@@ -3,18 +3,17 @@
 Statistical tests have fixed seeds and |z| < 4.5 (false alarms 7e-6 each).
 """
 
-import math
+from dataclasses import replace
+from functools import partial
 
 import numpy as np
 import pytest
-from hypothesis import given
-from hypothesis import strategies as st
 
 from data_gen import search, streams
 from data_gen.star import Star
 from data_gen.streams import Mixture
 from data_gen.task import PAD
-from tests.data_gen.test_arith import Z, ends, hypothesis_settings
+from tests.helpers.stars import PLAIN, Z, assert_graded, assert_refused, verdict, z_score
 
 SEARCHED = Star(12, 3, 4, modes="FWD,REV,SEARCH")
 
@@ -28,13 +27,8 @@ def read_search(task: Star, graph: dict, goal: int, trace) -> str:
                 return "early_stop" if token == task.eos else "malformed"
             here = token
         elif token == task.eos:
-            return (
-                "accept"
-                if here == goal
-                else "wrong_branch"
-                if here not in graph and here != graph["start"]
-                else "early_stop"
-            )
+            end = "early_stop" if here in graph or here == graph["start"] else "wrong_branch"
+            return "accept" if here == goal else end
         elif here == goal:
             return "too_long" if token < task.nodes or token == task.back else "malformed"
         elif token == task.back:
@@ -68,34 +62,18 @@ def test_search_traces_are_accepted(forked):
     assert set(lengths) == ({6, 10, 14} if forked else {6})
     for i in range(200):
         trace = traces[i, : lengths[i]].tolist()
-        assert ends(dfa, i, trace) == "accept" == read_search(SEARCHED, *graph_of(SEARCHED, prompts[i]), trace)
+        assert verdict(dfa, i, trace) == "accept" == read_search(SEARCHED, *graph_of(SEARCHED, prompts[i]), trace)
     if forked:  # the right branch comes first, second or third equally often
-        counts = np.bincount(lengths)[[6, 10, 14]]
-        assert (np.abs(counts - 200 / 3) < Z * math.sqrt(200 * 2 / 9)).all()
+        assert all(abs(z_score((lengths == length).sum(), 200, 1 / 3)) < Z for length in (6, 10, 14))
 
 
-@hypothesis_settings
-@given(st.integers(0, 199), st.data())
-def test_search_automaton_agrees_with_the_reader(problem, data):
-    """On right traces, cut and with one token changed, and on walks along the graph with BACK wherever."""
-    problems = streams.problems(SEARCHED, 0, "test", 200)[[problem]]
+@pytest.mark.parametrize("forked", [True, False])
+def test_search_automaton_agrees_with_the_reader_everywhere(forked):
+    problems = SEARCHED.hang_off(streams.problems(SEARCHED, 0, "test", 20), np.full(20, forked))
     dfa = SEARCHED.dfa(problems)
-    graph, goal = graph_of(SEARCHED, SEARCHED.prompts(problems)[0])
-    trace = SEARCHED.traces(problems, np.array([2]))[0]
-    trace = trace[trace != PAD].tolist()
-    if data.draw(st.booleans()):
-        trace[data.draw(st.integers(1, len(trace) - 1))] = data.draw(st.integers(0, SEARCHED.vocab_size - 1))
-    else:
-        here, trace = graph["start"], [SEARCHED.search, graph["start"]]
-        for _ in range(data.draw(st.integers(0, 12))):
-            options = [*graph.get(here, []), SEARCHED.back, SEARCHED.eos]
-            trace.append(data.draw(st.sampled_from(options)))
-            here = graph["start"] if trace[-1] == SEARCHED.back else trace[-1]
-    for length in range(1, len(trace) + 1):
-        expected = read_search(SEARCHED, graph, goal, trace[:length])
-        assert ends(dfa, 0, trace[:length]) == expected
-        if expected != "live":
-            break
+    for i, prompt in enumerate(SEARCHED.prompts(problems)):
+        reader = partial(read_search, SEARCHED, *graph_of(SEARCHED, prompt))
+        assert_graded(dfa, i, SEARCHED.vocab_size, reader, [SEARCHED.search])
 
 
 def test_search_is_not_told_by_the_prompt():
@@ -106,7 +84,7 @@ def test_search_is_not_told_by_the_prompt():
     position = np.argsort(problems.order, axis=1)[:, ::3]
     children = task.children(problems)
     for guess in (np.argmin(position, axis=1), np.argmin(children, axis=1), np.zeros(2000)):
-        assert abs((first == guess).sum() - 1000) < Z * math.sqrt(500)
+        assert abs(z_score((first == guess).sum(), 2000, 0.5)) < Z
 
 
 def test_search_walks_and_their_pass_at_1():
@@ -116,18 +94,15 @@ def test_search_walks_and_their_pass_at_1():
     problems = streams.problems(task, 0, "test", n)
     dfa, rng = task.dfa(problems), np.random.default_rng(0)
     walks = task.searching.walks(problems.labels, stop, rng, 1)[:, 0]
-    solved = 0
-    for i in range(n):
-        walk = walks[i][walks[i] != PAD].tolist()
-        solved += ends(dfa, i, [task.search, *walk, task.eos]) == "accept"
+    traces = ([task.search, *walk[walk != PAD], task.eos] for walk in walks)
+    solved = sum(verdict(dfa, i, trace) == "accept" for i, trace in enumerate(traces))
     branch = (1 - stop) ** 2 / 2  # a whole branch, and then a stop or the way back
     p = (branch + 2 * branch**2) / 2
-    assert abs(solved - n * p) < Z * math.sqrt(n * p * (1 - p))
+    assert abs(z_score(solved, n, p)) < Z
 
 
 def test_too_many_branches_to_search():
-    with pytest.raises(ValueError, match="branches is 6: SEARCH"):
-        Star(20, 6, 3, modes="FWD,SEARCH")
+    assert_refused(Star, {"nodes": 20, "length": 3, "modes": "FWD,SEARCH"}, "branches=6", ": SEARCH")
     assert search.MOST_BRANCHES == 5
 
 
@@ -139,9 +114,8 @@ def test_three_modes_for_every_problem(n):
     assert examples.mode.tolist() == [i % 3 for i in range(n)] and len(examples.tokens) == n
     prompts = examples.tokens[:, : SEARCHED.prompt_len]
     assert all((prompts[i] == prompts[i - i % 3]).all() for i in range(n))
-    data = streams.sft_examples(SEARCHED, Mixture("FWD,SEARCH,REV", 0.4, 0.0, False, "data", False), 0, 300)
+    data = streams.sft_examples(SEARCHED, replace(PLAIN, modes="FWD,SEARCH,REV", fork_rate=0.4), 0, 300)
     assert np.bincount(data.mode).tolist() == [120, 90, 90]
     with pytest.raises(ValueError, match="fork_rate=0.333"):
-        Mixture("FWD,REV,SEARCH", 0.5, 0.0, False, "problem", False)
-    with pytest.raises(ValueError, match="leaves no other mode"):
-        Mixture("RAT", 0.5, 0.0, False, "data", False)
+        replace(mixture, fork_rate=0.5)
+    assert_refused(Mixture, vars(PLAIN) | {"modes": "RAT"}, "fork_rate=0.5", ": modes='RAT' leaves no other mode")

@@ -1,13 +1,16 @@
 """Star problems of several sizes: every answer is that of the star of the problem's own size."""
 
+from dataclasses import replace
+from functools import partial
+
 import numpy as np
 import pytest
 
 from data_gen import audit, star, streams, walks
 from data_gen.sizes import Sizes
 from data_gen.star import Star
-from data_gen.streams import Mixture
 from data_gen.task import PAD
+from tests.helpers.stars import PLAIN, Z, assert_graded, assert_refused, names_flagged, verdict, z_score
 
 SIZES = {"2x4": (2, 4), "3x3": (3, 3), "6x2": (6, 2)}
 MIXED = Sizes(10, ",".join(SIZES))
@@ -31,17 +34,8 @@ def test_every_problem_is_a_star_of_its_size(forked):
         assert traces[i, : len(trace)].tolist() == trace.tolist() and (traces[i, len(trace) :] == PAD).all()
         assert children[i, : task.branches].tolist() == task.children(alone)[0].tolist()
         assert (children[i, task.branches :] == PAD).all() and np.array_equal(prefix[i], task.fork_prefix(alone)[0])
-        other, rng = task.dfa(alone), np.random.default_rng(i)
-        for changed in range(len(trace)):
-            tokens = trace.copy()
-            tokens[changed] = rng.integers(mixed.vocab_size)
-            for length in range(len(tokens) + 1):
-                one, two = dfa.run(i, tokens[:length]), other.run(0, tokens[:length])
-                sinks = [
-                    d.sinks[s - d.first_sink] if s >= d.first_sink else "live" for d, s in ((dfa, one), (other, two))
-                ]
-                assert sinks[0] == sinks[1]
-        assert dfa.sinks[dfa.run(i, trace) - dfa.first_sink] == "accept"
+        assert_graded(dfa, i, mixed.vocab_size, partial(verdict, task.dfa(alone), 0))
+        assert verdict(dfa, i, trace) == "accept"
 
 
 def test_walks_stay_on_their_own_graph():
@@ -61,35 +55,26 @@ def test_walks_stay_on_their_own_graph():
 
 def test_sizes_are_drawn_evenly_and_streams_stay_apart():
     problems = streams.problems(MIXED, 0, "train", 3000)
-    assert (np.abs(np.bincount(problems.size) - 1000) < 4.5 * np.sqrt(3000 * 2 / 9)).all()
+    assert all(abs(z_score(count, 3000, 1 / 3)) < Z for count in np.bincount(problems.size, minlength=3))
     test = MIXED.identity(streams.problems(MIXED, 1, "test", 500))
     assert not set(MIXED.identity(problems).tolist()) & set(test.tolist())
 
 
 def test_the_audit_looks_at_every_size():
-    mixture = Mixture("FWD,REV", 0.5, 0.0, False, "data", False)
-    checks = audit.audit(MIXED, streams.sft_examples(MIXED, mixture, 0, 600), 0.5)
+    checks = audit.audit(MIXED, streams.sft_examples(MIXED, PLAIN, 0, 600), 0.5)
     assert not any(c.flagged for c in checks) and sum(check.name.endswith("linear probe") for check in checks) == 3
-    leaking = Sizes(10, ",".join(SIZES), "published")
-    checks = audit.audit(leaking, streams.sft_examples(leaking, mixture, 0, 600), 0.5)
-    assert {check.name for check in checks if check.flagged} >= {f"{size} first edge position" for size in SIZES}
-    cued = Mixture("FWD,REV", 1.0, 1.0, False, "data", False)
-    assert any(c.flagged for c in audit.audit(MIXED, streams.sft_examples(MIXED, cued, 0, 600), 1.0))
+    leaking = replace(MIXED, branch_order="published")
+    flagged = names_flagged(leaking, streams.sft_examples(leaking, PLAIN, 0, 600), 0.5)
+    assert flagged >= {f"{size} first edge position" for size in SIZES}
+    assert names_flagged(MIXED, streams.sft_examples(MIXED, replace(PLAIN, fork_rate=1.0, cue_rate=1.0), 0, 600))
 
 
-@pytest.mark.parametrize(
-    ("arguments", "named"),
-    [
-        ((10, "2x4,3x4"), "sizes is '2x4,3x4': all must print as many edges, but 2x4 prints 6, 3x4 prints 9"),
-        ((10, "2x4,three"), "sizes is '2x4,three': write sizes as"),
-        ((10, ""), "sizes"),
-        ((6, "2x4"), "nodes is 6"),
-        ((10, "2x4", "sorted"), "branch_order"),
-    ],
-)
-def test_mixed_names_the_key(arguments, named):
-    with pytest.raises(ValueError, match=named):
-        Sizes(*arguments)
+def test_mixed_names_the_key():
+    right = {"nodes": 10, "sizes": "2x4"}
+    assert_refused(Sizes, right, "sizes='' branch_order=sorted")
+    assert_refused(Sizes, right, "sizes=2x4,3x4", ": all must print as many edges, but 2x4 prints 6, 3x4 prints 9")
+    assert_refused(Sizes, right, "sizes=2x4,three", ": write sizes as")
+    assert_refused(Sizes, right, "nodes=6")
 
 
 def test_too_few_graphs_for_a_stream():

@@ -3,6 +3,8 @@
 Statistical tests use fixed seeds and |z| < 4.5, a false-alarm rate of 7e-6 for each statistic.
 """
 
+from dataclasses import replace
+
 import numpy as np
 import pytest
 from hypothesis import given
@@ -11,9 +13,7 @@ from hypothesis import strategies as st
 from data_gen import streams
 from data_gen.star import Problems, Star
 from data_gen.streams import Mixture
-from tests.helpers.stars import REFERENCE, TINY, Graph, Z, grade, hypothesis_settings, z_score
-
-PLAIN = Mixture("FWD,REV", 0.5, 0.0, False, "data", False)
+from tests.helpers.stars import PLAIN, REFERENCE, TINY, Graph, Z, assert_refused, grade, hypothesis_settings, z_score
 
 
 def test_streams_docstring():
@@ -42,8 +42,7 @@ def test_streams_differ_and_are_disjoint():
             identities.setdefault(stream, set()).update(TINY.identity(problems).tolist())
     assert len({p.tobytes() for p in prompts.values()}) == len(prompts)
     assert sum(map(len, identities.values())) == len(set().union(*identities.values()))
-    steps = [TINY.prompts(streams.problems(TINY, 0, "train", 50, step)).tobytes() for step in range(3)]
-    assert len(set(steps)) == 3
+    assert len({TINY.prompts(streams.problems(TINY, 0, "train", 50, step)).tobytes() for step in range(3)}) == 3
 
 
 def test_streams_share_the_graphs_evenly():
@@ -64,7 +63,8 @@ def test_too_few_graphs():
 @given(st.integers(1, 200), st.integers(0, 20), st.booleans(), st.booleans(), st.integers(0, 99))
 def test_fork_shares_are_exact(n, twentieths, in_graph, fresh, seed):
     rate = twentieths / 20
-    examples = streams.sft_examples(TINY, Mixture("FWD,REV", rate, 0.0, in_graph, "data", fresh), seed, n, epoch=3)
+    mixture = replace(PLAIN, fork_rate=rate, fork_in_graph=in_graph, fresh=fresh)
+    examples = streams.sft_examples(TINY, mixture, seed, n, epoch=3)
     crossing = 0
     for row, forward in zip(examples.tokens, examples.mode == 0, strict=True):
         graph = Graph(TINY, row[: TINY.prompt_len])
@@ -78,19 +78,17 @@ def test_fork_shares_are_exact(n, twentieths, in_graph, fresh, seed):
 @hypothesis_settings
 @given(st.integers(1, 60), st.integers(0, 99))
 def test_problem_allocation_gives_both_modes(n, seed):
-    examples = streams.sft_examples(TINY, Mixture("FWD,REV", 0.5, 0.0, False, "problem", False), seed, 2 * n)
+    mixture = replace(PLAIN, allocation="problem")
+    examples = streams.sft_examples(TINY, mixture, seed, 2 * n)
     prompt, mode = examples.tokens[:, : TINY.prompt_len], examples.tokens[:, TINY.prompt_len]
     assert (prompt[::2] == prompt[1::2]).all()
     assert (mode[::2] == TINY.fwd).all() and (mode[1::2] == TINY.rev).all()
-    odd = streams.sft_examples(TINY, Mixture("FWD,REV", 0.5, 0.0, False, "problem", False), seed, 2 * n - 1)
-    assert (odd.tokens == examples.tokens[:-1]).all()
+    assert (streams.sft_examples(TINY, mixture, seed, 2 * n - 1).tokens == examples.tokens[:-1]).all()
 
 
 def test_epochs_repeat_unless_fresh():
     def tokens(fresh: bool, epoch: int, seed: int = 0) -> bytes:
-        return streams.sft_examples(
-            TINY, Mixture("FWD,REV", 0.5, 0.0, False, "data", fresh), seed, 50, epoch
-        ).tokens.tobytes()
+        return streams.sft_examples(TINY, replace(PLAIN, fresh=fresh), seed, 50, epoch).tokens.tobytes()
 
     assert tokens(False, 0) == tokens(False, 7) == tokens(True, 0)
     assert len({tokens(True, epoch) for epoch in range(4)} | {tokens(False, 0, seed=1)}) == 5
@@ -100,7 +98,7 @@ def test_cue_rate_is_a_share_of_the_same_problems():
     """About half of the uncued problems print the right first edge first by chance."""
     uncued, cued = (streams.test_problems(REFERENCE, 1000, cue_rate=rate) for rate in (0.0, 1.0))
     assert (REFERENCE.identity(uncued) == REFERENCE.identity(cued)).all()
-    half = streams.sft_examples(REFERENCE, Mixture("FWD,REV", 1.0, 0.5, False, "data", False), 0, 2000).problems
+    half = streams.sft_examples(REFERENCE, replace(PLAIN, fork_rate=1.0, cue_rate=0.5), 0, 2000).problems
 
     def first(problems: Problems) -> int:
         order = np.argsort(problems.order, axis=1)
@@ -110,21 +108,12 @@ def test_cue_rate_is_a_share_of_the_same_problems():
     assert abs(z_score(first(half) - 1000, 1000, 0.5)) < Z
 
 
-@pytest.mark.parametrize(
-    ("change", "key"),
-    [
-        ({"fork_rate": 1.5}, "fork_rate"),
-        ({"fork_rate": float("nan")}, "fork_rate"),
-        ({"fork_rate": 1.0, "cue_rate": -0.1}, "cue_rate"),
-        ({"cue_rate": 0.5}, "cue_rate is 0.5: it needs fork_rate=1"),
-        ({"allocation": "both"}, "allocation"),
-        ({"allocation": "problem", "fork_rate": 0.25}, "allocation=problem"),
-        ({"allocation": "problem", "fork_in_graph": True}, "fork_in_graph=false"),
-    ],
-)
-def test_mixture_names_the_key(change, key):
-    with pytest.raises(ValueError, match=key):
-        Mixture(**{**vars(PLAIN), **change})
+def test_mixture_names_the_key():
+    assert_refused(Mixture, vars(PLAIN), "fork_rate=1.5 fork_rate=.nan cue_rate=-0.1 allocation=both")
+    assert_refused(Mixture, vars(PLAIN), "cue_rate=0.5", ": it needs fork_rate=1")
+    for change in ({"fork_rate": 0.25}, {"fork_in_graph": True}):
+        with pytest.raises(ValueError, match="allocation=problem .* fork_in_graph=false"):
+            replace(PLAIN, allocation="problem", **change)
 
 
 def test_data_hash_sees_values_shape_and_type():

@@ -3,12 +3,15 @@
 Statistical tests use fixed seeds and |z| < 4.5, a false-alarm rate of 7e-6 for each statistic.
 """
 
+import itertools
+from collections import defaultdict
+
 import numpy as np
 import pytest
 
 from data_gen import streams, walks
 from data_gen.star import Star
-from tests.helpers.stars import REFERENCE, TINY, Graph, Z, z_score
+from tests.helpers.stars import REFERENCE, TINY, Graph, Z, assert_refused, z_score
 
 
 def test_walks_docstring():
@@ -52,32 +55,25 @@ def test_walks(task, stop):
         assert batch[0].shape == batch[1].shape == (256, length)
         parsed += [parse(task, *row, whole) for row in zip(*batch, strict=True)]
 
-    modes, stops, ranks, origins, others, ends = [], [], [], [], [], []
+    hits = defaultdict(list)
+    rates = {"mode": 0.5, "stop": stop, "rank": 1 / task.branches}
+    rates |= dict.fromkeys(["origin", "other", "end"], 1 / task.graph_nodes)
     for graph, queries in parsed:
         nodes = sorted({node for edge in graph.edges for node in edge})
         for origin, other, forward, walk in queries:
             assert walk[0] == origin and origin in nodes and other in nodes
-            steps = list(zip(walk, walk[1:], strict=False))
+            steps = list(itertools.pairwise(walk))
             assert all((edge if forward else edge[::-1]) in graph.edges for edge in steps)
-            modes.append(forward)
-            stops += [False] * len(steps)
-            if walk[-1] in (graph.children if forward else graph.parent):
-                stops.append(True)
+            hits["mode"].append(forward)
+            hits["stop"] += [False] * len(steps) + [True] * (walk[-1] in (graph.children if forward else graph.parent))
             if forward and len(graph.children.get(origin, [])) > 1 and steps:
                 # By printed order, whether the first edge was taken.
-                ranks.append(graph.children[origin].index(walk[1]) == 0)
-            origins.append(nodes.index(origin) == 0)
-            others.append(nodes.index(other) == 0)
-            ends.append(other == walk[-1])
-    for hits, rate in [
-        (modes, 0.5),
-        (stops, stop),
-        (ranks, 1 / task.branches),
-        (origins, 1 / task.graph_nodes),
-        (others, 1 / task.graph_nodes),
-        (ends, 1 / task.graph_nodes),
-    ]:
-        assert abs(z_score(sum(hits), len(hits), rate)) < Z
+                hits["rank"].append(graph.children[origin].index(walk[1]) == 0)
+            hits["origin"].append(origin == nodes[0])
+            hits["other"].append(other == nodes[0])
+            hits["end"].append(other == walk[-1])
+    for name, rate in rates.items():
+        assert abs(z_score(sum(hits[name]), len(hits[name]), rate)) < Z
 
 
 def test_the_goal_slot_knows_nothing_of_the_walk():
@@ -99,23 +95,17 @@ def test_the_goal_slot_knows_nothing_of_the_walk():
     assert abs(z_score(deeper, trials, left / 7)) < Z
 
 
-def test_walk_batches_are_pure():
-    first = walks.walk_batch(TINY, 0.3, 40, seed=1, step=5, n=8)
-    walks.walk_batch(TINY, 0.3, 40, seed=1, step=6, n=8)
-    again = walks.walk_batch(TINY, 0.3, 40, seed=1, step=5, n=8)
-    assert all((a == b).all() for a, b in zip(first, again, strict=True))
+def test_walk_batches_are_pure_and_come_from_the_walks_stream():
+    inputs, targets = walks.walk_batch(TINY, 0.3, 40, seed=1, step=5, n=8)
     others = [walks.walk_batch(TINY, 0.3, 40, seed, step, 8)[0].tobytes() for seed, step in ((1, 6), (2, 5))]
-    assert first[0].tobytes() not in others
-    assert (first[1] == walks.IGNORE).any() and first[0].min() >= 0
-
-
-def test_walk_graphs_come_from_the_walks_stream():
+    assert inputs.tobytes() not in others
+    again = walks.walk_batch(TINY, 0.3, 40, seed=1, step=5, n=8)
+    assert (again[0] == inputs).all() and (again[1] == targets).all()
+    assert (targets == walks.IGNORE).any() and inputs.min() >= 0
     graphs = streams.problems(TINY, 1, "walks", 8, step=5)
-    inputs, _ = walks.walk_batch(TINY, 0.3, 40, seed=1, step=5, n=8)
-    assert (inputs[:, : 2 * TINY.edges] == TINY.edge_list(graphs).reshape(8, -1)).all()
+    assert (inputs[:, : TINY.graph_len] == TINY.edge_list(graphs).reshape(8, -1)).all()
 
 
-@pytest.mark.parametrize(("stop", "seq_len", "key"), [(1.0, 48, "stop"), (-0.1, 48, "stop"), (0.3, 20, "seq_len")])
-def test_walks_name_the_key(stop, seq_len, key):
-    with pytest.raises(ValueError, match=key):
-        walks.walk_batch(REFERENCE, stop, seq_len, 0, 0, 1)
+def test_walks_name_the_key():
+    right = {"task": REFERENCE, "stop": 0.3, "seq_len": 48, "seed": 0, "step": 0, "n": 1}
+    assert_refused(walks.walk_batch, right, "stop=1.0 stop=-0.1 seq_len=20")

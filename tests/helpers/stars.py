@@ -1,16 +1,24 @@
-"""What the tests of star share: tasks, a reader of prompts and a grader of answers in plain Python."""
+"""What the tests of tasks share: stars, a reader of prompts and a grader of answers in plain Python, and checks."""
 
 import math
+import re
+from collections.abc import Callable
 
 import numpy as np
+import pytest
+import yaml
 from hypothesis import settings
 from hypothesis import strategies as st
 
-from data_gen import star, verifier
+from data_gen import audit
 from data_gen.star import Problems, Star
+from data_gen.streams import Examples, Mixture
+from data_gen.task import Task
+from data_gen.verifier import DFA
 
 TINY = Star(nodes=8, branches=2, length=3)
 REFERENCE = Star(nodes=16, branches=2, length=4)
+PLAIN = Mixture("FWD,REV", 0.5, 0.0, False, "data", False)
 Z = 4.5
 
 hypothesis_settings = settings(max_examples=100, deadline=None, derandomize=True, database=None)
@@ -80,9 +88,42 @@ def grade(task: Star, graph: Graph, answer) -> str:
     return "live"
 
 
-def verdict(dfa: verifier.DFA, problem: int, answer) -> str:
+def verdict(dfa: DFA, problem: int, answer) -> str:
+    """The sink in which an answer ends, "live" when it is not finished."""
     state = dfa.run(problem, answer) - dfa.first_sink
-    return star.SINKS[state] if state >= 0 else "live"
+    return dfa.sinks[state] if state >= 0 else "live"
+
+
+def assert_graded(dfa: DFA, problem: int, vocab_size: int, grader: Callable[[list[int]], str], first=()) -> set[int]:
+    """The automaton agrees with a grader on every answer that begins with the tokens ``first``; the states it was in.
+
+    Every answer is a live prefix, a token, and a rest that no longer matters: all cases are covered.
+    """
+    assert (dfa.next < dfa.next.shape[1]).all()
+    sinks = np.arange(dfa.first_sink, dfa.next.shape[1])
+    assert (dfa.next[:, sinks, :] == sinks[:, None]).all()
+    live, reached = [list(first)], set()
+    while live:
+        prefix = live.pop()
+        reached.add(dfa.run(problem, prefix))
+        for answer in ([*prefix, token] for token in range(vocab_size)):
+            outcome = grader(answer)
+            assert verdict(dfa, problem, answer) == outcome, answer
+            live += [answer] if outcome == "live" else []
+    return reached
+
+
+def assert_refused(make: Callable, right: dict, changes: str, words: str = "") -> None:
+    """Each of the changes, "key=value key=value" in YAML, is refused with "key is value" and the pattern ``words``."""
+    for key, text in (change.split("=") for change in changes.split()):
+        value = yaml.safe_load(text)
+        with pytest.raises(ValueError, match=re.escape(f"{key} is {value!r}") + words):
+            make(**right | {key: value})
+
+
+def names_flagged(task: Task, examples: Examples, fork_rate: float = 1.0, **options) -> set[str]:
+    """The checks of the audit that raise a flag."""
+    return {check.name for check in audit.audit(task, examples, fork_rate, **options) if check.flagged}
 
 
 def z_score(hits: int, trials: int, rate: float) -> float:
