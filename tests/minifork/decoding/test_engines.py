@@ -13,51 +13,42 @@ from data_gen.star import Star
 from minifork.decoding.exact import exact
 from minifork.decoding.rollout import rollout
 from minifork.decoding.split import split
-from minifork.decoding.traces import Tree
 from minifork.settings import Shape
 from tests.helpers.dag import by_hand
 from tests.helpers.engines import SINKS, TASK, ends, poisoned, random_case, star_case
 
 
-def force(tree: Tree, token: int) -> Tree:
-    return tree.force(torch.full((len(tree), 1), token))
-
-
-@torch.no_grad()
-def teacher_forced(model, prompt: torch.Tensor, problems, mode: int) -> np.ndarray:
-    """Probabilities float64[B, T] of the tokens of each problem's trace in a mode, by the training path."""
-    trace = torch.from_numpy(TASK.traces(problems, np.full(len(problems), mode)))
-    logits = model(torch.cat([prompt, trace], dim=1)[:, :-1]).double()
-    return torch.softmax(logits[:, -trace.shape[1] :], dim=2).gather(2, trace[..., None])[..., 0].numpy()
-
-
 @pytest.mark.parametrize("scale", [0.02, 0.15, 0.3])
 def test_exact_is_brute_force(make_model, scale):
+    """Free and forced to the first tokens of either mode's trace, the rest of the trace is what remains."""
     tree, problems, prompt = star_case(make_model, scale=scale)
-    each = [teacher_forced(tree.model, prompt, problems, mode) for mode in range(2)]
-    np.testing.assert_allclose(ends(tree)[:, 0], sum(p.prod(axis=1) for p in each), rtol=1e-4)
-    for token, p in zip((TASK.fwd, TASK.rev), each, strict=True):
-        np.testing.assert_allclose(ends(force(tree, token))[:, 0], p[:, 1:].prod(axis=1), rtol=1e-4)
+    free = np.zeros(len(problems))
+    for mode in range(2):
+        trace = torch.from_numpy(TASK.traces(problems, np.full(len(problems), mode)))
+        with torch.no_grad():
+            logits = tree.model(torch.cat([prompt, trace], dim=1), TASK.prompt_len - 1)[:, :-1].double()
+        p = torch.softmax(logits, dim=2).gather(2, trace[..., None])[..., 0].numpy()
+        free += p.prod(axis=1)
+        for length in range(1, TASK.trace_len):
+            forced = ends(tree.force(trace[:, :length]))
+            np.testing.assert_allclose(forced[:, 0], p[:, length:].prod(axis=1), rtol=1e-4)
+    np.testing.assert_allclose(ends(tree)[:, 0], free, rtol=1e-4)
 
 
 def test_exact_is_the_mixture_of_its_first_tokens(make_model):
     """free = sum over first tokens of P(token) times the sinks under that forced token, for every sink."""
     tree = star_case(make_model)[0]
     first = torch.softmax(tree.prompts.logits.double(), dim=1).numpy()
-    mixture = sum(first[:, token, None] * ends(force(tree, token)) for token in range(TASK.vocab_size))
+    forced = (ends(tree.force(torch.full((len(tree), 1), token))) for token in range(TASK.vocab_size))
+    mixture = sum(p[:, None] * each for p, each in zip(first.T, forced, strict=True))
     np.testing.assert_allclose(ends(tree), mixture, atol=1e-7)
 
 
-def test_exact_forces_several_tokens(make_model):
-    """Forced to the fork, the rest of the right branch is what remains; forced past an error, so is the error."""
-    tree, problems, prompt = star_case(make_model)
-    trace = torch.from_numpy(TASK.traces(problems, np.zeros(len(problems), dtype=int)))
-    each = teacher_forced(tree.model, prompt, problems, 0)
-    for length in range(1, TASK.trace_len):
-        forced = ends(tree.force(trace[:, :length]))
-        np.testing.assert_allclose(forced[:, 0], each[:, length:].prod(axis=1), rtol=1e-4)
-    wrong = torch.cat([trace[:, :2], torch.from_numpy(TASK.children(problems)[:, 1:2])], dim=1)
-    np.testing.assert_allclose(ends(tree.force(wrong))[:, star.SINKS.index("wrong_branch")], 1, atol=1e-9)
+def test_exact_forced_past_an_error(make_model):
+    tree, problems, _ = star_case(make_model)
+    wrong = np.concatenate([TASK.fork_prefix(problems), TASK.children(problems)[:, 1:2]], axis=1)
+    forced = ends(tree.force(torch.from_numpy(wrong)))
+    np.testing.assert_allclose(forced[:, star.SINKS.index("wrong_branch")], 1, atol=1e-9)
 
 
 def test_exact_sinks_are_brute_force(make_model):
@@ -72,14 +63,13 @@ def test_exact_sinks_are_brute_force(make_model):
 def test_rollouts_do_not_depend_on_threads(make_model, threads, n):
     """Their tokens; log-probabilities to rounding, as matrix products are cut up otherwise."""
     tree, tokens = random_case(make_model, (Shape(2, 64, 2), 12, 8, 6), 5)
-    drawn = []
-    for count in (1, 2, 3):
+    expected = rollout(tree, n, 1, traces=True).traces
+    for count in (2, 3):
         threads(count)
         with torch.no_grad():
             fresh = replace(tree, prompts=tree.model.prefill(tokens))
-        drawn.append(rollout(fresh, n, 1, traces=True).traces)
-    for traces in drawn[1:]:
-        assert torch.equal(traces.tokens, drawn[0].tokens) and torch.allclose(traces.logp, drawn[0].logp, atol=1e-5)
+        traces = rollout(fresh, n, 1, traces=True).traces
+        assert torch.equal(traces.tokens, expected.tokens) and torch.allclose(traces.logp, expected.logp, atol=1e-5)
 
 
 def test_exact_length_limit(make_model):
