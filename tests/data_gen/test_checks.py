@@ -9,11 +9,11 @@ from data_gen import checks, streams
 from data_gen.arith import Arith
 from data_gen.sizes import Sizes
 from data_gen.star import Star
-from data_gen.task import Task
+from data_gen.task import PAD, Task
 from data_gen.verifier import DFA
 from examples.new_task import SINKS, Maze
 
-TRACES, DFA_OF, PROMPTS = Maze.traces, Maze.dfa, Maze.prompts
+TRACES, DFA_OF, CHILDREN = Maze.traces, Maze.dfa, Maze.children
 
 
 def printed_odd(problems):
@@ -26,66 +26,49 @@ def traces_of_the_print(self, problems, mode):
     return TRACES(self, replace(problems, path=path), mode)
 
 
+def endless_traces(self, problems, mode):
+    traces = TRACES(self, problems, mode)
+    return np.where(traces == self.eos, 0, traces)
+
+
 def dfa_of_the_print(self, problems):
     """SEP where the mode is due is one mistake or another."""
-    dfa = DFA_OF(self, problems)
-    table = dfa.next.copy()
-    table[printed_odd(problems), 0, self.sep] = dfa.first_sink + SINKS.index("no_door")
+    table = DFA_OF(self, problems).next.copy()
+    table[printed_odd(problems), 0, self.sep] = DFA_OF(self, problems).first_sink + SINKS.index("no_door")
     return DFA(table, SINKS)
 
 
-WRONG = {
-    "identity of the print": ({"identity": Task.identity}, r"identity\(problems\) changes when reprint"),
-    "identity of a wrong type": ({"identity": lambda self, p: p.order[:, 0]}, r"identity\(problems\) is int64\(8,\)"),
-    "rejected trace": (
-        {"dfa": lambda self, p: DFA_OF(self, replace(p, path=p.path[:, ::-1]))},
-        r"dfa\(problems\) does not accept the trace in mode FWD",
-    ),
-    "long trace": (
-        {"traces": lambda self, p, mode: np.pad(TRACES(self, p, mode), ((0, 0), (0, 1)), constant_values=-1)},
-        r"traces\(problems, mode\) in mode FWD has the shape \(8, 7\), but trace_len is 6",
-    ),
-    "endless trace": (
-        {"traces": lambda self, p, mode: np.where(TRACES(self, p, mode) == self.eos, 0, TRACES(self, p, mode))},
-        "in mode FWD does not end with eos",
-    ),
-    "another mode": ({"mode_token": lambda self, mode: self.sep}, r"does not begin with mode_token\(mode\)"),
-    "small vocabulary": (
-        {"vocab_size": property(lambda self: self.cells + 3)},
-        "mode REV gives tokens outside the voc",
-    ),
-    "smaller vocabulary": ({"vocab_size": property(lambda self: self.cells)}, "prompts.* tokens outside the vocabul"),
-    "long prompt": ({"prompt_len": property(lambda self: 16)}, r"prompts\(problems\) has the shape \(8, 15\)"),
-    "traces of the print": ({"traces": traces_of_the_print}, "mode FWD changes when reprint"),
-    "automata of the print": ({"dfa": dfa_of_the_print}, r"dfa\(problems\) changes when reprint"),
-    "wide automata": (
-        {"dfa": lambda self, p: DFA(np.pad(DFA_OF(self, p).next, ((0, 0), (0, 0), (0, 1))), SINKS)},
+WRONG = [
+    ("identity", Task.identity, r"identity\(problems\) changes when reprint"),
+    ("identity", lambda self, p: p.order[:, 0], r"identity\(problems\) is int64\(8,\)"),
+    ("dfa", lambda self, p: DFA_OF(self, replace(p, path=p.path[:, ::-1])), "does not accept the trace in mode FWD"),
+    ("traces", lambda self, p, mode: np.insert(TRACES(self, p, mode), 6, PAD, axis=1), r"\(8, 7\), but trace_len is 6"),
+    ("traces", endless_traces, "in mode FWD does not end with eos"),
+    ("traces", traces_of_the_print, "mode FWD changes when reprint"),
+    ("mode_token", lambda self, mode: self.sep, r"does not begin with mode_token\(mode\)"),
+    ("vocab_size", property(lambda self: self.cells + 3), "mode REV gives tokens outside the voc"),
+    ("vocab_size", property(lambda self: self.cells), "prompts.* tokens outside the vocabul"),
+    ("prompt_len", property(lambda self: 16), r"prompts\(problems\) has the shape \(8, 15\)"),
+    ("dfa", dfa_of_the_print, r"dfa\(problems\) changes when reprint"),
+    (
+        "dfa",
+        lambda self, p: DFA(np.insert(DFA_OF(self, p).next, 0, 0, axis=2), SINKS),
         r"not \[n, states, vocab_size\]",
     ),
-    "wrong branch first": (
-        {"children": lambda self, p: p.path[:, [self.steps - 1, self.steps + 1]]},
-        r"no trace begins with fork_prefix\(problems\) and column 0 of children",
-    ),
-    "two right branches": (
-        {"children": lambda self, p: p.path[:, [self.steps + 1, self.steps + 1]]},
-        r"dfa\(problems\) can still accept after a wrong one of children",
-    ),
-    "fork without branches": (
-        {"children": Task.children},
-        r"of fork_prefix\(problems\) and children\(problems\) it gives only one",
-    ),
-    "branches without fork": ({"fork_prefix": Task.fork_prefix}, r"it gives only one"),
-    "strange walks": ({"walks": lambda self, *_: np.full((8, 1, 9), 99)}, "walks.* gives tokens outside"),
-    "no automata": ({"dfa": Task.dfa}, r" lacks dfa\(problems\)"),
-    "no prompts": ({"prompts": Task.prompts}, r" lacks prompts\(problems\)"),
-    "no eos": ({"eos": Task.eos}, " lacks eos"),
-}
+    ("children", lambda self, p: CHILDREN(self, p)[:, ::-1], "begins with fork_prefix.* column 0 of children"),
+    ("children", lambda self, p: CHILDREN(self, p)[:, [0, 0]], "dfa.* still accept after a wrong one of children"),
+    ("children", Task.children, r"of fork_prefix\(problems\) and children\(problems\) it gives only one"),
+    ("fork_prefix", Task.fork_prefix, "it gives only one"),
+    ("walks", lambda self, *_: np.full((8, 1, 9), 99), "walks.* gives tokens outside"),
+    ("dfa", Task.dfa, r" lacks dfa\(problems\)"),
+    ("prompts", Task.prompts, r" lacks prompts\(problems\)"),
+    ("eos", Task.eos, " lacks eos"),
+]
 
 
-@pytest.mark.parametrize("name", WRONG)
-def test_a_wrong_task_is_refused(name):
-    members, words = WRONG[name]
-    task = type("Wrong", (Maze,), members)(side=4, steps=3)
+@pytest.mark.parametrize(("member", "wrong", "words"), WRONG)
+def test_a_wrong_task_is_refused(member, wrong, words):
+    task = type("Wrong", (Maze,), {member: wrong})(side=4, steps=3)
     with pytest.raises(ValueError, match=rf"(?s)^Wrong.*{words}.*an example problem: .*\d") as error:
         streams.problems(task, 0, "train", 1)
     assert str(error.value).count("Wrong") == 1
@@ -97,17 +80,10 @@ def test_what_lacks_before_a_problem_is_drawn(member):
         streams.problems(type("Wrong", (Maze,), {member: getattr(Task, member)})(side=4, steps=3), 0, "train", 1)
 
 
-@pytest.mark.parametrize(
-    "task",
-    [
-        Maze(4, 3),
-        Star(16, 5, 3, modes="REV,SEARCH,FWD"),
-        Star(6, 1, 4, "published"),
-        Sizes(10, "2x4,3x3,6x2"),
-        Arith(12, 2, 3, None, modes="FWD,REV,RAT"),
-    ],
-    ids=str,
-)
+STARS = [Star(16, 5, 3, modes="REV,SEARCH,FWD"), Star(6, 1, 4, "published"), Sizes(10, "2x4,3x3,6x2")]
+
+
+@pytest.mark.parametrize("task", [Maze(4, 3), *STARS, Arith(12, 2, 3, None, modes="FWD,REV,RAT")], ids=str)
 def test_right_tasks_pass_once(task):
     """Checked when the first problems are drawn and not again."""
     checks.check.cache_clear()
