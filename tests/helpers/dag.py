@@ -19,11 +19,9 @@ def dag_automata(problems: int, layers: int, width: int, density: float, seed: i
     states = 1 + layers * width
     accept, wrong = states, states + 1
     table = np.full((problems, states + SINKS, width + 1), wrong)
-    for layer in range(layers):
-        sources = range(1) if layer == 0 else range(1 + (layer - 1) * width, 1 + layer * width)
-        for source in sources:
-            target = 1 + layer * width + np.arange(width)
-            table[:, source, :width] = np.where(rng.random((problems, width)) < density, target, wrong)
+    for source in range(1 + (layers - 1) * width):
+        target = 1 + -(-source // width) * width + np.arange(width)
+        table[:, source, :width] = np.where(rng.random((problems, width)) < density, target, wrong)
     table[:, 1 + (layers - 1) * width : states, width] = accept
     table[:, states:] = np.arange(states, states + SINKS)[:, None]
     return torch.from_numpy(table)

@@ -36,8 +36,7 @@ def p(tree):
 def test_split_follows_exact(make_model, decoder):
     """PIT of the counts in every sink, over 150 problems; and, for sums over problems, the normal bound."""
     tree, _ = dag_tree(make_model, problems=150, policy=parse(decoder))
-    drawn, p = counts(split(tree, 300, seed=5)), exact(tree).ends
-    assert agrees(drawn, p)
+    assert agrees(counts(split(tree, 300, seed=5)), exact(tree).ends)
 
 
 @pytest.mark.parametrize("n", [1, 10, 2000])
@@ -92,9 +91,7 @@ def test_first_tokens_are_multinomial():
     p, n, m = np.array([0.0, 0.5, 0.125, 0.25, 0.0, 0.125]), 40, 20_000
     each = drawn_children(p, n, m)
     assert (each.sum(axis=1) == n).all() and (each[:, p == 0] == 0).all()
-    possible = p > 0
-    deviation = (each.mean(axis=0) - n * p)[possible] / np.sqrt(n * p * (1 - p) / m)[possible]
-    assert (np.abs(deviation) < Z).all()
+    assert (np.abs(each.mean(axis=0) - n * p) <= Z * np.sqrt(n * p * (1 - p) / m)).all()
     expected = n * (np.diag(p) - np.outer(p, p))
     assert np.abs(np.cov(each.T, bias=True) - expected).max() < 0.4  # four standard errors of a variance of 10
 
