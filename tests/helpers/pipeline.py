@@ -7,8 +7,10 @@ from collections.abc import Iterator
 from pathlib import Path
 from typing import Any
 
+import numpy as np
 import torch
 from torch.optim.optimizer import register_optimizer_step_post_hook
+from torch.utils._pytree import tree_flatten
 
 from experiments.cli import main
 from minifork import config as configs
@@ -58,6 +60,11 @@ class Pipeline:
         """What eval.json says."""
         return files.read_json(self.folder / "eval.json")
 
+    def arrays(self) -> dict[str, np.ndarray]:
+        """What eval.npz holds."""
+        with np.load(self.folder / "eval.npz") as stored:
+            return {name: stored[name] for name in stored.files}
+
     def refused(self, capsys, command: str, *overrides: str) -> str:
         """The one line on stderr of a command that must fail with exit code 1."""
         capsys.readouterr()
@@ -103,21 +110,25 @@ def assert_same_training(folder: Path, reference: Path) -> None:
     assert runs.read(folder).complete
 
 
-def assert_equal(one: Any, other: Any, where: str) -> None:
-    assert type(one) is type(other), where
-    if isinstance(one, dict):
-        assert one.keys() == other.keys(), where
-        for key in one:
-            if key != "seconds":
-                assert_equal(one[key], other[key], f"{where}:{key}")
-    elif isinstance(one, (list, tuple)):
-        assert len(one) == len(other), where
-        for i, (a, b) in enumerate(zip(one, other, strict=True)):
-            assert_equal(a, b, f"{where}:{i}")
-    elif isinstance(one, torch.Tensor):
-        assert torch.equal(one, other), where
-    else:
-        assert one == other, where
+def assert_equal(one: dict, other: dict, where: str) -> None:
+    """What two files of weights hold is the same, bit for bit, the seconds apart."""
+    (leaves, tree), (other_leaves, other_tree) = (tree_flatten(saved | {"seconds": 0}) for saved in (one, other))
+    assert tree == other_tree, where
+    for a, b in zip(leaves, other_leaves, strict=True):
+        assert type(a) is type(b), where
+        assert torch.equal(a, b) if isinstance(a, torch.Tensor) else a == b, where
+
+
+def seen_targets(monkeypatch) -> list[np.ndarray]:
+    """The targets int[batch, steps] of every batch whose cross-entropy is taken from now on."""
+    seen, (real, *rest) = [], losses.LOSSES["cross_entropy"]
+
+    def cross_entropy(logits, targets, value):
+        seen.append(targets.numpy())
+        return real(logits, targets, value)
+
+    monkeypatch.setitem(losses.LOSSES, "cross_entropy", (cross_entropy, *rest))
+    return seen
 
 
 @contextlib.contextmanager

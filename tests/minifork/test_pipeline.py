@@ -13,17 +13,15 @@ import torch
 from data_gen import star, streams, walks
 from minifork import checkpoints, runs
 from minifork.storage.weights import load_weights
-from minifork.training import losses, stages
-from tests.helpers.pipeline import BASE, SFT, logged_steps, snapshot
+from minifork.training import stages
+from tests.helpers.pipeline import BASE, SFT, logged_steps, seen_targets, snapshot
 
 KS = [str(2**i) for i in range(7)]
 
 
 @pytest.fixture(scope="module")
 def evaluation(trained):
-    with np.load(trained.folder / "eval.npz") as stored:
-        arrays = {name: stored[name] for name in stored.files}
-    return trained.view(), arrays
+    return trained.view(), trained.arrays()
 
 
 def records_of(pipeline, name: str) -> list[dict]:
@@ -77,24 +75,16 @@ def test_schema_of_the_evaluation(trained, evaluation):
 def test_records_of_the_evaluation(trained, evaluation):
     for r in evaluation[0]["records"]:
         assert list(r["pass_at"]) == list(r["pass_at_lo"]) == list(r["pass_at_hi"]) == list(r["ci95"]) == KS
-        passed = [r["pass_at"][k] for k in KS]
-        assert in_unit(passed) and (np.diff(passed) >= -1e-12).all()
         for k in KS:
             assert r["pass_at_lo"][k] <= r["pass_at"][k] <= r["pass_at_hi"][k]
             low, high = r["ci95"][k]
             assert 0 <= low <= high <= 1 + 1e-12
-            assert r["J"][k] >= 0
-        assert 0 <= r["rho"] <= 1 and r["n"] is None and r["base_seed"] == 0
-        for mode in ("FWD", "REV"):
-            assert set(r["forced"][mode]) >= {"pass_at", "J", "rho"} and in_unit(r["forced"][mode]["pass_at"].values())
+        assert r["n"] is None and r["base_seed"] == 0 and r["current"] is True
         assert set(r["errors"]) == set(star.SINKS[1:]) and in_unit(r["errors"].values())
         assert sum(r["errors"].values()) + r["pass_at"]["1"] == pytest.approx(1, abs=1e-9)
         fork = r["fork"]
-        names = ("p_right", "confidence_right", "confidence_wrong", "wrong_commit", "train_p_right")
-        assert in_unit(fork[name] for name in names if fork[name] is not None)
-        assert 0 <= fork["entropy"] <= np.log(2) + 1e-9
-        assert 0 <= r["mode"]["p_forward"] <= 1 and 0 <= r["mode"]["entropy"] <= np.log(2) + 1e-9
-        assert r["current"] is True
+        shares = [r["mode"]["p_forward"], fork["confidence_right"], fork["confidence_wrong"], fork["train_p_right"]]
+        assert in_unit(share for share in shares if share is not None)
         if r["stage"] == "base":
             assert (r["seed"], r["fork_rate"], r["tags"], fork["train_p_right"]) == (None, None, {}, None)
         else:
@@ -173,12 +163,6 @@ def test_the_cross_check_covers_every_run(trained, evaluation):
     assert all(check["agrees"] and 0 <= check["p_value"] <= 1 for check in checks)
 
 
-def test_evaluation_repeats_itself(copy, trained):
-    pipeline = copy(BASE, "fork1")
-    assert pipeline("eval") == 0
-    assert pipeline.view()["records"] == records_of(trained, BASE) + records_of(trained, "fork1")
-
-
 def test_figures(trained):
     drawn = {path.name: path.read_bytes() for path in (trained.folder / "figures").iterdir()}
     assert set(drawn) == {"crossing.png", "epochs.png", "dose.png", "fork.png"}
@@ -211,25 +195,12 @@ def test_finished_stages_are_not_redone(trained, capsys):
     assert snapshot(trained.root) == before
 
 
-def test_fine_tuning_leaves_the_base_alone(copy):
-    pipeline = copy(BASE)
-    before = snapshot(pipeline.run(BASE))
-    assert pipeline("sft", "seed=5") == 0
-    assert snapshot(pipeline.run(BASE)) == before
-
-
 # What is learned from
 
 
 @pytest.mark.parametrize("overrides", [[], ["sft.fresh=true"], ["sft.fork_rate=0.5"]])
 def test_loss_is_on_whole_traces_each_once_an_epoch(copy, monkeypatch, overrides):
-    pipeline, seen, real = copy(BASE), [], losses.cross_entropy
-
-    def cross_entropy(logits, targets, value):
-        seen.append(targets.numpy())
-        return real(logits, targets)
-
-    monkeypatch.setitem(losses.LOSSES, "cross_entropy", (cross_entropy, *losses.LOSSES["cross_entropy"][1:]))
+    pipeline, seen = copy(BASE), seen_targets(monkeypatch)
     assert pipeline("sft", *overrides) == 0
     config = pipeline.config(*overrides)
     prompt = config.data.prompt_len
@@ -241,20 +212,21 @@ def test_loss_is_on_whole_traces_each_once_an_epoch(copy, monkeypatch, overrides
 
 
 def test_losses_and_seeds_matter(copy):
-    """Each fine-tunes to other weights, in a folder of its own."""
+    """Each fine-tunes to other weights, in a folder of its own, and leaves the base alone."""
     pipeline = copy(BASE, "fork1")
+    before = snapshot(pipeline.run(BASE))
     losses = ["label_smoothing=0.1", "gem=0.7", "coverage=8", "drop_tail=0.25"]
     hashes = {runs.read(pipeline.run("fork1")).record["weights"]["ckpt.pt"]}
     for override in ("seed=1", *(f"sft.loss={loss}" for loss in losses)):
         assert pipeline("sft", override) == 0
         hashes.add(runs.read(pipeline.at("sft", override)).record["weights"]["ckpt.pt"])
-    assert len(hashes) == 2 + len(losses)
+    assert len(hashes) == 2 + len(losses) and snapshot(pipeline.run(BASE)) == before
 
 
 def test_impossible_losses_are_refused_before_anything_is_made(copy, capsys):
     pipeline = copy(BASE)
-    assert "coverage is 0.5" in pipeline.refused(capsys, "sft", "sft.loss=coverage=0.5")
-    assert "does not exist" in pipeline.refused(capsys, "sft", "sft.loss=hinge")
+    for loss, named in {"coverage=0.5": "coverage is 0.5", "hinge": "'hinge' does not exist"}.items():
+        assert named in pipeline.refused(capsys, "sft", f"sft.loss={loss}")
     assert [*pipeline.folder.iterdir()] == [pipeline.run(BASE)]
 
 

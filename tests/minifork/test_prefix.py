@@ -9,8 +9,8 @@ from minifork import runs
 from minifork.decoding.exact import exact
 from minifork.decoding.traces import Tree
 from minifork.measuring import problems
-from minifork.training import losses, stages
-from tests.helpers.pipeline import BASE
+from minifork.training import stages
+from tests.helpers.pipeline import BASE, seen_targets
 
 PREFIX = 3
 PREFIXED = f"sft.prefix={PREFIX}"
@@ -18,14 +18,7 @@ PREFIXED = f"sft.prefix={PREFIX}"
 
 def test_drawn_anew_and_not_learned(copy, monkeypatch):
     """Every presentation has its own; the loss is on the same traces as without one."""
-    seen, real = [], losses.cross_entropy
-
-    def cross_entropy(logits, targets, value):
-        seen.append(targets.numpy())
-        return real(logits, targets)
-
-    pipeline = copy(BASE)
-    monkeypatch.setitem(losses.LOSSES, "cross_entropy", (cross_entropy, *losses.LOSSES["cross_entropy"][1:]))
+    pipeline, seen = copy(BASE), seen_targets(monkeypatch)
     config = pipeline.config(PREFIXED)
     batch_at, prompt = stages._sft_batches(config), config.data.prompt_len
     inputs = np.stack([batch_at(step)[0] for step in range(16)]).reshape(4, 64, -1)
@@ -45,8 +38,7 @@ def test_p_is_the_mean_over_prefixes(copy):
     assert pipeline("sft", PREFIXED) == pipeline("eval") == 0
     record = pipeline.view()["records"][-1]
     assert record["run"] == pipeline.at("sft", PREFIXED).name and record["tags"] == {"sft.prefix": PREFIX}
-    with np.load(pipeline.folder / "eval.npz") as stored:
-        p = stored[f"{record['run']}/e4/plain/free"]
+    p = pipeline.arrays()[f"{record['run']}/e4/plain/free"]
     config = pipeline.config(PREFIXED)
     model = runs.require(config, "sft").model(4)
     plain = problems.problem_set(config.data, streams.test_problems(config.data, 64), "cpu")
@@ -73,22 +65,17 @@ def test_one_prefix_is_a_longer_prompt(copy):
 
 
 def test_what_it_does_not_go_with(copy, capsys):
-    pipeline = copy(BASE)
-    assert "sft.prefix" in pipeline.refused(capsys, "sft", "sft.prefix=9")  # 8 labels
-    assert "sft.prefix" in pipeline.refused(capsys, "sft", "sft.prefix=-1")
+    """A budget too small for its average leaves it out by name; what auto can sample instead is evaluated."""
+    pipeline = copy(BASE, "fork1")
+    for prefix in (9, -1):  # 8 labels
+        assert "sft.prefix" in pipeline.refused(capsys, "sft", f"sft.prefix={prefix}")
     assert pipeline("sft", PREFIXED) == 0
     assert "sft.prefix" in pipeline.refused(capsys, "rl", PREFIXED, "rl.epoch=4")
-    for override in ("eval.engine=split", "eval.stratify=fork"):
-        assert pipeline("eval", override) == 0
-        assert f"{pipeline.at('sft', PREFIXED)}: left out, its p is an average" in capsys.readouterr().out
-
-
-def test_a_budget_too_small_for_its_average_leaves_it_out(copy, capsys):
-    """By name; what auto can sample instead is evaluated all the same."""
-    pipeline = copy(BASE, "fork1")
-    assert pipeline("sft", PREFIXED) == pipeline("eval", "eval.budget=50") == 0
-    left_out = pipeline.at("sft", PREFIXED) / "epochs" / "e4.pt"
-    assert f"{left_out}: left out, its p is an average over prefixes" in capsys.readouterr().out
+    run = pipeline.at("sft", PREFIXED)
+    left_out = {"engine=split": run, "stratify=fork": run, "budget=50": run / "epochs" / "e4.pt"}
+    for override, path in left_out.items():
+        assert pipeline("eval", f"eval.{override}") == 0
+        assert f"{path}: left out, its p is an average over prefixes" in capsys.readouterr().out
     measured = {record["run"] for record in pipeline.view()["records"]}
     assert measured == {pipeline.run(BASE).name, pipeline.run("fork1").name}
 

@@ -15,18 +15,15 @@ from minifork.storage.weights import weights_hash
 from tests.helpers.pipeline import SFT, Pipeline, assert_same_training, ctrl_c, edit_record, replace_weights, snapshot
 from tests.minifork.storage.test_files import everything
 
-RL = ["rl.updates=2", "rl.problems=8", "rl.prompts=4"]
+RL, HALF = ["rl", "rl.updates=2", "rl.problems=8", "rl.prompts=4"], ["wise", "wise.weights=0.5"]
 
 
 @pytest.mark.parametrize("name", ["base", *SFT])
 def test_what_a_record_says(trained, name):
     run, base = runs.read(trained.run(name)), runs.read(trained.run("base"))
     record, config = files.read_json(run.folder / runs.RECORD), trained.config(*SFT.get(name, []))
-    assert (record["format"], record["version"], record["stage"]) == (
-        "minifork-run",
-        2,
-        "sft" if name in SFT else "base",
-    )
+    assert (record["format"], record["version"]) == ("minifork-run", 2)
+    assert record["stage"] == ("sft" if name in SFT else "base") and run.tags()["model.width"] == 32
     assert record["identity"] == run.identity == runs.identity(config, run.stage)
     assert run.folder.name.endswith(f"-{run.identity[:8]}")
     assert record["config"] == configs.to_tree(config) and run.config == config
@@ -37,14 +34,6 @@ def test_what_a_record_says(trained, name):
     (leg,) = record["legs"]
     assert record["complete"] is True and record["step"] == record["steps"] == (40 if name == "base" else 16)
     assert (leg["from"], leg["to"]) == (0, record["step"])
-
-
-def test_tags_of_a_run(trained):
-    """Beside a study's config, by default beside what ships."""
-    tags = {name: runs.read(trained.run(name)).tags(trained.config()) for name in SFT}
-    assert tags["problem"] == {"sft.fork_rate": 0.5, "sft.allocation": "problem"}
-    assert tags["cued"] == {"sft.cue_rate": 1.0} and tags["fork1"] == {}
-    assert runs.read(trained.run("fork1")).tags()["model.width"] == 32
 
 
 def test_legs_of_an_interrupted_run(empty, threads):
@@ -63,49 +52,32 @@ def test_legs_of_an_interrupted_run(empty, threads):
 
 # Records that cannot be read
 
-DAMAGE = {  # contents of run.json, or changes of what it says
-    "empty": "",
-    "cut": '{"format": "minifork-run"',
-    "list": "[]",
-    "bare": '{"format": "minifork-run", "version": 2}',
-    "identity": {"identity": None},
-    "stage": {"stage": "other"},
-    "complete": {"complete": "yes"},
-    "step": {"step": "9"},
-    "steps": {"steps": None},
-    "weights": {"weights": []},
-    "hash": {"weights": {"ckpt.pt": 3}},
-    "legs": {"legs": None},
-    "parent": {"parent": "base"},
-    "parent's keys": {"parent": {"run": "base"}},
-    "config": {"config": 3},
-    "a value": {"config": {"task": "star", "sft": {"lr": "x"}}},
-    "a task": {"config": {"task": "chess"}},
-    "newer": {"version": runs.VERSION + 1},
-    "foreign": {"format": "other"},
-    "unmarked": {"format": None},
-}
-WAYS_OUT = {"newer": "update this one", "foreign": "move it elsewhere", "unmarked": "move it elsewhere"}
+DAMAGE = {  # contents of run.json, or changes of what it says, by the way out that is named
+    "remove": [
+        "", '{"format": "minifork-run"', "[]", '{"format": "minifork-run", "version": 2}', {"identity": None},
+        {"stage": "other"}, {"complete": "yes"}, {"step": "9"}, {"steps": None}, {"weights": []},
+        {"weights": {"ckpt.pt": 3}}, {"legs": None}, {"parent": "base"}, {"parent": {"run": "base"}}, {"config": 3},
+        {"config": {"task": "star", "sft": {"lr": "x"}}},
+    ],
+    "minifork.schema.TASKS": [{"config": {"task": "chess"}}],
+    "update this one": [{"version": runs.VERSION + 1}],
+    "move it elsewhere": [{"format": "other"}, {"format": None}],
+}  # fmt: skip
 
 
-def damage_record(folder, how: str) -> None:
-    damage = DAMAGE[how]
+@pytest.mark.parametrize(("way_out", "damage"), [(way, damage) for way, listed in DAMAGE.items() for damage in listed])
+def test_records_that_cannot_be_read(copy, capsys, way_out, damage):
+    """What needs the run names its record and the way out; what needs others does without it and says so."""
+    pipeline = copy("base", "fork1")
+    folder, config = pipeline.run("fork1"), pipeline.config()
     if isinstance(damage, str):
         (folder / runs.RECORD).write_text(damage)
     else:
         edit_record(folder, **damage)
-
-
-@pytest.mark.parametrize("how", DAMAGE)
-def test_records_that_cannot_be_read(copy, capsys, how):
-    """What needs the run names its record and the way out; what needs others does without it and says so."""
-    pipeline = copy("base", "fork1")
-    folder, config = pipeline.run("fork1"), pipeline.config()
-    damage_record(folder, how)
     for read in (lambda: runs.read(folder), lambda: runs.find(config, "sft"), lambda: runs.require(config, "sft")):
         with pytest.raises(ValueError) as error:
             read()
-        assert str(folder / runs.RECORD) in str(error.value) and WAYS_OUT.get(how, "remove") in str(error.value)
+        assert str(folder / runs.RECORD) in str(error.value) and way_out in str(error.value)
     capsys.readouterr()
     assert [run.stage for run in runs.all_runs(config)] == ["base"]
     assert capsys.readouterr().out.startswith(f"{folder}: left out, {folder / runs.RECORD}: ")
@@ -116,7 +88,7 @@ def test_commands_on_a_record_that_cannot_be_read(trained, copy, capsys, name, c
     """Doing what the line says makes the run again."""
     pipeline = copy("base", "fork1", measured=True)
     folder = pipeline.run(name)
-    damage_record(folder, "cut")
+    (folder / runs.RECORD).write_text('{"format": "minifork-run"')
     for command in commands:
         assert f"{folder / runs.RECORD}: not a JSON file; remove it" in pipeline.refused(capsys, command)
     assert pipeline("runs") == 0 and pipeline("eval") == (1 if name == "base" else 0)  # all need their base
@@ -132,7 +104,7 @@ def test_commands_on_a_record_that_cannot_be_read(trained, copy, capsys, name, c
 def made_anew(copy, name: str, file: str) -> Pipeline:
     """A base, a tuned run, RL and a mixture, of which one was made anew on another machine."""
     pipeline = copy("base", "fork1", measured=True)
-    assert pipeline("rl", *RL) == pipeline("wise", "wise.weights=0.5") == 0
+    assert pipeline(*RL) == pipeline(*HALF) == 0
     replace_weights(pipeline.run(name), file)
     return pipeline
 
@@ -142,14 +114,13 @@ def test_a_base_that_was_made_anew_is_named(copy, capsys):
     pipeline = made_anew(copy, "base", "ckpt.pt")
     tuned, base = pipeline.run("fork1"), pipeline.run("base") / "ckpt.pt"
     line = f"{tuned} started from other weights than {base} holds now; remove it and run it again"
-    for command in (["sft"], ["sft", "--resume"], ["rl", *RL], ["rl", "rl.updates=1", *RL[1:]], ["wise"]):
+    for command in (["sft"], ["sft", "--resume"], RL, ["rl", "rl.updates=1", *RL[2:]], ["wise"], HALF):
         assert line in pipeline.refused(capsys, *command)
     with pytest.raises(ValueError, match="started from other weights than"):
         executors.run(study.plans(pipeline.config(), [{}], [0]))
     assert pipeline("eval") == 0
     printed = capsys.readouterr().out
-    folders = [tuned, pipeline.at("rl", *RL), pipeline.at("wise", "wise.weights=0.5")]
-    assert all(f"{folder}: left out, {line}" in printed for folder in folders)
+    assert all(f"{folder}: left out, {line}" in printed for folder in (tuned, pipeline.at(*RL), pipeline.at(*HALF)))
     assert {record["stage"] for record in pipeline.view()["records"]} == {"base"}
     assert pipeline("sft", "seed=1", "sft.epochs=1") == 0
     assert runs.read(pipeline.at("sft", "seed=1", "sft.epochs=1")).record["parent"]["weights"] == weights_hash(base)
@@ -157,14 +128,17 @@ def test_a_base_that_was_made_anew_is_named(copy, capsys):
     assert "started from other weights" in pipeline.refused(capsys, "sft")
 
 
-def test_a_snapshot_that_was_made_anew_is_named(copy, capsys):
-    """By those that start from it: RL from epoch 1, but no mixture, which is known by the last."""
-    pipeline = made_anew(copy, "fork1", "epochs/e1.pt")
-    line = f"{pipeline.at('rl', *RL)} started from other weights than {pipeline.run('fork1') / 'epochs' / 'e1.pt'}"
-    assert line in pipeline.refused(capsys, "rl", *RL)
-    assert pipeline("sft") == pipeline("wise", "wise.weights=0.5") == pipeline("eval") == 0
-    assert capsys.readouterr().out.count("left out") == 1
-    assert pipeline("rl", "rl.updates=1", *RL[1:]) == 0
+@pytest.mark.parametrize(("epoch", "stale", "fresh"), [(1, RL, HALF), (4, HALF, RL)])
+def test_a_snapshot_that_was_made_anew_is_named(copy, capsys, epoch, stale, fresh):
+    """By those that start from it: RL from epoch 1, a mixture, which is known by the last, from epoch 4."""
+    pipeline = made_anew(copy, "fork1", f"epochs/e{epoch}.pt")
+    folder, start = pipeline.at(*stale), pipeline.run("fork1") / "epochs" / f"e{epoch}.pt"
+    line = f"{folder} started from other weights than {start}"
+    assert line in pipeline.refused(capsys, *stale)
+    assert pipeline("sft") == pipeline(*fresh) == pipeline("eval") == 0
+    printed = capsys.readouterr().out
+    assert printed.count("left out") == 1 and f"{folder}: left out, {line}" in printed
+    assert pipeline("rl", "rl.updates=1", *RL[2:]) == 0
 
 
 def test_an_unfinished_run_does_not_go_on_from_another_base(copy, capsys):

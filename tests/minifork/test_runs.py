@@ -114,14 +114,12 @@ def test_a_record_from_before_a_key_existed(copy, monkeypatch, capsys):
 def test_folders(empty):
     """<label>-<8 digits of the identity>; the label says the stage, FORK_RATE and seed, or what `name` says."""
     labels = {
-        ("base", "base_seed=2"): "base-seed2",
-        ("sft", "seed=3", "sft.fork_rate=0.25"): "sft-fork0.25-seed3",
-        ("sft", "sft.fork_rate=0"): "sft-fork0-seed0",
-        ("rl", "rl.mode=FWD"): "rl-fork1-seed0",
-        ("wise", "wise.weights=0.5"): "wise-fork1-seed0",
-        ("sft", "name=mine"): "mine",
-    }
-    for (stage, *overrides), label in labels.items():
+        "base base_seed=2": "base-seed2", "sft seed=3 sft.fork_rate=0.25": "sft-fork0.25-seed3",
+        "sft sft.fork_rate=0": "sft-fork0-seed0", "rl rl.mode=FWD": "rl-fork1-seed0",
+        "wise wise.weights=0.5": "wise-fork1-seed0", "sft name=mine": "mine",
+    }  # fmt: skip
+    for words, label in labels.items():
+        stage, *overrides = words.split()
         digits = runs.identity(empty.config(*overrides), stage)[:8]
         assert empty.at(stage, *overrides) == empty.root / "star" / f"{label}-{digits}"
     assert not empty.root.exists()  # asking makes nothing
@@ -131,9 +129,8 @@ def test_folders(empty):
 def test_a_label_makes_no_other_run(trained, capsys, label):
     before = snapshot(trained.root)
     assert trained("pretrain", label) == trained("sft", label) == 0
-    assert capsys.readouterr().out.splitlines() == [
-        f"{trained.run(name)} is complete: nothing to do" for name in ("base", "fork1")
-    ]
+    done = [f"{trained.run(name)} is complete: nothing to do" for name in ("base", "fork1")]
+    assert capsys.readouterr().out.splitlines() == done
     assert snapshot(trained.root) == before
 
 
@@ -214,11 +211,8 @@ def test_states_of_a_run(copy):
     with ctrl_c("before", 3):
         assert pipeline("sft") == 130
     assert runs.find(config, "sft").record["step"] == 4 and runs.finished(config, "sft") is None
-    with (
-        pytest.raises(ValueError, match="unfinished run; continue it with --resume"),
-        runs.hold(config, "sft", start, resume=False),
-    ):
-        pass
+    with pytest.raises(ValueError, match="unfinished run; continue it with --resume"):
+        runs.hold(config, "sft", start, resume=False).__enter__()
     with runs.hold(config, "sft", start, resume=True) as run:
         assert run.record["step"] == 4 and run.record["parent"]["weights"] == start.weights
     assert pipeline("sft", "--resume") == 0
@@ -245,10 +239,11 @@ def test_a_run_killed_before_its_first_checkpoint_starts_anew(trained, copy, rec
 def test_a_folder_of_somebody_elses_files(copy):
     """What a run does not know stays where it is."""
     pipeline = copy("base")
-    mine = pipeline.run("fork1") / "notes.txt"
-    mine.parent.mkdir()
-    mine.write_text("mine")
-    assert pipeline("sft") == 0 and mine.read_text() == "mine"
+    for words in (["sft"], ["wise", "wise.weights=0.5"]):
+        mine = pipeline.at(*words) / "notes.txt"
+        mine.parent.mkdir()
+        mine.write_text("mine")
+        assert pipeline(*words) == 0 and mine.read_text() == "mine" and runs.read(mine.parent).complete
 
 
 def test_a_record_keeps_the_config_of_the_last_command(copy):
