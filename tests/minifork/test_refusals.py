@@ -1,6 +1,8 @@
 """Everything that must be refused: one line that names it, exit code 1, nothing lost."""
 
+import os
 import shutil
+from collections.abc import Callable
 from pathlib import Path
 
 import pytest
@@ -10,18 +12,6 @@ from experiments.cli import main
 from minifork import runs
 from minifork.storage import weights
 from tests.helpers.pipeline import ctrl_c, snapshot
-
-
-def test_an_unfinished_run_needs_resume(empty, capsys):
-    pipeline = empty
-    with ctrl_c("before", 5):
-        pipeline("pretrain")
-    before = snapshot(pipeline.root)
-    error = pipeline.refused(capsys, "pretrain")
-    assert str(pipeline.run("base")) in error and "--resume" in error
-    error = pipeline.refused(capsys, "sft")
-    assert str(pipeline.run("base")) in error and "minifork pretrain" in error
-    assert snapshot(pipeline.root) == before
 
 
 def test_what_a_kill_left_behind_is_removed(copy):
@@ -73,17 +63,15 @@ def test_audit_command(empty, capsys):
 
 
 def test_bad_overrides(empty, capsys):
-    assert "did you mean sft.fork_rate?" in empty.refused(capsys, "sft", "sft.frok_rate=0.5")
-    assert "device is 'tpu'" in empty.refused(capsys, "sft", "device=tpu") and not empty.root.exists()
+    for command in ("pretrain", "sft", "eval", "rl"):
+        assert "did you mean sft.fork_rate?" in empty.refused(capsys, command, "sft.frok_rate=0.5")
+        assert "device is 'tpu'" in empty.refused(capsys, command, "device=tpu") and not empty.root.exists()
 
 
-def test_files_that_are_no_config(tmp_path, capsys):
+def test_a_folder_is_no_config(tmp_path, capsys):
     """What Python says of a file that cannot be read is one line too."""
     assert main(["pretrain", "--config", str(tmp_path)]) == 1
     assert capsys.readouterr().err == f"minifork: {tmp_path}: Is a directory\n"
-    assert main(["pretrain", "--config", str(tmp_path / "my.yaml")]) == 1
-    error = capsys.readouterr().err
-    assert error.startswith(f"minifork: {tmp_path / 'my.yaml'}: no such config file") and error.count("\n") == 1
 
 
 def test_debug_shows_tracebacks_wherever_it_stands(tmp_path):
@@ -93,47 +81,31 @@ def test_debug_shows_tracebacks_wherever_it_stands(tmp_path):
             main(words)
 
 
-MARKED = {
-    "no model": {},
-    "a number": {"model": 3},
-    "numbers": {"model": {"head.weight": 1}},
-    "half precision": {"model": {"head.weight": torch.zeros(3, 3, dtype=torch.bfloat16)}},
-    "nowhere": {"model": {"head.weight": torch.zeros(3, 3, device="meta")}},
-    "infinite": {"model": {"head.weight": torch.full((3, 3), torch.inf)}},
-}
-CONTENT = {
-    "truncated": lambda content: content[: len(content) // 2],
-    "empty": lambda content: b"",
-    "one bit": lambda content: (
-        content[: len(content) // 2] + bytes([content[len(content) // 2] ^ 16]) + content[len(content) // 2 + 1 :]
-    ),
-}
-MODEL = {
-    "other shape": lambda model: model.update({"head.weight": torch.zeros(3, 3)}),
-    "other bits": lambda model: model["head.weight"].mul_(1.001),
-    "a weight short": lambda model: model.popitem(),
+SPOILED = {  # changes of a checkpoint; None damages the file
+    "truncated": None,
+    "other shape": lambda saved: saved["model"].update({"head.weight": torch.zeros(3, 3)}),
+    "other bits": lambda saved: saved["model"]["head.weight"].mul_(1.001),
+    "a weight short": lambda saved: saved["model"].popitem(),
 }
 
 
-def spoil(path: Path, how: str) -> None:
-    """Damage a checkpoint, or put another file in its place."""
-    if how in CONTENT:
-        path.write_bytes(CONTENT[how](path.read_bytes()))
-    elif how in MODEL:
-        payload = weights.load_weights(path)
-        MODEL[how](payload["model"])
-        weights.save_weights(path, payload)
+def spoil(path: Path, change: Callable[[dict], object] | None) -> None:
+    """Change what a checkpoint holds, or cut its file short."""
+    if change is None:
+        os.truncate(path, path.stat().st_size // 2)
     else:
-        torch.save({"w": torch.zeros(3)} if how == "foreign" else {"format": weights.FORMAT, **MARKED[how]}, path)
+        saved = weights.load_weights(path)
+        change(saved)
+        weights.save_weights(path, saved)
 
 
-@pytest.mark.parametrize("how", ["foreign", *CONTENT, *MODEL, *MARKED])
+@pytest.mark.parametrize("how", SPOILED)
 def test_spoiled_checkpoints(copy, capsys, how):
     pipeline = copy("base", "fork1")
-    spoil(pipeline.run("base") / "ckpt.pt", how)
+    spoil(pipeline.run("base") / "ckpt.pt", SPOILED[how])
     assert f"{pipeline.run('base')}/ckpt.pt" in pipeline.refused(capsys, "sft", "seed=7")
     shutil.rmtree(pipeline.run("base"))
-    spoil(pipeline.run("fork1") / "epochs" / "e2.pt", how)
+    spoil(pipeline.run("fork1") / "epochs" / "e2.pt", SPOILED[how])
     capsys.readouterr()
     assert pipeline("eval") == 1
     lines = capsys.readouterr().err.strip().splitlines()
@@ -145,9 +117,9 @@ def first_state(saved: dict, which: int = 0) -> dict:
     return saved["optimizers"][which]["state"][0]
 
 
-UNFIT = {  # changes of a checkpoint; None damages the file
+UNFIT = {
     "truncated": None,
-    "a weight short": lambda saved: saved["model"].popitem(),
+    "a weight short": SPOILED["a weight short"],
     "no optimizer": lambda saved: saved.update(optimizers=[]),
     "empty optimizers": lambda saved: saved.update(optimizers=[{}, {}]),
     "moments": lambda saved: first_state(saved).update(exp_avg=torch.zeros(2)),
@@ -164,18 +136,23 @@ UNFIT = {  # changes of a checkpoint; None damages the file
 }
 
 
-def test_resuming_from_what_does_not_fit(empty, capsys):
-    """torch's fused steps take what they are given: of a wrong shape they read past its end."""
+def test_an_unfinished_run_needs_resume(empty, capsys):
+    """And a checkpoint that fits.
+
+    torch's fused steps take what they are given: of a wrong shape they read past its end.
+    """
     with ctrl_c("before", 5):
         empty("pretrain")
-    path = empty.run("base") / "ckpt.pt"
+    before, folder = snapshot(empty.root), empty.run("base")
+    for command, way_out in {"pretrain": "--resume", "sft": "minifork pretrain"}.items():
+        error = empty.refused(capsys, command)
+        assert str(folder) in error and way_out in error
+    assert snapshot(empty.root) == before
+    path = folder / "ckpt.pt"
     whole = path.read_bytes()
     for how, change in UNFIT.items():
-        path.write_bytes(whole[: len(whole) // 2] if change is None else whole)
-        if change is not None:
-            saved = weights.load_weights(path)
-            change(saved)
-            weights.save_weights(path, saved)
+        path.write_bytes(whole)
+        spoil(path, change)
         assert str(path) in empty.refused(capsys, "pretrain", "--resume"), how
 
 

@@ -12,10 +12,10 @@ import torch
 from minifork.storage.weights import load_weights
 from tests.helpers.pipeline import SFT, assert_same_training, ctrl_c, logged_steps
 
+MOMENTS = [("before", 10), ("before", 0), ("between", 21), ("after", 17), ("after", 39)]
 
-@pytest.mark.parametrize(
-    ("moment", "step"), [("before", 10), ("before", 0), ("between", 21), ("after", 17), ("after", 39)]
-)
+
+@pytest.mark.parametrize(("moment", "step"), MOMENTS)
 def test_pretraining_resumes_bit_for_bit(trained, empty, capsys, moment, step):
     with ctrl_c(moment, step):
         assert empty("pretrain") == 130
@@ -65,12 +65,9 @@ main(sys.argv[2:])
 @pytest.mark.parametrize("step", [20, 2])
 def test_resumes_bit_for_bit_after_a_kill(trained, empty, step):
     """Checkpoints lie at every third step: at 20 two steps are lost, one of them logged; at 2 all are."""
-    process = subprocess.run(
-        [sys.executable, "-c", KILL, str(step), *empty.arguments("pretrain")],
-        capture_output=True,
-        cwd=Path(__file__).parents[2],
-        env={**os.environ, "OMP_NUM_THREADS": "1", "MKL_NUM_THREADS": "1"},
-    )
+    command = [sys.executable, "-c", KILL, str(step), *empty.arguments("pretrain")]
+    environment = os.environ | {"OMP_NUM_THREADS": "1", "MKL_NUM_THREADS": "1"}
+    process = subprocess.run(command, capture_output=True, cwd=Path(__file__).parents[2], env=environment)
     assert process.returncode == -signal.SIGKILL, process.stderr
     checkpoint = empty.run("base") / "ckpt.pt"
     assert load_weights(checkpoint)["step"] == 18 if step == 20 else not checkpoint.exists()

@@ -11,9 +11,6 @@ import pytest
 
 from minifork.storage import files
 
-FULL = OSError(28, "No space left on device")
-READ_ONLY = OSError(30, "Read-only file system")
-
 
 def everything(folder: Path) -> set[str]:
     """Relative paths of all files, hidden ones included."""
@@ -32,6 +29,9 @@ def failing(error: BaseException) -> Callable[[IO[bytes]], None]:
         raise error
 
     return write
+
+
+FULL, READ_ONLY = OSError(28, "No space left on device"), OSError(30, "Read-only file system")
 
 
 @pytest.mark.parametrize("error", [FULL, READ_ONLY, RuntimeError("write failed\nmore")])

@@ -21,12 +21,8 @@ from minifork.settings import Eval
 from minifork.storage import measurements
 from minifork.storage.measurements import Key
 from tests.helpers.pipeline import BASE, replace_weights
+from tests.minifork.test_runs import differing
 
-OTHER = {  # a value of every setting that differs from the small config's
-    "split": "valid", "forked": "false", "engine": "exact", "budget": 999, "rollouts": 1025, "bf16": "true",
-    "policy": "greedy", "stratify": "first", "strata": 7, "problems": 63, "max_k": 128, "bootstrap": 51,
-    "check_problems": 31, "check_rollouts": 17,
-}  # fmt: skip
 words = st.text(max_size=4)
 values = st.one_of(words, st.integers(-3, 3), st.none())
 sections = st.dictionaries(words, values, max_size=3)
@@ -96,10 +92,10 @@ def test_what_changes_a_key(trained, monkeypatch):
     def digits(run=fork1, epoch=1, test_set=PLAIN, config=config) -> str:
         return evaluate.key_of(config, Target(run.checkpoint(epoch), test_set)).digits
 
-    assert OTHER.keys() | {"grading"} == {field.name for field in dataclasses.fields(Eval)}
     test_sets = [replace(PLAIN, **change) for change in ({"cue_rate": 1.0}, {"order": "published"}, {"prefix": 3})]
     different = [digits(), digits(epoch=2), digits(fresh), *(digits(test_set=one) for one in test_sets)]
-    different += [digits(config=trained.config(f"eval.{name}={value}")) for name, value in OTHER.items()]
+    settings = [f"eval.{field.name}" for field in dataclasses.fields(Eval) if field.name != "grading"]
+    different += [digits(config=differing(config, key)[1]) for key in settings]
     different += [digits(config=trained.config("data.nodes=9"))]
     assert fresh.checkpoint(1).weights == fork1.checkpoint(1).weights  # only its training problems differ
     for words in ("eval.policy=temperature=1.0", "data.branch_order=published", "sft.epochs=8", "name=x", "seed=3"):
@@ -118,31 +114,27 @@ def test_settings_lie_side_by_side(two_runs, measured):
     """Decoders, engines and test sets: going back to earlier ones measures nothing and shows them as they were."""
     all_settings = [[], ["eval.policy=greedy"], ["eval.stratify=fork"], ["eval.forked=false"]]
     views = []
-    for overrides in all_settings:
-        assert two_runs("eval", *overrides) == 0 and len(measured) == 4
-        views.append(two_runs.view())
-        measured.clear()
-    for overrides, view in zip(all_settings, views, strict=True):
-        assert two_runs("eval", *overrides) == 0 and not measured
-        assert two_runs.view() == view
+    for overrides in all_settings * 2:
+        assert two_runs("eval", *overrides) == 0
+        views.append((two_runs.view(), len(measured)))
+    assert [count for _, count in views] == [4, 8, 12, 16, 16, 16, 16, 16]
+    assert [view for view, _ in views[:4]] == [view for view, _ in views[4:]]
     assert len([*two_runs.folder.glob("*/eval/*.json")]) == 4 * len(all_settings)
 
 
 def test_only_new_weights_are_measured(two_runs, measured, capsys):
     """A run that is made anew, and runs that came since."""
     assert two_runs("eval") == 0 and len(measured) == 4
-    measured.clear()
     replace_weights(two_runs.run("fork1"), "epochs/e2.pt", 1.5)
     before = two_runs.view()["records"]
-    assert two_runs("eval") == 0 and measured == [two_runs.run("fork1").name]
+    assert two_runs("eval") == 0 and measured[4:] == [two_runs.run("fork1").name]
     changed = [one["epoch"] for one, other in zip(before, two_runs.view()["records"], strict=True) if one != other]
     assert changed == [2]
-    measured.clear()
     capsys.readouterr()
-    assert two_runs("sft", "seed=1") == two_runs("eval") == 0 and measured == [two_runs.at("sft", "seed=1").name] * 3
-    assert "evaluating 7 checkpoints and test sets on 64 test problems, 3 of them not measured yet" in (
-        capsys.readouterr().out
-    )
+    assert two_runs("sft", "seed=1") == two_runs("eval") == 0
+    assert measured[5:] == [two_runs.at("sft", "seed=1").name] * 3
+    printed = capsys.readouterr().out
+    assert "evaluating 7 checkpoints and test sets on 64 test problems, 3 of them not measured yet" in printed
 
 
 def test_only_what_is_wanted_is_measured(trained, two_runs, measured):
@@ -177,31 +169,24 @@ def edited(content: bytes) -> bytes:
     return re.sub(rb'("pass_at": {\s*"1": )[^,]+', rb"\g<1>0.5", content, count=1)
 
 
-DAMAGE = {  # None: the file is lost
-    "json cut short": ("json", lambda content: content[:-40]),
-    "json empty": ("json", lambda content: b""),
-    "json of something else": ("json", lambda content: b"[1, 2]"),
-    "json without keys": ("json", lambda content: b"{}"),
-    "json edited": ("json", edited),
-    "npz cut short": ("npz", lambda content: content[:-40]),
-    "npz with another byte": ("npz", lambda content: content[:-1] + b"x"),
-    "npz lost": ("npz", None),
+DAMAGE = {  # what a file holds then; None: the file is lost
+    "json": [lambda old: old[:-40], lambda old: b"", lambda old: b"[1, 2]", lambda old: b"{}", edited],
+    "npz": [lambda old: old[:-40], lambda old: old[:-1] + b"x", None],
 }
 
 
-@pytest.mark.parametrize("how", DAMAGE)
-def test_what_is_damaged_is_named(copy, how):
-    pipeline, (suffix, damage) = copy(BASE, measured=True), DAMAGE[how]
+@pytest.mark.parametrize(("suffix", "damage"), [(suffix, how) for suffix, listed in DAMAGE.items() for how in listed])
+def test_what_is_damaged_is_named(copy, suffix, damage):
+    pipeline = copy(BASE, measured=True)
     config, run = pipeline.config(), runs.read(pipeline.run(BASE))
     target = Target(run.checkpoint(), PLAIN)
     assert evaluate.stored(config, target).current
     (path,) = run.folder.glob(f"eval/*.{suffix}")
     content = path.read_bytes()
+    path.unlink()
     if damage:
         assert damage(content) != content
         path.write_bytes(damage(content))
-    else:
-        path.unlink()
     with pytest.raises(ValueError) as error:
         evaluate.stored(config, target)
     assert str(error.value).startswith(f"{path.with_suffix('.json')}: ") and "\n" not in str(error.value)

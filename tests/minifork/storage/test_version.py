@@ -14,13 +14,11 @@ ROOT = Path(__file__).parents[3]
 PACKAGES = ("data_gen", "minifork", "experiments", "examples")
 MINE = """
 from dataclasses import dataclass
-
 from data_gen.star import Star
 from helper import twice
 from kit.inner import thrice
 from minifork.cli import main
 from minifork.schema import TASKS
-
 @dataclass(frozen=True)
 class Mine(Star):
     pass
@@ -45,7 +43,6 @@ STAY = """
 CHANGE_EVERY_FILE = '''
 import json, sys
 from pathlib import Path
-
 from data_gen.star import Star
 from decoder import halved
 from mine import Mine
@@ -75,17 +72,14 @@ print(json.dumps([*changed, "torch" in sys.modules]))
 LOADED = """
 import json, sys
 import data_gen.star, minifork.measure
-
 project = [m for name, m in sys.modules.items() if name.split(".")[0] in ("data_gen", "minifork", "experiments")]
 print(json.dumps([module.__file__ for module in project]))
 """
 PROGRAM = """
 import json
 from minifork.storage.version import measuring_version
-
 class Task:
     pass
-
 print(json.dumps(measuring_version(Task())))
 """
 
