@@ -30,12 +30,9 @@ class Twin:
         return self.tiles
 
     def launch(self, build: Build, args: Args, blocks: int) -> None:
-        threads = {
-            "forward": np.arange(THREADS),
-            "reversed": np.arange(THREADS)[::-1],
-            "shuffled": np.random.default_rng(0).permutation(THREADS),
-        }[self.order]
-        order = np.ascontiguousarray(threads, dtype=np.int32)
+        order = np.arange(THREADS, dtype=np.int32)
+        if self.order != "forward":
+            order = order[::-1].copy() if self.order == "reversed" else np.random.default_rng(0).permutation(order)
         numbers = blocks * build.layers * 2 * build.rows * build.steps * build.width
         ctypes.memset(args.suffix, 0xFF, numbers * build.dtype.itemsize)  # poison: NaN where nothing was written
         library = ctypes.CDLL(str(self.compiled(build)))

@@ -29,7 +29,7 @@ from minifork.statistics import agreement
 from tests.helpers.engines import poisoned, random_case
 from tests.helpers.host_twin import Twin
 
-twin_only = pytest.mark.skipif(not shutil.which("g++"), reason="the host twin needs g++")
+twin_only = pytest.mark.skipif(not shutil.which("g++"), reason="the host twin needs g++")  # without the fixture
 BUILD = Build(64, 4, 1, 7, 3, 2, 64, 0)
 # shape, vocabulary, prompt, longest trace, rows a block: heads of 64, 16 and 64; padded logits that are narrower and
 # wider than the stream; one and several layers; a thread has part of a head, or a head, or several
@@ -39,6 +39,7 @@ CASES = {
     "wide": (Shape(1, 256, 4), 33, 9, 3, 16),
     "many tokens": (Shape(1, 64, 2), 256, 2, 4, 16),
 }
+ORDERS = ["forward", "reversed", "shuffled"]
 POLICIES = ["temperature=1", "temperature=0.7,top_p=0.9", "top_k=3", "min_p=0.2,temperature=1.5", "greedy"]
 
 
@@ -46,15 +47,10 @@ def make_tree(make_model, case: str, problems: int, policy: str = "temperature=1
     return random_case(make_model, CASES[case], problems, policy)[0]
 
 
-@pytest.fixture(scope="session")
-def folder(tmp_path_factory):
-    """Where compiled twins are kept for all tests."""
-    return tmp_path_factory.mktemp("twin")
-
-
-@pytest.fixture
-def twin(folder):
-    return Twin(folder)
+def force(tree: Tree, length: int) -> Tree:
+    """The same tree, forced to random tokens."""
+    shape = len(tree), length
+    return tree.force(torch.from_numpy(np.random.default_rng(1).integers(tree.model.vocab_size, size=shape)))
 
 
 def run(twin, tree, n, case, bf16=False, seed=3):
@@ -69,7 +65,6 @@ def bits(result) -> list[bytes]:
 # the same answers as torch
 
 
-@twin_only
 @pytest.mark.parametrize("case", CASES)
 @pytest.mark.parametrize("policy", POLICIES)
 def test_fp32_follows_the_fp64_model(make_model, twin, case, policy):
@@ -104,46 +99,45 @@ def shapes(draw):
     return Shape(draw(st.integers(1, 2)), width, heads), vocab, prompt, steps, draw(st.sampled_from(kernel.TILES))
 
 
-@twin_only
 @settings(max_examples=6, deadline=None, derandomize=True, database=None)
 @given(shapes(), st.integers(1, 4), st.integers(1, 9))
-def test_fp32_follows_the_fp64_model_at_any_shape(make_model, folder, case, problems, n):
+def test_fp32_follows_the_fp64_model_at_any_shape(make_model, twin, case, problems, n):
     tree, prompts = random_case(make_model, case, problems)
     kernel.require_supported(tree)
-    assert_follows(make_model, tree, prompts, kernel.run(tree, n, 3, Twin(folder), case[-1], False, traces=True).traces)
+    assert_follows(make_model, tree, prompts, kernel.run(tree, n, 3, twin, case[-1], False, traces=True).traces)
 
 
-@twin_only
 @pytest.mark.parametrize(
-    ("case", "problems", "n"),  # tiles that are full, filled again, and not full
+    ("case", "problems", "n", "forced"),  # tiles that are full, filled again, and not full
     [
-        *((case, 12, 20) for case in CASES),
-        *(("narrow", *size) for size in [(1, 1), (1, 17), (3, 32), (2, 33), (1, 129)]),
+        *((case, 12, 20, 0) for case in CASES),
+        *(("narrow", *size, 0) for size in [(1, 1), (1, 17), (3, 32), (2, 33), (1, 129)]),
+        ("reference", 8, 12, 2),
     ],
 )
-def test_fp32_is_the_torch_engine(make_model, twin, case, problems, n):
+def test_fp32_is_the_torch_engine(make_model, twin, case, problems, n, forced):
     """Ends, lengths, traces: all alike (a draw on a boundary could differ; with these seeds none does)."""
-    tree = make_tree(make_model, case, problems)
+    tree = force(make_tree(make_model, case, problems), forced)
     fused, plain = run(twin, tree, n, case), rollout(tree, n, 3, traces=True)
     assert np.array_equal(fused.ends, plain.ends) and np.array_equal(fused.tokens, plain.tokens)
     assert torch.equal(fused.traces.tokens, plain.traces.tokens) and torch.equal(fused.traces.sink, plain.traces.sink)
-    assert (fused.traces.logp - plain.traces.logp).abs().max() < 1e-4
-    assert fused.evaluated == plain.evaluated and fused.n == n and (fused.unknown == 0).all()
+    assert (fused.traces.logp - plain.traces.logp).abs().max() < 1e-4 and (fused.traces.logp[:, :, :forced] == 0).all()
+    assert (forced or fused.evaluated == plain.evaluated) and fused.n == n and (fused.unknown == 0).all()
 
 
-@twin_only
+@pytest.mark.parametrize("forced", [0, 2])
 @pytest.mark.parametrize(("bf16", "atol", "mean"), [(False, 5e-4, 1e-5), (True, 0.3, 0.02)])
-def test_scores(make_model, twin, bf16, atol, mean):
+def test_scores(make_model, twin, bf16, atol, mean, forced):
     """Teacher-forced log-probabilities: those it sampled with, and torch's up to the precision; -1 ends a trace."""
-    tree = make_tree(make_model, "reference", 5, "temperature=0.8")
+    tree = force(make_tree(make_model, "reference", 5, "temperature=0.8"), forced)
     traces = run(twin, tree, 12, "reference", bf16).traces
     scored = kernel.score(tree, traces.tokens, twin, 32, bf16)
     np.testing.assert_allclose(scored, traces.logp, atol=1e-6)
     far = (scored - backends.teacher_forced(tree, traces.tokens)).abs()
-    assert far.max() < atol and far.mean() < mean and (scored[traces.tokens < 0] == 0).all()
+    assert far.max() < atol and far.mean() < mean
+    assert (scored[traces.tokens < 0] == 0).all() and (scored[:, :, :forced] == 0).all()
 
 
-@twin_only
 def test_bf16_samples_as_it_scores(make_model, twin):
     """Counts of every first two tokens follow the probabilities that the same arithmetic scores (one chi-squared)."""
     tree = make_tree(make_model, "narrow", 6)
@@ -158,26 +152,6 @@ def test_bf16_samples_as_it_scores(make_model, twin):
     assert agreement.uniform_p(pits) > 1e-4
 
 
-@twin_only
-def test_forced_tokens(make_model, twin):
-    tree = make_tree(make_model, "reference", 8)
-    tree = tree.force(torch.from_numpy(np.random.default_rng(1).integers(20, size=(8, 2))))
-    fused, plain = run(twin, tree, 12, "reference"), rollout(tree, 12, 3, traces=True)
-    assert np.array_equal(fused.ends, plain.ends) and np.array_equal(fused.tokens, plain.tokens)
-    assert torch.equal(fused.traces.tokens, plain.traces.tokens)
-    scored = kernel.score(tree, plain.traces.tokens, twin, 32, False)
-    assert (fused.traces.logp[:, :, :2] == 0).all() and (scored[:, :, :2] == 0).all()
-
-
-@twin_only
-def test_some_problems_draw_as_in_the_whole(make_model, twin):
-    """Draws are keyed by the global problem number."""
-    tree = make_tree(make_model, "narrow", 20)
-    whole, part = run(twin, tree, 30, "narrow"), run(twin, tree[5:9], 30, "narrow")
-    assert np.array_equal(whole.ends[5:9], part.ends)
-
-
-@twin_only
 def test_logits_that_are_not_finite(make_model, twin):
     tree = make_tree(make_model, "narrow", 9)
     with pytest.raises(ValueError, match="problem 7: the model's logits are not finite"):
@@ -191,26 +165,22 @@ def test_logits_that_are_not_finite(make_model, twin):
 # the same bits in any order, on any tiling
 
 
-@twin_only
 @pytest.mark.parametrize("bf16", [False, True])
 @pytest.mark.parametrize("case", CASES)
-def test_bits_do_not_depend_on_the_order_of_threads(make_model, folder, case, bf16):
+def test_bits_do_not_depend_on_the_order_of_threads(make_model, twin, case, bf16):
     tree = make_tree(make_model, case, 5, "temperature=1.2,top_p=0.95")
-    forward, *orders = [
-        bits(run(Twin(folder, order), tree, 27, case, bf16)) for order in ("forward", "reversed", "shuffled")
-    ]
-    assert all(order == forward for order in orders)
+    forward = bits(run(twin, tree, 27, case, bf16))
+    assert all(bits(run(replace(twin, order=order), tree, 27, case, bf16)) == forward for order in ORDERS[1:])
 
 
-@twin_only
 @pytest.mark.parametrize("bf16", [False, True])
-def test_bits_do_not_depend_on_the_tiling(make_model, folder, bf16):
+def test_bits_do_not_depend_on_the_tiling(make_model, twin, bf16):
     tree = make_tree(make_model, "narrow", 5)
-    first = bits(run(Twin(folder, tiles=1), tree, 13, "narrow", bf16))
+    first = bits(run(replace(twin, tiles=1), tree, 13, "narrow", bf16))
     for tiles in (2, 3, 65, 100):  # more blocks than rollouts, too
-        assert bits(run(Twin(folder, tiles=tiles), tree, 13, "narrow", bf16)) == first
+        assert bits(run(replace(twin, tiles=tiles), tree, 13, "narrow", bf16)) == first
     for rows in (16, 32):
-        assert bits(kernel.run(tree, 13, 3, Twin(folder), rows, bf16, traces=True)) == first
+        assert bits(kernel.run(tree, 13, 3, twin, rows, bf16, traces=True)) == first
 
 
 RACES = {  # two neighbouring phases, and both in one
@@ -226,9 +196,8 @@ RACES = {  # two neighbouring phases, and both in one
 }
 
 
-@twin_only
 @pytest.mark.parametrize("race", RACES)
-def test_a_planted_race_is_caught(make_model, folder, race):
+def test_a_planted_race_is_caught(make_model, twin, race):
     """Where a phase runs on without a barrier into the next, not all orders of threads give the right bits."""
     tree, source = make_tree(make_model, "narrow", 3, "temperature=0.5"), SOURCE.read_text()
     planted = re.sub(*RACES[race], source)
@@ -240,8 +209,8 @@ def test_a_planted_race_is_caught(make_model, folder, race):
         except ValueError as error:  # NaN
             return str(error)
 
-    clean = outcome(Twin(folder))
-    assert any(outcome(Twin(folder, order, source=planted)) != clean for order in ("forward", "reversed"))
+    clean = outcome(twin)
+    assert any(outcome(replace(twin, order=order, source=planted)) != clean for order in ORDERS[:2])
 
 
 def swapped_fragments(matrix):
@@ -249,23 +218,21 @@ def swapped_fragments(matrix):
     return rearrange(matrix.bfloat16(), order, column=8, mma=2, register=2, quad=4, pair=2)
 
 
-@twin_only
-def test_a_planted_layout_error_is_caught(make_model, folder, monkeypatch):
+def test_a_planted_layout_error_is_caught(make_model, twin, monkeypatch):
     """Fragments packed in another order than lanes hold them, or read so."""
     tree = make_tree(make_model, "reference", 4)
-    backends.self_test(Twin(folder), tree, 32, False)
-    backends.self_test(Twin(folder), tree, 32, True)
+    backends.self_test(twin, tree, 32, False)
+    backends.self_test(twin, tree, 32, True)
     planted = SOURCE.read_text().replace("(at + 8 * STRIDE + 8)", "(at + 8)", 1)
     with pytest.raises((UnavailableError, ValueError)):
-        backends.self_test(Twin(folder, source=planted), tree, 32, True)
+        backends.self_test(replace(twin, source=planted), tree, 32, True)
     monkeypatch.setattr(kernel, "fragments", swapped_fragments)
     with pytest.raises((UnavailableError, ValueError)):
-        backends.self_test(Twin(folder), tree, 32, True)
+        backends.self_test(twin, tree, 32, True)
 
 
-@twin_only
-def test_memory_that_runs_out(make_model, folder):
-    """The problems are halved until they fit, which is said; the answer is the same."""
+def test_memory_that_runs_out(make_model, twin):
+    """The problems are halved until they fit, which is said; each draws as in the whole, by its own number."""
 
     class Small(Twin):
         def blocks(self, build, work):
@@ -275,11 +242,11 @@ def test_memory_that_runs_out(make_model, folder):
 
     tree = make_tree(make_model, "narrow", 10)
     with pytest.warns(UserWarning, match="out of memory with 10 problems at once: trying 5"):
-        halved = run(Small(folder), tree, 30, "narrow")
-    whole = run(Twin(folder), tree, 30, "narrow")
+        halved = run(Small(twin.folder), tree, 30, "narrow")
+    whole = run(twin, tree, 30, "narrow")
     assert bits(halved) == bits(whole) and halved.evaluated == whole.evaluated
     with pytest.raises(torch.OutOfMemoryError):
-        run(Small(folder), tree[:1], 100, "narrow")
+        run(Small(twin.folder), tree[:1], 100, "narrow")
 
 
 # what it cannot do
@@ -314,13 +281,12 @@ def test_a_cpu_uses_torch(make_model):
 # the source itself
 
 
-def library(folder, probe: str) -> ctypes.CDLL:
+def library(twin: Twin, probe: str) -> ctypes.CDLL:
     """The twin with a function more."""
-    return ctypes.CDLL(str(Twin(folder, source=SOURCE.read_text() + probe).compiled(BUILD)))
+    return ctypes.CDLL(str(replace(twin, source=SOURCE.read_text() + probe).compiled(BUILD)))
 
 
-@twin_only
-def test_exponential(folder):
+def test_exponential(twin):
     """Within 2 ulp of e^x down to -87, 0 below, NaN for NaN."""
     probe = """
     extern "C" void exponentials(const float* x, float* out, int n) {
@@ -330,14 +296,13 @@ def test_exponential(folder):
     x = np.concatenate([x, [-87.5, -1e30, -np.inf, np.nan]]).astype(np.float32)
     out = np.empty_like(x)
     pointers = (array.ctypes.data_as(ctypes.c_void_p) for array in (x, out))
-    library(folder, probe).exponentials(*pointers, len(x))
+    library(twin, probe).exponentials(*pointers, len(x))
     exact = np.exp(x[:-4].astype(np.float64))
     assert (np.abs(out[:-4] - exact) <= 2 * np.spacing(exact.astype(np.float32))).all()
     assert (out[-4:-1] == 0).all() and np.isnan(out[-1])
 
 
-@twin_only
-def test_args_are_laid_out_as_the_source_has_them(folder):
+def test_args_are_laid_out_as_the_source_has_them(twin):
     """sizeof and a few offsets, by the C++ compiler."""
     probe = """
     #include <cstddef>
@@ -346,5 +311,5 @@ def test_args_are_laid_out_as_the_source_has_them(folder):
         out[3] = offsetof(Args, seed_hi);
     }"""
     out, fields = (ctypes.c_long * 4)(), kernel.Args
-    library(folder, probe).layout(out)
+    library(twin, probe).layout(out)
     assert list(out) == [ctypes.sizeof(fields), fields.problems.offset, fields.step.offset, fields.seed_hi.offset]
