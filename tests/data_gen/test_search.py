@@ -54,7 +54,7 @@ def graph_of(task: Star, prompt) -> tuple[dict, int]:
 
 
 @pytest.mark.parametrize("forked", [True, False])
-def test_search_traces_are_accepted(forked):
+def test_search_traces_are_accepted_and_the_reader_agrees_everywhere(forked):
     problems = SEARCHED.hang_off(streams.problems(SEARCHED, 0, "test", 200), np.full(200, forked))
     dfa, prompts = SEARCHED.dfa(problems), SEARCHED.prompts(problems)
     traces = SEARCHED.traces(problems, np.full(200, 2))
@@ -62,18 +62,12 @@ def test_search_traces_are_accepted(forked):
     assert set(lengths) == ({6, 10, 14} if forked else {6})
     for i in range(200):
         trace = traces[i, : lengths[i]].tolist()
-        assert verdict(dfa, i, trace) == "accept" == read_search(SEARCHED, *graph_of(SEARCHED, prompts[i]), trace)
+        reader = partial(read_search, SEARCHED, *graph_of(SEARCHED, prompts[i]))
+        assert verdict(dfa, i, trace) == "accept" == reader(trace)
+        if i < 20:
+            assert_graded(dfa, i, SEARCHED.vocab_size, reader, [SEARCHED.search])
     if forked:  # the right branch comes first, second or third equally often
         assert all(abs(z_score((lengths == length).sum(), 200, 1 / 3)) < Z for length in (6, 10, 14))
-
-
-@pytest.mark.parametrize("forked", [True, False])
-def test_search_automaton_agrees_with_the_reader_everywhere(forked):
-    problems = SEARCHED.hang_off(streams.problems(SEARCHED, 0, "test", 20), np.full(20, forked))
-    dfa = SEARCHED.dfa(problems)
-    for i, prompt in enumerate(SEARCHED.prompts(problems)):
-        reader = partial(read_search, SEARCHED, *graph_of(SEARCHED, prompt))
-        assert_graded(dfa, i, SEARCHED.vocab_size, reader, [SEARCHED.search])
 
 
 def test_search_is_not_told_by_the_prompt():
