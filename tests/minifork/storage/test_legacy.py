@@ -95,20 +95,8 @@ def test_what_a_run_was_is_what_it_is(today, old):
         assert run.values == same.values and run.tags() == same.tags()
         assert {c.epoch: c.weights for c in run.checkpoints()} == {c.epoch: c.weights for c in same.checkpoints()}
         if same.record["parent"]:
-            parent = next(
-                old_name for old_name, made in MADE.items() if today.at(*made).name == same.record["parent"]["run"]
-            )
-            assert run.record["parent"] == same.record["parent"] | {"run": parent}
-
-
-def test_finished_stages_are_complete(old, capsys):
-    """No command does anything, and none says what an old file leaves open."""
-    before = snapshot(old.root)
-    for stage, *overrides in MADE.values():
-        assert old(runs.COMMANDS[stage], *overrides) == 0
-    printed = capsys.readouterr().out
-    assert printed.count("nothing to do") == 5 and "ignored" not in printed
-    assert snapshot(old.root) == before
+            parents = {today.at(*made).name: old_name for old_name, made in MADE.items()}
+            assert run.record["parent"] == same.record["parent"] | {"run": parents[same.record["parent"]["run"]]}
 
 
 def by_checkpoint(pipeline: Pipeline) -> dict[str, dict]:
@@ -117,8 +105,19 @@ def by_checkpoint(pipeline: Pipeline) -> dict[str, dict]:
     return {f"{r['identity']} {r['epoch']}": {key: r[key] for key in r if key != "run"} for r in records}
 
 
-def test_measurements_stay_valid(today, old, capsys):
-    """What this version measured of a run is its measurement in an old folder too."""
+def test_finished_stages_are_complete(today, old, capsys):
+    """No command does anything, none says what an old file leaves open, and what was measured stays valid."""
+    before = snapshot(old.root)
+    for stage, *overrides in MADE.values():
+        assert old(runs.COMMANDS[stage], *overrides) == 0
+    printed = capsys.readouterr().out
+    assert printed.count("nothing to do") == 5 and "ignored" not in printed
+    assert main(["runs", f"runs={old.root}", "stage=wise"]) == 0
+    printed = capsys.readouterr().out
+    names = [name for name, (stage, *_) in MADE.items() if stage == "wise"]
+    assert all(f"{old.folder / name}  " in printed for name in names) and "2 runs, " in printed
+    assert "weights=0.5" in printed and "weights=0.25 early=2" in printed
+    assert snapshot(old.root) == before
     assert old("eval") == 0
     printed = capsys.readouterr().out
     assert "0 of them not measured yet" in printed and "left out" not in printed
@@ -133,24 +132,14 @@ def test_old_runs_are_measured_and_judged(today, old, capsys):
     assert by_checkpoint(old) == by_checkpoint(today)
 
 
-def test_old_runs_are_listed(old, capsys):
-    assert main(["runs", f"runs={old.root}", "stage=wise"]) == 0
-    printed = capsys.readouterr().out
-    names = [name for name, (stage, *_) in MADE.items() if stage == "wise"]
-    assert all(f"{old.folder / name}  " in printed for name in names) and "2 runs, " in printed
-    assert "weights=0.5" in printed and "weights=0.25 early=2" in printed
-
-
 def test_new_runs_start_from_old_ones(old):
     """Their records name the folder and the weights."""
     short = ["seed=1", "sft.epochs=1"]
     assert old("sft", *short) == old("rl", *short, *RL) == old("wise", "wise.weights=0.75") == 0
-    for asked, name, file in (
-        (("sft", *short), "base-seed0", "ckpt.pt"),
-        (("wise", "wise.weights=0.75"), "sft-fork1-seed0", "epochs/e4.pt"),
-    ):
-        parent = runs.read(old.at(*asked)).record["parent"]
-        assert parent == {"run": name, "file": file, "weights": weights_hash(old.folder / name / file)}
+    parents = [("base-seed0", "ckpt.pt"), ("sft-fork1-seed0", "epochs/e4.pt")]
+    for run, (name, file) in zip((old.at("sft", *short), old.at("wise", "wise.weights=0.75")), parents, strict=True):
+        parent = {"run": name, "file": file, "weights": weights_hash(old.folder / name / file)}
+        assert runs.read(run).record["parent"] == parent
 
 
 @pytest.mark.parametrize(("name", "asked", "step"), [("base-seed0", ("base",), 10), ("sft-fork1-seed0", ("sft",), 6)])
@@ -177,10 +166,11 @@ def test_unfinished_runs_go_on(trained, copy, capsys, name, asked, step):
 
 def test_a_start_that_was_made_anew_is_named(old, capsys):
     """By the hash that 0.1 wrote."""
-    saved = load_weights(old.folder / "base-seed0" / "ckpt.pt")
+    base = old.folder / "base-seed0" / "ckpt.pt"
+    saved = load_weights(base)
     saved["model"]["head.weight"] *= 1.001
-    torch.save(saved, old.folder / "base-seed0" / "ckpt.pt")
-    line = f"{old.folder / 'sft-fork1-seed0'} started from other weights than {old.folder / 'base-seed0' / 'ckpt.pt'}"
+    torch.save(saved, base)
+    line = f"{old.folder / 'sft-fork1-seed0'} started from other weights than {base}"
     assert line in old.refused(capsys, "sft") and line in old.refused(capsys, "rl", *RL)
     assert old("eval") == 0
     assert capsys.readouterr().out.count("started from other weights") == len(MADE) - 1
