@@ -20,12 +20,13 @@ from minifork.statistics import intervals, passk
 from minifork.storage import files
 from tests.helpers.pipeline import BASE, snapshot
 
+COLD = "temperature=0.5,top_p=0.95"
+
 
 def evaluated(pipeline, *overrides: str) -> tuple[dict, dict]:
     """What eval.json and eval.npz say once `eval` has run with overrides."""
     assert pipeline("eval", *overrides) == 0
-    with np.load(pipeline.folder / "eval.npz") as stored:
-        return pipeline.view(), {key: stored[key] for key in stored.files}
+    return pipeline.view(), pipeline.arrays()
 
 
 @pytest.fixture
@@ -83,10 +84,8 @@ def test_decoders_change_what_is_measured(two_runs):
     """Greedy p is 0 or 1 and pass@k does not grow; fork statistics are the model's, whatever the decoder."""
     plain = evaluated(two_runs)[0]
     greedy, arrays = evaluated(two_runs, "eval.policy=greedy")
-    cold = evaluated(two_runs, "eval.policy=temperature=0.5,top_p=0.95")[0]
-    assert (plain["policy"], greedy["policy"], cold["policy"]) == (
-        "temperature=1", "greedy", "temperature=0.5,top_p=0.95",
-    )  # fmt: skip
+    cold = evaluated(two_runs, f"eval.policy={COLD}")[0]
+    assert [view["policy"] for view in (plain, greedy, cold)] == ["temperature=1", "greedy", COLD]
     assert all(set(np.unique(p)) <= {0.0, 1.0} for key, p in arrays.items() if key.endswith("free"))
     for one, mid, all_ in zip(greedy["records"], cold["records"], plain["records"], strict=True):
         assert len(set(one["pass_at"].values())) == 1
@@ -96,7 +95,13 @@ def test_decoders_change_what_is_measured(two_runs):
 
 
 @pytest.mark.parametrize("where", ["first", "fork", "entropy"])
-def test_stratified_decoders(two_runs, where):
+def test_stratified_decoders(two_runs, monkeypatch, where):
+    """Strata are checked with draws of their own.
+
+    Or the p-values of one problem's strata would depend on each other, and the false-alarm rate would not hold.
+    """
+    seeds, real = [], measuring.sample
+    monkeypatch.setattr(measuring, "sample", lambda tree, n, seed: seeds.append(seed) or real(tree, n, seed))
     result, arrays = evaluated(two_runs, f"eval.stratify={where}", "eval.strata=3")
     assert result["policy"] == f"temperature=1 {where}=3"
     for record in result["records"]:
@@ -105,13 +110,6 @@ def test_stratified_decoders(two_runs, where):
         assert record["pass_at"]["16"] == pytest.approx(stratified.solve_rate(p, [16]).mean())
         assert (record["hit_rate"] is not None) == (where == "entropy")
     assert all(check["agrees"] for check in result["checks"])
-
-
-def test_strata_are_checked_with_draws_of_their_own(two_runs, monkeypatch):
-    """Or the p-values of one problem's strata would depend on each other, and the false-alarm rate would not hold."""
-    seeds, real = [], measuring.sample
-    monkeypatch.setattr(measuring, "sample", lambda tree, n, seed: seeds.append(seed) or real(tree, n, seed))
-    evaluated(two_runs, "eval.stratify=first", "eval.strata=3")
     assert seeds and len(set(seeds[:3])) == 3 and measuring.SEED not in seeds
 
 
@@ -177,25 +175,16 @@ def test_figures_are_of_the_settings_that_they_are_given(two_runs, capsys):
     assert "stratified" in two_runs.refused(capsys, "figures", *stratified)
 
 
-@pytest.mark.parametrize(
-    ("override", "named"),
-    [
-        ("eval.engine=fast", "eval.engine"),
-        ("eval.budget=0", "eval.budget"),
-        ("eval.rollouts=0", "eval.rollouts"),
-        ("eval.rollouts=63", "eval.max_k=64"),
-        ("eval.policy=top_p=1.5", "eval.policy: policy top_p is 1.5"),
-        ("eval.policy=warm=1", "'warm' does not exist"),
-        ("eval.policy=", "policy"),
-        ("eval.policy=temperature=1e-20,temperature=1e-20", "not finite"),
-        ("eval.stratify=second", "eval.stratify"),
-        ("eval.stratify=first eval.engine=split", "eval.engine is 'split': stratified decoders are computed"),
-        ("eval.strata=0", "eval.strata"),
-    ],
-)
-def test_bad_values(two_runs, capsys, override, named):
+POLICIES = {  # what they are, and what is said of them
+    "top_p=1.5": "eval.policy: policy top_p is 1.5", "warm=1": "'warm' does not exist", "": "policy",
+    "temperature=1e-20,temperature=1e-20": "not finite",
+}  # fmt: skip
+
+
+def test_bad_policies(two_runs, capsys):
     before = snapshot(two_runs.root)
-    assert named in two_runs.refused(capsys, "eval", *override.split())
+    for policy, named in POLICIES.items():
+        assert named in two_runs.refused(capsys, "eval", f"eval.policy={policy}")
     assert snapshot(two_runs.root) == before
 
 
