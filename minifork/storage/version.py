@@ -17,8 +17,8 @@ from minifork.storage.files import digest
 
 ROOT = "minifork.measure"
 PUBLIC = "minifork"  # its __init__ is not counted: it re-exports lazily and decides nothing
-FOLDERS = [sysconfig.get_path(name) for name in ("stdlib", "platstdlib", "purelib", "platlib")]
-INSTALLED = tuple({str(Path(folder).resolve()) for folder in FOLDERS})
+STANDARD = tuple({str(Path(sysconfig.get_path(name)).resolve()) for name in ("stdlib", "platstdlib")})
+INSTALLED = {"site-packages", "dist-packages"}  # folders, of this environment or of one that it builds on
 
 
 def measuring_version(*parts: object) -> str:
@@ -53,7 +53,8 @@ def measuring_files(modules: tuple[str, ...]) -> frozenset[Path]:
 @lru_cache
 def _is_local(package: str) -> bool:
     """Whether a package is neither of the standard library nor installed."""
-    return any(not str(place).startswith(INSTALLED) for place in _places(package))
+    places = _places(package)
+    return any(not str(place).startswith(STANDARD) and not INSTALLED & {*place.parts} for place in places)
 
 
 def _source(module: str) -> Path | None:

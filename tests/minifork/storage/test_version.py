@@ -10,6 +10,8 @@ from typing import Any
 
 import pytest
 
+from minifork.storage import version
+
 ROOT = Path(__file__).parents[3]
 PACKAGES = ("data_gen", "minifork", "experiments", "examples")
 MINE = """
@@ -125,3 +127,15 @@ def test_a_program_that_defines_its_task_counts(tmp_path):
         program.write_text(text)
         versions.add(python(tmp_path, str(program)))
     assert len(versions) == 2
+
+
+def test_what_another_environment_installed_does_not_count(tmp_path, monkeypatch):
+    """An environment may build on another one, whose packages are no code of the user's."""
+    for folder in (tmp_path, tmp_path / "site-packages"):
+        folder.mkdir(exist_ok=True)
+        monkeypatch.syspath_prepend(folder)
+    (tmp_path / "site-packages" / "theirs.py").write_text("")
+    (tmp_path / "ours.py").write_text("")
+    (tmp_path / "task_of_ours.py").write_text("import ours, theirs\n")
+    names = {path.name for path in version.measuring_files(("task_of_ours",))}
+    assert {"task_of_ours.py", "ours.py"} <= names and "theirs.py" not in names
