@@ -50,7 +50,7 @@ def report(config: Config) -> None:
         "figures": "".join(figure_block(name, figure) for name, figure in drawn.items()),
         "data": json.dumps(explored, separators=(",", ":")).replace("<", "\\u003c"),
     }
-    page = re.sub(r"{{(\w+)}}", lambda match: parts[match[1]], TEMPLATE.read_text()).encode()
+    page = re.sub(r"{{(\w+)}}", lambda match: parts[match[1]], TEMPLATE.read_text(encoding="utf-8")).encode()
     path = runs.task_folder(config) / "report.html"
     write_atomically(path, lambda file: file.write(page))
     print(f"{path}: {len(page) / 1e6:.1f} MB")

@@ -62,7 +62,7 @@ def _is_preset(word: str) -> bool:
 
 def _own_file(source: Path | str) -> tuple[Path | str, Values, dict[str, Values]]:
     """What a config file is called in errors, its values, and those of its presets; a shipped one says its task."""
-    if _ships(str(source)):
+    if ships(str(source)):
         return source, {"task": str(source)}, {}
     path = Path(source)
     try:
@@ -83,7 +83,8 @@ def _shipped_names(folder: Path) -> tuple[str, ...]:
     return tuple(sorted(path.stem for path in folder.glob("*.yaml") if path.stem != "defaults"))
 
 
-def _ships(task: str) -> bool:
+def ships(task: str) -> bool:
+    """Whether a task's file ships, under this name or a later one."""
     return ALIASES.get(task, task) in _shipped_names(FOLDER)
 
 
@@ -159,7 +160,7 @@ def of_task(name: str, task: Task, changes: Mapping[str, Any]) -> Config:
     Raises ValueError as `load` does.
     """
     shared = {key: value for key, value in _shipped_values(FOLDER, name)[0].items() if not key.startswith("data.")}
-    modes = {} if _ships(name) else {"sft.modes": task.modes}
+    modes = {} if ships(name) else {"sft.modes": task.modes}
     return _from_values(shared | modes | flattened({"data": dataclasses.asdict(task)}) | dict(changes), name)
 
 
@@ -175,7 +176,7 @@ def flat(config: Config) -> Values:
 
 def shipped(config: Config) -> Config:
     """What a config's task and preset give without any other change."""
-    return _shipped(FOLDER, config.task if _ships(config.task) else "star", config.preset)
+    return _shipped(FOLDER, config.task if ships(config.task) else "star", config.preset)
 
 
 @lru_cache
@@ -194,7 +195,7 @@ def arguments(config: Config) -> list[str]:
 
     Raises ValueError for a task that does not ship: only the process that defines it can read it.
     """
-    if not _ships(config.task):
+    if not ships(config.task):
         raise ValueError(f"task is {config.task!r}: a study runs tasks that ship: {', '.join(_shipped_names(FOLDER))}")
     preset = shipped(config).preset
     words = [f"preset={preset}"] if preset else []
@@ -226,7 +227,7 @@ def described(config: Config) -> str:
 def _comments(task: str) -> dict[str, str]:
     """What the shipped files say of every key."""
     comments: dict[str, str] = {}
-    for name in ("defaults", ALIASES.get(task, task) if _ships(task) else "star"):
+    for name in ("defaults", ALIASES.get(task, task) if ships(task) else "star"):
         section = ""
         for line in (FOLDER / f"{name}.yaml").read_text(encoding="utf-8").splitlines():
             if match := LINE.fullmatch(line):

@@ -9,9 +9,9 @@
     result = mf.exact(tuned.model(), test)         # p of every problem, outcomes, certified bounds
     mf.pass_at_k(result.p_lo, [1, 16, 64])
 
-Stages take the values of the task's shipped file (of a task of your own: the defaults) but for what they are given:
-keys of the config (`minifork config` lists them), short where that is clear. Of keys that several stages have, such as
-``lr`` and ``batch``, the stage's own is meant; write others as ``**{"model.width": 64}``.
+Stages start from the values in the task's shipped file. A task of your own starts from the defaults. Arguments change
+keys of the config, which `minifork config` lists. A short key is enough where it is clear. Several stages have ``lr``
+and ``batch``: the stage's own is changed. Dotted keys are written ``**{"model.width": 64}``.
 """
 
 import math
@@ -37,7 +37,6 @@ from minifork.schema import TASKS, Config
 from minifork.training import stages
 
 Value = str | int | float | bool | None
-SHIPPED = frozenset(TASKS)  # names of tasks
 
 
 # training
@@ -47,7 +46,7 @@ def pretrain(task: Task, folder: Path | str | None = None, silent: bool = False,
     """A base model, trained on random walks on the task's graphs.
 
     folder: where the run is kept, resumed and found again; None keeps it in memory. Raises ValueError naming the key
-    that does not fit, and for an interrupted run's folder that another process holds.
+    that does not fit, and for a folder that another process holds.
     """
     name = _registered(_require_task(task))
     keys = _dotted(changes, "pretrain", name) | ({} if folder is None else {"runs": str(folder)})
@@ -104,7 +103,7 @@ def _registered(task: Task) -> str:
 def _register(kind: type[Task]) -> str:
     """Make a task of your own known by name; one of the same name that was defined before is replaced."""
     name = kind.__name__.lower()
-    if name in SHIPPED:
+    if configs.ships(name):
         raise ValueError(f"task is of the class {kind.__name__}: a task called {name} ships, rename the class")
     TASKS[name] = kind
     return name
@@ -126,11 +125,11 @@ def _dotted(changes: dict[str, Value], section: str, task: str) -> dict[str, Val
     return {configs.full_key(dotted[name], valid, section): value for name, value in changes.items()}
 
 
-def _require(run: Run, argument: str, stages: tuple[str, ...]) -> None:
+def _require(run: Run, argument: str, allowed: tuple[str, ...]) -> None:
     """Raise ValueError naming the argument unless it is a finished run of one of these stages."""
-    if not isinstance(run, Run) or run.stage not in stages:
+    if not isinstance(run, Run) or run.stage not in allowed:
         what = f"a run of the stage {run.stage}" if isinstance(run, Run) else f"a {type(run).__name__}"
-        raise ValueError(f"{argument} is {what}: give a run of the stage {' or '.join(stages)}")
+        raise ValueError(f"{argument} is {what}: give a run of the stage {' or '.join(allowed)}")
     if not run.complete:
         raise ValueError(f"{argument} is unfinished ({run.folder}): make it again with the same keys to complete it")
 

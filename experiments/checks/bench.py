@@ -65,7 +65,7 @@ def bench(config: Config) -> None:
     result = {
         **runs.made_by(config),
         "device": torch.cuda.get_device_name() if device == "cuda" else "cpu",
-        "cores": os.cpu_count(),
+        "cores": len(os.sched_getaffinity(0)),
         "threads": torch.get_num_threads(),
         "torch": torch.__version__,
         "problems": len(tree),

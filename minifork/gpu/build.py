@@ -90,7 +90,7 @@ def options(build: Build, arch: str) -> list[str]:
 
 
 def cache_folder() -> Path:
-    """Where compiled kernels are kept: $XDG_CACHE_HOME/minifork, by default ~/.cache/minifork."""
+    """The folder of compiled kernels: $XDG_CACHE_HOME/minifork, by default ~/.cache/minifork."""
     return Path(os.environ.get("XDG_CACHE_HOME") or Path.home() / ".cache") / "minifork"
 
 
@@ -99,7 +99,8 @@ def compiled(build: Build, arch: str, folder: Path, compiler: Compiler | None = 
 
     Where the folder cannot be written the cubin is compiled every time. Raises UnavailableError.
     """
-    compiler, source, flags = compiler or find_compiler(), SOURCE.read_text(), options(build, arch)
+    compiler, flags = compiler or find_compiler(), options(build, arch)
+    source = SOURCE.read_text(encoding="utf-8")
     key = hashlib.sha256("\0".join([source, compiler.name, *flags]).encode()).hexdigest()[:24]
     path = folder / f"{key}.cubin"
     with contextlib.suppress(OSError):

@@ -31,7 +31,7 @@ def coverage(result: Result, ks: Sequence[int], weights: np.ndarray) -> dict:
         rho = float(passk.polarisation(p.mean(), unbiased(result.accepted, result.n, [2]).mean(axis=0), [2])[1][0])
     passed = solved.mean(axis=0)
     loss, index = passk.polarisation(p.mean(), passed, ks)
-    known = result.exact or result.n is not None
+    determined = result.exact or result.n is not None
     return {
         "engine": result.engine,
         "n": result.n,
@@ -40,9 +40,9 @@ def coverage(result: Result, ks: Sequence[int], weights: np.ndarray) -> dict:
         "pass_at_lo": None if low is None else by_k(ks, low),
         "pass_at_hi": None if high is None else by_k(ks, high),
         "ci95": ci95(ks, weights @ solved),
-        "J": by_k(ks, loss) if known else None,
-        "index": by_k(ks, index) if known else None,
-        "rho": rho if known else None,
+        "J": by_k(ks, loss) if determined else None,
+        "index": by_k(ks, index) if determined else None,
+        "rho": rho if determined else None,
         "cover_at": {f"{tau:g}": float(v) for tau, v in zip(TAUS, passk.cover_at(p, TAUS), strict=True)},
         "sampling_error": None if result.n is None else by_k(ks, [passk.sampling_error(p, result.n, k) for k in ks]),
     }

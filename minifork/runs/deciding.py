@@ -35,10 +35,10 @@ def epochs_of(config: Config, stage: str) -> list[int]:
 def deciding_values(config: Config, stage: str) -> dict[str, Any]:
     """The keys that decide a run's weights, its parents' included, with their values."""
     parent = parent_stage(config, stage)
-    return (deciding_values(config, parent) if parent else {}) | _own_values(config, stage)
+    return (deciding_values(config, parent) if parent else {}) | _stage_values(config, stage)
 
 
-def _own_values(config: Config, stage: str) -> dict[str, Any]:
+def _stage_values(config: Config, stage: str) -> dict[str, Any]:
     """The keys that decide this stage itself."""
     wanted, unwanted = DECIDING[stage], UNDECIDING.get(stage, ())
     return {
@@ -54,7 +54,7 @@ def identity(config: Config, stage: str) -> str:
     A key with the value from before it existed does not count, so that runs made before keep their identity.
     """
     parent, before = parent_stage(config, stage), configs.before(config.task)
-    values = {k: v for k, v in _own_values(config, stage).items() if k not in before or before[k] != v}
+    values = {k: v for k, v in _stage_values(config, stage).items() if k not in before or before[k] != v}
     return files.fingerprint([stage, identity(config, parent) if parent else None, values])
 
 

@@ -38,7 +38,7 @@ def write_atomically(path: Path, write: Callable[[IO[bytes]], object]) -> None:
 def append_line(path: Path, value: dict) -> None:
     """Append one JSON line; raises OSError naming the file when it cannot be written."""
     try:
-        with path.open("a") as file:
+        with path.open("a", encoding="utf-8") as file:
             file.write(json.dumps(value) + "\n")
     except OSError as error:
         raise _unsaved(path, error) from error

@@ -75,7 +75,7 @@ def test_arith(arith, capsys):
 def test_arith_graded_by_the_answer(arith, capsys):
     """Anything goes but for the last number: far more is accepted, a guess sometimes; a small budget is not enough."""
     assert arith("eval") == arith("report") == 0
-    assert "computed, not estimated" in (arith.folder / "report.html").read_text()
+    assert "computed, not estimated" in (arith.folder / "report.html").read_text(encoding="utf-8")
     steps = {(r["run"], r["epoch"], r["test_set"]): r for r in arith.view()["records"]}
     assert arith("eval", *GRADED) == 0
     assert "a guess is right with probability 0.2" in capsys.readouterr().out
@@ -83,7 +83,7 @@ def test_arith_graded_by_the_answer(arith, capsys):
     assert result["grading"] == "answer" and result["guessing_floor"] == 0.2 and result["engine"] == "split"
     assert all(check["agrees"] for check in result["checks"])
     assert arith("report", *GRADED) == 0  # far too many prefixes live to compute p again
-    assert "estimated from samples" in (arith.folder / "report.html").read_text()
+    assert "estimated from samples" in (arith.folder / "report.html").read_text(encoding="utf-8")
     for record in result["records"]:
         graded = steps[record["run"], record["epoch"], record["test_set"]]
         assert record["pass_at"]["1"] > graded["pass_at"]["1"] - 0.05  # 64 x 64 rollouts: 6 standard errors
