@@ -40,6 +40,7 @@ class Optim(Section):
     """How to optimise: AdamW everywhere, or Muon for the matrices inside blocks; lr at its peak, cosine to 0."""
 
     optimizer: Annotated[str, one_of("muon", "adamw")]
+    muon: Annotated[str, one_of("minifork", "torch")]
     muon_lr: Positive
     lr: Positive
     warmup: Share

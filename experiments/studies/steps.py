@@ -15,8 +15,24 @@ from minifork.schema import Config
 def make_runs(config: Config, name: str) -> list[Plan]:
     """Make what is missing of a study for `reproduce.pairs` pairs of seeds; raises ValueError naming runs that fail."""
     plans = study.plans(config, study.read(name), range(config.reproduce.pairs))
+    for line in mixed_bases(config, plans):
+        print(line, flush=True)
     executors.run(plans)
     return plans
+
+
+def mixed_bases(config: Config, plans: list[Plan]) -> list[str]:
+    """Lines that say where bases of two implementations of Muon meet, in a study or in the folder of its runs."""
+    kinds = {plan.config.pretrain.muon for plan in plans}
+    lines = [f"this study compares bases of pretrain.muon={' and '.join(sorted(kinds))}"] if len(kinds) > 1 else []
+    others = [run for run in runs.all_runs(config) if run.config.pretrain.muon not in kinds]
+    if others:
+        value = others[0].config.pretrain.muon
+        lines.append(
+            f"{runs.task_folder(config)}: {len(others)} runs are of bases that another Muon made; this study "
+            f"makes its own and leaves them out (pretrain.muon={value} goes on with them)"
+        )
+    return lines
 
 
 def evaluate_and_check(config: Config, wanted: Callable[[Checkpoint], bool] = lambda _: True) -> None:

@@ -25,10 +25,12 @@ from minifork.runs import METRICS, WEIGHTS, Run, machine
 from minifork.schema import Optim
 from minifork.storage.files import write_atomically
 from minifork.training.losses import Loss
+from minifork.training.muon import Muon
 
 BatchAt = Callable[[int], tuple[np.ndarray, np.ndarray]]
 Objective = Callable[[GPT, int], tuple[Tensor, int]]
 _SECONDS_BETWEEN_LINES = 10
+_STEPS_BETWEEN_LOSSES = 10  # read and logged; reading every one would make a GPU wait
 
 
 @dataclass(frozen=True)
@@ -49,11 +51,10 @@ def supervised(batch_at: BatchAt, loss: Loss, device: str) -> Objective:
     """A loss of the logits on batches: batch_at(step) gives inputs and targets int64[B, T]."""
 
     def objective(model: GPT, step: int) -> tuple[Tensor, int]:
-        batch = batch_at(step)
-        first = int((batch[1] != IGNORE).any(axis=0).argmax())  # nothing is learned before it
-        inputs, targets = (torch.from_numpy(a).to(device) for a in batch)
+        inputs, targets = (torch.from_numpy(array) for array in batch_at(step))
         with torch.autocast("cuda", dtype=torch.bfloat16, enabled=device == "cuda"):
-            return loss(model(inputs, first), targets[:, first:]), inputs.numel()
+            logits = model(inputs.to(device), targets != IGNORE)
+            return loss(logits, targets.to(device)), inputs.numel()
 
     return objective
 
@@ -88,7 +89,8 @@ def fit(model: GPT, job: Job, device: str) -> None:
         while step < job.steps:
             loss, tokens = _step(forward, optimizers, job, step)
             step += 1
-            show(step, loss, tokens)
+            read = step % _STEPS_BETWEEN_LOSSES == 0 or step == job.steps
+            show(step, _read(loss, run, step) if read else None, tokens)
             if file := job.snapshots.get(step):
                 weights[file] = run.write(file, {"model": model.state_dict(), "step": step})
             if interrupted():
@@ -112,7 +114,8 @@ def make_optimizers(model: GPT, optim: Optim) -> list[torch.optim.Optimizer]:
         torch.optim.AdamW(rest, lr=optim.lr, weight_decay=optim.weight_decay, betas=(0.9, 0.95), fused=True)
     ]
     if inner:
-        optimizers.append(torch.optim.Muon(inner, lr=optim.muon_lr, weight_decay=optim.weight_decay))
+        kind = Muon if optim.muon == "minifork" else torch.optim.Muon
+        optimizers.append(kind(inner, lr=optim.muon_lr, weight_decay=optim.weight_decay))
     for optimizer in optimizers:
         for group in optimizer.param_groups:
             group["peak"] = group["lr"]
@@ -127,7 +130,7 @@ def schedule(step: int, steps: int, warmup: float) -> float:
     return 0.5 * (1 + math.cos(math.pi * (step - warm) / max(1, steps - warm)))
 
 
-def _step(model: GPT, optimizers: list[torch.optim.Optimizer], job: Job, step: int) -> tuple[float, int]:
+def _step(model: GPT, optimizers: list[torch.optim.Optimizer], job: Job, step: int) -> tuple[Tensor, int]:
     loss, tokens = job.objective(model, step)
     loss.backward()
     nn.utils.clip_grad_norm_(model.parameters(), job.optim.clip)
@@ -137,10 +140,15 @@ def _step(model: GPT, optimizers: list[torch.optim.Optimizer], job: Job, step: i
             group["lr"] = share * group["peak"]
         optimizer.step()
         optimizer.zero_grad()
+    return loss.detach(), tokens
+
+
+def _read(loss: Tensor, run: Run, step: int) -> float:
+    """The value of a loss; raises ValueError when it is not finite."""
     value = loss.item()
     if not math.isfinite(value):
-        raise ValueError(f"{job.run.folder}: the loss is {value} at step {step}; lower the learning rate")
-    return value, tokens
+        raise ValueError(f"{run.folder}: the loss is {value} at step {step}; lower the learning rate")
+    return value
 
 
 def _restore(
@@ -175,7 +183,7 @@ def _kinds(optimizer: torch.optim.Optimizer) -> list[dict[str, type]]:
 def _fits(optimizer: torch.optim.Optimizer, parameter: Tensor) -> bool:
     """Whether an optimizer's state is what its kind keeps of a parameter: torch's fused steps do not look."""
     state = optimizer.state.get(parameter, {})
-    kept = {"momentum_buffer"} if isinstance(optimizer, torch.optim.Muon) else {"step", "exp_avg", "exp_avg_sq"}
+    kept = {"step", "exp_avg", "exp_avg_sq"} if isinstance(optimizer, torch.optim.AdamW) else {"momentum_buffer"}
     return state.keys() == kept and all(
         isinstance(value, Tensor)
         and value.shape == (() if name == "step" else parameter.shape)
@@ -221,20 +229,21 @@ def _interrupt_between_steps() -> Iterator[Callable[[], bool]]:
 
 
 @contextmanager
-def _progress(run: Run, steps: int, first: int) -> Iterator[Callable[[int, float, int], None]]:
-    """A tqdm bar on a terminal, else a plain line every few seconds; logs every 10th step and the last."""
+def _progress(run: Run, steps: int, first: int) -> Iterator[Callable[[int, float | None, int], None]]:
+    """A tqdm bar on a terminal, else a plain line every few seconds; logs every step whose loss it is given."""
     hidden = run.silent or not sys.stderr.isatty()
     bar = tqdm(total=steps, initial=first, desc=run.name, unit="step", disable=hidden)
     clock = {"line": time.monotonic(), "start": time.monotonic(), "tokens": 0}
 
-    def show(step: int, loss: float, tokens: int) -> None:
-        now = time.monotonic()
+    def show(step: int, loss: float | None, tokens: int) -> None:
         clock["tokens"] += tokens
+        bar.update()
+        if loss is None:
+            return
+        now = time.monotonic()
         rate = clock["tokens"] / max(now - clock["start"], 1e-9)
         bar.set_postfix(loss=f"{loss:.4f}", tok_s=f"{rate:,.0f}", refresh=False)
-        bar.update()
-        if step % 10 == 0 or step == steps:
-            run.log({"step": step, "loss": round(loss, 6), "tokens_per_s": round(rate)})
+        run.log({"step": step, "loss": round(loss, 6), "tokens_per_s": round(rate)})
         if bar.disable and (now - clock["line"] > _SECONDS_BETWEEN_LINES):
             eta = (now - clock["start"]) / (step - first) * (steps - step)
             run.say(f"{run.name}: step {step}/{steps} loss {loss:.4f} {rate:,.0f} tok/s ETA {eta:.0f} s")

@@ -18,6 +18,7 @@ from minifork import runs
 from minifork.schema import Config
 from minifork.storage import files, weights
 from minifork.training import losses
+from minifork.training.muon import Muon
 
 BASE = "base"
 SFT = {
@@ -150,7 +151,7 @@ def ctrl_c(moment: str, step: int) -> Iterator[None]:
 
     def stepped(optimizer, *_):
         seen["steps"] += 1
-        now = {"between": seen["steps"] == 1, "after": isinstance(optimizer, torch.optim.Muon)}
+        now = {"between": seen["steps"] == 1, "after": isinstance(optimizer, Muon)}
         if seen["losses"] == step + 1 and now.get(moment):
             signal.raise_signal(signal.SIGINT)
 

@@ -67,6 +67,9 @@ def test_every_key_has_one_default(task):
     """Those of the data section are in the task's file, all others in defaults.yaml; a task's file repeats none."""
     keys, defaults, differing = set(configs.keys(Config, task=task)), leaves_of("defaults"), leaves_of(task)
     data = {key for key in keys if key.startswith("data.")}
+    for key in [key for key in defaults if key.endswith(".default")]:
+        defaults[key.removesuffix(".default")] = defaults.pop(key)
+    defaults = {key: value for key, value in defaults.items() if not key.endswith(".before")}
     assert set(defaults) == keys - data and {key for key in differing if key.startswith("data.")} == data
     assert configs.flat(configs.load(task)) == defaults | differing
     assert not [key for key in differing.keys() - data - {"task"} if defaults[key] == differing[key]]
@@ -114,7 +117,9 @@ def test_the_old_name_of_a_task(file):
     assert old == dataclasses.replace(config, task="mixed") and not configs.tags(old)
     assert configs.load(file("task: mixed")) == old == configs.load(file(configs.described(old)))
     assert configs.arguments(old) == ["--config", "mixed"]
-    assert configs.from_record({"task": "mixed"}, "run.json") == old
+    assert configs.from_record({"task": "mixed"} | configs.before("mixed"), "run.json") == configs.changed(
+        old, configs.before("mixed")
+    )
     assert configs.changed(config, ["task=mixed"]) == old
     assert configs.load("mixed", ["preset=small"]).runs == "runs/small"
 
@@ -292,10 +297,11 @@ def test_records_that_lack_keys_or_have_others(capsys):
     configs.SAID.clear()
     for _ in range(2):
         gone = {"sft": tree["sft"] | {"tail": 1}, "old": {"a": 1, "b": 2}}
-        assert configs.from_record(tree | gone, "run.json") == configs.load("arith", ["seed=3"])
+        expected = configs.load("arith", ["seed=3", "rl.muon=torch"])  # as before there was such a key
+        assert configs.from_record(tree | gone, "run.json") == expected
     printed = capsys.readouterr().out.splitlines()
     assert printed == [f"run.json: {key} no longer exists and is ignored" for key in ("old.a", "old.b", "sft.tail")]
-    assert configs.from_record({}, "run.json") == configs.load("star")
+    assert configs.from_record({}, "run.json") == configs.changed(configs.load("star"), configs.before("star"))
 
 
 @pytest.mark.parametrize(
