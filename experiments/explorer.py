@@ -71,7 +71,7 @@ def _snapshot(config: Config, problems: ProblemSet, results: Results, record: di
     return {
         "epoch": record["epoch"] or 0,
         "p": [float(f"{value:.6g}") for value in results.array(record)[: len(tree)].tolist()],  # pass@16 is made of it
-        "fork": _thousandths(measure.branch_probabilities(tree, problems)),
+        "fork": _thousandths(measure.branch_probabilities(model, problems)),
         "mode": _thousandths(measure.mode_probabilities(tree, problems)),
         "trees": unfold(tree),
     }

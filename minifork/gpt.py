@@ -11,7 +11,7 @@ prompt, S of a suffix, H heads of size D, V tokens of the vocabulary.
 import math
 from collections.abc import Callable, Sequence
 from dataclasses import dataclass
-from typing import cast
+from typing import Any, cast
 
 import torch
 import torch.nn.functional as F
@@ -21,7 +21,10 @@ from torch import Tensor, nn
 from minifork.settings import Shape
 
 TILE = 16  # rows decoded come in multiples of this, as left-over rows take other paths through BLAS
-LEAST = 4  # and at least as many rows of a problem meet its prompt: so a row's bits do not depend on the others
+SEQUENCES = 128  # encoded at once, as larger batches leave the caches of a CPU
+LEAST = 4  # shared prompts meet at least as many rows: so a row's bits do not depend on the others
+
+SLOPE, CUBIC = 2 * math.sqrt(2 / math.pi), 0.044715  # of the tanh GELU
 
 Attend = Callable[[int, Tensor, Tensor, Tensor], Tensor]
 
@@ -40,23 +43,75 @@ class Block(nn.Module):
         self.up = nn.Linear(width, 4 * width, bias=False)
         self.down = nn.Linear(4 * width, width, bias=False)
 
-    def forward(self, x: Tensor, layer: int, attend: Attend, first: int = 0) -> Tensor:
-        """float[..., width] to the same, or [B, T, width] to its positions from ``first`` on, [B, T - first, width].
+    def forward(self, x: Tensor, layer: int, attend: Attend, wanted: "Wanted | None" = None) -> Tensor:
+        """float[..., width] to the same, or [B, T, width] to the wanted positions alone, [M, width].
 
-        ``attend`` maps the layer's q, k, v [..., H, D] to [..., H, D].
+        ``attend`` maps the layer's q [..., H, D], k and v to what the queries read, [..., H, D].
         """
-        qkv = self.qkv(self.norm_attention(x))
-        q, k, v = rearrange(qkv, "... (three h d) -> three ... h d", three=3, h=self.heads)
+        normed, width = self.norm_attention(x), x.shape[-1]
+        if wanted is None:
+            q, k, v = rearrange(self.qkv(normed), "... (three h d) -> three ... h d", three=3, h=self.heads)
+        else:
+            queries, entries = self.qkv.weight.split([width, 2 * width])
+            q = rearrange(F.linear(normed[:, wanted.first :], queries), "b t (h d) -> b t h d", h=self.heads)
+            k, v = rearrange(F.linear(normed, entries), "b t (two h d) -> two b t h d", two=2, h=self.heads)
         mixed = rearrange(attend(layer, q, k, v), "... h d -> ... (h d)")
-        x = x[:, first:] + self.out(mixed[:, first:])
-        return x + self.down(F.gelu(self.up(self.norm_mlp(x)), approximate="tanh"))
+        if wanted is not None:
+            x, mixed = wanted.pick(x[:, wanted.first :]), wanted.pick(mixed)
+        x = x + self.out(mixed)
+        return x + self.down(gelu(self.up(self.norm_mlp(x))))
+
+
+class Wanted:
+    """The positions of sequences [B, T] whose logits are wanted, from a mask bool[B, T] on the CPU.
+
+    The last block computes nothing for the others but their keys and values, which saves a third of the time of
+    fine-tuning.
+    """
+
+    def __init__(self, mask: Tensor, device: torch.device) -> None:
+        self.shape, self.first = mask.shape, int(mask.any(dim=0).int().argmax())
+        self.place = mask[:, self.first :].flatten().nonzero()[:, 0].to(device)
+
+    def pick(self, x: Tensor) -> Tensor:
+        """The wanted positions [M, ...] of x [B, T - first, ...]."""
+        return x.flatten(0, 1).index_select(0, self.place)
+
+    def spread(self, x: Tensor) -> Tensor:
+        """The inverse, [B, T, ...], with 0 at all other positions."""
+        count, length = self.shape
+        late = x.new_zeros(count * (length - self.first), *x.shape[1:]).index_copy(0, self.place, x)
+        return F.pad(late.unflatten(0, (count, -1)), (0, 0, self.first, 0))
+
+
+class _Gelu(torch.autograd.Function):
+    """x sigmoid(2 u), which is the tanh GELU x (1 + tanh u) / 2 with u = sqrt(2/pi) (x + .044715 x^3).
+
+    Half the time of torch's on a CPU, as its tanh is slow there.
+    """
+
+    @staticmethod
+    def forward(ctx: Any, x: Tensor) -> Tensor:
+        gate = (x * x).mul_(CUBIC * SLOPE).add_(SLOPE).mul_(x).sigmoid_()
+        ctx.save_for_backward(x, gate)
+        return x * gate
+
+    @staticmethod
+    def backward(ctx: Any, *gradients: Tensor) -> Tensor:
+        x, gate = ctx.saved_tensors  # the derivative is gate (1 + (1 - gate) x (2u)')
+        slope = (x * x).mul_(3 * CUBIC * SLOPE).add_(SLOPE).mul_(x)
+        return slope.addcmul_(slope, gate, value=-1).add_(1).mul_(gate).mul_(gradients[0])
+
+
+def gelu(x: Tensor) -> Tensor:
+    """The tanh GELU (Hendrycks and Gimpel 2016, arXiv 1606.08415)."""
+    return F.gelu(x, approximate="tanh") if x.is_cuda else _Gelu.apply(x)
 
 
 class GPT(nn.Module):
     """A transformer: tokens int64[B, T] to next-token logits float[B, T, V], T <= context.
 
-    Returns logits from position ``first`` on. The last block then computes little for the prompt, which saves a
-    third of the time of fine-tuning.
+    wanted: bool[B, T] on the CPU, the positions whose logits are needed; those of all others are 0.
     """
 
     def __init__(self, shape: Shape, vocab_size: int, context: int) -> None:
@@ -78,17 +133,30 @@ class GPT(nn.Module):
             for matrix in (block.out, block.down):
                 nn.init.normal_(matrix.weight, std=0.02 / math.sqrt(2 * shape.layers))
 
-    def forward(self, tokens: Tensor, first: int = 0) -> Tensor:
-        return self._run(tokens, torch.arange(tokens.shape[1], device=tokens.device), _causal, first)
+    def forward(self, tokens: Tensor, wanted: Tensor | None = None) -> Tensor:
+        positions = torch.arange(tokens.shape[1], device=tokens.device)
+        if wanted is None:
+            return self._run(tokens, positions, _causal)
+        some = Wanted(wanted, tokens.device)
+        return some.spread(self._run(tokens, positions, _causal, some))
 
-    def _run(self, tokens: Tensor, positions: Tensor, attend: Attend, first: int = 0) -> Tensor:
+    def _run(self, tokens: Tensor, positions: Tensor, attend: Attend, wanted: Wanted | None = None) -> Tensor:
+        """Logits of all positions, [..., V], or of the wanted ones, [M, V]."""
         x = self.token(tokens) + self.position(positions)
         for layer, block in enumerate(self.blocks):
-            x = block(x, layer, attend, first if layer == self.shape.layers - 1 else 0)
+            x = block(x, layer, attend, wanted if layer == self.shape.layers - 1 else None)
         return self.head(self.norm(x))
 
     def prefill(self, tokens: Tensor) -> "Prompts":
         """Encode prompts int64[B, P] once; rollouts and prefixes then share their keys and values."""
+        parts = [self._prefill(part) for part in tokens.split(SEQUENCES)]
+        return Prompts(
+            torch.cat([part.logits for part in parts]),
+            torch.cat([part.k for part in parts], dim=1),
+            torch.cat([part.v for part in parts], dim=1),
+        )
+
+    def _prefill(self, tokens: Tensor) -> "Prompts":
         keys, values = [], []
 
         def attend(layer: int, q: Tensor, k: Tensor, v: Tensor) -> Tensor:
@@ -96,8 +164,10 @@ class GPT(nn.Module):
             values.append(rearrange(v, "b p h d -> b h p d"))
             return _causal(layer, q, k, v)
 
-        logits = self._run(tokens, torch.arange(tokens.shape[1], device=tokens.device), attend)
-        return Prompts(logits[:, -1], torch.stack(keys), torch.stack(values))
+        last = (torch.arange(tokens.shape[1]) == tokens.shape[1] - 1).expand(tokens.shape)
+        positions = torch.arange(tokens.shape[1], device=tokens.device)
+        logits = self._run(tokens, positions, attend, Wanted(last, tokens.device))
+        return Prompts(logits, torch.stack(keys), torch.stack(values))
 
     def decode(self, tokens: Tensor, rows: "Rows") -> Tensor:
         """Append one token int64[R] to every row and return the next logits, float[R, V]."""
@@ -117,9 +187,13 @@ class GPT(nn.Module):
 
 
 def _causal(layer: int, q: Tensor, k: Tensor, v: Tensor) -> Tensor:
-    """Causal attention over whole sequences, [B, T, H, D]."""
+    """Causal attention over sequences: queries [B, T', H, D] of the last positions of keys and values [B, T, H, D]."""
     q, k, v = (rearrange(x, "b t h d -> b h t d") for x in (q, k, v))
-    return rearrange(F.scaled_dot_product_attention(q, k, v, is_causal=True), "b h t d -> b t h d")
+    asked, length = q.shape[2], k.shape[2]
+    mask = (
+        None if asked == length else torch.ones(asked, length, dtype=torch.bool, device=q.device).tril(length - asked)
+    )
+    return rearrange(F.scaled_dot_product_attention(q, k, v, mask, is_causal=mask is None), "b h t d -> b t h d")
 
 
 @dataclass(frozen=True)
@@ -144,15 +218,16 @@ class Prompts:
 class Rows:
     """The KV cache of R rows that share B prompts: each row owns the keys and values of its suffix only.
 
-    problem: int64[R], ascending, the prompt of each row; capacity: the longest suffix, in tokens.
+    problem: int64[R], ascending, the prompt of each row; capacity: the longest suffix, in tokens; shared: whether the
+    rows of a problem meet its prompt in one product, which is faster for many rows a problem and slower for few.
     """
 
-    def __init__(self, prompts: Prompts, problem: Tensor, capacity: int) -> None:
+    def __init__(self, prompts: Prompts, problem: Tensor, capacity: int, shared: bool = False) -> None:
         layers, _, heads, _, size = prompts.k.shape
-        self.prompts, self.problem, self.length = prompts, problem, 0
+        self.prompts, self.problem, self.length, self.shared = prompts, problem, 0, shared
         self.k = prompts.k.new_empty(layers, len(problem), heads, capacity, size)
         self.v = torch.empty_like(self.k)
-        self.width, self.unit, self.slot = _share_prompts(problem, len(prompts))
+        self.width, self.unit, self.slot = _share_prompts(problem, len(prompts)) if shared else _alone(problem, prompts)
 
     def __len__(self) -> int:
         return len(self.problem)
@@ -161,9 +236,10 @@ class Rows:
     def nbytes(self) -> int:
         return self.k.nbytes + self.v.nbytes
 
-    def take(self, rows: Tensor) -> "Rows":
+    def take(self, rows: Tensor, shared: bool | None = None) -> "Rows":
         """A copy of rows int64[R'] (ascending, repeats allowed: a prefix may have several children)."""
-        taken = Rows(self.prompts, self.problem[rows], self.k.shape[3])
+        shared = self.shared if shared is None else shared
+        taken = Rows(self.prompts, self.problem[rows], self.k.shape[3], shared)
         taken.length = self.length
         taken.k[..., : self.length, :] = self.k[:, rows, :, : self.length]
         taken.v[..., : self.length, :] = self.v[:, rows, :, : self.length]
@@ -187,7 +263,7 @@ class Rows:
 
         grouped = rearrange(self._group(on_prompt), "u w h p -> u h w p")
         from_prompt = self._ungroup(rearrange(grouped @ prompt_v, "u h w d -> u w h d"))
-        return from_prompt + (on_suffix[..., None, :] @ suffix_v)[..., 0, :]
+        return from_prompt + (on_suffix[..., None] * suffix_v).sum(dim=2)
 
     def _group(self, x: Tensor) -> Tensor:
         """[R, ...] to [U, width, ...], so that rows of one problem meet its prompt in one product."""
@@ -201,6 +277,12 @@ class Rows:
         """The inverse of `_group`."""
         flat = x.flatten(0, 1)
         return flat if len(flat) == len(self.slot) else flat[self.slot]
+
+
+def _alone(problem: Tensor, prompts: Prompts) -> tuple[int, Tensor | None, Tensor]:
+    """As `_share_prompts`, with a unit for every row."""
+    place = torch.arange(len(problem), device=problem.device)
+    return 1, None if torch.equal(problem, torch.arange(len(prompts), device=problem.device)) else problem, place
 
 
 def _share_prompts(problem: Tensor, prompts: int) -> tuple[int, Tensor | None, Tensor]:

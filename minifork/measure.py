@@ -10,7 +10,7 @@ from torch import Tensor
 
 from data_gen.task import PAD, Task
 from minifork.decoding import policy, stratified
-from minifork.decoding.exact import exact
+from minifork.decoding.exact import Below, Limits, exact, exact_below
 from minifork.decoding.policy import Policy
 from minifork.decoding.split import split
 from minifork.decoding.stratified import Strata
@@ -34,19 +34,6 @@ class Measurement:
     check: dict | None
 
 
-def solve(engine: str, tree: Tree, budget: int, n: int, seed: int, bf16: bool = False) -> Result:
-    """Where the traces of every problem end.
-
-    engine: "exact" computes (within a budget of prefixes decoded), "split" and "rollout" sample n rollouts a
-    problem (on a GPU in bf16 if asked to), "auto" computes if the budget allows and else splits.
-    """
-    if engine in ("auto", "exact"):
-        result = exact(tree, max_prefixes=budget, width=EXACT)
-        if engine == "exact" or result.exact:
-            return result
-    return sample(tree, n, seed, bf16=bf16) if engine == "rollout" else split(tree, n, seed)
-
-
 class NotComputedError(ValueError):
     """p is needed itself, but the budget was too small to compute it."""
 
@@ -66,23 +53,43 @@ def measure(
     decoder = policy.parse(settings.policy)
     tree = tree_of(model, problems, decoder)
     weights = intervals.resamples(settings.problems, settings.bootstrap)
-    how = measure_iid if settings.stratify == "none" else measure_stratified
-    measured = how(settings, tree, problems, weights, checked)
+    below = compute(settings, tree, problems)
+    if settings.stratify == "none":
+        measured = measure_iid(settings, tree, problems, weights, below, checked)
+    else:
+        measured = measure_stratified(settings, tree, problems, weights, checked)
     record, arrays = measured.record | {"fork_train": None, "fork": None}, {}
     if problems.fork is not None:
-        arrays["fork"] = branch_probabilities(tree, problems)
+        arrays["fork"] = _among_branches(problems, below["fork"].logits)
         if training is not None:
-            arrays["fork_train"] = branch_probabilities(tree_of(model, training, decoder), training)
+            arrays["fork_train"] = branch_probabilities(model, training)
         record |= {name: quantities.fork_statistics(p) for name, p in arrays.items()}
+        record["fork"]["train_p_right"] = record["fork_train"] and record["fork_train"]["p_right"]
+    if "rest" in below:
+        rest = below["rest"].result
+        arrays |= {"rest": over_prefixes(problems, rest.p_lo)} if rest.exact else {}
+        record["fork"]["p_rest"] = float(arrays["rest"].mean()) if rest.exact else None
     arrays["modes"] = mode_probabilities(tree, problems)
     record["mode"] = quantities.mode_statistics(arrays["modes"], problems.task.mode_names)
-    if problems.fork is not None:
-        if settings.grading == "steps":
-            rest = rest_probability(tree, problems, settings.budget)
-            record["fork"]["p_rest"] = None if rest is None else float(rest.mean())
-            arrays |= {} if rest is None else {"rest": rest}
-        record["fork"]["train_p_right"] = record["fork_train"] and record["fork_train"]["p_right"]
     return Measurement(record, measured.arrays | arrays, measured.check)
+
+
+def compute(settings: Eval, tree: Tree, problems: ProblemSet) -> dict[str, Below]:
+    """What one enumeration says of the traces that begin with nothing ("free"), with each mode, with the tokens before
+    the "fork", and with the right branch ("rest"), as far as an evaluation needs it and has the budget.
+
+    Free traces and those in a mode are needed where p is computed, the rest where every step is graded.
+    """
+    prefixes = {}
+    if settings.stratify == "none" and settings.engine in ("auto", "exact"):
+        prefixes = {"free": tree.forced}
+        prefixes |= {mode: force_mode(tree, problems.task, mode).forced for mode in problems.task.mode_names}
+    if problems.fork is not None:
+        fork, branches = problems.at_fork()
+        prefixes["fork"] = fork
+        if settings.grading == "steps":
+            prefixes["rest"] = torch.cat([fork, branches[:, :1]], dim=1)
+    return exact_below(tree, prefixes, Limits(settings.budget, width=EXACT)) if prefixes else {}
 
 
 def _drawn_prefix(problems: ProblemSet, result: Result) -> Result:
@@ -109,27 +116,20 @@ def force_mode(tree: Tree, task: Task, mode: str) -> Tree:
 
 
 @torch.no_grad()
-def branch_probabilities(tree: Tree, problems: ProblemSet) -> np.ndarray:
+def branch_probabilities(model: GPT, problems: ProblemSet) -> np.ndarray:
     """float64[n, d]: the model's probability of each branch at the fork under forced FWD, right one first.
 
-    Renormalised over the branches; the model's own, whatever the policy.
+    Renormalised over the branches; the model's own, without a policy.
     """
-    fork, branches = problems.at_fork()
-    _, logits = tree.force(fork).after_forced()
+    sequences = torch.cat([problems.prompts, problems.at_fork()[0]], dim=1)
+    return _among_branches(problems, model.prefill(sequences).logits)
+
+
+def _among_branches(problems: ProblemSet, logits: Tensor) -> np.ndarray:
+    """The probabilities float64[n, d] of the branches, from the model's logits [n, V] at the fork."""
+    _, branches = problems.at_fork()
     at_branches = logits.double().gather(1, branches.clamp(min=0)).masked_fill(branches == PAD, -torch.inf)
     return over_prefixes(problems, torch.softmax(at_branches, dim=1).cpu().numpy())
-
-
-def rest_probability(tree: Tree, problems: ProblemSet, budget: int) -> np.ndarray | None:
-    """float64[n]: the probability that a trace is accepted given the right branch at the fork, under forced FWD.
-
-    What is left when the fork is taken out: walking, and in arithmetic adding up. None where the budget of prefixes is
-    too small to compute it.
-    """
-    fork, branches = problems.at_fork()
-    right = torch.cat([fork, branches[:, :1]], dim=1)
-    result = exact(tree.force(right), budget)
-    return over_prefixes(problems, result.p_lo) if result.exact else None
 
 
 def mode_probabilities(tree: Tree, problems: ProblemSet) -> np.ndarray:
@@ -144,14 +144,15 @@ def shortest_trace(problems: ProblemSet, mode: str) -> np.ndarray:
     return 1 + problems.shortest.gather(1, state[:, None])[:: problems.prefixes, 0].numpy()
 
 
-def measure_iid(settings: Eval, tree: Tree, problems: ProblemSet, weights: np.ndarray, checked: bool) -> Measurement:
-    """i.i.d. samples, free and with each mode forced, by the engine that eval.engine names."""
+def measure_iid(
+    settings: Eval, tree: Tree, problems: ProblemSet, weights: np.ndarray, below: dict[str, Below], checked: bool
+) -> Measurement:
+    """i.i.d. samples, free and with each mode forced: computed where that was asked for and done, else sampled."""
     task, ks = problems.task, powers_of_two(settings.max_k)
     trees = {"free": tree} | {mode: force_mode(tree, task, mode) for mode in task.mode_names}
-    solved = {
-        mode: solve(settings.engine, t, settings.budget, settings.rollouts, SEED, settings.bf16)
-        for mode, t in trees.items()
-    }
+    solved = {name: below[name].result if name in below else _sampled(settings, t) for name, t in trees.items()}
+    if settings.engine == "auto":
+        solved = {name: r if r.exact else _sampled(settings, trees[name]) for name, r in solved.items()}
     results = {mode: _drawn_prefix(problems, result) for mode, result in solved.items()}
     record = quantities.coverage(results["free"], ks, weights)
     record["forced"] = {
@@ -167,6 +168,13 @@ def measure_iid(settings: Eval, tree: Tree, problems: ProblemSet, weights: np.nd
     # Rollouts in bf16 have p of their own, which no other engine can check.
     rounded = settings.bf16 and results["free"].engine == "rollout" and tree.dfa.is_cuda
     return Measurement(record, p, check(settings, tree, solved["free"]) if checked and not rounded else None)
+
+
+def _sampled(settings: Eval, tree: Tree) -> Result:
+    """Where eval.rollouts traces a problem end, run one by one where that is asked for, else by splitting counts."""
+    if settings.engine == "rollout":
+        return sample(tree, settings.rollouts, SEED, bf16=settings.bf16)
+    return split(tree, settings.rollouts, SEED)
 
 
 def measure_stratified(

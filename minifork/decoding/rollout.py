@@ -57,7 +57,7 @@ def _roll(tree: Tree, seed: int, numbers: slice, ends: Tensor, traces: Traces | 
     rows, state, logits = tree.root(n, ends)
     rollout_id = torch.arange(n, device=ends.device).repeat(len(rows))
     first = torch.arange(len(rows), device=ends.device).repeat_interleave(n)
-    rows, state, logits = rows.take(first), state[first], logits[first]
+    rows, state, logits = rows.take(first, shared=True), state[first], logits[first]
     while len(rows):
         problem, length = rows.problem, rows.length + 1
         logits = tree.sampled_from(logits, problem)

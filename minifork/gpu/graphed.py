@@ -19,7 +19,8 @@ from minifork.gpt import Prompts, Rows
 
 def empty_rows(tree: Tree, n: int) -> Rows:
     """A KV cache of n rows for every problem."""
-    return Rows(tree.prompts, torch.arange(len(tree), device=tree.dfa.device).repeat_interleave(n), tree.max_new)
+    problem = torch.arange(len(tree), device=tree.dfa.device).repeat_interleave(n)
+    return Rows(tree.prompts, problem, tree.max_new, shared=True)
 
 
 @torch.no_grad()

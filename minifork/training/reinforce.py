@@ -107,11 +107,11 @@ def group_objective(config: Config, reference: GPT, device: str, say: Callable[[
             say(f"no group had both right and wrong rollouts for {PATIENCE} updates: there is nothing to learn from")
 
         inputs, targets = sequences(batch.prompts, traces.tokens, task.eos, tree.forced_len)
-        given = batch.prompts.shape[1] - 1
-        logp = token_logp(model(inputs, given), targets)
-        with torch.no_grad():
-            anchor = token_logp(reference(inputs, given), targets)
         present = targets != IGNORE
+        wanted = present.cpu()
+        logp = token_logp(model(inputs, wanted), targets)
+        with torch.no_grad():
+            anchor = token_logp(reference(inputs, wanted), targets)
         ratio = anchor - logp
         kl = ratio.exp() - ratio - 1
         each = (kl * plan.kl - advantage.reshape(-1, 1) * logp) * present
@@ -135,7 +135,7 @@ def exact_objective(config: Config, device: str) -> Objective:
         traces = [task.traces(problems, np.full(len(problems), task.mode_names.index(mode))) for mode in modes]
         tokens = torch.from_numpy(np.stack(traces, axis=1)).to(device)
         inputs, targets = sequences(prompts, tokens, task.eos, forced)
-        logp = sequence_logp(model(inputs, prompts.shape[1] - 1), targets).view(len(problems), len(modes))
+        logp = sequence_logp(model(inputs, (targets != IGNORE).cpu()), targets).view(len(problems), len(modes))
         p = logp.double().exp().sum(dim=1).clamp(max=1 - 1e-9)
         return torch.expm1(plan.k * torch.log1p(-p)).mean().float(), inputs.numel()
 
@@ -143,13 +143,12 @@ def exact_objective(config: Config, device: str) -> Objective:
 
 
 def sequences(prompts: Tensor, traces: Tensor, filler: int, skip: int) -> tuple[Tensor, Tensor]:
-    """Inputs int64[B n, P + T - 1] and targets int64[B n, T] of traces int64[B, n, T] (PAD past the end) after prompts
-    int64[B, P]; the targets are those of the inputs from place P - 1 on.
+    """Inputs and targets int64[B n, P + T - 1] of traces int64[B, n, T] (PAD past the end) after prompts int64[B, P].
 
     Targets are the traces' tokens but for the first ``skip`` (forced ones), IGNORE elsewhere.
     """
     count, n, length = traces.shape
     tokens = torch.cat([prompts.repeat_interleave(n, dim=0), traces.reshape(count * n, length)], dim=1)
-    targets = tokens[:, prompts.shape[1] :].clone()
-    targets[:, :skip] = IGNORE
+    targets = tokens[:, 1:].clone()
+    targets[:, : prompts.shape[1] - 1 + skip] = IGNORE
     return tokens.where(tokens != PAD, filler)[:, :-1], targets

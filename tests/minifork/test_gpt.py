@@ -63,14 +63,16 @@ def test_causality(make_model, shape):
 
 
 @pytest.mark.parametrize("shape", SHAPES, ids=str)
-def test_later_positions_alone(make_model, shape):
-    """The same logits and the same gradients, to rounding, without the logits of what is given."""
+def test_wanted_positions_alone(make_model, shape):
+    """The same logits and the same gradients, to rounding, where some positions are wanted only."""
     model, tokens = make_model(6, shape, VOCAB, CONTEXT), torch.arange(2 * PROMPT).reshape(2, PROMPT) % VOCAB
-    for first in (1, PROMPT - 1):
+    wanted = torch.from_numpy(np.random.default_rng(0).random(tokens.shape) < 0.5)
+    for first in (0, 1, PROMPT - 1):
+        wanted[:, :first], wanted[0, first] = False, True
         gradients = []
-        for logits in (model(tokens)[:, first:], model(tokens, first)):
+        for logits in (model(tokens) * wanted[..., None], model(tokens, wanted)):
             gradients.append(torch.autograd.grad(logits.square().sum(), list(model.parameters())))
-        assert torch.allclose(model(tokens, first), model(tokens)[:, first:], atol=1e-5)
+        assert torch.allclose(model(tokens, wanted), model(tokens) * wanted[..., None], atol=1e-5)
         assert all(torch.allclose(a, b, rtol=1e-4, atol=1e-4) for a, b in zip(*gradients, strict=True))
 
 

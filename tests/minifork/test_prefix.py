@@ -27,7 +27,7 @@ def test_drawn_anew_and_not_learned(copy, monkeypatch):
     by_problem = [dict(zip(map(bytes, order[e]), drawn[e], strict=True)) for e in range(4)]
     assert all(by_problem[0] != other for other in by_problem[1:])
     assert pipeline("sft", PREFIXED) == 0
-    targets = np.concatenate(seen).reshape(4, 64, config.data.trace_len)  # the integer itself is no target
+    targets = np.concatenate(seen).reshape(4, 64, -1)[..., prompt:]  # the integer itself is no target
     traces = sorted(stages.sft_data(config, 0).tokens[:, prompt:].tolist())
     assert all(sorted(epoch) == traces for epoch in targets.tolist())
 

@@ -26,7 +26,7 @@ def test_exact_is_brute_force(make_model, scale):
     for mode in range(2):
         trace = torch.from_numpy(TASK.traces(problems, np.full(len(problems), mode)))
         with torch.no_grad():
-            logits = tree.model(torch.cat([prompt, trace], dim=1), TASK.prompt_len - 1)[:, :-1].double()
+            logits = tree.model(torch.cat([prompt, trace], dim=1))[:, TASK.prompt_len - 1 : -1].double()
         p = torch.softmax(logits, dim=2).gather(2, trace[..., None])[..., 0].numpy()
         free += p.prod(axis=1)
         for length in range(1, TASK.trace_len):

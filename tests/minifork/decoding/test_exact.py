@@ -10,9 +10,10 @@ import torch
 
 import minifork.decoding.exact as enumeration
 import minifork.decoding.traces as trees
-from minifork.decoding.exact import exact
+from minifork.decoding.exact import exact, exact_below
 from minifork.decoding.policy import parse
 from minifork.decoding.traces import Tree
+from minifork.gpt import GPT
 from minifork.statistics import passk
 from tests.helpers.dag import by_hand, dag_tree
 
@@ -70,7 +71,7 @@ def test_little_memory_loses_nothing(make_model, monkeypatch):
 
     def counted(self, children):
         push(self, children)
-        waiting[-1] = max(waiting[-1], sum(len(block) for block in self.blocks))
+        waiting[-1] = max(waiting[-1], sum(len(block) for _, block in self.blocks))
 
     monkeypatch.setattr(enumeration, "ROWS", 8)
     monkeypatch.setattr(enumeration.Frontier, "push", counted)
@@ -133,6 +134,46 @@ def test_bounds_after_a_million_paths(make_model):
     result, longer = exact(tree, max_prefixes=20_000), exact(tree, max_prefixes=60_000)
     assert not result.exact and result.evaluated <= 20_000
     assert contains(result, longer, slack=1e-6) and longer.unknown.sum() < result.unknown.sum()
+
+
+def prefixes_of(tree, seed):
+    """Nested prefixes, equal ones, some that differ between problems, some that end in a sink at once."""
+    rng = np.random.default_rng(seed)
+    one = torch.zeros(len(tree), 1, dtype=torch.int64)
+    drawn = torch.from_numpy(rng.integers(tree.dfa.shape[2], size=(len(tree), 3)))
+    return {
+        "free": one[:, :0], "one": one, "same": one.clone(), "other": one + 1, "ends": one + tree.dfa.shape[2] - 1,
+        "three": torch.cat([one, drawn[:, :2]], dim=1), "two": torch.cat([one, drawn[:, :1]], dim=1), "drawn": drawn,
+    }  # fmt: skip
+
+
+@pytest.mark.parametrize("policy", ["temperature=1", "greedy", "top_p=0.6", "temperature=0.7,top_k=2"])
+def test_one_enumeration_gives_what_forcing_every_prefix_gives(make_model, policy):
+    """To 1e-12 of a model in fp64; in fp32 a row's last bits depend on the rows that it is decoded with."""
+    tree, prompt = dag_tree(make_model, layers=5, scale=0.6, policy=parse(policy))
+    with torch.no_grad():
+        tree = replace(tree, model=tree.model.double(), prompts=tree.model.double().prefill(prompt))
+    prefixes = prefixes_of(tree, 0)
+    for name, below in exact_below(tree, prefixes).items():
+        alone = exact(tree.force(prefixes[name]))
+        for array in ("ends", "tokens", "unknown"):
+            expected = getattr(alone, array)
+            np.testing.assert_allclose(getattr(below.result, array), expected, rtol=0, atol=1e-12, err_msg=name)
+        assert torch.equal(below.logits, tree.force(prefixes[name]).after_forced()[1])
+
+
+def test_one_enumeration_decodes_no_prefix_twice(make_model, monkeypatch):
+    """Every live prefix passes through the model once; one that is asked for but ends in a sink does so too."""
+    tree, _ = dag_tree(make_model, layers=5, scale=0.6)
+    rows, decode = [], GPT.decode
+    monkeypatch.setattr(
+        GPT, "decode", lambda self, token, cache: (rows.append(len(token)), decode(self, token, cache))[1]
+    )
+    prefixes = {name: prefix for name, prefix in prefixes_of(tree, 0).items() if name != "drawn"}
+    together, decoded = exact_below(tree, prefixes)["free"].result, sum(rows)
+    states = [tree.force(prefixes[name]).forced_states()[0] for name in ("one", "other", "ends", "two", "three")]
+    dead = sum(int((state >= tree.first_sink).sum()) for state in states)
+    assert decoded == together.evaluated == exact(tree).evaluated + dead and dead >= len(tree)
 
 
 BUDGETS = {"max_prefixes": (0, -3), "max_seconds": (0, -1.0, math.nan), "width": (-1e-9, math.nan)}

@@ -73,10 +73,11 @@ def test_sequences_score_as_the_rollouts_were_drawn(start):
         traces = rollout(one, 5, 1, traces=True).traces
         inputs, targets = sequences(problems.prompts, traces.tokens, settings.data.eos, one.forced_len)
         with torch.no_grad():
-            logp = token_logp(model(inputs, problems.prompts.shape[1] - 1), targets)
-        np.testing.assert_allclose(logp, traces.logp.flatten(0, 1), atol=1e-4)
-        assert (targets[:, : one.forced_len] == IGNORE).all()
-        assert torch.equal(targets[:, one.forced_len :], traces.tokens.flatten(0, 1)[:, one.forced_len :])
+            logp = token_logp(model(inputs, targets != IGNORE), targets)
+        given = problems.prompts.shape[1] - 1
+        np.testing.assert_allclose(logp[:, given:], traces.logp.flatten(0, 1), atol=1e-4)
+        assert (targets[:, : given + one.forced_len] == IGNORE).all()
+        assert torch.equal(targets[:, given + one.forced_len :], traces.tokens.flatten(0, 1)[:, one.forced_len :])
 
 
 @pytest.mark.parametrize("mode", ["free", "FWD", "REV"])
@@ -196,7 +197,7 @@ def test_training_forks_are_those_of_the_run_it_started_from(copy):
     config = pipeline.config(*seeded)
     task, model = config.data, runs.require(config, "rl").model(1)
     forks = problem_set(task, training_forks(task, config.sft, 5, 64, 64), "cpu")
-    expected = measure.branch_probabilities(measure.tree_of(model, forks, Policy()), forks)
+    expected = measure.branch_probabilities(model, forks)
     arrays, name = pipeline.arrays(), pipeline.at("rl", *seeded).name
     np.testing.assert_array_equal(arrays[f"{name}/e1/plain/fork_train"], expected)
     assert f"{pipeline.at('rl', *seeded, 'rl.epoch=0').name}/e1/plain/fork_train" not in arrays
