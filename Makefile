@@ -33,10 +33,13 @@ STUDIED  := $(CONFIG) reproduce.pairs=$(PAIRS) $(if $(STUDY),reproduce.study=$(S
 SFT      := $(if $(FORK_RATE),sft.fork_rate=$(FORK_RATE)) $(if $(EPOCHS),sft.epochs=$(EPOCHS))
 
 .DEFAULT_GOAL := help
-.PHONY: help pretrain sft rl wise eval runs config figures claims report audit agreement bench gpu-check study frontier contrast sensitivity reproduce reproduce-full stops test test-all coverage faults lint clean
+.PHONY: help demo pretrain sft rl wise eval runs config figures claims report audit agreement bench gpu-check study frontier contrast sensitivity reproduce reproduce-full stops test test-all coverage faults lint clean
 
 help: ## this list
 	@grep -hE '^[a-z-]+:.*## ' $(MAKEFILE_LIST) | sed -E 's/:.*## /\t/' | expand -t 12
+
+demo: $(ENV) ## the effect in two minutes: trains a small model, prints the table, draws the crossing [ARGS]
+	@$(MINIFORK) demo $(ARGS)
 
 pretrain: $(ENV) ## train the base model on random graph walks [TASK PRESET BASE_SEED NAME ARGS]
 	@$(BASE) name="$(NAME)"

@@ -4,6 +4,7 @@ from minifork import cli
 from minifork.cli import Command
 
 COMMANDS = cli.COMMANDS | {
+    "demo": Command("experiments.studies.demo:demo", "the effect on a small model, in two minutes", preset="demo"),
     "figures": Command("experiments.figures:figures", "draw the figures of what was measured"),
     "claims": Command("experiments.claims:claims", "say which claims hold"),
     "report": Command("experiments.report:report", "write claims, figures and an explorer as one HTML file"),

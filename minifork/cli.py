@@ -13,13 +13,14 @@ from dataclasses import dataclass
 
 @dataclass(frozen=True)
 class Command:
-    """A command: the function that does it as "module:function", what it does, its flags with their help, and the
-    stage it completes, if it does."""
+    """A command: the function that does it as "module:function", what it does, its flags with their help, the stage
+    it completes, if it does, and the preset it starts from, if it has one of its own."""
 
     function: str
     what: str
     flags: tuple[tuple[str, str], ...] = ()
     stage: str = ""
+    preset: str = ""
 
 
 RESUME = (("resume", "continue an unfinished run"),)
@@ -91,6 +92,8 @@ def _run(command: Command, options: argparse.Namespace) -> int:
         where = [word for word in overrides if word.split("=")[0] in ("runs", "preset", "task")]
         flags["filters"] = [word for word in overrides if word not in where]
         overrides = where
+    if command.preset:
+        overrides = [f"preset={command.preset}", *overrides]
     config = configs.load(options.config, overrides)
     if command.stage and (run := runs.finished(config, command.stage)):
         print(f"{run.folder} is complete: nothing to do")

@@ -1,0 +1,37 @@
+"""The effect in two minutes: a small base and one fine-tuning of it, whose pass@k curves cross."""
+
+from experiments import figures
+from experiments.results import load
+from experiments.studies.steps import make_runs, timed
+from experiments.summary import rows, table
+from minifork import runs
+from minifork.evaluate import measure_missing
+from minifork.schema import Config
+
+
+def demo(config: Config) -> None:
+    """Train, evaluate, draw the crossing, print the table and a sentence on what happened.
+
+    Raises ValueError naming a run that failed.
+    """
+    with timed("demo"):
+        make_runs(config, config.reproduce.study)
+        measure_missing(config)
+        results = load(config)
+        pairs = results.complete_pairs()
+        figure = figures.drawn(results, pairs)["crossing"]
+        figures.save(figure, runs.task_folder(config) / "figures" / "crossing.png")
+        print(table({"rows": rows(results, pairs)}))
+        base, tuned = results.base(pairs[0]), results.tuned(pairs[0], config.sft.fork_rate)[-1]
+        print(sentence(config, base["pass_at"], tuned["pass_at"]))
+
+
+def sentence(config: Config, base: dict[str, float], tuned: dict[str, float]) -> str:
+    """What happened to pass@k, by k, and what to run next."""
+    above = [int(k) for k in base if tuned[k] > base[k]]
+    below = [int(k) for k in base if tuned[k] < base[k]]
+    changes = " and ".join(f"pass@{k} from {base[k]:.3f} to {tuned[k]:.3f}" for k in ("1", "64"))
+    crossed = bool(above and below) and max(above) < min(below)
+    what = f"the curves cross between k = {max(above)} and {min(below)}" if crossed else "the curves do not cross"
+    size = f"{config.model.layers} layers of width {config.model.width}, {config.sft.traces} traces, one pair of seeds"
+    return f"Fine-tuning moved {changes}: {what} ({size}). Next, at full size and with the causes: make reproduce"
