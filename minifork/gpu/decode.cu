@@ -106,7 +106,7 @@ struct Tile {                   // all of a block's shared memory
     float sum[ROWS * PARTS], square[ROWS * PARTS], top[ROWS], mass[ROWS];
     int status[ROWS], problem[ROWS], state[ROWS], length[ROWS], chosen[ROWS];
     long long work[ROWS], next, end;
-    real* suffix;               // this block's scratch
+    long long suffix;           // where this block's scratch begins in args.suffix
 
     FN_MEMBER unsigned char* keep() { return (unsigned char*)a; }  // [ROWS, OUT], over a and b: tokens that a policy step keeps
 };
@@ -308,8 +308,9 @@ FN void multiply(const real* a, const real* __restrict__ w, int columns, int tid
 
 // phases of the model
 
-FN real* suffix_of(const Tile& tile, int layer, int value, int row) {
-    return tile.suffix + (((layer * 2 + value) * ROWS + row) * (long long)STEPS) * WIDTH;
+// The tile keeps an index, as the compiler cannot know of a pointer in shared memory that it leads to global memory.
+FN real* suffix_of(const Tile& tile, const Args& args, int layer, int value, int row) {
+    return args.suffix + tile.suffix + (((layer * 2 + value) * ROWS + row) * (long long)STEPS) * WIDTH;
 }
 
 FN void embed(Tile& tile, const Args& args, int tid) {
@@ -337,12 +338,12 @@ FN void norm(Tile& tile, int tid) {
         store2(tile.a + row * STRIDE + c, (x[c] - mean) * scale, (x[c + 1] - mean) * scale);
 }
 
-FN void queries_keys_values(Tile& tile, const real* w, int layer, int worker) {
+FN void queries_keys_values(Tile& tile, const Args& args, const real* w, int layer, int worker) {
     real* b = tile.b;
     multiply(tile.a, w, WIDTH, worker, [&](int row, int c, float l, float r) { store2(b + row * STRIDE + c, l, r); });
     for (int value = 0; value < 2; ++value)
         multiply(tile.a, w + (1 + value) * MATRIX, WIDTH, worker, [&](int row, int c, float l, float r) {
-            store2(suffix_of(tile, layer, value, row) + (tile.length[row] - 1) * WIDTH + c, l, r);
+            store2(suffix_of(tile, args, layer, value, row) + (tile.length[row] - 1) * WIDTH + c, l, r);
         });
 }
 
@@ -352,7 +353,7 @@ FN void attend(Tile& tile, const Args& args, int layer, int tid) {
     for (int item = tid; item < ROWS * HEADS * (SIZE / PART); item += THREADS) {
         const int row = item % ROWS, part = item / ROWS % (SIZE / PART) * PART, head = item / (ROWS * (SIZE / PART)) * SIZE;
         const real* prompt = args.prompt + ((long long)tile.problem[row] * LAYERS + layer) * 2 * PROMPT * WIDTH + head;
-        const real* suffix = suffix_of(tile, layer, 0, row) + head;
+        const real* suffix = suffix_of(tile, args, layer, 0, row) + head;
         float top = -1e30f, sum = 0, out[PART];
         for (int c = 0; c < PART; ++c) out[c] = 0;
         const int keys = PROMPT + tile.length[row];
@@ -411,7 +412,7 @@ FN void logits(Tile& tile, const real* w, int worker) {
 FN void begin(Tile& tile, const Args& args, int block, int blocks, int tid) {
     const long long work = args.problems * args.n;
     if (tid == 0) tile.next = work * block / blocks, tile.end = work * (block + 1) / blocks;
-    if (tid == 0) tile.suffix = args.suffix + (long long)block * LAYERS * 2 * ROWS * STEPS * WIDTH;
+    if (tid == 0) tile.suffix = (long long)block * LAYERS * 2 * ROWS * STEPS * WIDTH;
     if (tid < ROWS) {  // a row without work computes along with these, and nothing of it is kept
         tile.status[tid] = FREE, tile.problem[tid] = 0, tile.length[tid] = 1, tile.chosen[tid] = 0;
     }
@@ -571,7 +572,7 @@ FN void forward(Tile& tile, const Args& args) {
     for (int layer = 0; layer < LAYERS; ++layer, w += LAYER) {
         PHASE(norm_sums(tile, tid))
         PHASE(norm(tile, tid))
-        PRODUCT(queries_keys_values(tile, w, layer, WORKER))
+        PRODUCT(queries_keys_values(tile, args, w, layer, WORKER))
         PHASE(attend(tile, args, layer, tid))
         PRODUCT(add_to_stream(tile, tile.a, w + 3 * MATRIX, WORKER))
         PHASE(norm_sums(tile, tid))

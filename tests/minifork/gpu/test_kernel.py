@@ -186,8 +186,8 @@ def test_bits_do_not_depend_on_the_tiling(make_model, twin, bf16):
 RACES = {  # two neighbouring phases, and both in one
     "norm before its sums": (r"PHASE\(norm_sums\(tile, tid\)\)\s+PHASE\(norm", "PHASE(norm_sums(tile, tid); norm"),
     "attention before its queries": (
-        r"PRODUCT\(queries_keys_values\(tile, w, layer, WORKER\)\)\s+PHASE\(attend",
-        "PHASE(queries_keys_values(tile, w, layer, tid); attend",
+        r"PRODUCT\(queries_keys_values\(tile, args, w, layer, WORKER\)\)\s+PHASE\(attend",
+        "PHASE(queries_keys_values(tile, args, w, layer, tid); attend",
     ),
     "draws before the policy": (
         r"PHASE\(policy_apply\(tile, step, value, tid\)\)\s+}\s+PHASE\(choose\(tile, args, tid\)\)",
