@@ -10,7 +10,7 @@ from minifork.schema import Config
 
 
 def demo(config: Config) -> None:
-    """Train, evaluate, draw the crossing, print the table and a sentence on what happened.
+    """Train a base and fine-tune it, evaluate both, draw the crossing, print the table and what happened.
 
     Raises ValueError naming a run that failed.
     """
@@ -34,4 +34,7 @@ def sentence(config: Config, base: dict[str, float], tuned: dict[str, float]) ->
     crossed = bool(above and below) and max(above) < min(below)
     what = f"the curves cross between k = {max(above)} and {min(below)}" if crossed else "the curves do not cross"
     size = f"{config.model.layers} layers of width {config.model.width}, {config.sft.traces} traces, one pair of seeds"
-    return f"Fine-tuning moved {changes}: {what} ({size}). Next, at full size and with the causes: make reproduce"
+    return (
+        f"Fine-tuning on forks moved {changes}: {what} (a small model: {size}). "
+        "Run next: make reproduce, the same at full size with its controls."
+    )
