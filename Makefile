@@ -119,14 +119,14 @@ stops: $(ENV) ## bases with other stop probabilities, which set the base's pass@
 	@$(MINIFORK) study $(STUDIED) reproduce.study=stops $(ARGS)
 
 test: $(ENV) ## run the tests
-	@$(PYTHON) -m pytest -n auto --maxprocesses 4 --dist loadfile
+	@$(PYTHON) -m pytest -n auto --dist loadfile
 
-test-all: $(ENV) ## run the tests and the examples at full size (some minutes more)
-	@$(PYTHON) -m pytest -n auto --maxprocesses 4 --dist loadfile --full-size
+test-all: $(ENV) ## run the slow tests too, among them the examples at full size (some minutes more)
+	@$(PYTHON) -m pytest -n auto --dist loadfile --slow
 
 coverage: $(ENV) ## run the tests and report the lines of data_gen and minifork that they reach
 	@rm -f .coverage*
-	@$(PYTHON) -m coverage run -m pytest -n auto --maxprocesses 4 --dist loadfile
+	@$(PYTHON) -m coverage run -m pytest -n auto --dist loadfile
 	@$(PYTHON) -m coverage combine --quiet
 	@$(PYTHON) -m coverage report
 

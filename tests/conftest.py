@@ -22,14 +22,18 @@ SMALL = """
 """.split()
 
 
+os.environ["OMP_NUM_THREADS"] = "1"  # of the processes that tests start, as tests run side by side
+
+
 def pytest_addoption(parser: pytest.Parser) -> None:
-    parser.addoption("--full-size", action="store_true", help="run the quickstart as it is, which takes minutes")
+    parser.addoption("--slow", action="store_true", help="run the tests marked slow too (make test-all)")
 
 
-@pytest.fixture(scope="session")
-def full_size(request) -> bool:
-    """Whether what takes minutes is to run too."""
-    return request.config.getoption("--full-size")
+def pytest_collection_modifyitems(config: pytest.Config, items: list[pytest.Item]) -> None:
+    """Skip slow tests unless they are asked for."""
+    for item in items if not config.getoption("--slow") else []:
+        if item.get_closest_marker("slow"):
+            item.add_marker(pytest.mark.skip(reason="slow: run with --slow"))
 
 
 @pytest.fixture(scope="session")

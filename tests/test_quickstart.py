@@ -1,4 +1,4 @@
-"""The quickstart and its notebook, at toy size; with --full-size as they are, where they must show the effect."""
+"""The quickstart and its notebook, at toy size; as they are where slow tests run: there they must show the effect."""
 
 import json
 import runpy
@@ -52,9 +52,8 @@ def test_they_do_the_same():
     assert f"steps, traces, epochs, n = {', '.join(map(str, defaults))}" in notebook
 
 
-def test_at_full_size(full_size, capsys):
-    if not full_size:
-        pytest.skip("minutes long: run with --full-size")
+@pytest.mark.slow
+def test_at_full_size(capsys):
     runpy.run_path(str(EXAMPLES / "quickstart.py"), run_name="__main__")
     rows = {line[:16].strip(): line[16:].split() for line in capsys.readouterr().out.splitlines()}
     base, tuned = ([float(p) for p in rows[name]] for name in ("base", "SFT, epoch 32"))

@@ -1,25 +1,29 @@
 """How fast are the engines, beside common ways to sample? One run, everything on the same problems.
 
-exact and split are timed on all test problems, samplers as rollouts a second on as many as they manage in
-comparable time. Rounds go through all of them in turn, so that a slow spell of the machine hits all alike;
+exact, split and the evaluation of a checkpoint are timed on all test problems, samplers as rollouts a second on as
+many as they manage in comparable time. A step of pretraining uses all cores and one of fine-tuning one core, as in
+studies. Rounds go through all of them in turn, so that a slow spell of the machine hits all alike;
 the first round warms up and does not count. On a GPU all ways to run rollouts follow (`bench_gpu`). The JSON
 on the last line is also kept in runs/<task>/bench.json.
 """
 
+import itertools
 import json
 import os
 from collections.abc import Callable
 from dataclasses import dataclass
+from functools import partial
 from statistics import median
-from typing import Any
+from typing import Any, TypeVar
 
 import torch
 from torch import Tensor
+from torch.utils.flop_counter import FlopCounterMode
 
 from experiments.checks.bench_gpu import bench_gpu
 from experiments.checks.timing import matmul_rate, timed
 from minifork import measure, runs
-from minifork.checkpoints import pick_device
+from minifork.checkpoints import new_model, pick_device
 from minifork.decoding.exact import exact
 from minifork.decoding.policy import Policy
 from minifork.decoding.rollout import rollout
@@ -27,14 +31,18 @@ from minifork.decoding.split import split
 from minifork.decoding.traces import Tree
 from minifork.evaluate import problems_for
 from minifork.gpt import GPT
-from minifork.schema import Config
+from minifork.schema import Config, Optim
 from minifork.storage.files import write_json
+from minifork.training import loop, losses, stages
 
+T = TypeVar("T")
 ROUNDS = 5
 SPLITS = 10**6  # rollouts a problem
 PROBLEMS, ROLLOUTS = 200, 256  # of the rollout engine
 FEW_PROBLEMS, FEW_ROLLOUTS = 50, 16  # of the slow samplers, which larger batches make slower
 BASELINES = ("recompute", "hf generate")
+MANY_STEPS = 10**6  # of the schedule, as all are timed at its start
+PRETRAINING, OPTIMIZER, FINE_TUNING = "pretraining step", "of it optimizer", "fine-tuning step"
 
 
 @dataclass(frozen=True)
@@ -53,12 +61,16 @@ def bench(config: Config) -> None:
     problems = problems_for(config, device)
     tree = measure.tree_of(model, problems, Policy())
     jobs = all_jobs(model, problems.prompts, tree)
+    jobs["eval a checkpoint"] = Job(lambda: measure.measure(model, problems, config.eval, None, False))
+    steps, flops = training_steps(config, device)
+    jobs |= {name: Job(step) for name, step in steps.items()}
     seconds: dict[str, list[float]] = {name: [] for name in jobs}
-    peaks = []
+    peaks, one_core = [], []
     for _ in range(ROUNDS + 1):
         for name, job in jobs.items():
             seconds[name].append(timed(job.run))
         peaks.append(matmul_rate(device, 1536, torch.float32))
+        one_core.append(on_one_core(lambda: matmul_rate(device, 1536, torch.float32)))
     engines = {name: speed(jobs[name], times[1:]) for name, times in seconds.items()}
     decoded, peak = rollout(tree[:PROBLEMS], ROLLOUTS, 0).evaluated, median(peaks[1:])
     rate = decoded * flops_a_token(model, tree.prompts.length + tree.max_new) / engines["rollout"]["seconds"]
@@ -67,11 +79,18 @@ def bench(config: Config) -> None:
         "device": torch.cuda.get_device_name() if device == "cuda" else "cpu",
         "cores": len(os.sched_getaffinity(0)),
         "threads": torch.get_num_threads(),
+        "instruction_sets": runs.instruction_sets(),
         "torch": torch.__version__,
         "problems": len(tree),
         "rounds": ROUNDS,
         "matmul_peak_gflops": peak / 1e9,
-        "rollout_share_of_peak": rate / peak,
+        "matmul_peak_gflops_one_core": median(one_core[1:]) / 1e9,
+        "share_of_peak": {
+            "rollout": rate / peak,
+            PRETRAINING: flops[PRETRAINING] / engines[PRETRAINING]["seconds"] / peak,
+            FINE_TUNING: flops[FINE_TUNING] / engines[FINE_TUNING]["seconds"] / median(one_core[1:]),
+        },
+        "optimizer_share": engines[OPTIMIZER]["seconds"] / engines[PRETRAINING]["seconds"],
         "engines": engines,
         "rollout_against": {
             name: engines["rollout"]["rate"] / engines[name]["rate"] for name in BASELINES if name in engines
@@ -102,6 +121,57 @@ def all_jobs(model: GPT, prompts: Tensor, tree: Tree) -> dict[str, Job]:
     return jobs
 
 
+@torch.enable_grad()
+def training_steps(config: Config, device: str) -> tuple[dict[str, Callable[[], object]], dict[str, int]]:
+    """Steps of pretraining, of its optimizers alone and of fine-tuning by name, and the FLOPs of both whole steps."""
+    pretraining = _Trainer(config, device, stages.walk_batches(config), config.pretrain)
+    optimizers = _Trainer(config, device, stages.walk_batches(config), config.pretrain)
+    fine_tuning = _Trainer(config, device, stages.sft_batches(config), config.sft)
+    optimizers.job.objective(optimizers.model, 0)[0].backward()
+    steps: dict[str, Callable[[], object]] = {
+        PRETRAINING: pretraining.step,
+        OPTIMIZER: optimizers.step_again,
+        FINE_TUNING: partial(on_one_core, fine_tuning.step),
+    }
+    return steps, {PRETRAINING: pretraining.flops(), FINE_TUNING: fine_tuning.flops()}
+
+
+class _Trainer:
+    """A new model with what it takes to train it."""
+
+    def __init__(self, config: Config, device: str, batches: loop.BatchAt, plan: Optim) -> None:
+        self.model = new_model(config, config.base_seed).to(device)
+        self.optimizers, self.number = loop.make_optimizers(self.model, plan), itertools.count()
+        objective = loop.supervised(batches, losses.parse("cross_entropy"), device)
+        self.job = loop.Job(runs.in_memory(config, "base", None, silent=True), objective, MANY_STEPS, plan)
+
+    @torch.enable_grad()
+    def step(self) -> None:
+        """Train on the next batch."""
+        loop.take_step(self.model, self.optimizers, self.job, next(self.number))
+
+    def step_again(self) -> None:
+        """Move the parameters along the gradients that they have."""
+        for optimizer in self.optimizers:
+            optimizer.step()
+
+    def flops(self) -> int:
+        """Those of the matrix products of a step."""
+        with FlopCounterMode(display=False) as counter:
+            self.step()
+        return counter.get_total_flops()
+
+
+def on_one_core(job: Callable[[], T]) -> T:
+    """What a job returns, run with one thread."""
+    threads = torch.get_num_threads()
+    torch.set_num_threads(1)
+    try:
+        return job()
+    finally:
+        torch.set_num_threads(threads)
+
+
 def speed(job: Job, seconds: list[float]) -> dict[str, Any]:
     """The median of a job's seconds, their spread, and rollouts a second."""
     middle = median(seconds)
@@ -120,7 +190,9 @@ def print_table(result: dict[str, Any]) -> None:
         print(f"{name:<14}{cells}{format(job['rate'], ',.0f') if job['rate'] else '-':>16}")
     for name, ratio in result["rollout_against"].items():
         print(f"rollout is {ratio:.3g} times as fast as {name}")
-    print(f"rollout runs at {result['rollout_share_of_peak']:.0%} of the measured matrix peak")
+    for name, share in result["share_of_peak"].items():
+        print(f"{name} runs at {share:.0%} of the measured matrix peak")
+    print(f"the optimizer takes {result['optimizer_share']:.1%} of a pretraining step")
 
 
 def recompute(model: GPT, prompts: Tensor, n: int, new: int) -> Tensor:

@@ -20,6 +20,15 @@ def machine() -> str:
     return names[0].strip() if names else platform.processor() or platform.machine()
 
 
+def instruction_sets() -> list[str]:
+    """Those of the processor's instruction sets that decide how fast it multiplies matrices."""
+    try:
+        flags = set(Path("/proc/cpuinfo").read_text(encoding="utf-8").split())
+    except OSError:
+        flags = set()
+    return [name for name in ("avx2", "avx512f", "avx512_bf16", "amx_bf16", "asimd", "bf16") if name in flags]
+
+
 def made_by(config: Config) -> dict[str, str]:
     """What a result file says of how it was made: this process's command, the config's hash, the machine."""
     command = shlex.join(["minifork", *sys.argv[1:]])

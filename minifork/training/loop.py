@@ -87,7 +87,7 @@ def fit(model: GPT, job: Job, device: str) -> None:
     step = first
     with _progress(run, job.steps, first) as show, _interrupt_between_steps() as interrupted:
         while step < job.steps:
-            loss, tokens = _step(forward, optimizers, job, step)
+            loss, tokens = take_step(forward, optimizers, job, step)
             step += 1
             read = step % _STEPS_BETWEEN_LOSSES == 0 or step == job.steps
             show(step, _read(loss, run, step) if read else None, tokens)
@@ -105,7 +105,7 @@ def fit(model: GPT, job: Job, device: str) -> None:
 def make_optimizers(model: GPT, optim: Optim) -> list[torch.optim.Optimizer]:
     """AdamW for every parameter, or Muon for the matrices inside blocks and AdamW for the rest.
 
-    Each group keeps its peak learning rate as "peak"; `_step` sets the scheduled one.
+    Each group keeps its peak learning rate as "peak"; `take_step` sets the scheduled one.
     """
     inner = [p for block in model.blocks for p in block.parameters() if p.dim() == 2]
     inner = inner if optim.optimizer == "muon" else []
@@ -130,7 +130,8 @@ def schedule(step: int, steps: int, warmup: float) -> float:
     return 0.5 * (1 + math.cos(math.pi * (step - warm) / max(1, steps - warm)))
 
 
-def _step(model: GPT, optimizers: list[torch.optim.Optimizer], job: Job, step: int) -> tuple[Tensor, int]:
+def take_step(model: GPT, optimizers: list[torch.optim.Optimizer], job: Job, step: int) -> tuple[Tensor, int]:
+    """Train on one batch; returns its loss, still on its device, and how many tokens it was on."""
     loss, tokens = job.objective(model, step)
     loss.backward()
     nn.utils.clip_grad_norm_(model.parameters(), job.optim.clip)

@@ -62,20 +62,15 @@ def complete(run: Run, start: Checkpoint | None) -> Run:
 
 def _pretrain(run: Run) -> None:
     config = run.config
-    task, plan = config.data.printed("shuffled"), config.pretrain
+    plan = config.pretrain
     model, device = new_model(config, config.base_seed), pick_device(config)
-
-    def batch_at(step: int) -> tuple[np.ndarray, np.ndarray]:
-        return walks.walk_batch(
-            task, config.walks.stop, config.walks.seq_len, config.base_seed, step, plan.batch, config.walks.informed
-        )
-
     parameters = sum(p.numel() for p in model.parameters())
     run.say(
         f"{run.name}: pretraining {parameters:,} parameters on random walks, "
         f"{plan.steps} steps of {plan.batch} x {config.walks.seq_len} tokens"
     )
-    fit(model, Job(run, supervised(batch_at, losses.parse("cross_entropy"), device), plan.steps, plan), device)
+    objective = supervised(walk_batches(config), losses.parse("cross_entropy"), device)
+    fit(model, Job(run, objective, plan.steps, plan), device)
 
 
 def _fine_tune(run: Run, start: Checkpoint) -> None:
@@ -91,7 +86,7 @@ def _fine_tune(run: Run, start: Checkpoint) -> None:
     run.record["data_hash"] = streams.data_hash(data.tokens)
     snapshots = {-(-epoch * plan.traces // plan.batch): runs.snapshot(epoch) for epoch in run.epochs}
     device = pick_device(config)
-    fit(start.model().train(), Job(run, supervised(_sft_batches(config), loss, device), steps, plan, snapshots), device)
+    fit(start.model().train(), Job(run, supervised(sft_batches(config), loss, device), steps, plan, snapshots), device)
 
 
 def _reinforce(run: Run, start: Checkpoint) -> None:
@@ -165,7 +160,19 @@ def _verdict(leaks: list[str]) -> str:
     return "leak audit: nothing on the surface gives the branch away"
 
 
-def _sft_batches(config: Config) -> BatchAt:
+def walk_batches(config: Config) -> BatchAt:
+    """The batches of pretraining: random walks on the task's graphs."""
+    task, plan = config.data.printed("shuffled"), config.walks
+
+    def batch_at(step: int) -> tuple[np.ndarray, np.ndarray]:
+        return walks.walk_batch(
+            task, plan.stop, plan.seq_len, config.base_seed, step, config.pretrain.batch, plan.informed
+        )
+
+    return batch_at
+
+
+def sft_batches(config: Config) -> BatchAt:
     """Batches cut from an endless row of shuffled epochs, so that all have the same shape.
 
     Loss is on the trace only; of the prompt, only its last token predicts anything. With ``sft.prefix`` a random

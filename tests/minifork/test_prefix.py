@@ -20,7 +20,7 @@ def test_drawn_anew_and_not_learned(copy, monkeypatch):
     """Every presentation has its own; the loss is on the same traces as without one."""
     pipeline, seen = copy(BASE), seen_targets(monkeypatch)
     config = pipeline.config(PREFIXED)
-    batch_at, prompt = stages._sft_batches(config), config.data.prompt_len
+    batch_at, prompt = stages.sft_batches(config), config.data.prompt_len
     inputs = np.stack([batch_at(step)[0] for step in range(16)]).reshape(4, 64, -1)
     drawn, order = inputs[..., prompt], inputs[..., :prompt].reshape(4, 64, -1)
     assert set(drawn.ravel()) == set(range(PREFIX))
