@@ -131,10 +131,10 @@ def _explore(
     if p is not None:
         live = (node.state < tree.first_sink).nonzero()[:, 0]
         rows = node.rows if len(live) == len(tree) else node.rows.take(live)
-        frontier = Frontier()
+        frontier = Frontier(tree)
         frontier.push(absorb(tree, rows, node.state[live], p[live], ends))
         sums.evaluated += _expand(tree, frontier, limits, ends)
-        sums.unknown += frontier.mass(tree)
+        sums.unknown += frontier.mass()
     for name in asked:
         shares, tokens = sums.ends.cpu().numpy()
         result = Result("exact", shares, sums.unknown.cpu().numpy(), None, sums.evaluated, tokens)
@@ -169,7 +169,7 @@ def _expand(tree: Tree, frontier: "Frontier", limits: Limits, ends: Tensor) -> i
     """Decode waiting prefixes until none is left or the limits are reached; returns how many were decoded."""
     started, evaluated = time.monotonic(), 0
     while frontier.blocks and evaluated < limits.max_prefixes and time.monotonic() - started < limits.max_seconds:
-        if float(frontier.mass(tree).max()) <= limits.width:
+        if limits.width > 0 and float(frontier.waiting.max()) <= limits.width:
             break
         block = frontier.pop(limits.max_prefixes - evaluated)
         rows, logits = block.decode(tree.model)
@@ -180,10 +180,14 @@ def _expand(tree: Tree, frontier: "Frontier", limits: Limits, ends: Tensor) -> i
 
 
 class Frontier:
-    """Live prefixes waiting to be expanded, in blocks of prefixes of one length and similar mass."""
+    """Live prefixes waiting to be expanded, in blocks of prefixes of one length and similar mass.
 
-    def __init__(self) -> None:
-        self.blocks: list[tuple[float, Block]] = []  # each with its mass, so that a GPU need not be asked again
+    blocks: each with its mass, so that a GPU is asked once; waiting: the mass of all float64[B], up to rounding.
+    """
+
+    def __init__(self, tree: Tree) -> None:
+        self.blocks: list[tuple[float, Block]] = []
+        self.waiting = torch.zeros(len(tree), dtype=torch.float64, device=tree.dfa.device)
 
     def push(self, children: Block) -> None:
         """Add the children of one expansion, cut into blocks by mass."""
@@ -198,20 +202,23 @@ class Frontier:
             key=lambda i: (self.blocks[i][1].parent.length if crowded else 0, self.blocks[i][0]),
         )
         _, block = self.blocks.pop(best)
+        self.waiting.index_add_(0, block.problem, block.weight, alpha=-1)
         if len(block) <= most:
             return block
         heaviest, rest = _by_mass(block, [slice(int(most)), slice(int(most), None)])
         self._add([rest])
         return heaviest
 
-    def mass(self, tree: Tree) -> Tensor:
-        """What waits, float64[B]."""
-        total = torch.zeros(len(tree), dtype=torch.float64, device=tree.dfa.device)
+    def mass(self) -> Tensor:
+        """What waits float64[B], summed anew: exactly 0 where nothing does."""
+        total = torch.zeros_like(self.waiting)
         for _, block in self.blocks:
             total.index_add_(0, block.problem, block.weight)
         return total
 
     def _add(self, blocks: list[Block]) -> None:
+        for block in blocks:
+            self.waiting.index_add_(0, block.problem, block.weight)
         if blocks:
             self.blocks += zip(torch.stack([block.weight.sum() for block in blocks]).tolist(), blocks, strict=True)
 

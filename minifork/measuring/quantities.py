@@ -54,7 +54,8 @@ def wasted(result: Result, shortest: np.ndarray) -> float | None:
     shortest: int64[B], the tokens of the shortest accepted trace of each problem.
     """
     accepted = result.ends[:, 0]
-    return float((result.tokens[:, 0] - accepted * shortest).sum() / accepted.sum()) if accepted.any() else None
+    longer = max(0.0, float((result.tokens[:, 0] - accepted * shortest).sum()))  # never negative but for rounding
+    return longer / float(accepted.sum()) if accepted.any() else None
 
 
 def unbiased(accepted: np.ndarray, n: int, ks: Sequence[int]) -> np.ndarray:
