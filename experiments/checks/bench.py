@@ -64,16 +64,11 @@ def bench(config: Config) -> None:
     jobs["eval a checkpoint"] = Job(lambda: measure.measure(model, problems, config.eval, None, False))
     steps, flops = training_steps(config, device)
     jobs |= {name: Job(step) for name, step in steps.items()}
-    seconds: dict[str, list[float]] = {name: [] for name in jobs}
-    peaks, one_core = [], []
-    for _ in range(ROUNDS + 1):
-        for name, job in jobs.items():
-            seconds[name].append(timed(job.run))
-        peaks.append(matmul_rate(device, 1536, torch.float32))
-        one_core.append(on_one_core(lambda: matmul_rate(device, 1536, torch.float32)))
-    engines = {name: speed(jobs[name], times[1:]) for name, times in seconds.items()}
-    decoded, peak = rollout(tree[:PROBLEMS], ROLLOUTS, 0).evaluated, median(peaks[1:])
-    rate = decoded * flops_a_token(model, tree.prompts.length + tree.max_new) / engines["rollout"]["seconds"]
+    seconds, peak, peak_one_core = run_rounds(jobs, device)
+    engines = {name: speed(jobs[name], times) for name, times in seconds.items()}
+    decoded = rollout(tree[:PROBLEMS], ROLLOUTS, 0).evaluated
+    flops["rollout"] = decoded * flops_a_token(model, tree.prompts.length + tree.max_new)
+    peaks = {"rollout": peak, PRETRAINING: peak, FINE_TUNING: peak_one_core}
     result = {
         **runs.made_by(config),
         "device": torch.cuda.get_device_name() if device == "cuda" else "cpu",
@@ -84,12 +79,8 @@ def bench(config: Config) -> None:
         "problems": len(tree),
         "rounds": ROUNDS,
         "matmul_peak_gflops": peak / 1e9,
-        "matmul_peak_gflops_one_core": median(one_core[1:]) / 1e9,
-        "share_of_peak": {
-            "rollout": rate / peak,
-            PRETRAINING: flops[PRETRAINING] / engines[PRETRAINING]["seconds"] / peak,
-            FINE_TUNING: flops[FINE_TUNING] / engines[FINE_TUNING]["seconds"] / median(one_core[1:]),
-        },
+        "matmul_peak_gflops_one_core": peak_one_core / 1e9,
+        "share_of_peak": {name: flops[name] / engines[name]["seconds"] / peaks[name] for name in peaks},
         "optimizer_share": engines[OPTIMIZER]["seconds"] / engines[PRETRAINING]["seconds"],
         "engines": engines,
         "rollout_against": {
@@ -101,6 +92,18 @@ def bench(config: Config) -> None:
         result["gpu"] = bench_gpu(tree)
     write_json(runs.task_folder(config) / "bench.json", result)
     print(json.dumps(result))
+
+
+def run_rounds(jobs: dict[str, Job], device: str) -> tuple[dict[str, list[float]], float, float]:
+    """The seconds of every job, round by round, and the FLOP/s of a matrix product on all cores and on one."""
+    seconds: dict[str, list[float]] = {name: [] for name in jobs}
+    peaks, one_core = [], []
+    for _ in range(ROUNDS + 1):
+        for name, job in jobs.items():
+            seconds[name].append(timed(job.run))
+        peaks.append(matmul_rate(device, 1536, torch.float32))
+        one_core.append(on_one_core(lambda: matmul_rate(device, 1536, torch.float32)))
+    return {name: times[1:] for name, times in seconds.items()}, median(peaks[1:]), median(one_core[1:])
 
 
 def all_jobs(model: GPT, prompts: Tensor, tree: Tree) -> dict[str, Job]:
@@ -122,7 +125,7 @@ def all_jobs(model: GPT, prompts: Tensor, tree: Tree) -> dict[str, Job]:
 
 
 @torch.enable_grad()
-def training_steps(config: Config, device: str) -> tuple[dict[str, Callable[[], object]], dict[str, int]]:
+def training_steps(config: Config, device: str) -> tuple[dict[str, Callable[[], object]], dict[str, float]]:
     """Steps of pretraining, of its optimizers alone and of fine-tuning by name, and the FLOPs of both whole steps."""
     pretraining = _Trainer(config, device, stages.walk_batches(config), config.pretrain)
     optimizers = _Trainer(config, device, stages.walk_batches(config), config.pretrain)

@@ -72,6 +72,7 @@ def test_arith(arith, capsys):
     assert "claims hold on 1 pair" in out and "is missing" not in out
 
 
+@pytest.mark.slow
 def test_arith_graded_by_the_answer(arith, capsys):
     """Anything goes but for the last number: far more is accepted, a guess sometimes; a small budget is not enough."""
     assert arith("eval") == arith("report") == 0

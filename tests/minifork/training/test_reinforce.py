@@ -92,6 +92,7 @@ def test_exact_objective_is_pass_at_k(start, mode, k):
     assert float(loss.detach()) == pytest.approx(-float(np.mean(1 - (1 - p) ** k)), abs=1e-5) and tokens > 0
 
 
+@pytest.mark.slow
 def test_the_group_gradient_is_the_exact_one_on_average(start, monkeypatch):
     """With rewards minus their mean as advantages and no KL, REINFORCE follows the gradient of pass@1, but that it
     weighs long traces less: over many rollouts the two point nearly the same way."""
