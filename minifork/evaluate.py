@@ -8,11 +8,13 @@ with the settings of the last command.
 
 import sys
 import time
-from collections.abc import Callable, Iterator, Sequence
+from collections.abc import Callable, Iterable, Iterator
+from concurrent.futures import ThreadPoolExecutor, as_completed
 from dataclasses import asdict, dataclass
 from functools import lru_cache
 from typing import Any, TypeVar
 
+import torch
 from tqdm import tqdm
 
 from data_gen import streams
@@ -33,6 +35,7 @@ T = TypeVar("T")
 
 SCHEMA = 5  # of eval.json; raised when what others read of it changes
 SECONDS_BETWEEN_LINES = 10
+MOST_AT_ONCE = 8  # measurements, as each may keep up to 1 GiB of waiting prefixes
 
 
 @dataclass(frozen=True)
@@ -93,11 +96,7 @@ def measure_missing(
     missing = [target for target in targets if wanted(target.checkpoint) and _is_missing(config, target, again)]
     what = f"{len(targets)} checkpoints and test sets on {config.eval.problems} {config.eval.split} problems"
     print(f"evaluating {what}, {len(missing)} of them not measured yet", flush=True)
-    for target in with_progress(missing, "eval", "checkpoint"):
-        try:
-            _measure(config, target)
-        except NotComputedError as error:
-            print(f"{target.checkpoint.path}: left out, {error}", flush=True)
+    _measure_side_by_side(config, missing)
     evaluations = [one for target in targets if (one := stored(config, target))]
     if not evaluations:
         raise ValueError(f"{root}: nothing could be measured (see above)")
@@ -112,13 +111,13 @@ def require_policy(config: Config) -> None:
         raise ValueError(f"eval.policy: {error}") from None
 
 
-def with_progress(items: Sequence[T], name: str, unit: str) -> Iterator[T]:
+def with_progress(items: Iterable[T], name: str, unit: str, total: int) -> Iterator[T]:
     """The items one by one, behind a bar on a terminal and a plain line every few seconds elsewhere."""
     printed = time.monotonic()
-    for done, item in enumerate(tqdm(items, desc=name, unit=unit, disable=None)):
+    for done, item in enumerate(tqdm(items, desc=name, unit=unit, total=total, disable=None)):
         if time.monotonic() - printed > SECONDS_BETWEEN_LINES and not sys.stderr.isatty():
             printed = time.monotonic()
-            print(f"{name}: {done}/{len(items)} {unit}s", flush=True)
+            print(f"{name}: {done}/{total} {unit}s", flush=True)
         yield item
 
 
@@ -217,6 +216,26 @@ def stored(config: Config, target: Target) -> Evaluation | None:
     if measurement := measurements.load_other_version(folder, key):
         return Evaluation(target, measurement, current=False)
     return None
+
+
+def _measure_side_by_side(config: Config, missing: list[Target]) -> None:
+    """Measure targets, on a CPU one a core: tiny models make poor use of several threads.
+
+    Raises what the first measurement that fails raises, once those that run are done.
+    """
+    threads = torch.get_num_threads()
+    pool = ThreadPoolExecutor(1 if pick_device(config) == "cuda" else min(threads, MOST_AT_ONCE))
+    torch.set_num_threads(1)
+    try:
+        futures = {pool.submit(_measure, config, target): target for target in missing}
+        for future in with_progress(as_completed(futures), "eval", "checkpoint", len(futures)):
+            try:
+                future.result()
+            except NotComputedError as error:
+                print(f"{futures[future].checkpoint.path}: left out, {error}", flush=True)
+    finally:
+        pool.shutdown(cancel_futures=True)
+        torch.set_num_threads(threads)
 
 
 def _measure(config: Config, target: Target) -> None:

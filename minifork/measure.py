@@ -15,7 +15,7 @@ from minifork.decoding.policy import Policy
 from minifork.decoding.split import split
 from minifork.decoding.stratified import Strata
 from minifork.decoding.traces import EXACT, Result, Tree
-from minifork.gpt import GPT
+from minifork.gpt import GPT, SEQUENCES
 from minifork.gpu.backends import sample
 from minifork.measuring import quantities
 from minifork.measuring.problems import ProblemSet, over_prefixes
@@ -122,7 +122,9 @@ def branch_probabilities(model: GPT, problems: ProblemSet) -> np.ndarray:
     Renormalised over the branches; the model's own, without a policy.
     """
     sequences = torch.cat([problems.prompts, problems.at_fork()[0]], dim=1)
-    return _among_branches(problems, model.prefill(sequences).logits)
+    last = torch.arange(sequences.shape[1]) == sequences.shape[1] - 1
+    parts = [model(part, last.expand(part.shape))[:, -1] for part in sequences.split(SEQUENCES)]
+    return _among_branches(problems, torch.cat(parts))
 
 
 def _among_branches(problems: ProblemSet, logits: Tensor) -> np.ndarray:
