@@ -241,8 +241,8 @@ class Rows:
         shared = self.shared if shared is None else shared
         taken = Rows(self.prompts, self.problem[rows], self.k.shape[3], shared)
         taken.length = self.length
-        taken.k[..., : self.length, :] = self.k[:, rows, :, : self.length]
-        taken.v[..., : self.length, :] = self.v[:, rows, :, : self.length]
+        for ours, copy in ((self.k, taken.k), (self.v, taken.v)):
+            torch.index_select(ours[..., : self.length, :], 1, rows, out=copy[..., : self.length, :])
         return taken
 
     def attend(self, layer: int, q: Tensor, k: Tensor, v: Tensor) -> Tensor:

@@ -15,7 +15,7 @@ from torch import Tensor
 from minifork.decoding.policy import Policy
 from minifork.gpt import GPT, Prompts, Rows
 
-ROWS = 4096  # prefixes or rollouts decoded at once: the best size measured on two cores
+ROWS = 2048  # prefixes or rollouts decoded at once: the best size measured on two cores
 EXACT = 1e-9  # p known to this width counts as exact: the model's own fp32 arithmetic hides more (about 1e-5)
 NOT_GIVEN = torch.empty(0, dtype=torch.int64)  # stands for what a Tree fills in itself
 
