@@ -6,6 +6,7 @@ from pathlib import Path
 import numpy as np
 import pytest
 
+from experiments.checks import bench
 from experiments.estimates import KS, signed
 from experiments.summary import table
 
@@ -49,6 +50,12 @@ def test_mitigations(name, rate):
         cells = [f"{row['pass_at'][str(k)]:.3f}" for k in KS] + [signed(row[f"above_{k}"]) for k in KS[1:]]
         lines.append(f"| {row['method']} | {' | '.join(cells)} |")
     assert "\n".join(lines) in TEXT
+
+
+def test_speed(capsys):
+    """The lines that the benchmark printed."""
+    bench.print_table(COMMITTED["bench-cpu"])
+    assert all(f"    {line}" in TEXT for line in capsys.readouterr().out.splitlines())
 
 
 def test_rl():
