@@ -7,21 +7,24 @@ core each, so that a run's weights do not depend on how many run at once.
 import os
 import signal
 import subprocess
+import threading
 import time
 from collections.abc import Iterable
 from concurrent.futures import ThreadPoolExecutor, as_completed
 from dataclasses import replace
 from pathlib import Path
+from typing import IO
 
 from tqdm import tqdm
 
 from experiments.study import Plan
 from minifork import runs
+from minifork.cores import cores
 
 ONE_CORE = {"OMP_NUM_THREADS": "1", "MKL_NUM_THREADS": "1"}
 RESERVED = range(5, 10)  # pairs of seeds
 ATTEMPTS = 3  # of a run that is killed
-INTERRUPTED = (130, -signal.SIGINT)  # by Ctrl-C, which may come before the command line is there to meet it
+INTERRUPTED = (130, -signal.SIGINT, -signal.SIGTERM)  # it may come before the command line is there to meet it
 
 
 def run(plans: Iterable[Plan]) -> None:
@@ -58,7 +61,8 @@ def _on_all_cores(plan: Plan) -> None:
         try:
             code = process.wait()
         except KeyboardInterrupt:
-            process.wait()  # it got the same Ctrl-C, and saves
+            _stop([process])
+            process.wait()
             raise
     if code in INTERRUPTED:
         raise KeyboardInterrupt
@@ -71,10 +75,10 @@ def _side_by_side(plans: list[Plan]) -> None:
 
     Raises ValueError naming the runs that failed, after all others are done.
     """
-    started, failed = time.monotonic(), []
-    pool = ThreadPoolExecutor(plans[0].config.reproduce.workers or len(os.sched_getaffinity(0)))
+    started, failed, crew = time.monotonic(), [], _Crew()
+    pool = ThreadPoolExecutor(plans[0].config.reproduce.workers or cores())
     with pool, tqdm(total=len(plans), unit="run", disable=None) as bar:
-        logs = {pool.submit(_attempt, plan): plan.log for plan in plans}
+        logs = {pool.submit(_attempt, plan, crew): plan.log for plan in plans}
         try:
             for done, future in enumerate(as_completed(logs), 1):
                 log, code = logs[future], future.result()
@@ -86,18 +90,48 @@ def _side_by_side(plans: list[Plan]) -> None:
                     state = "FAILED" if code else "done"
                     print(f"[{done}/{len(plans)}] {log.stem}: {state} ({minutes:.1f} minutes so far)", flush=True)
         except BaseException:
-            pool.shutdown(wait=False, cancel_futures=True)  # those that run get the same Ctrl-C and save
+            pool.shutdown(wait=False, cancel_futures=True)
+            crew.stop()
             raise
     if failed:
         raise ValueError(f"{len(failed)} of {len(plans)} runs failed: {'; '.join(map(_last_line, failed))}")
 
 
-def _attempt(plan: Plan) -> int:
+def _stop(processes: list[subprocess.Popen]) -> None:
+    """Tell processes to save and end. After a Ctrl-C, which they got too, that changes nothing."""
+    for process in processes:
+        process.terminate()
+
+
+class _Crew:
+    """The processes that run side by side."""
+
+    def __init__(self) -> None:
+        self.processes: list[subprocess.Popen] = []
+        self.stopped, self.lock = False, threading.Lock()
+
+    def start(self, command: list[str], log: IO[bytes]) -> subprocess.Popen:
+        """A process on one core that writes to a log; raises KeyboardInterrupt once all were stopped."""
+        with self.lock:
+            if self.stopped:
+                raise KeyboardInterrupt
+            process = subprocess.Popen(command, env={**os.environ, **ONE_CORE}, stdout=log, stderr=log)
+            self.processes.append(process)
+        return process
+
+    def stop(self) -> None:
+        """Tell all processes to save and end, and start no more."""
+        with self.lock:
+            self.stopped = True
+            _stop(self.processes)
+
+
+def _attempt(plan: Plan, crew: _Crew) -> int:
     """Make a run on one core, again when it is killed; its last exit code. Raises KeyboardInterrupt as it does."""
     plan.log.parent.mkdir(parents=True, exist_ok=True)
     for _ in range(ATTEMPTS):
-        with plan.log.open("ab") as file:
-            code = subprocess.run(plan.command, env={**os.environ, **ONE_CORE}, stdout=file, stderr=file).returncode
+        with plan.log.open("ab") as file, crew.start(plan.command, file) as process:
+            code = process.wait()
         if code in INTERRUPTED:
             raise KeyboardInterrupt
         if code >= 0:

@@ -10,6 +10,9 @@ import sys
 from collections.abc import Mapping
 from dataclasses import dataclass
 
+from minifork.interrupts import as_ctrl_c
+from minifork.terminal import forgiving
+
 
 @dataclass(frozen=True)
 class Command:
@@ -63,9 +66,17 @@ def parser(commands: Mapping[str, Command] = COMMANDS) -> argparse.ArgumentParse
 
 
 def main(arguments: list[str] | None = None, commands: Mapping[str, Command] = COMMANDS) -> int:
-    """Run a command; returns the exit code: 0, 1 (refused or failed), 130 (interrupted)."""
-    options = parser(commands).parse_args(arguments)
-    command = commands[options.command]
+    """Run a command; returns the exit code: 0, 1 (refused or failed), 130 (interrupted).
+
+    SIGTERM and SIGHUP interrupt as Ctrl-C does. Output that nobody can read any more ends nothing.
+    """
+    with forgiving(), as_ctrl_c():
+        options = parser(commands).parse_args(arguments)
+        return _guarded(commands[options.command], options)
+
+
+def _guarded(command: Command, options: argparse.Namespace) -> int:
+    """The exit code of a command; what it refuses is one line on standard error."""
     try:
         return _run(command, options)
     except (ValueError, OSError) as error:

@@ -21,6 +21,7 @@ from data_gen import streams
 from minifork import config as configs
 from minifork import runs, tables
 from minifork.checkpoints import pick_device
+from minifork.cores import cores
 from minifork.decoding import policy
 from minifork.measure import Measurement, NotComputedError, measure
 from minifork.measuring.problems import ProblemSet, draw, problem_set, training_forks
@@ -224,7 +225,7 @@ def _measure_side_by_side(config: Config, missing: list[Target]) -> None:
     Raises what the first measurement that fails raises, once those that run are done.
     """
     threads = torch.get_num_threads()
-    pool = ThreadPoolExecutor(1 if pick_device(config) == "cuda" else min(threads, MOST_AT_ONCE))
+    pool = ThreadPoolExecutor(1 if pick_device(config) == "cuda" else min(threads, cores(), MOST_AT_ONCE))
     torch.set_num_threads(1)
     try:
         futures = {pool.submit(_measure, config, target): target for target in missing}

@@ -9,7 +9,6 @@ on the last line is also kept in runs/<task>/bench.json.
 
 import itertools
 import json
-import os
 from collections.abc import Callable
 from dataclasses import dataclass
 from functools import partial
@@ -24,6 +23,7 @@ from experiments.checks.bench_gpu import bench_gpu
 from experiments.checks.timing import matmul_rate, timed
 from minifork import measure, runs
 from minifork.checkpoints import new_model, pick_device
+from minifork.cores import cores
 from minifork.decoding.exact import exact
 from minifork.decoding.policy import Policy
 from minifork.decoding.rollout import rollout
@@ -72,7 +72,7 @@ def bench(config: Config) -> None:
     result = {
         **runs.made_by(config),
         "device": torch.cuda.get_device_name() if device == "cuda" else "cpu",
-        "cores": len(os.sched_getaffinity(0)),
+        "cores": cores(),
         "threads": torch.get_num_threads(),
         "instruction_sets": runs.instruction_sets(),
         "torch": torch.__version__,

@@ -3,9 +3,7 @@ so it resumes anywhere."""
 
 import json
 import math
-import signal
 import sys
-import threading
 import time
 from collections.abc import Callable, Iterator
 from contextlib import contextmanager
@@ -21,6 +19,7 @@ from tqdm import tqdm
 from data_gen.walks import IGNORE
 from minifork.checkpoints import load_state
 from minifork.gpt import GPT
+from minifork.interrupts import held_back
 from minifork.runs import METRICS, WEIGHTS, Run, machine
 from minifork.schema import Optim
 from minifork.storage.files import write_atomically
@@ -85,7 +84,7 @@ def fit(model: GPT, job: Job, device: str) -> None:
         run.save(step=step, complete=step == job.steps, seconds=round(seconds, 1), legs=legs, weights=hashes)
 
     step = first
-    with _progress(run, job.steps, first) as show, _interrupt_between_steps() as interrupted:
+    with _progress(run, job.steps, first) as show, held_back() as interrupted:  # between steps, which stay whole
         while step < job.steps:
             loss, tokens = take_step(forward, optimizers, job, step)
             step += 1
@@ -207,26 +206,6 @@ def _step_of(line: str) -> float:
         return float(json.loads(line)["step"])
     except (ValueError, KeyError, TypeError, OverflowError, RecursionError):
         return float("inf")
-
-
-@contextmanager
-def _interrupt_between_steps() -> Iterator[Callable[[], bool]]:
-    """Hold Ctrl-C back until a step is whole: a half-taken optimizer step could not be resumed exactly."""
-    pressed = []
-    if threading.current_thread() is not threading.main_thread():  # only the main thread sees signals
-        yield lambda: False
-        return
-    previous = signal.getsignal(signal.SIGINT)
-
-    def hold(*_: object) -> None:
-        pressed.append(True)
-        signal.signal(signal.SIGINT, previous)  # a second Ctrl-C stops at once
-
-    signal.signal(signal.SIGINT, hold)
-    try:
-        yield lambda: bool(pressed)
-    finally:
-        signal.signal(signal.SIGINT, previous)
 
 
 @contextmanager

@@ -1,11 +1,13 @@
 """Studies: the notation, that shipped ones can be planned, that runs are made once, and that failures are named."""
 
+import json
 import os
 import signal
 import stat
 import subprocess
 import sys
 import time
+from pathlib import Path
 
 import pytest
 
@@ -202,9 +204,13 @@ def test_the_command_evaluates_what_it_made(copy, tmp_path, capsys, monkeypatch)
     assert "the engines disagree" in pipeline.refused(capsys, "study", f"reproduce.study={mine}")
 
 
+@pytest.mark.parametrize("number", [signal.SIGINT, signal.SIGTERM, signal.SIGHUP])
 @pytest.mark.parametrize("stage", ["base", "sft"])
-def test_ctrl_c_saves(copy, tmp_path, stage):
-    """In a base on all cores and in a run beside others: exit code 130, what was done is saved."""
+def test_a_signal_saves(copy, tmp_path, stage, number):
+    """In a base on all cores and in a run beside others: exit code 130, what was done is saved, nobody goes on.
+
+    Ctrl-C comes to all processes of a terminal, the others to the first of them alone.
+    """
     pipeline, mine = copy("base") if stage == "sft" else copy(), tmp_path / "mine.yaml"
     mine.write_text("- {sft.fork_rate: 1, sft.epochs: 400}\n")
     long = ["pretrain.steps=4000"] if stage == "base" else []
@@ -218,8 +224,14 @@ def test_ctrl_c_saves(copy, tmp_path, stage):
         while not metrics.exists() or not metrics.read_text():
             assert time.monotonic() < deadline and process.poll() is None, process.stderr.read()
             time.sleep(0.05)
-        os.killpg(process.pid, signal.SIGINT)
+        (os.killpg if number == signal.SIGINT else os.kill)(process.pid, number)
         errors = process.communicate(timeout=120)[1]
     assert process.returncode == 130 and "Traceback" not in errors, errors
     record = files.read_json(folder / runs.RECORD)
     assert 0 < record["step"] < record["steps"] and not record["complete"]
+    with files.locked(folder, wait=False):  # its process has ended
+        assert last_logged(folder) <= record["step"]
+
+
+def last_logged(folder: Path) -> int:
+    return json.loads((folder / "metrics.jsonl").read_text().splitlines()[-1])["step"]

@@ -133,8 +133,8 @@ def seen_targets(monkeypatch) -> list[np.ndarray]:
 
 
 @contextlib.contextmanager
-def ctrl_c(moment: str, step: int) -> Iterator[None]:
-    """Send this process SIGINT once, at a moment of a step (from 0) of the training loop.
+def ctrl_c(moment: str, step: int, number: int = signal.SIGINT) -> Iterator[None]:
+    """Send this process a signal once, at a moment of a step (from 0) of the training loop.
 
     before: with the gradients still to be computed; between: when the first of two optimizers has stepped
     (or the only one); after: when the last has.
@@ -144,7 +144,7 @@ def ctrl_c(moment: str, step: int) -> Iterator[None]:
 
     def cross_entropy(*arguments):
         if seen["losses"] == step and moment == "before":
-            signal.raise_signal(signal.SIGINT)
+            signal.raise_signal(number)
         seen["losses"] += 1
         seen["steps"] = 0
         return real[0](*arguments)
@@ -153,7 +153,7 @@ def ctrl_c(moment: str, step: int) -> Iterator[None]:
         seen["steps"] += 1
         now = {"between": seen["steps"] == 1, "after": isinstance(optimizer, Muon)}
         if seen["losses"] == step + 1 and now.get(moment):
-            signal.raise_signal(signal.SIGINT)
+            signal.raise_signal(number)
 
     hook = register_optimizer_step_post_hook(stepped)
     losses.LOSSES["cross_entropy"] = (cross_entropy, *real[1:])

@@ -21,22 +21,27 @@ class Starts:
         self.commands: list[str] = []
         self.threads: list[str | None] = []
         self._run, self._lock = run, threading.Lock()
-        monkeypatch.setattr(subprocess, "Popen", lambda command: _Ended(self._start(command, {})))
-        monkeypatch.setattr(subprocess, "run", self._start_into_a_file)
+        monkeypatch.setattr(subprocess, "Popen", self._open)
 
     def _start(self, command: list[str], env: Mapping[str, str]) -> int:
         self.commands.append(command[3])  # after python -m minifork
         self.threads.append(env.get("OMP_NUM_THREADS"))
         return self._run(command[3:])
 
-    def _start_into_a_file(
-        self, command: list[str], env: Mapping[str, str], stdout: IO[bytes], stderr: IO[bytes]
-    ) -> subprocess.CompletedProcess:
-        text = io.TextIOWrapper(stdout, write_through=True)
+    def _open(
+        self,
+        command: list[str],
+        env: Mapping[str, str] = {},  # noqa: B006 (never changed)
+        stdout: IO[bytes] | None = None,
+        stderr: IO[bytes] | None = None,
+    ) -> "_Ended":
+        if stdout is None:
+            return _Ended(self._start(command, env))
+        text = io.TextIOWrapper(stdout, encoding="utf-8", write_through=True)
         with self._lock, contextlib.redirect_stdout(text), contextlib.redirect_stderr(text):
             code = self._start(command, env)
         text.detach()
-        return subprocess.CompletedProcess(command, code)
+        return _Ended(code)
 
 
 class _Ended:
@@ -53,3 +58,6 @@ class _Ended:
 
     def wait(self) -> int:
         return self.code
+
+    def terminate(self) -> None:
+        pass

@@ -1,6 +1,8 @@
 """Interrupted, killed and failed runs go on to the same weights, bit for bit."""
 
+import io
 import os
+import shlex
 import signal
 import subprocess
 import sys
@@ -9,7 +11,9 @@ from pathlib import Path
 import pytest
 import torch
 
+from minifork import runs
 from minifork.storage.weights import load_weights
+from minifork.terminal import Forgiving
 from tests.helpers.pipeline import SFT, assert_same_training, ctrl_c, logged_steps
 
 MOMENTS = [("before", 10), ("before", 0), ("between", 21), ("after", 17), ("after", 39)]
@@ -35,6 +39,46 @@ def test_fine_tuning_resumes_bit_for_bit(trained, copy, name, moment, step):
         assert pipeline("sft", *SFT[name]) == 130
     assert pipeline("sft", "--resume", *SFT[name]) == 0
     assert_same_training(pipeline.run(name), trained.run(name))
+
+
+@pytest.mark.parametrize("number", [signal.SIGTERM, signal.SIGHUP])
+@pytest.mark.parametrize(("moment", "step"), MOMENTS)
+def test_preemption_loses_no_step(trained, empty, moment, step, number):
+    handler = signal.getsignal(number)
+    with ctrl_c(moment, step, number):
+        assert empty("pretrain") == 130
+    assert step <= load_weights(empty.run("base") / "ckpt.pt")["step"] <= step + 1
+    assert empty("pretrain", "--resume") == 0 and signal.getsignal(number) is handler
+    assert_same_training(empty.run("base"), trained.run("base"))
+
+
+def test_a_signal_that_is_ignored_stays_so(empty, monkeypatch):
+    """As under nohup: the run goes on."""
+    before = signal.signal(signal.SIGHUP, signal.SIG_IGN)
+    try:
+        with ctrl_c("before", 3, signal.SIGHUP):
+            assert empty("pretrain") == 0
+    finally:
+        signal.signal(signal.SIGHUP, before)
+
+
+@pytest.mark.parametrize("ending", ["| head -1", "| true", "2>&-", ">&-", ">&- 2>&-", "> /dev/full 2> /dev/full"])
+def test_output_that_nobody_reads_ends_nothing(empty, tmp_path, ending):
+    """The run is complete and nothing complains."""
+    command = shlex.join([sys.executable, "-m", "minifork", *empty.arguments("pretrain")])
+    errors = tmp_path / "errors"
+    redirect = "" if "2>" in ending else f"2> {errors}"
+    script = f"set -o pipefail; {command} {redirect} {ending}"
+    subprocess.run(["bash", "-c", script], check=ending != "| true", stdout=subprocess.DEVNULL)
+    assert runs.read(empty.run("base")).complete
+    assert not errors.exists() or errors.read_text(encoding="utf-8") == ""
+
+
+def test_letters_that_the_terminal_lacks():
+    written = io.BytesIO()
+    stream = Forgiving(io.TextIOWrapper(written, encoding="ascii", write_through=True))
+    print("für", file=stream)
+    assert written.getvalue() == b"f\\xfcr\n"
 
 
 def test_interrupted_twice(trained, empty):
