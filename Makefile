@@ -16,6 +16,14 @@ ENGINE    := auto
 ROLLOUTS  := 1024
 ARGS      :=
 
+KNOWN := TASK BASE_SEED SEED FORK_RATE EPOCHS NAME PAIRS PRESET STUDY ENGINE ROLLOUTS ARGS PYTHON
+GIVEN := $(strip $(foreach name,$(.VARIABLES),$(if $(findstring command line,$(origin $(name))),$(name))))
+NEAREST = import difflib, sys; name, *known = sys.argv[1:]; print(*difflib.get_close_matches(name.upper(), known, 1, 0))
+WRONG := $(firstword $(filter-out $(KNOWN),$(GIVEN)))
+ifneq ($(WRONG),)
+$(error unknown variable $(WRONG), did you mean $(shell python3 -c '$(NEAREST)' $(WRONG) $(KNOWN))? There are $(KNOWN))
+endif
+
 ifneq ($(strip $(PYTHON)),)
 ENV :=
 BENCH :=
@@ -45,17 +53,17 @@ pretrain: $(ENV) ## train the base model on random graph walks [TASK PRESET BASE
 	@$(BASE) name="$(NAME)"
 
 sft: $(ENV) ## fine-tune it on traces, FORK_RATE of them through the fork [TASK PRESET FORK_RATE SEED BASE_SEED EPOCHS NAME ARGS]
-	@$(BASE) $(SFT)
+	@$(BASE) $(SFT) name=""
 	@$(MINIFORK) sft --resume $(CONFIG) $(SEEDS) $(SFT) name="$(NAME)" $(ARGS)
 
 rl: $(ENV) ## go on by rewards from the fine-tuned run [TASK PRESET FORK_RATE SEED BASE_SEED EPOCHS NAME ARGS]
-	@$(BASE) $(SFT)
-	@$(MINIFORK) sft --resume $(CONFIG) $(SEEDS) $(SFT) $(ARGS)
+	@$(BASE) $(SFT) name=""
+	@$(MINIFORK) sft --resume $(CONFIG) $(SEEDS) $(SFT) $(ARGS) name=""
 	@$(MINIFORK) rl --resume $(CONFIG) $(SEEDS) $(SFT) name="$(NAME)" $(ARGS)
 
 wise: $(ENV) ## interpolate the fine-tuned weights with the base's [TASK PRESET FORK_RATE SEED BASE_SEED EPOCHS NAME ARGS]
-	@$(BASE) $(SFT)
-	@$(MINIFORK) sft --resume $(CONFIG) $(SEEDS) $(SFT) $(ARGS)
+	@$(BASE) $(SFT) name=""
+	@$(MINIFORK) sft --resume $(CONFIG) $(SEEDS) $(SFT) $(ARGS) name=""
 	@$(MINIFORK) wise $(CONFIG) $(SEEDS) $(SFT) name="$(NAME)" $(ARGS)
 
 eval: $(ENV) ## exact pass@k of every run, checked by another engine [TASK PRESET ENGINE ROLLOUTS ARGS]
@@ -80,14 +88,14 @@ audit: $(ENV) ## look for surface features that give the right branch away [TASK
 	@$(MINIFORK) audit $(CONFIG) seed=$(SEED) $(SFT) $(ARGS)
 
 agreement: $(ENV) ## test exact, split and rollout against each other on four models [TASK PRESET BASE_SEED SEED ARGS]
-	@$(BASE)
+	@$(BASE) name=""
 	@for rate in 0 0.5 1; do \
 		$(MINIFORK) sft --resume $(CONFIG) $(SEEDS) sft.fork_rate=$$rate $(ARGS) || exit 1; \
 	done
 	@$(MINIFORK) agreement $(CONFIG) $(SEEDS) $(ARGS)
 
 bench: $(ENV) $(BENCH) ## time the engines beside common ways to sample [TASK PRESET BASE_SEED ARGS]
-	@$(BASE)
+	@$(BASE) name=""
 	@$(MINIFORK) bench $(CONFIG) base_seed=$(BASE_SEED) $(ARGS)
 
 gpu-check: $(ENV) ## check and time everything that needs a GPU [PYTHON=python3 ARGS]

@@ -5,9 +5,11 @@ of the dose are the first pair's alone).
 Line styles and markers repeat what colour says, so that the figures read in grey.
 """
 
-from collections.abc import Callable, Iterator, Sequence
+import contextlib
+import io
+from collections.abc import Callable, Iterator, Mapping, Sequence
 from pathlib import Path
-from typing import Any
+from typing import Any, cast
 
 import matplotlib
 import numpy as np
@@ -60,10 +62,23 @@ def figures(config: Config) -> None:
 
 def save(figure: Figure, path: Path) -> None:
     """Write a figure as a PNG and print where; raises OSError naming the file when it cannot be written."""
-    write_atomically(path, lambda file: figure.savefig(file, format="png", dpi=150))
+    picture = io.BytesIO()
+    with known_settings():
+        figure.savefig(picture, format="png", dpi=150)
+    write_atomically(path, lambda file: file.write(picture.getvalue()))
     print(path)
 
 
+@contextlib.contextmanager
+def known_settings(changes: Mapping[str, Any] = {}) -> Iterator[None]:  # noqa: B006 (never changed)
+    """matplotlib's default settings with changes, whatever a user's matplotlibrc says."""
+    with matplotlib.rc_context():
+        matplotlib.rcdefaults()
+        matplotlib.rcParams.update(cast(Any, changes))
+        yield
+
+
+@known_settings({"axes.grid": True, "grid.alpha": 0.3, "axes.axisbelow": True})
 def drawn(results: Results, pairs: list[int]) -> dict[str, Figure]:
     """Every figure the results allow, by name."""
     draw = {"crossing": crossing, "epochs": epochs}
@@ -71,8 +86,7 @@ def drawn(results: Results, pairs: list[int]) -> dict[str, Figure]:
         draw["fork"] = fork
     if len(results.fork_rates(pairs[0])) > 1:
         draw["dose"] = dose
-    with matplotlib.rc_context({"font.size": 10, "axes.grid": True, "grid.alpha": 0.3, "axes.axisbelow": True}):
-        return {name: make(results, pairs) for name, make in draw.items()}
+    return {name: make(results, pairs) for name, make in draw.items()}
 
 
 # lines

@@ -9,7 +9,6 @@ import json
 import re
 from pathlib import Path
 
-import matplotlib
 from matplotlib.figure import Figure
 
 from experiments import figures
@@ -96,7 +95,7 @@ def claims_table(folder: Path, judged: dict, current: bool) -> str:
 def figure_block(name: str, figure: Figure) -> str:
     """A figure as inline SVG with its caption; text stays text."""
     buffer = io.BytesIO()
-    with matplotlib.rc_context({"svg.fonttype": "none", "svg.hashsalt": name}):
+    with figures.known_settings({"svg.fonttype": "none", "svg.hashsalt": name}):
         figure.savefig(buffer, format="svg", metadata={"Date": None})
     picture, caption = buffer.getvalue().decode(), html.escape(CAPTIONS.get(name, name))
     picture = picture[picture.index("<svg") :].replace("<svg", f'<svg role="img" aria-label="{caption}"', 1)

@@ -25,7 +25,7 @@ from minifork.config import read_yaml
 from minifork.evaluate import require_policy
 from minifork.schema import Config
 from minifork.training import losses
-from minifork.values import word
+from minifork.values import expanded, word
 
 FOLDER = Path(__file__).parent / "studies"
 WORDS = ("as", "stage", "test_set", "needs", "choose")
@@ -86,7 +86,7 @@ def read(name: str) -> list[dict]:
 
 def path_of(name: str) -> Path:
     """The file of a study."""
-    return Path(name) if name.endswith(".yaml") else FOLDER / f"{name}.yaml"
+    return expanded(name) if name.endswith(".yaml") else FOLDER / f"{name}.yaml"
 
 
 def plans(config: Config, entries: list[dict], pairs: Iterable[int]) -> list[Plan]:

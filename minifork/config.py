@@ -20,7 +20,7 @@ import yaml
 from data_gen.star import Star
 from data_gen.task import Task
 from minifork.schema import ALIASES, TASKS, Config
-from minifork.values import Values, flattened, parsed, typed, unknown_key, word
+from minifork.values import Values, expanded, flattened, parsed, typed, unknown_key, word
 from minifork.values import full_key as full_key
 
 FOLDER = Path(__file__).parent / "configs"
@@ -64,7 +64,7 @@ def _own_file(source: Path | str) -> tuple[Path | str, Values, dict[str, Values]
     """What a config file is called in errors, its values, and those of its presets; a shipped one says its task."""
     if ships(str(source)):
         return source, {"task": str(source)}, {}
-    path = Path(source)
+    path = expanded(source)
     try:
         tree = read_yaml(path)
     except FileNotFoundError:
@@ -109,8 +109,22 @@ def before(task: str) -> Values:
     return _shipped_values(FOLDER, task)[2]
 
 
+def _decimal(loader: yaml.SafeLoader, node: yaml.ScalarNode) -> int | float:
+    """A number; raises ValueError for what YAML 1.1 reads otherwise than it looks, such as 0x10 and 1:30."""
+    text = str(loader.construct_scalar(node))
+    if re.fullmatch(r"[-+]?\d+", text):
+        return int(text)
+    if re.search(r"[:_xob]", text):
+        raise ValueError(f"{text} is written as no decimal number{node.start_mark}")
+    return loader.construct_yaml_float(node)
+
+
 class _Loader(yaml.SafeLoader):
-    """YAML in which no key is written twice, and no alias makes much of little."""
+    """YAML in which no key is written twice, no alias makes much of little, and numbers are decimal."""
+
+    yaml_constructors = yaml.SafeLoader.yaml_constructors | dict.fromkeys(
+        ("tag:yaml.org,2002:int", "tag:yaml.org,2002:float"), _decimal
+    )
 
     def compose_node(self, parent: yaml.Node | None, index: Any) -> yaml.Node | None:
         if self.check_event(yaml.AliasEvent):

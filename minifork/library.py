@@ -35,6 +35,7 @@ from minifork.measuring.problems import ProblemSet, problem_set
 from minifork.runs import Checkpoint, Run
 from minifork.schema import TASKS, Config
 from minifork.training import stages
+from minifork.values import expanded
 
 Value = str | int | float | bool | None
 
@@ -82,7 +83,7 @@ def load(folder: Path | str, task: type[Task] | None = None) -> Run:
     """
     if task is not None:
         _register(task)
-    run = runs.read(Path(folder))
+    run = runs.read(expanded(folder))
     return replace(run, config=replace(run.config, runs=str(run.folder.resolve().parents[1])))
 
 

@@ -14,6 +14,7 @@ from data_gen.star import Star
 from data_gen.streams import Mixture
 from data_gen.task import Task
 from minifork.settings import Count, Eval, Rule, Section, Shape, one_of, require
+from minifork.values import expanded
 
 TASKS: dict[str, type[Task]] = {"star": Star, "sizes": Sizes, "mixed": Sizes, "arith": Arith}
 ALIASES = {"mixed": "sizes"}  # the name of a task in version 0.1, whose runs keep it
@@ -157,6 +158,7 @@ class Config(Section):
 
     def __post_init__(self) -> None:
         super().__post_init__()
+        object.__setattr__(self, "runs", str(expanded(self.runs)) if self.runs.startswith("~") else self.runs)
         data, rl, grading = self.data, self.rl, self.eval.grading
         fits = {*self.sft.mode_names} <= {*data.mode_names}
         require(fits, "sft.modes", self.sft.modes, f"data.modes has {data.modes} only")

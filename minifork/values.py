@@ -62,7 +62,7 @@ def typed(value: object, kind: type, key: str, source: Path | str) -> Any:
     value = value.item() if hasattr(value, "item") else value  # of numpy
     if kind is float and isinstance(value, (int, str)) and not isinstance(value, bool):
         with contextlib.suppress(ValueError, OverflowError):
-            return float(value)  # YAML reads 3e-3 as a string
+            return float(str(value).replace("_", "x"))  # YAML reads 3e-3 as a string, Python 1_0 as 10
     kinds = (int, type(None)) if kind == int | None else (kind,)
     if type(value) not in kinds:
         raise ValueError(f"{source}: {key} must be {KINDS.get(kind, kind)}, not {value!r}")
@@ -76,9 +76,19 @@ def _scalar(text: str, kind: type) -> Any:
     if kind in (float, str):
         return text
     try:
-        return None if text == "null" and kind is not int else yaml.safe_load(text) if kind is bool else int(text)
+        if text == "null" and kind is not int:
+            return None
+        return yaml.safe_load(text) if kind is bool else int(text.replace("_", "x"))
     except Exception:  # as in `minifork.config.read_yaml`
         return text
+
+
+def expanded(path: Path | str) -> Path:
+    """A path that a user gave, with ~ and ~name replaced; raises ValueError when there is no such home."""
+    try:
+        return Path(path).expanduser()
+    except RuntimeError:
+        raise ValueError(f"{path} is in a home that is not known here: write it out") from None
 
 
 def unknown_key(key: str, valid: Iterable[str], source: Path | str) -> str:

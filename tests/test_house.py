@@ -39,7 +39,7 @@ MODULE_NAMES = {module_of(path) for path in MODULES}
 def imports(path: Path) -> set[str]:
     """The full names that a module imports anywhere, functions and TYPE_CHECKING included, or names in strings."""
     names = set()
-    for node in ast.walk(ast.parse(path.read_text())):
+    for node in ast.walk(ast.parse(path.read_text(encoding="utf-8"))):
         if isinstance(node, ast.Import):
             names |= {alias.name for alias in node.names}
         elif isinstance(node, ast.ImportFrom):

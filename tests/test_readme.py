@@ -54,6 +54,23 @@ def test_every_make_variable_is_read(line):
     assert {word.partition("=")[0] for word in words if "=" in word} <= {*read, "PYTHON"}
 
 
+@pytest.mark.parametrize(("word", "near"), [("EPOCH=5", "EPOCHS"), ("FORKRATE=.5", "FORK_RATE"), ("seed=1", "SEED")])
+def test_a_variable_that_is_none_is_refused(word, near):
+    command = ["make", "-n", "sft", word, f"PYTHON={sys.executable}"]
+    result = subprocess.run(command, cwd=ROOT, capture_output=True, text=True)
+    assert result.returncode and f"did you mean {near}?" in result.stderr and result.stdout == ""
+
+
+def test_a_name_is_that_of_the_last_stage():
+    """However it is given; all other keys reach every stage."""
+    for words in (["NAME=mine"], ["ARGS=name=mine model.width=64"]):
+        *before, last = make("-n", "rl", *words).splitlines()
+        named = [shlex.split(line) for line in (*before, last)]
+        final = [[word for word in line if word.startswith("name=")][-1:] for line in named]
+        assert final == [["name="], ["name="], ["name=mine"]]
+        assert all(("model.width=64" in line) == (words[0] != "NAME=mine") for line in named)
+
+
 @on_every_page
 def test_configs_and_keys_that_are_named_exist(name):
     """What stands after --config loads; `sft.loss=...` and the like are keys of the config."""

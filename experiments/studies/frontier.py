@@ -18,7 +18,7 @@ from matplotlib.figure import Figure
 
 from experiments import executors, study
 from experiments.estimates import KS, LOST, signed
-from experiments.figures import save, whiskers
+from experiments.figures import known_settings, save, whiskers
 from experiments.results import Results, load
 from experiments.studies.early_stopping import above_curve, curve, gap
 from experiments.studies.spread import recovered_shares, spread_line, spread_of
@@ -165,6 +165,7 @@ def verdict(row: dict) -> str:
     return "  worse" if any(high < 0 for _, high in ends) else ""
 
 
+@known_settings()
 def draw(rows: list[dict], curves: dict[int, np.ndarray], rate: float, mode: str) -> Figure:
     """pass@k against pass@1: the curves of all pairs, and every method; its bars are the interval of its gap."""
     figure = Figure(figsize=(9.6, 4.8), layout="constrained")

@@ -10,7 +10,7 @@ import numpy as np
 from matplotlib.axes import Axes
 from matplotlib.figure import Figure
 
-from experiments.figures import save
+from experiments.figures import known_settings, save
 from experiments.results import Results, load
 from experiments.studies.steps import evaluate_and_check, make_runs, timed
 from experiments.study import Plan
@@ -56,6 +56,7 @@ def panel(results: Results, plans: list[Plan]) -> dict:
     return {"width": values["model.width"], "branches": values["data.branches"], "epochs": epochs, "rows": rows}
 
 
+@known_settings()
 def draw(panels: list[dict]) -> Figure:
     """One row of two maps for every width and d: S_K and the index, runs against epochs."""
     figure = Figure(figsize=(11, 2.9 * len(panels)), layout="constrained")

@@ -26,7 +26,7 @@ needs_browser = pytest.mark.skipif(CHROMIUM is None, reason="needs Chromium")
 
 def explored(page: Path) -> str:
     """The data of a page's explorer, as it is written there."""
-    return re.search(r'<script id="data" type="application/json">(.*?)</script>', page.read_text())[1]
+    return re.search(r'<script id="data" type="application/json">(.*?)</script>', page.read_text(encoding="utf-8"))[1]
 
 
 @pytest.fixture(scope="module")

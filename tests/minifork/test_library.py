@@ -193,7 +193,7 @@ def test_refusals_name_the_argument(name, base, tuned, test):
 
 
 def test_public_names_are_those_that_type_checkers_see():
-    tree = ast.parse(Path(mf.__file__).read_text())
+    tree = ast.parse(Path(mf.__file__).read_text(encoding="utf-8"))
     guarded = next(node for node in tree.body if isinstance(node, ast.If))
     seen = {alias.asname: f"{node.module}" for node in guarded.body for alias in node.names}
     assert seen == mf.HOMES and sorted(seen) == mf.__all__ == dir(mf)

@@ -6,6 +6,7 @@ one evaluation has a false-alarm rate of 1e-3, the leak audits 1e-3 each; their 
 
 import json
 
+import matplotlib
 import numpy as np
 import pytest
 import torch
@@ -167,6 +168,18 @@ def test_figures(trained):
     drawn = {path.name: path.read_bytes() for path in (trained.folder / "figures").iterdir()}
     assert set(drawn) == {"crossing.png", "epochs.png", "dose.png", "fork.png"}
     assert all(image.startswith(b"\x89PNG\r\n") and len(image) > 10_000 for image in drawn.values())
+
+
+def test_figures_do_not_depend_on_a_users_matplotlibrc(copy, monkeypatch):
+    """One that asks for LaTeX, which is not there, and for large letters."""
+    pipeline, images = copy(BASE, "fork1", measured=True), []
+    for settings in ({}, {"text.usetex": True, "font.size": 30, "figure.dpi": 20, "savefig.bbox": "tight"}):
+        for name, value in settings.items():
+            monkeypatch.setitem(matplotlib.rcParams, name, value)
+        assert pipeline("figures") == pipeline("report") == 0
+        paths = [*sorted((pipeline.folder / "figures").iterdir()), pipeline.folder / "report.html"]
+        images.append([path.read_bytes() for path in paths])
+    assert images[0] == images[1] and len(images[0]) >= 4
 
 
 def test_claims(trained):

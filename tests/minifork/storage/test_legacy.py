@@ -213,9 +213,9 @@ def damage_file(path: Path, damage: str | dict | None) -> None:
     if damage is None:
         path.unlink()
     elif isinstance(damage, dict):  # JSON is YAML
-        path.write_text(json.dumps(yaml.safe_load(path.read_text()) | damage))
+        path.write_text(json.dumps(yaml.safe_load(path.read_text(encoding="utf-8")) | damage), encoding="utf-8")
     else:
-        path.write_text(damage)
+        path.write_text(damage, encoding="utf-8")
 
 
 @pytest.mark.parametrize(("file", "damage"), [(file, damage) for file, listed in DAMAGE.items() for damage in listed])
