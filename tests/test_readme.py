@@ -56,7 +56,7 @@ def test_every_make_variable_is_read(line):
 
 @pytest.mark.parametrize(("word", "near"), [("EPOCH=5", "EPOCHS"), ("FORKRATE=.5", "FORK_RATE"), ("seed=1", "SEED")])
 def test_a_variable_that_is_none_is_refused(word, near):
-    command = ["make", "-n", "sft", word, f"PYTHON={sys.executable}"]
+    command = ["make", "--no-print-directory", "-n", "sft", word, f"PYTHON={sys.executable}"]
     result = subprocess.run(command, cwd=ROOT, capture_output=True, text=True)
     assert result.returncode and f"did you mean {near}?" in result.stderr and result.stdout == ""
 

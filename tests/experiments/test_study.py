@@ -204,7 +204,7 @@ def test_the_command_evaluates_what_it_made(copy, tmp_path, capsys, monkeypatch)
     assert "the engines disagree" in pipeline.refused(capsys, "study", f"reproduce.study={mine}")
 
 
-@pytest.mark.parametrize("number", [signal.SIGINT, signal.SIGTERM, signal.SIGHUP])
+@pytest.mark.parametrize("number", [signal.SIGINT, signal.SIGTERM, pytest.param(signal.SIGHUP, marks=pytest.mark.slow)])
 @pytest.mark.parametrize("stage", ["base", "sft"])
 def test_a_signal_saves(copy, tmp_path, stage, number):
     """In a base on all cores and in a run beside others: exit code 130, what was done is saved, nobody goes on.

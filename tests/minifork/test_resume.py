@@ -41,8 +41,8 @@ def test_fine_tuning_resumes_bit_for_bit(trained, copy, name, moment, step):
     assert_same_training(pipeline.run(name), trained.run(name))
 
 
-@pytest.mark.parametrize("number", [signal.SIGTERM, signal.SIGHUP])
-@pytest.mark.parametrize(("moment", "step"), MOMENTS)
+@pytest.mark.parametrize("number", [signal.SIGTERM, pytest.param(signal.SIGHUP, marks=pytest.mark.slow)])
+@pytest.mark.parametrize(("moment", "step"), MOMENTS[::2])
 def test_preemption_loses_no_step(trained, empty, moment, step, number):
     handler = signal.getsignal(number)
     with ctrl_c(moment, step, number):
