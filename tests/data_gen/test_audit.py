@@ -51,6 +51,7 @@ def test_shipped_sets_do_not_leak(task):
     assert names_flagged(config.data, stages.sft_data(config, 0), config.sft.fork_rate) == set()
 
 
+@pytest.mark.slow
 def test_false_alarms():
     """47 audits of clean data: a correct audit fails this with probability at most 47 * 1e-3 over the seed."""
     cases = [(REFERENCE, CLEAN[seed % len(CLEAN)], 100 if seed < 36 else 32) for seed in range(45)]

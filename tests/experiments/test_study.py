@@ -164,6 +164,7 @@ def test_a_base_that_fails_and_ctrl_c_stop_the_study(copy, monkeypatch, stage, c
     assert starts.commands[-1] == stage and "rl" not in starts.commands
 
 
+@pytest.mark.slow
 def test_killed_runs_are_repeated_and_finished_ones_skipped(copy, small, tmp_path, capsys, monkeypatch):
     """The first two starts die by SIGKILL. In the end both runs are whole, with the weights that one made alone has."""
     wrapper, count = tmp_path / "python", tmp_path / "starts"

@@ -35,6 +35,7 @@ def nvrtc() -> Compiler:
     return compiler
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize(("arch", "builds"), [("sm_90", BUILDS), ("sm_80", BUILDS[:2])])
 def test_compiles_without_spills(nvrtc, arch, builds):
     for build in builds:
