@@ -24,7 +24,7 @@ from minifork.cores import cores
 ONE_CORE = {"OMP_NUM_THREADS": "1", "MKL_NUM_THREADS": "1"}
 RESERVED = range(5, 10)  # pairs of seeds
 ATTEMPTS = 3  # of a run that is killed
-INTERRUPTED = (130, -signal.SIGINT, -signal.SIGTERM)  # it may come before the command line is there to meet it
+INTERRUPTED = (130, -signal.SIGINT, -signal.SIGTERM)  # the last two before Python handles the signal
 
 
 def run(plans: Iterable[Plan]) -> None:

@@ -10,8 +10,7 @@ MEMBERSHIP = Path("/proc/self/cgroup")
 
 def cores() -> int:
     """The cores that this process may use: its affinity, or less where a control group of it has a quota of time."""
-    allowed = len(os.sched_getaffinity(0)) if hasattr(os, "sched_getaffinity") else os.cpu_count() or 1
-    return max(1, min(allowed, math.ceil(min(allowed, *map(_quota, _groups())))))
+    return max(1, math.ceil(min(len(os.sched_getaffinity(0)), *map(_quota, _groups()))))
 
 
 def _groups() -> list[Path]:

@@ -65,8 +65,7 @@ class Block(nn.Module):
 class Wanted:
     """The positions of sequences [B, T] whose logits are wanted, from a mask bool[B, T] on the CPU.
 
-    The last block computes nothing for the others but their keys and values, which saves a third of the time of
-    fine-tuning.
+    The last block computes only keys and values for the others.
     """
 
     def __init__(self, mask: Tensor, device: torch.device) -> None:

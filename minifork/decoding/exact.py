@@ -63,8 +63,8 @@ def exact(tree: Tree, max_prefixes: float = math.inf, max_seconds: float = math.
 def exact_below(tree: Tree, prefixes: Mapping[str, Tensor], limits: Limits = Limits()) -> dict[str, Below]:
     """For prefixes int64[B, F] by name what `exact` says of tree.force(prefix), with no live prefix decoded twice.
 
-    One that begins with another shares all its work. It is entered even where the policy removes it. Limits are those
-    of every prefix and every step on the way to a longer one, so that heavy prefixes starve no rare ones. Raises
+    Prefixes that begin alike share their work. A prefix is entered even where the policy removes it. The limits hold
+    for each prefix, and for each step on the way to a longer one, so that heavy prefixes starve no rare ones. Raises
     ValueError as `exact` does.
     """
     for prefix in prefixes.values():

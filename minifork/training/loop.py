@@ -183,8 +183,8 @@ def _kinds(optimizer: torch.optim.Optimizer) -> list[dict[str, type]]:
 def _fits(optimizer: torch.optim.Optimizer, parameter: Tensor) -> bool:
     """Whether an optimizer's state is what its kind keeps of a parameter: torch's fused steps do not look."""
     state = optimizer.state.get(parameter, {})
-    kept = {"step", "exp_avg", "exp_avg_sq"} if isinstance(optimizer, torch.optim.AdamW) else {"momentum_buffer"}
-    return state.keys() == kept and all(
+    expected = {"step", "exp_avg", "exp_avg_sq"} if isinstance(optimizer, torch.optim.AdamW) else {"momentum_buffer"}
+    return state.keys() == expected and all(
         isinstance(value, Tensor)
         and value.shape == (() if name == "step" else parameter.shape)
         and (value.dtype, value.layout) == (torch.float32, torch.strided)

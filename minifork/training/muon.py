@@ -1,7 +1,7 @@
 """Muon, the optimizer of the matrices inside blocks (Jordan et al. 2024, https://kellerjordan.github.io/posts/muon/).
 
-A matrix moves along its momentum with all singular values brought near 1. torch.optim.Muon does the same in bf16 on
-every device, which processors without bf16 instructions emulate, 25 times slower than fp32.
+A matrix moves along its momentum with all singular values brought near 1. torch.optim.Muon computes this in bf16 on
+every device. Processors without bf16 instructions emulate it, slowly.
 """
 
 from collections import defaultdict
@@ -37,7 +37,10 @@ class Muon(torch.optim.Optimizer):
     def _look_ahead(self, parameter: Tensor, momentum: float) -> Tensor:
         """The gradient mixed with its running mean, which takes the gradient in first."""
         assert parameter.grad is not None
-        mean = self.state[parameter].setdefault("momentum_buffer", torch.zeros_like(parameter))
+        state = self.state[parameter]
+        if "momentum_buffer" not in state:
+            state["momentum_buffer"] = torch.zeros_like(parameter)
+        mean = state["momentum_buffer"]
         mean.lerp_(parameter.grad, 1 - momentum)
         return parameter.grad.lerp(mean, momentum)
 
