@@ -63,7 +63,9 @@ def killed(stage: str, root: Path, rng: random.Random, kills: int) -> int:
                 shutil.rmtree(folder)
         elif code == 0:
             return count
-        assert code in (0, -signal.SIGKILL), f"{stage} failed: {(root.parent / f'{stage}.log').read_text()}"
+        assert code in (0, -signal.SIGKILL), (
+            f"{stage} failed: {(root.parent / f'{stage}.log').read_text(encoding='utf-8')}"
+        )
 
 
 def state(root: Path) -> dict[str, int]:

@@ -23,7 +23,7 @@ ROOT = Path(__file__).parent.parent
 
 def test_short():
     for path in (ROOT / "examples").glob("new_*.py"):
-        assert len(path.read_text().splitlines()) < (120 if path.stem == "new_task" else 41), path
+        assert len(path.read_text(encoding="utf-8").splitlines()) < (120 if path.stem == "new_task" else 41), path
 
 
 def run(name: str, *overrides: str) -> str:
@@ -65,7 +65,7 @@ def test_typical_by_hand():
 def test_new_task(tmp_path):
     printed = run("new_task", *GENERAL, "data.side=4", "data.steps=2", f"runs={tmp_path}")
     assert printed.count("nothing on the surface gives the branch away") == 2
-    view = json.loads((tmp_path / "maze" / "eval.json").read_text())
+    view = json.loads((tmp_path / "maze" / "eval.json").read_text(encoding="utf-8"))
     assert view["engine"] == "exact" and all(check["agrees"] for check in view["checks"])
     for record in view["records"]:
         assert set(record["forced"]) == {"FWD", "REV"} and 0 <= record["fork"]["accuracy"] <= 1

@@ -95,7 +95,11 @@ def test_imports_run_one_way(path):
     allowed = MAY_IMPORT[path.relative_to(ROOT).parts[0]] | set(sys.stdlib_module_names)
     extra = EXTRAS.get(name_of(path), set())
     assert imported(path) - extra <= allowed
-    top = [node for node in ast.parse(path.read_text()).body if isinstance(node, (ast.Import, ast.ImportFrom))]
+    top = [
+        node
+        for node in ast.parse(path.read_text(encoding="utf-8")).body
+        if isinstance(node, (ast.Import, ast.ImportFrom))
+    ]
     assert not any(name in ast.unparse(node) for node in top for name in extra)
 
 
@@ -103,7 +107,7 @@ def test_functions_fit_on_a_screen_and_files_are_read_in_one_sitting():
     """At most 40 lines of code, and 350 lines; tests and examples included."""
     long = []
     for path in [*MODULES, *(ROOT / "tests").rglob("*.py"), *(ROOT / "examples").glob("*.py")]:
-        source = path.read_text()
+        source = path.read_text(encoding="utf-8")
         lines = code_lines(source)
         long += [name_of(path)] if len(source.splitlines()) > 350 else []
         for node in ast.walk(ast.parse(source)):
@@ -117,7 +121,7 @@ def test_modules_only_define(path):
     """At the top level: docstring, imports, definitions, constants; calls only in __main__.py or under a guard."""
     if path.name == "__main__.py":
         return
-    for node in ast.parse(path.read_text()).body:
+    for node in ast.parse(path.read_text(encoding="utf-8")).body:
         if isinstance(node, (ast.Import, ast.ImportFrom, ast.FunctionDef, ast.ClassDef, ast.Assign, ast.AnnAssign)):
             continue
         if isinstance(node, ast.Expr):
@@ -132,7 +136,7 @@ def test_modules_only_define(path):
 def test_nothing_reads_the_clock_on_the_wall(path):
     """Which may jump: seconds are differences of monotonic clocks, and no file is older or newer than another."""
     of_time = {"monotonic", "perf_counter", "sleep"}
-    for node in ast.walk(ast.parse(path.read_text())):
+    for node in ast.walk(ast.parse(path.read_text(encoding="utf-8"))):
         if isinstance(node, ast.Attribute):
             assert ast.unparse(node.value) != "time" or node.attr in of_time, ast.unparse(node)
             assert node.attr not in ("st_mtime", "st_mtime_ns", "getmtime"), ast.unparse(node)
@@ -172,7 +176,11 @@ def test_importing_everything_prints_and_writes_nothing(tmp_path):
 
 def setup_argument(name: str) -> Any:
     """What setup.py hands to setup()."""
-    calls = [node for node in ast.walk(ast.parse((ROOT / "setup.py").read_text())) if isinstance(node, ast.Call)]
+    calls = [
+        node
+        for node in ast.walk(ast.parse((ROOT / "setup.py").read_text(encoding="utf-8")))
+        if isinstance(node, ast.Call)
+    ]
     return ast.literal_eval(next(k.value for call in calls for k in call.keywords if k.arg == name))
 
 
@@ -196,6 +204,20 @@ def test_every_runtime_dependency_is_used_and_pinned():
     ours = {*sys.stdlib_module_names, *PACKAGES}.union(*EXTRAS.values())
     assert {"pyyaml" if name == "yaml" else name for name in used} - ours == RUNTIME
     pinned = {
-        line.split("==")[0].lower() for line in (ROOT / "requirements.lock").read_text().splitlines() if "==" in line
+        line.split("==")[0].lower()
+        for line in (ROOT / "requirements.lock").read_text(encoding="utf-8").splitlines()
+        if "==" in line
     }
     assert RUNTIME | {"pytest", "hypothesis", "ruff"} <= pinned
+
+
+def test_text_names_its_encoding():
+    """Also where the linter cannot see that a path is read or written."""
+    unnamed = []
+    for path in [*ROOT.glob("[a-z]*/**/*.py"), ROOT / "setup.py"]:
+        for node in ast.walk(ast.parse(path.read_text(encoding="utf-8"))):
+            if isinstance(node, ast.Call) and isinstance(node.func, ast.Attribute):
+                named = any(keyword.arg == "encoding" for keyword in node.keywords)
+                if node.func.attr in ("read_text", "write_text") and not named:
+                    unnamed.append(f"{path}:{node.lineno}")
+    assert unnamed == []

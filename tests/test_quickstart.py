@@ -16,7 +16,7 @@ TOY = {"steps": 3, "traces": 64, "epochs": 2, "n": 20}
 
 def cells() -> list[str]:
     """The code of the notebook, cell by cell."""
-    notebook = json.loads((EXAMPLES / "quickstart.ipynb").read_text())
+    notebook = json.loads((EXAMPLES / "quickstart.ipynb").read_text(encoding="utf-8"))
     return ["".join(cell["source"]) for cell in notebook["cells"] if cell["cell_type"] == "code"]
 
 
@@ -32,7 +32,7 @@ def run_notebook(sizes: dict[str, int]) -> dict:
 
 
 def test_short():
-    assert len(code_lines((EXAMPLES / "quickstart.py").read_text())) < 25
+    assert len(code_lines((EXAMPLES / "quickstart.py").read_text(encoding="utf-8"))) < 25
 
 
 def test_at_toy_size(capsys):
@@ -44,7 +44,7 @@ def test_at_toy_size(capsys):
 
 def test_they_do_the_same():
     """Every line of the script that trains or measures stands in the notebook too."""
-    script, notebook = (EXAMPLES / "quickstart.py").read_text(), "\n".join(cells())
+    script, notebook = (EXAMPLES / "quickstart.py").read_text(encoding="utf-8"), "\n".join(cells())
     for call in ("mf.Star(", "mf.pretrain(", "mf.sft(", "mf.problems("):
         line = next(line.strip() for line in script.splitlines() if call in line)
         assert line in notebook

@@ -14,9 +14,9 @@ from minifork.cli import REMOVE, parser
 from minifork.schema import Config
 
 ROOT = Path(__file__).parent.parent
-MAKEFILE = (ROOT / "Makefile").read_text()
+MAKEFILE = (ROOT / "Makefile").read_text(encoding="utf-8")
 FILES = [ROOT / "README.md", ROOT / "CONTRIBUTING.md", *ROOT.glob("docs/*.md")]
-PAGES = {str(path.relative_to(ROOT)): path.read_text() for path in FILES}
+PAGES = {str(path.relative_to(ROOT)): path.read_text(encoding="utf-8") for path in FILES}
 TYPED = re.compile(r"(?:^    |`)(make\b[^`\n]*)", re.MULTILINE)
 MAKE = sorted({line.split("#")[0].strip() for text in PAGES.values() for line in TYPED.findall(text)})
 on_every_page = pytest.mark.parametrize("name", sorted(PAGES))

@@ -35,7 +35,7 @@ def installed(tmp_path_factory) -> Path:
     (wheel,) = root.glob("minifork-*.whl")
     install = [environment / "bin" / "python", "-m", "pip", "install", "--quiet", "--no-deps", "--no-index", wheel]
     subprocess.run(install, check=True)
-    (inside / "here.pth").write_text(sysconfig.get_path("purelib"))  # its own .pth files are not read
+    (inside / "here.pth").write_text(sysconfig.get_path("purelib"), encoding="utf-8")  # its own .pth files are not read
     return environment / "bin"
 
 

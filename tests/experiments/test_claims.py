@@ -220,7 +220,7 @@ GOOD = {"id": "a", "says": "b", "of": "star", "by": "us", "at_least": 0, "value"
 )
 def test_malformed_claims_are_named(tmp_path, changes, named):
     entry, path = {key: value for key, value in (GOOD | changes).items() if value is not None}, tmp_path / "claims.yaml"
-    path.write_text(json.dumps({"pairs": 5, "claims": [entry]}).replace("NaN", ".nan"))
+    path.write_text(json.dumps({"pairs": 5, "claims": [entry]}).replace("NaN", ".nan"), encoding="utf-8")
     with pytest.raises(ValueError, match="claims.yaml: claim 'a'") as error:
         claims.read(path)
     assert named in str(error.value)
@@ -241,7 +241,7 @@ def test_malformed_claims_are_named(tmp_path, changes, named):
 )
 def test_malformed_files_are_named(tmp_path, text, named):
     path = tmp_path / "claims.yaml"
-    path.write_text(text)
+    path.write_text(text, encoding="utf-8")
     with pytest.raises(ValueError, match=rf"claims\.yaml: {named}"):
         claims.read(path)
 

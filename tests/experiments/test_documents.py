@@ -11,8 +11,11 @@ from experiments.estimates import KS, signed
 from experiments.summary import table
 
 ROOT = Path(__file__).parents[2]
-COMMITTED = {path.stem: json.loads(path.read_text()) for path in (ROOT / "experiments" / "results").glob("*.json")}
-TEXT = "\n".join(path.read_text() for path in (ROOT / "README.md", *sorted(ROOT.glob("docs/*.md"))))
+COMMITTED = {
+    path.stem: json.loads(path.read_text(encoding="utf-8"))
+    for path in (ROOT / "experiments" / "results").glob("*.json")
+}
+TEXT = "\n".join(path.read_text(encoding="utf-8") for path in (ROOT / "README.md", *sorted(ROOT.glob("docs/*.md"))))
 
 
 def short(number: str) -> str:

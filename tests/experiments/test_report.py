@@ -48,7 +48,7 @@ def page(report_file, browser):
 
 
 def test_is_one_small_file_that_asks_for_nothing(report_file):
-    text = report_file.read_text()
+    text = report_file.read_text(encoding="utf-8")
     assert len(text) < 5e6 and not re.search(r"{{\w+}}", text)
     links = re.findall(r"(?:src|href)\s*=\s*[\"']([^\"']*)|url\(([^)]*)\)|@import", text)
     assert all((a or b).startswith("#") for a, b in links)
@@ -177,7 +177,7 @@ def test_shows_the_settings_that_were_asked_for(copy, capsys):
     for overrides, branches in (([], 2), (settings, 1)):
         assert pipeline("report", *overrides) == 0
         path = pipeline.folder / "report.html"
-        text, data = path.read_text(), json.loads(explored(path))
+        text, data = path.read_text(encoding="utf-8"), json.loads(explored(path))
         assert {len(problem["branches"]) for problem in data["problems"]} == {branches}
         assert ("OUT OF DATE" in text) == ("top_p=0.9" in text) == bool(overrides)
 

@@ -145,7 +145,7 @@ def test_pairs_of_a_study(world, tmp_path):
     mine = tmp_path / "mine.yaml"
     loaded = results.load(world.config(f"reproduce.study={mine}"))
     for text, pairs in {"[1]": [0, 1], "[0.5, 1]": [0], "[0, 0.5, 1]": [0, 1]}.items():
-        mine.write_text(f"- {{sft.fork_rate: {text}}}\n")
+        mine.write_text(f"- {{sft.fork_rate: {text}}}\n", encoding="utf-8")
         assert loaded.complete_pairs() == pairs
     assert loaded.pairs() == [0, 1] and loaded.fork_rates(0) == [0.5, 1] and loaded.fork_rates(1) == [1]
     assert loaded.base(1)["run"] == world.at("base", *SECOND).name

@@ -107,7 +107,7 @@ def test_what_cannot_be_run_is_refused_with_its_entry(entry, named):
 def test_files_that_hold_no_study_are_named(tmp_path, text, named):
     path = tmp_path / "mine.yaml"
     if text is not None:
-        path.write_text(text)
+        path.write_text(text, encoding="utf-8")
     with pytest.raises(ValueError, match=rf"mine\.yaml: .*{named}"):
         study.read(str(path))
 
@@ -169,18 +169,20 @@ def test_killed_runs_are_repeated_and_finished_ones_skipped(copy, small, tmp_pat
     """The first two starts die by SIGKILL. In the end both runs are whole, with the weights that one made alone has."""
     wrapper, count = tmp_path / "python", tmp_path / "starts"
     claim = f"mkdir {tmp_path}/first 2>/dev/null || mkdir {tmp_path}/second 2>/dev/null"  # succeeds twice in all
-    wrapper.write_text(f'#!/bin/sh\necho x >> {count}\n{claim} && kill -9 $$\nexec {sys.executable} "$@"\n')
+    wrapper.write_text(
+        f'#!/bin/sh\necho x >> {count}\n{claim} && kill -9 $$\nexec {sys.executable} "$@"\n', encoding="utf-8"
+    )
     wrapper.chmod(wrapper.stat().st_mode | stat.S_IXUSR)
     monkeypatch.setattr(sys, "executable", str(wrapper))
     pipeline = copy("base")
     plans = study.plans(pipeline.config("reproduce.workers=2"), [GRAPHS], [0])
     executors.run(plans)
-    assert "[2/2]" in capsys.readouterr().out and len(count.read_text().split()) == 4
+    assert "[2/2]" in capsys.readouterr().out and len(count.read_text(encoding="utf-8").split()) == 4
     folders = [runs.require(plan.config, "sft").folder for plan in plans]
-    logs = [(pipeline.folder / "logs" / f"{folder.name}.log").read_text() for folder in folders]
+    logs = [(pipeline.folder / "logs" / f"{folder.name}.log").read_text(encoding="utf-8") for folder in folders]
     assert all("16 steps in" in log for log in logs)
     executors.run(plans)
-    assert len(count.read_text().split()) == 4
+    assert len(count.read_text(encoding="utf-8").split()) == 4
     single = Pipeline(tmp_path / "alone", small)
     assert single("pretrain") == single("sft", "sft.fork_in_graph=true") == 0
     assert_same_training(folders[1], single.at("sft", "sft.fork_in_graph=true"))
@@ -196,7 +198,7 @@ def test_failures_are_named_after_all_others(copy, monkeypatch):
 
 def test_the_command_evaluates_what_it_made(copy, tmp_path, capsys, monkeypatch):
     pipeline, mine = copy("base", "fork0.5", "fork1", measured=True), tmp_path / "mine.yaml"
-    mine.write_text("- {sft.fork_rate: [0.5, 1]}\n")
+    mine.write_text("- {sft.fork_rate: [0.5, 1]}\n", encoding="utf-8")
     starts = Starts(monkeypatch)
     assert pipeline("study", f"reproduce.study={mine}") == 0 and not starts.commands
     names = {pipeline.run(name).name for name in ("base", "fork0.5", "fork1")}
@@ -213,7 +215,7 @@ def test_a_signal_saves(copy, tmp_path, stage, number):
     Ctrl-C comes to all processes of a terminal, the others to the first of them alone.
     """
     pipeline, mine = copy("base") if stage == "sft" else copy(), tmp_path / "mine.yaml"
-    mine.write_text("- {sft.fork_rate: 1, sft.epochs: 400}\n")
+    mine.write_text("- {sft.fork_rate: 1, sft.epochs: 400}\n", encoding="utf-8")
     long = ["pretrain.steps=4000"] if stage == "base" else []
     config = pipeline.config(f"reproduce.study={mine}", "save_every=10000", *long)
     command = [sys.executable, "-m", "experiments", "study", *configs.arguments(config)]
@@ -222,7 +224,7 @@ def test_a_signal_saves(copy, tmp_path, stage, number):
     with subprocess.Popen(command, env=os.environ | executors.ONE_CORE, start_new_session=True, **pipes) as process:
         metrics = folder / "metrics.jsonl"
         deadline = time.monotonic() + 120
-        while not metrics.exists() or not metrics.read_text():
+        while not metrics.exists() or not metrics.read_text(encoding="utf-8"):
             assert time.monotonic() < deadline and process.poll() is None, process.stderr.read()
             time.sleep(0.05)
         (os.killpg if number == signal.SIGINT else os.kill)(process.pid, number)
@@ -235,4 +237,4 @@ def test_a_signal_saves(copy, tmp_path, stage, number):
 
 
 def last_logged(folder: Path) -> int:
-    return json.loads((folder / "metrics.jsonl").read_text().splitlines()[-1])["step"]
+    return json.loads((folder / "metrics.jsonl").read_text(encoding="utf-8").splitlines()[-1])["step"]

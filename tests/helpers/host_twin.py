@@ -24,7 +24,7 @@ class Twin:
     folder: Path
     order: str = "forward"
     tiles: int = 2
-    source: str = SOURCE.read_text()
+    source: str = SOURCE.read_text(encoding="utf-8")
 
     def blocks(self, build: Build, work: int) -> int:
         return self.tiles

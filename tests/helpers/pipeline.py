@@ -97,7 +97,7 @@ def snapshot(folder: Path) -> dict[str, tuple[int, bytes]]:
 
 
 def logged_steps(folder: Path) -> list[int]:
-    return [json.loads(line)["step"] for line in (folder / "metrics.jsonl").read_text().splitlines()]
+    return [json.loads(line)["step"] for line in (folder / "metrics.jsonl").read_text(encoding="utf-8").splitlines()]
 
 
 def assert_same_training(folder: Path, reference: Path) -> None:

@@ -23,7 +23,7 @@ class Ordered(Star):
 
 def leaves_of(name: str) -> dict:
     """The dotted keys of a shipped file with their values, presets apart."""
-    tree = yaml.safe_load((configs.FOLDER / f"{name}.yaml").read_text())
+    tree = yaml.safe_load((configs.FOLDER / f"{name}.yaml").read_text(encoding="utf-8"))
     return configs.flattened({key: value for key, value in tree.items() if key != "presets"})
 
 
@@ -78,7 +78,7 @@ def test_every_key_has_one_default(task):
 @pytest.mark.parametrize("name", ["defaults", *SHIPPED])
 def test_every_default_is_commented(name):
     section, bare = "", []
-    for line in (configs.FOLDER / f"{name}.yaml").read_text().split("\npresets:")[0].splitlines():
+    for line in (configs.FOLDER / f"{name}.yaml").read_text(encoding="utf-8").split("\npresets:")[0].splitlines():
         code, _, comment = line.partition("#")
         section = section if code.startswith(" ") else code.strip().rstrip(":")
         is_default = name == "defaults" or section == "data"
@@ -316,8 +316,10 @@ def test_a_record_that_cannot_be_read(tree, named):
 def test_a_default_that_runs_before_it_did_not_have(folder, name, key):
     """A new run has the default; a run without the key is read as having what it had."""
     path, (section, leaf) = folder / f"{name}.yaml", key.split(".")
-    text, edits = re.subn(rf"^  {leaf}: \w+", f"  {leaf}: {{default: 9, before: 8}}", path.read_text(), flags=re.M)
-    path.write_text(text)
+    text, edits = re.subn(
+        rf"^  {leaf}: \w+", f"  {leaf}: {{default: 9, before: 8}}", path.read_text(encoding="utf-8"), flags=re.M
+    )
+    path.write_text(text, encoding="utf-8")
     assert edits == 1
     config = configs.load("star")
     assert configs.flat(config)[key] == 9 and not configs.tags(config)

@@ -48,7 +48,7 @@ def test_every_config_can_be_asked_for(tmp_path_factory, config):
     options = parser().parse_args(["config", *configs.arguments(config)])
     assert configs.load(options.config, options.overrides) == config
     path = tmp_path_factory.getbasetemp() / "printed.yaml"
-    path.write_text(configs.described(config))
+    path.write_text(configs.described(config), encoding="utf-8")
     assert configs.load(path) == config
     assert configs.from_record(json.loads(json.dumps(configs.to_tree(config))), "run.json") == config
 

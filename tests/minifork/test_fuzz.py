@@ -101,7 +101,7 @@ entries = st.lists(
 @example([{"task": {}}])
 def test_any_study(tmp_path_factory, content):
     path = tmp_path_factory.getbasetemp() / "study.yaml"
-    path.write_text(yaml.safe_dump(content))
+    path.write_text(yaml.safe_dump(content), encoding="utf-8")
     config = configs.load("star", [f"reproduce.study={path}", f"runs={path.parent / 'none'}"])
     taken_or_refused(lambda: [plan.command for plan in study.plans(config, study.read(str(path)), range(2))])
 
@@ -109,12 +109,12 @@ def test_any_study(tmp_path_factory, content):
 @fuzz
 @given(st.data())
 def test_any_value_anywhere_in_the_claims(tmp_path_factory, data):
-    tree = yaml.safe_load(claims.FILE.read_text())
+    tree = yaml.safe_load(claims.FILE.read_text(encoding="utf-8"))
     tree["claims"] = tree["claims"][:2]
     claim = data.draw(st.sampled_from(tree["claims"]))
     claim[data.draw(st.sampled_from([*claim, "minus", "rising", "x"]))] = data.draw(values)
     path = tmp_path_factory.getbasetemp() / "claims.yaml"
-    path.write_text(yaml.safe_dump(tree))
+    path.write_text(yaml.safe_dump(tree), encoding="utf-8")
     taken_or_refused(claims.read, path)
 
 
@@ -141,7 +141,7 @@ def spoilt(path, content, data):
         if "checksum" in original and tree.get("record") == original["record"]:
             tree["checksum"] = files.fingerprint({key: value for key, value in tree.items() if key != "checksum"})
     try:
-        path.write_text(json.dumps(content))
+        path.write_text(json.dumps(content), encoding="utf-8")
         with contextlib.redirect_stdout(io.StringIO()):
             yield
     finally:

@@ -32,7 +32,7 @@ def test_config_prints_what_can_be_read_again(tmp_path, capsys, words):
     assert main(["config", "--config", task, *overrides]) == 0
     printed = capsys.readouterr().out
     path = tmp_path / "again.yaml"
-    path.write_text(printed)
+    path.write_text(printed, encoding="utf-8")
     assert configs.load(path) == config
     lines = [line for line in printed.splitlines() if line and not line.endswith(":")]
     assert len(lines) == len(configs.keys(Config, task=task))
@@ -92,7 +92,7 @@ def test_what_is_listed_is_removed_and_nothing_else(copy, capsys):
     """Nor a run that a process works on."""
     pipeline = copy("base", "fork0.5", "fork1", "fresh")
     damaged = shutil.copytree(pipeline.run("fork1"), pipeline.folder / "mine")
-    (damaged / runs.RECORD).write_text("{")
+    (damaged / runs.RECORD).write_text("{", encoding="utf-8")
     before = snapshot(pipeline.root)
     gone = {pipeline.run(name).name for name in ("fork1", "fresh")}
     with files.locked(pipeline.run("fork1")):

@@ -52,7 +52,7 @@ def test_artefacts_of_a_run(trained, name):
 def test_training_learns(trained):
     """Every stage succeeds, and the loss of the base falls below that of guessing a node."""
     assert trained.codes == [0] * (1 + len(SFT) + 3)
-    lines = (trained.run(BASE) / "metrics.jsonl").read_text().splitlines()
+    lines = (trained.run(BASE) / "metrics.jsonl").read_text(encoding="utf-8").splitlines()
     logged = [json.loads(line)["loss"] for line in lines]
     assert logged[-1] < logged[0] and logged[-1] < np.log(12)
 
@@ -183,7 +183,9 @@ def test_figures_do_not_depend_on_a_users_matplotlibrc(copy, monkeypatch):
 
 
 def test_claims(trained):
-    rows = {row["id"]: row for row in json.loads((trained.folder / "claims.json").read_text())["claims"]}
+    rows = {
+        row["id"]: row for row in json.loads((trained.folder / "claims.json").read_text(encoding="utf-8"))["claims"]
+    }
     verdicts = [row["verdict"] for row in rows.values()]
     held, tested = verdicts.count("holds"), len(verdicts) - verdicts.count("not run")
     assert f"{held} of {tested} claims hold on 1 pair of seeds; provisional, 5 pairs are wanted" in trained.printed

@@ -47,10 +47,10 @@ def test_a_damaged_audit_is_made_anew(copy):
     pipeline = copy("base")
     assert pipeline("sft", "sft.epochs=1") == 0
     (path,) = (pipeline.folder / "audits").iterdir()
-    whole = path.read_text()
+    whole = path.read_text(encoding="utf-8")
     for epochs, content in enumerate(["", "{}", '{"leaks": 3}'], start=2):
-        path.write_text(content)
-        assert pipeline("sft", f"sft.epochs={epochs}") == 0 and path.read_text() == whole
+        path.write_text(content, encoding="utf-8")
+        assert pipeline("sft", f"sft.epochs={epochs}") == 0 and path.read_text(encoding="utf-8") == whole
 
 
 def test_audit_command(empty, capsys):

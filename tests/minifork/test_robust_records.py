@@ -53,9 +53,9 @@ def tiny_configs(folder: Path) -> Path:
         key, _, value = word.partition("=")
         *sections, leaf = key.split(".")
         path = folder / ("star.yaml" if sections == ["data"] else "defaults.yaml")
-        tree = without_before(yaml.safe_load(path.read_text()))
+        tree = without_before(yaml.safe_load(path.read_text(encoding="utf-8")))
         (tree[sections[0]] if sections else tree)[leaf] = yaml.safe_load(value)
-        path.write_text(yaml.safe_dump(tree))
+        path.write_text(yaml.safe_dump(tree), encoding="utf-8")
     return folder
 
 
@@ -63,7 +63,7 @@ def tiny_configs(folder: Path) -> Path:
 def edited_records(without: Iterable[str] = (), more: dict | None = None) -> Iterator[None]:
     """The records of the base and the plain fine-tuning with config keys taken out or put in, put right again."""
     paths = [runs.folder_of(configs.load(), stage) / runs.RECORD for stage in ("base", "sft")]
-    before = {path: path.read_text() for path in paths}
+    before = {path: path.read_text(encoding="utf-8") for path in paths}
     for path in paths:
         record = files.read_json(path)
         for key in without:
@@ -76,7 +76,7 @@ def edited_records(without: Iterable[str] = (), more: dict | None = None) -> Ite
         yield
     finally:
         for path, text in before.items():
-            path.write_text(text)
+            path.write_text(text, encoding="utf-8")
 
 
 def check_recognised(folder: Path, capsys: pytest.CaptureFixture) -> None:

@@ -71,7 +71,7 @@ def test_records_that_cannot_be_read(copy, capsys, way_out, damage):
     pipeline = copy("base", "fork1")
     folder, config = pipeline.run("fork1"), pipeline.config()
     if isinstance(damage, str):
-        (folder / runs.RECORD).write_text(damage)
+        (folder / runs.RECORD).write_text(damage, encoding="utf-8")
     else:
         edit_record(folder, **damage)
     for read in (lambda: runs.read(folder), lambda: runs.find(config, "sft"), lambda: runs.require(config, "sft")):
@@ -88,7 +88,7 @@ def test_commands_on_a_record_that_cannot_be_read(trained, copy, capsys, name, c
     """Doing what the line says makes the run again."""
     pipeline = copy("base", "fork1", measured=True)
     folder = pipeline.run(name)
-    (folder / runs.RECORD).write_text('{"format": "minifork-run"')
+    (folder / runs.RECORD).write_text('{"format": "minifork-run"', encoding="utf-8")
     for command in commands:
         assert f"{folder / runs.RECORD}: not a JSON file; remove it" in pipeline.refused(capsys, command)
     assert pipeline("runs") == 0 and pipeline("eval") == (1 if name == "base" else 0)  # all need their base

@@ -243,8 +243,8 @@ def test_a_folder_of_somebody_elses_files(copy):
     for words in (["sft"], ["wise", "wise.weights=0.5"]):
         mine = pipeline.at(*words) / "notes.txt"
         mine.parent.mkdir()
-        mine.write_text("mine")
-        assert pipeline(*words) == 0 and mine.read_text() == "mine" and runs.read(mine.parent).complete
+        mine.write_text("mine", encoding="utf-8")
+        assert pipeline(*words) == 0 and mine.read_text(encoding="utf-8") == "mine" and runs.read(mine.parent).complete
 
 
 def test_a_record_keeps_the_config_of_the_last_command(copy):

@@ -39,7 +39,7 @@ def nvrtc() -> Compiler:
 @pytest.mark.parametrize(("arch", "builds"), [("sm_90", BUILDS), ("sm_80", BUILDS[:2])])
 def test_compiles_without_spills(nvrtc, arch, builds):
     for build in builds:
-        cubin, log = nvrtc.compile(SOURCE.read_text(), cuda.options(build, arch))
+        cubin, log = nvrtc.compile(SOURCE.read_text(encoding="utf-8"), cuda.options(build, arch))
         assert cubin.startswith(b"\x7fELF") and b"tile_bytes" in cubin
         assert "bytes spill stores" in log and spilled_bytes(log) == 0, build
         assert "warning" not in log
@@ -48,14 +48,14 @@ def test_compiles_without_spills(nvrtc, arch, builds):
 def test_spills_are_seen(nvrtc):
     options = [*cuda.options(BUILDS[0], "sm_90"), "--maxrregcount=40"]
     options = [option for option in options if "BLOCKS_PER_SM" not in option] + ["-DBLOCKS_PER_SM=4"]
-    assert spilled_bytes(nvrtc.compile(SOURCE.read_text(), options)[1]) > 0
+    assert spilled_bytes(nvrtc.compile(SOURCE.read_text(encoding="utf-8"), options)[1]) > 0
 
 
 def test_a_source_that_does_not_compile(nvrtc):
     with pytest.raises(UnavailableError, match="error"):
         nvrtc.compile("not C++", cuda.options(BUILDS[0], "sm_90"))
     with pytest.raises(UnavailableError, match="NVRTC"):
-        nvrtc.compile(SOURCE.read_text(), cuda.options(BUILDS[0], "sm_1"))
+        nvrtc.compile(SOURCE.read_text(encoding="utf-8"), cuda.options(BUILDS[0], "sm_1"))
 
 
 def test_cache(tmp_path):

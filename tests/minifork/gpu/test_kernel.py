@@ -199,7 +199,7 @@ RACES = {  # two neighbouring phases, and both in one
 @pytest.mark.parametrize("race", RACES)
 def test_a_planted_race_is_caught(make_model, twin, race):
     """Where a phase runs on without a barrier into the next, not all orders of threads give the right bits."""
-    tree, source = make_tree(make_model, "narrow", 3, "temperature=0.5"), SOURCE.read_text()
+    tree, source = make_tree(make_model, "narrow", 3, "temperature=0.5"), SOURCE.read_text(encoding="utf-8")
     planted = re.sub(*RACES[race], source)
     assert planted != source
 
@@ -223,7 +223,7 @@ def test_a_planted_layout_error_is_caught(make_model, twin, monkeypatch):
     tree = make_tree(make_model, "reference", 4)
     backends.self_test(twin, tree, 32, False)
     backends.self_test(twin, tree, 32, True)
-    planted = SOURCE.read_text().replace("(at + 8 * STRIDE + 8)", "(at + 8)", 1)
+    planted = SOURCE.read_text(encoding="utf-8").replace("(at + 8 * STRIDE + 8)", "(at + 8)", 1)
     with pytest.raises((UnavailableError, ValueError)):
         backends.self_test(replace(twin, source=planted), tree, 32, True)
     monkeypatch.setattr(kernel, "fragments", swapped_fragments)
@@ -283,7 +283,7 @@ def test_a_cpu_uses_torch(make_model):
 
 def library(twin: Twin, probe: str) -> ctypes.CDLL:
     """The twin with a function more."""
-    return ctypes.CDLL(str(replace(twin, source=SOURCE.read_text() + probe).compiled(BUILD)))
+    return ctypes.CDLL(str(replace(twin, source=SOURCE.read_text(encoding="utf-8") + probe).compiled(BUILD)))
 
 
 def test_exponential(twin):

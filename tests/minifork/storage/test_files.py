@@ -69,7 +69,7 @@ def test_the_new_file_appears_only_when_whole(tmp_path):
 
 
 def test_a_folder_that_cannot_be_made(tmp_path):
-    (tmp_path / "file").write_text("in the way")
+    (tmp_path / "file").write_text("in the way", encoding="utf-8")
     path = tmp_path / "file" / "run.json"
     for write in (lambda: files.write_json(path, {}), lambda: files.append_line(path, {})):
         with pytest.raises(OSError, match="cannot be saved") as raised:
@@ -104,7 +104,10 @@ def test_what_is_no_json_mapping(tmp_path, content):
 def test_lines_are_appended(tmp_path):
     for step in (1, 2):
         files.append_line(tmp_path / "log", {"step": step})
-    assert [json.loads(line) for line in (tmp_path / "log").read_text().splitlines()] == [{"step": 1}, {"step": 2}]
+    assert [json.loads(line) for line in (tmp_path / "log").read_text(encoding="utf-8").splitlines()] == [
+        {"step": 1},
+        {"step": 2},
+    ]
 
 
 def test_fingerprints():

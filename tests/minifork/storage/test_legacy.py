@@ -49,7 +49,7 @@ def age(folder: Path, name: str, **rl: str | int) -> Path:
     if name == "started-seed0":  # 0.1 took the seed and the sizes of the run that is named, not those given here
         config["rl"]["start"], config["sft"]["epochs"], config["sft"]["lr"] = "sft-fork1-seed0", 8, 0.5
     if run.stage == "wise":  # it was called a run like the one it is a mixture of
-        tuned = json.loads((folder.parent / "sft-fork1-seed0" / "meta.json").read_text())
+        tuned = json.loads((folder.parent / "sft-fork1-seed0" / "meta.json").read_text(encoding="utf-8"))
         meta = tuned | {"name": name, "weight": float(config["wise"]["weights"]), "early": config["wise"]["early"]}
         meta |= {"tuned": "sft-fork1-seed0", "tuned_hash": record["parent"]["weights"]}
         config["wise"] = {"weights": "0.25,0.5,0.75", "early": 0}
@@ -57,8 +57,8 @@ def age(folder: Path, name: str, **rl: str | int) -> Path:
         saved = load_weights(path)
         torch.save({key: value for key, value in saved.items() if key != "snapshots"}, path)
     (folder / "run.json").unlink()
-    (folder / "config.yaml").write_text(yaml.safe_dump(config, sort_keys=False))
-    (folder / "meta.json").write_text(json.dumps(meta, indent=1) + "\n")
+    (folder / "config.yaml").write_text(yaml.safe_dump(config, sort_keys=False), encoding="utf-8")
+    (folder / "meta.json").write_text(json.dumps(meta, indent=1) + "\n", encoding="utf-8")
     return folder.rename(old)
 
 
@@ -188,7 +188,7 @@ def test_rl_from_a_start_that_has_no_words_today(old, capsys, start):
         files.write_json(folder / "meta.json", files.read_json(folder / "meta.json") | meta)
     else:
         config["seed"] = 1
-    (folder / "config.yaml").write_text(yaml.safe_dump(config))
+    (folder / "config.yaml").write_text(yaml.safe_dump(config), encoding="utf-8")
     assert old("eval") == 0
     assert f"{folder}: left out" in capsys.readouterr().out
     assert not old.at("rl", f"seed={config['seed']}", "rl.epoch=2", *RL).exists()
@@ -197,7 +197,7 @@ def test_rl_from_a_start_that_has_no_words_today(old, capsys, start):
 def test_a_limit_that_came_later(old, capsys):
     """What a command of 0.1 said of a study decides nothing and refuses nothing: it knew no largest number of pairs."""
     path = old.folder / "base-seed0" / "config.yaml"
-    path.write_text(path.read_text().replace("pairs: 1\n", "pairs: 10\n"))
+    path.write_text(path.read_text(encoding="utf-8").replace("pairs: 1\n", "pairs: 10\n"), encoding="utf-8")
     assert old("pretrain") == 0
     assert "base-seed0 is complete: nothing to do" in capsys.readouterr().out
 

@@ -102,7 +102,7 @@ def changed(tmp_path_factory) -> tuple[set[str], set[str]]:
         shutil.copytree(ROOT / package, folder / package, ignore=shutil.ignore_patterns("__pycache__"))
     for name, text in USERS.items():
         (folder / name).parent.mkdir(exist_ok=True)
-        (folder / name).write_text(text)
+        (folder / name).write_text(text, encoding="utf-8")
     shipped, own_task, torch_is_loaded = python(folder, "-c", CHANGE_EVERY_FILE)
     assert not torch_is_loaded
     return set(shipped), set(own_task)
@@ -124,7 +124,7 @@ def test_a_program_that_defines_its_task_counts(tmp_path):
     """As those in examples/ do."""
     program, versions = tmp_path / "program.py", set()
     for text in (PROGRAM, f"{PROGRAM}# changed", PROGRAM):
-        program.write_text(text)
+        program.write_text(text, encoding="utf-8")
         versions.add(python(tmp_path, str(program)))
     assert len(versions) == 2
 
@@ -134,8 +134,8 @@ def test_what_another_environment_installed_does_not_count(tmp_path, monkeypatch
     for folder in (tmp_path, tmp_path / "site-packages"):
         folder.mkdir(exist_ok=True)
         monkeypatch.syspath_prepend(folder)
-    (tmp_path / "site-packages" / "theirs.py").write_text("")
-    (tmp_path / "ours.py").write_text("")
-    (tmp_path / "task_of_ours.py").write_text("import ours, theirs\n")
+    (tmp_path / "site-packages" / "theirs.py").write_text("", encoding="utf-8")
+    (tmp_path / "ours.py").write_text("", encoding="utf-8")
+    (tmp_path / "task_of_ours.py").write_text("import ours, theirs\n", encoding="utf-8")
     names = {path.name for path in version.measuring_files(("task_of_ours",))}
     assert {"task_of_ours.py", "ours.py"} <= names and "theirs.py" not in names
