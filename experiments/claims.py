@@ -1,28 +1,35 @@
 """Which claims hold: experiments/claims.yaml against the last evaluation.
 
-A claim's number is a mean over pairs of seeds, its interval a bootstrap that resamples pairs and problems
-(`minifork.statistics.intervals`), the same problems for all runs. It holds if the whole interval lies strictly inside
-the range that was fixed beforehand, and fails otherwise. A share that is recovered is judged as what is won beyond that
-share of what was lost, which is linear, and only where at least LOST was lost.
+A claim's number is a mean over pairs of seeds, its 95 % interval that of `minifork.statistics.intervals`, about pairs
+and problems, which are the same for all runs. It holds if the whole interval lies strictly inside the range that was
+fixed beforehand, and fails otherwise. A share that is recovered is judged as what is won beyond that share of what was
+lost, which is linear, and only where at least LOST was lost.
 """
 
 import math
 from dataclasses import MISSING, dataclass, fields
-from functools import lru_cache
+from itertools import pairwise
 from pathlib import Path
 from typing import Any, get_args, get_type_hints
 
 import numpy as np
 
 from experiments import study
-from experiments.estimates import DRAWS, LOST, interval_text, pairs_text
+from experiments.estimates import (
+    LOST,
+    interval_text,
+    mean_over_pairs,
+    pairs_text,
+    probability_over_pairs,
+    uncertainty_text,
+)
 from experiments.results import Results, load
 from minifork import config as configs
 from minifork import runs
 from minifork.config import read_yaml
 from minifork.measuring import quantities
 from minifork.schema import Config
-from minifork.statistics import intervals, passk
+from minifork.statistics import intervals
 from minifork.storage.files import write_json
 
 FILE = Path(__file__).parent / "claims.yaml"
@@ -34,6 +41,7 @@ FORK = {  # what a term can mean of the fork: an array, and a quantity of `quant
     "train fork accuracy": ("fork_train", "accuracy"),
 }
 QUANTITIES = (*FORK, "mode entropy", "rest")
+PROBABILITIES = ("pass", "fork accuracy", "train fork accuracy", "rest")  # means over problems of numbers in [0, 1]
 
 
 @dataclass(frozen=True)
@@ -60,6 +68,11 @@ class Term:
     def stage(self) -> str:
         """The stage of the run."""
         return self.run.get("stage", "sft")
+
+    @property
+    def is_probability(self) -> bool:
+        """Whether it is the mean over problems of a probability."""
+        return self.what.partition("@")[0] in PROBABILITIES
 
     @property
     def keys(self) -> dict:
@@ -140,8 +153,6 @@ def claims(config: Config) -> None:
     held, failed = verdicts.count("holds"), verdicts.count("fails")
     provisional = "" if len(pairs) >= wanted else f"; provisional, {wanted} pairs are wanted"
     print(f"{held} of {held + failed} claims hold on {pairs_text(len(pairs))}{provisional}")
-    if len(pairs) == 1:
-        print("intervals are about problems only: one pair says nothing about seeds")
     result = runs.made_by(config) | {"study": config.reproduce.study, "pairs": len(pairs), "wanted": wanted}
     write_json(runs.task_folder(config) / "claims.json", result | {"claims": rows, "of": results.fingerprint})
 
@@ -201,44 +212,61 @@ def judge(claim: Claim, results: Results, pairs: list[int]) -> dict:
     """
     row = {"id": claim.id, "says": claim.says, "of": claim.of, "by": claim.by, "rule": claim.rule}
     try:
-        draws = {name: over_pairs(results, pairs, term) for name, term in claim.terms.items()}
+        values = {name: over_pairs(results, pairs, term) for name, term in claim.terms.items()}
+        if len({of_term.shape for of_term in values.values()}) > 1:
+            raise ValueError("its terms are about different problems; compare runs on the same ones")
     except NotRunError as missing:
         return row | _verdict("not run", why=f"{missing} is missing")
     except ValueError as error:
         raise ValueError(f"{FILE}: claim {claim.id!r}: {error}") from None
-    if not all(np.isfinite(values).all() for values in draws.values()):
+    if not all(np.isfinite(of_term).all() for of_term in values.values()):
         return row | _verdict("not run", why="too few problems for an interval")
     if claim.over is not None:
-        return row | _recovered(claim, draws["value"] - draws["minus"], draws.get("over", claim.over) - draws["minus"])
+        return row | _recovered(
+            claim, values["value"] - values["minus"], values.get("over", claim.over) - values["minus"]
+        )
     if claim.rising:
-        number = np.diff(np.stack(list(draws.values())), axis=0).min(axis=0)
-    else:
-        number = draws["value"] - draws.get("minus", 0.0)
-    low, high = intervals.interval(number[1:])
-    inside = (claim.at_least is None or low > claim.at_least) and (claim.at_most is None or high < claim.at_most)
-    return row | _verdict("holds" if inside else "fails", float(number[0]), [float(low), float(high)])
+        steps = [mean_over_pairs(after - before) for before, after in pairwise(values.values())]
+        return row | _judged(claim, steps) | {"steps": steps}
+    if claim.minus is not None:
+        return row | _judged(claim, [mean_over_pairs(values["value"] - values["minus"])])
+    assert claim.value is not None
+    over = probability_over_pairs if claim.value.is_probability else mean_over_pairs
+    return row | _judged(claim, [over(values["value"])])
 
 
-def _verdict(verdict: str, effect: float | None = None, ci95: list | None = None, why: str | None = None) -> dict:
-    """What a row says beside the claim itself."""
-    return {"verdict": verdict, "effect": effect, "ci95": ci95, "why": why}
+def _judged(claim: Claim, estimates: list[dict]) -> dict:
+    """The verdict on estimates of which each must lie in the range; its number is the smallest."""
+    smallest = min(estimates, key=lambda estimate: estimate["mean"])
+    if any(estimate["ci95"] is None for estimate in estimates):
+        return _verdict("fails", smallest, f"pairs differ too much for an interval {uncertainty_text(smallest, '')}")
+    least, most = claim.at_least, claim.at_most
+    inside = [
+        (least is None or low > least) and (most is None or high < most)
+        for low, high in (estimate["ci95"] for estimate in estimates)
+    ]
+    return _verdict("holds" if all(inside) else "fails", smallest)
 
 
 def _recovered(claim: Claim, won: np.ndarray, lost: np.ndarray) -> dict:
-    """The verdict on a recovered share, from what was won and lost, float64[1 + DRAWS] each.
+    """The verdict on a recovered share, from what was won and lost, float64[pairs, n] each."""
+    if lost.mean() < LOST:
+        return _verdict("fails", why=f"only {lost.mean():.3f} was lost")
+    ends, share = intervals.share_interval(won, lost), float(won.mean() / lost.mean())
+    if ends is None:
+        return _verdict("fails", {"mean": share, "ci95": None}, "what was lost may be nothing")
+    beyond, _ = intervals.mean_interval(won - claim.at_least * lost)
+    return _verdict("holds" if beyond > 0 else "fails", {"mean": share, "ci95": ends.tolist()})
 
-    The interval is shown only where no draw has next to nothing lost, which would make the share anything.
-    """
-    if lost[0] < LOST:
-        return _verdict("fails", why=f"only {lost[0]:.3f} was lost")
-    low, _ = intervals.interval((won - claim.at_least * lost)[1:])
-    ends = intervals.interval(won[1:] / lost[1:]).tolist() if lost.min() >= LOST else None
-    held = low > 0 and intervals.interval(lost[1:])[0] > 0
-    return _verdict("holds" if held else "fails", float(won[0] / lost[0]), ends)
+
+def _verdict(verdict: str, estimate: dict | None = None, why: str | None = None) -> dict:
+    """What a row says beside the claim itself."""
+    mean, ends = (estimate["mean"], estimate["ci95"]) if estimate else (None, None)
+    return {"verdict": verdict, "effect": mean, "ci95": ends, "why": why}
 
 
 def over_pairs(results: Results, pairs: list[int], term: Term) -> np.ndarray:
-    """A term's mean over pairs float64[1 + DRAWS]: the estimate, then bootstrap draws.
+    """What a term means of every pair and problem, float64[pairs, n].
 
     Raises NotRunError when a pair lacks the run, ValueError when it has several that the term could mean.
     """
@@ -248,37 +276,22 @@ def over_pairs(results: Results, pairs: list[int], term: Term) -> np.ndarray:
         if not records:
             raise NotRunError(f"{term} of pair {pair}")
         values.append(statistic(results, records[-1], term))
-    return np.einsum("dp,pd->d", _with_equal(intervals.pair_resamples(len(pairs), DRAWS, 1)), np.stack(values))
+    shortest = min(map(len, values))  # every pair has training problems of its own, and not always as many
+    return np.stack([of_pair[:shortest] for of_pair in values])
 
 
 def statistic(results: Results, record: dict, term: Term) -> np.ndarray:
-    """What a term means of a record, float64[1 + DRAWS], under the resamples of problems."""
+    """What a term means of a record on every problem, float64[n]: its value, or of what is no mean its pseudo-value."""
     name, _, k = term.what.partition("@")
-    if name in ("pass", "index"):
+    if name == "pass":
+        return results.solved(record, int(k), term.mode)
+    if name == "index":
         p, solved = results.array(record, term.mode), results.solved(record, int(k), term.mode)
-        passed = _weights(len(p)) @ solved
-        return (
-            passed if name == "pass" else passk.polarisation(_weights(len(p)) @ p, passed[:, None], [int(k)])[1][:, 0]
-        )
+        return quantities.index_values(p, solved, int(k))
     if name in FORK:
         what, quantity = FORK[name]
-        value, counted = quantities.fork_quantities(results.array(record, what))[quantity]
-        weights = _weights(len(value))
-        with np.errstate(invalid="ignore"):
-            return (weights @ (value * counted)) / (weights @ counted)
-    value = results.array(record, "rest") if name == "rest" else quantities.entropy(results.array(record, "modes"))
-    return _weights(len(value)) @ value
-
-
-@lru_cache(maxsize=4)
-def _weights(n: int) -> np.ndarray:
-    """Shares of problems float64[1 + DRAWS, n]: equal ones, then resamples, the same for every run."""
-    return _with_equal(intervals.resamples(n, DRAWS))
-
-
-def _with_equal(weights: np.ndarray) -> np.ndarray:
-    """Bootstrap weights float64[DRAWS, n] behind a row of equal ones, which gives the estimate."""
-    return np.concatenate([np.full((1, weights.shape[1]), 1 / weights.shape[1]), weights])
+        return quantities.fork_values(results.array(record, what), quantity)
+    return results.array(record, "rest") if name == "rest" else quantities.entropy(results.array(record, "modes"))
 
 
 def line(row: dict) -> str:
@@ -290,5 +303,5 @@ def line(row: dict) -> str:
 
 
 def ends_text(row: dict) -> str:
-    """The interval of a row, in words."""
-    return "[too little lost]" if row["ci95"] is None else interval_text(row["ci95"])
+    """The interval of a row, or why it has none."""
+    return f"[{row['why']}]" if row["ci95"] is None else interval_text(row["ci95"])

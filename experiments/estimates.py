@@ -6,19 +6,27 @@ import numpy as np
 
 from minifork.statistics import intervals
 
-DRAWS = 1000  # bootstrap resamples behind every interval over pairs
 KS = (1, 16, 64)  # the k at which studies give pass@k
 LOST = 0.05  # if less than this was lost, there is nothing to recover
 
 
-def with_interval(mean: float, draws: np.ndarray) -> dict:
-    """A mean and the 95 % interval of its bootstrap draws float64[DRAWS]: {"mean": .., "ci95": [.., ..]}."""
-    return {"mean": float(mean), "ci95": intervals.interval(draws).tolist()}
+def probability_over_pairs(values: np.ndarray) -> dict:
+    """The mean of probabilities float64[pairs, n], such as pass@k: {"mean": .., "ci95": [.., ..], "by_pair": [..]}.
+
+    ci95 is null where the pairs differ too much for an interval.
+    """
+    ends = None if intervals.pairs_differ(values) else intervals.probability_interval(values)
+    return _estimate(values, ends)
 
 
 def mean_over_pairs(values: np.ndarray) -> dict:
-    """The mean of values float64[pairs, n] with its 95 % interval, pairs and problems resampled."""
-    return with_interval(values.mean(), intervals.hierarchical(values, DRAWS))
+    """The mean of differences, or of pseudo-values, float64[pairs, n]; as `probability_over_pairs`."""
+    return _estimate(values, intervals.mean_interval(values))
+
+
+def _estimate(values: np.ndarray, ends: np.ndarray | None) -> dict:
+    by_pair = values.mean(axis=1).tolist()
+    return {"mean": float(values.mean()), "ci95": None if ends is None else ends.tolist(), "by_pair": by_pair}
 
 
 def interval_text(ends: Sequence[float], sign: str = "+") -> str:
@@ -27,11 +35,18 @@ def interval_text(ends: Sequence[float], sign: str = "+") -> str:
     return f"[{low:{sign}.3f}, {high:{sign}.3f}]"
 
 
+def uncertainty_text(estimate: dict, sign: str = "+") -> str:
+    """The interval of an estimate, or where it has none the values of the pairs."""
+    if estimate["ci95"] is not None:
+        return interval_text(estimate["ci95"], sign)
+    return f"(pairs: {', '.join(f'{value:{sign}.3f}' for value in estimate['by_pair'])})"
+
+
 def signed(estimate: dict) -> str:
     """A mean and its interval, as differences are printed."""
-    return f"{estimate['mean']:+.3f} {interval_text(estimate['ci95'])}"
+    return f"{estimate['mean']:+.3f} {uncertainty_text(estimate)}"
 
 
 def pairs_text(count: int) -> str:
-    """How many pairs of seeds, in words."""
-    return f"{count} pair{'s' * (count > 1)} of seeds"
+    """How many pairs of seeds there are, and what that means for intervals."""
+    return f"{count} pairs of seeds" if count > 1 else "1 pair of seeds (intervals are about problems only)"

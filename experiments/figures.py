@@ -1,13 +1,13 @@
 """The figures: the crossing, pass@k over epochs, the dose, the fork.
 
-The first pair of seeds is drawn with 95 % intervals (bootstrap over problems), further pairs as thin lines (the bars
-of the dose are the first pair's alone).
+The first pair of seeds is drawn with 95 % intervals (over problems), further pairs as thin lines (the bars of the dose
+are the first pair's alone).
 Line styles and markers repeat what colour says, so that the figures read in grey.
 """
 
 import contextlib
 import io
-from collections.abc import Callable, Iterator, Mapping, Sequence
+from collections.abc import Iterator, Mapping, Sequence
 from pathlib import Path
 from typing import Any, cast
 
@@ -19,14 +19,14 @@ from numpy.typing import ArrayLike
 
 from experiments.results import Results, load
 from minifork import runs
-from minifork.measuring.quantities import fork_quantities
+from minifork.measuring.quantities import fork_quantities, fork_values, index_values
 from minifork.schema import Config
 from minifork.statistics import intervals, passk
 from minifork.storage.files import write_atomically
 
 EPOCH_COLOURS = matplotlib.colormaps["viridis"]
 RIGHT, WRONG, SKILL, POLARISATION, MANY = "#0072B2", "#D55E00", "#56B4E9", "#E69F00", "#CC79A7"  # Okabe and Ito
-BOOTSTRAP, K = 400, 16
+K = 16
 Style = tuple[str, Any, str, str]  # of a line: label, colour, marker, line style
 
 BASE = ("base", "black", "", "--")
@@ -195,11 +195,8 @@ def _shrinkage_bars(axes: Axes, at: np.ndarray, parts: list[np.ndarray]) -> None
 
 
 def whiskers(value: ArrayLike, low: ArrayLike, high: ArrayLike) -> np.ndarray:
-    """Lengths float64[2, m] of error bars below and above; 0 where an interval does not reach its estimate.
-
-    A percentile interval of a ratio, such as the index of nearly equal p, can lie to one side of it.
-    """
-    return np.maximum(np.stack([np.subtract(value, low), np.subtract(high, value)]), 0.0)
+    """Lengths float64[2, m] of error bars below and above."""
+    return np.stack([np.subtract(value, low), np.subtract(high, value)])
 
 
 def fork(results: Results, pairs: list[int]) -> Figure:
@@ -230,37 +227,34 @@ def fork(results: Results, pairs: list[int]) -> Figure:
 # estimates of one pair, float64[3, ...]: low, value, high
 
 
-def _estimate(statistic: Callable[[np.ndarray], np.ndarray], weights: np.ndarray) -> np.ndarray:
-    """A statistic [draws, ...] of problem weights [draws, n] as float64[3, ...]."""
-    value = statistic(np.full((1, weights.shape[1]), 1 / weights.shape[1]))[0]
-    low, high = intervals.interval(statistic(weights))
-    return np.stack([low, value, high])
+def _estimate(values: np.ndarray) -> np.ndarray:
+    """The mean of values, or of pseudo-values, of every problem float64[n] as float64[3]."""
+    low, high = intervals.mean_interval(values[None])
+    return np.array([low, values.mean(), high])
 
 
 def _shrinkage(results: Results, pair: int, rate: float) -> np.ndarray:
     """S_K and its two parts float64[3, (skill, polarisation, total)], paired over problems."""
     both = [results.base(pair), results.tuned(pair, rate)[-1]]
-    p = np.stack([results.array(record) for record in both], axis=1)
-    solved = np.stack([results.solved(record, K) for record in both], axis=1)
+    p = np.stack([results.array(record) for record in both])
+    solved = np.stack([results.solved(record, K) for record in both])
 
-    def parts(weights: np.ndarray) -> np.ndarray:
-        passed, ceiling = weights @ solved, passk.solve_rate(weights @ p, K)
+    def parts(means: np.ndarray) -> np.ndarray:
+        ceiling, passed = passk.solve_rate(means[:, :2], K), means[:, 2:]
         skill, total = ceiling[:, 0] - ceiling[:, 1], passed[:, 0] - passed[:, 1]
         return np.stack([skill, total - skill, total], axis=1)
 
-    return _estimate(parts, results.weights)
+    pseudo = intervals.pseudo_values(parts, np.concatenate([p, solved]))
+    return np.stack([_estimate(values) for values in pseudo.T], axis=1)
 
 
 def _index(results: Results, record: dict, mode: str | None) -> np.ndarray:
     """The polarisation index of a record at K, free or with a forced mode."""
-    p, solved = results.array(record, mode), results.solved(record, K, mode)[:, None]
-    return _estimate(lambda w: passk.polarisation(w @ p, w @ solved, [K])[1][:, 0], results.weights)
+    return _estimate(index_values(results.array(record, mode), results.solved(record, K, mode), K))
 
 
 def _fork_mean(branch: np.ndarray, quantity: str) -> np.ndarray:
     """A fork statistic of branch probabilities [n, d]; nan where hardly a problem counts."""
-    value, where = fork_quantities(branch)[quantity]
-    if where.sum() < 5:  # an interval from a handful of problems would say nothing
+    if fork_quantities(branch)[quantity][1].sum() < 5:  # an interval from a handful of problems would say nothing
         return np.full(3, np.nan)
-    weights = intervals.resamples(len(value), BOOTSTRAP)
-    return _estimate(lambda w: (w @ (value * where)) / np.maximum(w @ where, 1e-12), weights)
+    return _estimate(fork_values(branch, quantity))

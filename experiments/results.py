@@ -12,7 +12,7 @@ from minifork import runs
 from minifork.evaluate import array_name, find_targets, record_of, stored
 from minifork.runs import Run
 from minifork.schema import Config
-from minifork.statistics import intervals, passk
+from minifork.statistics import passk
 from minifork.storage.files import fingerprint
 from minifork.values import full_key, typed
 
@@ -23,14 +23,13 @@ class ANY:
 
 @dataclass(frozen=True)
 class Results:
-    """A study's config, its runs by name, the records of what was measured of them under the config's settings, the
-    arrays [n] behind the records and the bootstrap weights [draws, n]."""
+    """A study's config, its runs by name, the records of what was measured of them under the config's settings, and
+    the arrays [n] behind the records."""
 
     config: Config
     runs: dict[str, Run]
     records: list[dict]
     arrays: dict[str, np.ndarray]
-    weights: np.ndarray
 
     def where(
         self,
@@ -174,4 +173,4 @@ def load(config: Config) -> Results:
     for record, one in zip(records, evaluations, strict=True):
         named[record["run"]] = one.target.checkpoint.run
         arrays |= {array_name(record, what): array for what, array in one.measurement.arrays.items()}
-    return Results(config, named, records, arrays, intervals.resamples(config.eval.problems, config.eval.bootstrap))
+    return Results(config, named, records, arrays)

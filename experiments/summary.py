@@ -1,13 +1,13 @@
 """The small result file of a reproduction, and the table that the README shows of it.
 
-runs/<task>/summary.json holds means over pairs of seeds with 95 % intervals (pairs and problems resampled), and what
-made them. Where a copy is kept in experiments/results/, a test holds the README's table to it.
+runs/<task>/summary.json holds means over pairs of seeds with 95 % intervals, and what made
+them. Where a copy is kept in experiments/results/, a test holds the README's table to it.
 """
 
 import numpy as np
 
 from experiments import study
-from experiments.estimates import KS, interval_text, mean_over_pairs
+from experiments.estimates import KS, pairs_text, probability_over_pairs, uncertainty_text
 from experiments.results import Results, load
 from minifork import runs
 from minifork.schema import Config
@@ -32,7 +32,7 @@ def summary(config: Config) -> dict:
         "rows": rows(results, pairs),
     }
     write_json(runs.task_folder(config) / "summary.json", result)
-    print(table(result))
+    print(f"{table(result)}\n{pairs_text(len(pairs))}")
     return result
 
 
@@ -54,12 +54,12 @@ def _row(results: Results, name: str, last: list[dict]) -> dict:
     row = {
         "name": name,
         "runs": [record["run"] for record in last],
-        "pass_at": {str(k): mean_over_pairs(solved[:, i]) for i, k in enumerate(KS)},
+        "pass_at": {str(k): probability_over_pairs(solved[:, i]) for i, k in enumerate(KS)},
         "fork_accuracy": None,
     }
     if all(record["fork"] for record in last):  # null on a task that declares no fork
         right = np.stack([results.array(record, "fork").argmax(axis=1) == 0 for record in last])
-        row["fork_accuracy"] = mean_over_pairs(right.astype(float))
+        row["fork_accuracy"] = probability_over_pairs(right.astype(float))
     return row
 
 
@@ -73,4 +73,4 @@ def table(result: dict) -> str:
 
 
 def _cell(value: dict | None) -> str:
-    return f"{value['mean']:.3f} {interval_text(value['ci95'], '')}".replace("0.", ".") if value else "-"
+    return f"{value['mean']:.3f} {uncertainty_text(value, '')}".replace("0.", ".") if value else "-"

@@ -1,8 +1,8 @@
 """Evaluation: pass@k of every run of a task, what it is made of, and a check by another engine.
 
 Every checkpoint is measured once under given settings, and the measurement is kept with its run
-(`minifork.storage.measurements`). All checkpoints are measured on the same test problems and all intervals use the same
-resamples, so differences between runs are paired. runs/<task>/eval.json and eval.npz are a view of what was measured
+(`minifork.storage.measurements`). All checkpoints are measured on the same test problems, so differences between
+runs are paired. runs/<task>/eval.json and eval.npz are a view of what was measured
 with the settings of the last command.
 """
 
@@ -95,7 +95,11 @@ def measure_missing(
     if not targets:
         raise ValueError(f"{root}: no finished run to evaluate; make one with `minifork pretrain` and `minifork sft`")
     missing = [target for target in targets if wanted(target.checkpoint) and _is_missing(config, target, again)]
-    what = f"{len(targets)} checkpoints and test sets on {config.eval.problems} {config.eval.split} problems"
+    problems = len(draw(config.data, config.eval))
+    if problems < config.eval.problems:
+        held = f"the {config.eval.split} stream holds {problems} different problems"
+        print(f"{held}, not eval.problems={config.eval.problems}: all are used", flush=True)
+    what = f"{len(targets)} checkpoints and test sets on {problems} {config.eval.split} problems"
     print(f"evaluating {what}, {len(missing)} of them not measured yet", flush=True)
     _measure_side_by_side(config, missing)
     evaluations = [one for target in targets if (one := stored(config, target))]
@@ -298,6 +302,7 @@ def write_view(config: Config, evaluations: list[Evaluation]) -> dict[str, Any]:
     for check in checks:
         check["agrees"] = check["p_value"] * len(checks) >= tables.FALSE_ALARMS
     spread = "" if settings.stratify == "none" else f" {settings.stratify}={settings.strata}"
+    problems = draw(config.data, settings)
     arrays = packed({array_name(r, what): a for one, r in pairs for what, a in one.measurement.arrays.items()})
     view = {
         "schema": SCHEMA,
@@ -307,8 +312,8 @@ def write_view(config: Config, evaluations: list[Evaluation]) -> dict[str, Any]:
         "grading": settings.grading,
         "guessing_floor": config.data.guessing_floor if settings.grading == "answer" else None,
         "split": settings.split,
-        "n_problems": settings.problems,
-        "data_hash": streams.data_hash(config.data.prompts(draw(config.data, settings))),
+        "n_problems": len(problems),
+        "data_hash": streams.data_hash(config.data.prompts(problems)),
         "settings": asdict(settings),
         "version": _version(config.data, settings.policy),
         "records": records,

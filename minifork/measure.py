@@ -52,12 +52,11 @@ def measure(
     """
     decoder = policy.parse(settings.policy)
     tree = tree_of(model, problems, decoder)
-    weights = intervals.resamples(settings.problems, settings.bootstrap)
     below = compute(settings, tree, problems)
     if settings.stratify == "none":
-        measured = measure_iid(settings, tree, problems, weights, below, checked)
+        measured = measure_iid(settings, tree, problems, below, checked)
     else:
-        measured = measure_stratified(settings, tree, problems, weights, checked)
+        measured = measure_stratified(settings, tree, problems, checked)
     record, arrays = measured.record | {"fork_train": None, "fork": None}, {}
     if problems.fork is not None:
         arrays["fork"] = _among_branches(problems, below["fork"].logits)
@@ -147,7 +146,7 @@ def shortest_trace(problems: ProblemSet, mode: str) -> np.ndarray:
 
 
 def measure_iid(
-    settings: Eval, tree: Tree, problems: ProblemSet, weights: np.ndarray, below: dict[str, Below], checked: bool
+    settings: Eval, tree: Tree, problems: ProblemSet, below: dict[str, Below], checked: bool
 ) -> Measurement:
     """i.i.d. samples, free and with each mode forced: computed where that was asked for and done, else sampled."""
     task, ks = problems.task, powers_of_two(settings.max_k)
@@ -156,9 +155,9 @@ def measure_iid(
     if settings.engine == "auto":
         solved = {name: r if r.exact else _sampled(settings, trees[name]) for name, r in solved.items()}
     results = {mode: _drawn_prefix(problems, result) for mode, result in solved.items()}
-    record = quantities.coverage(results["free"], ks, weights)
+    record = quantities.coverage(results["free"], ks)
     record["forced"] = {
-        mode: quantities.coverage(results[mode], ks, weights)
+        mode: quantities.coverage(results[mode], ks)
         | {"wasted": quantities.wasted(results[mode], shortest_trace(problems, mode))}
         for mode in task.mode_names
     }
@@ -179,9 +178,7 @@ def _sampled(settings: Eval, tree: Tree) -> Result:
     return split(tree, settings.rollouts, SEED)
 
 
-def measure_stratified(
-    settings: Eval, tree: Tree, problems: ProblemSet, weights: np.ndarray, checked: bool
-) -> Measurement:
+def measure_stratified(settings: Eval, tree: Tree, problems: ProblemSet, checked: bool) -> Measurement:
     """Samples spread over the top tokens at the position that eval.stratify names, computed within eval.budget.
 
     hit_rate: the share of problems whose position of highest entropy is the fork; null where it is given or there is
@@ -198,7 +195,7 @@ def measure_stratified(
         if problems.fork is not None:
             hit_rate = float(stratified.right_after(problems.fork, prefix, length).float().mean())
     result = stratified.stratify(tree, prefix, length, settings.strata, lambda t: exact(t, settings.budget))
-    record = quantities.stratified_coverage(result, powers_of_two(settings.max_k), weights)
+    record = quantities.stratified_coverage(result, powers_of_two(settings.max_k))
     record |= {"forced": None, "errors": None, "hit_rate": hit_rate}
     verdict = _check_strata(settings, tree, result, prefix, length) if checked else None
     return Measurement(record, {"strata": result.p_lo}, verdict)

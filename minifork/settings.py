@@ -60,7 +60,7 @@ class Shape(Section):
 
 @dataclass(frozen=True)
 class Eval(Section):
-    """Evaluation: the engine and the decoder, test problems, resamples, and the size of the cross-check."""
+    """Evaluation: the engine and the decoder, test problems, and the size of the cross-check."""
 
     split: Annotated[str, one_of("test", "valid")]
     grading: Annotated[str, one_of(*GRADINGS)]
@@ -74,7 +74,6 @@ class Eval(Section):
     strata: Count
     problems: Count
     max_k: Annotated[int, Rule(lambda value: value >= 64, "give at least 64, where runs are compared")]
-    bootstrap: Count
     check_problems: Count
     check_rollouts: Count
 

@@ -18,7 +18,7 @@ SMALL = """
     device=cpu save_every=3 data.nodes=8 data.branches=2 data.length=3 walks.seq_len=24
     model.layers=2 model.width=32 model.heads=1 pretrain.steps=40 pretrain.batch=16
     sft.traces=64 sft.epochs=4 sft.batch=16
-    eval.problems=64 eval.max_k=64 eval.bootstrap=50 eval.check_problems=32 eval.check_rollouts=16
+    eval.problems=64 eval.max_k=64 eval.check_problems=32 eval.check_rollouts=16
 """.split()
 
 

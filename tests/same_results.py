@@ -19,7 +19,7 @@ SMALL = """
     device=cpu save_every=50 model.layers=2 model.width=32 model.heads=1 pretrain.steps=60 pretrain.batch=16
     sft.traces=64 sft.epochs=4 sft.batch=16 sft.allow_leak=true
     rl.problems=32 rl.prompts=8 rl.updates=6 rl.mode=FWD
-    eval.problems=64 eval.max_k=64 eval.bootstrap=50 eval.check_problems=16 eval.check_rollouts=16
+    eval.problems=64 eval.max_k=64 eval.check_problems=16 eval.check_rollouts=16
 """.split()
 KINDS = {
     "data-level": ["sft.fork_rate=0.5"],

@@ -3,7 +3,7 @@
 The methods are those of experiments/studies/frontier.yaml. All start from the same bases, for every pair of seeds, and
 train for as many steps. Plain cross-entropy's snapshots are the *early-stopping curve*. A method is better only where
 its last checkpoint lies above the best pass@k that stopping in time has at no less pass@1
-(`experiments.studies.early_stopping`), with its 95 % interval (pairs and problems resampled).
+(`experiments.studies.early_stopping`), with its 95 % interval.
 
 A key that an entry asks to choose is chosen on validation problems, on the first pair at FORK_RATE 1: the value with
 the largest gap above the curve at k = 16.
@@ -17,10 +17,10 @@ import numpy as np
 from matplotlib.figure import Figure
 
 from experiments import executors, study
-from experiments.estimates import KS, LOST, signed
+from experiments.estimates import KS, LOST, pairs_text, signed
 from experiments.figures import known_settings, save, whiskers
 from experiments.results import Results, load
-from experiments.studies.early_stopping import above_curve, curve, gap
+from experiments.studies.early_stopping import BIAS, above_curve, curve, gap
 from experiments.studies.spread import recovered_shares, spread_line, spread_of
 from experiments.studies.steps import evaluate_and_check, timed
 from experiments.study import Plan
@@ -109,7 +109,7 @@ def compare(config: Config, plans: list[Plan], results: dict[Eval, Results]) -> 
             drawn = draw(rows, curves, rate, mode or "free")
             save(drawn, folder / "figures" / f"frontier-fork{rate:g}-{mode or 'free'}.png")
         spreads += recovered_shares(rate, [spread_of(results[plan.config.eval], plan) for plan in plain])
-    print("\n".join([table(rows), *map(spread_line, spreads)]))
+    print("\n".join([table(rows), f"{pairs_text(config.reproduce.pairs)}; {BIAS}", *map(spread_line, spreads)]))
     write_json(folder / "frontier.json", runs.made_by(config) | {"methods": rows, "stratified": spreads})
 
 

@@ -10,9 +10,9 @@ from collections.abc import Sequence
 
 import numpy as np
 
-from experiments.estimates import KS, mean_over_pairs, signed
+from experiments.estimates import KS, mean_over_pairs, pairs_text, signed
 from experiments.results import load
-from experiments.studies.early_stopping import above_curve, curve
+from experiments.studies.early_stopping import BIAS, above_curve, curve
 from experiments.studies.steps import evaluate_and_check, make_runs, timed
 from experiments.study import Plan
 from minifork import runs
@@ -82,4 +82,4 @@ def text(result: dict) -> str:
     for name, by_k in result["above_grpo"].items():
         above = ", ".join(f"pass@{k} {signed(value)}" for k, value in by_k.items())
         lines.append(f"{name}, above forward GRPO's snapshots at no less pass@1: {above}")
-    return "\n".join(lines)
+    return "\n".join([*lines, f"{pairs_text(result['pairs'])}; {BIAS}"])

@@ -5,7 +5,7 @@ import torch
 from torch import Tensor
 
 from data_gen.task import PAD
-from experiments.estimates import DRAWS, interval_text
+from experiments.estimates import interval_text
 from experiments.results import Results
 from experiments.study import Plan
 from minifork import measure
@@ -60,19 +60,17 @@ def recovered_shares(rate: float, spreads: list[dict[str, tuple[np.ndarray, floa
     if not all(spreads):
         return []
     rows, iid = [], np.stack([spread["iid"][0] for spread in spreads])
-    iid_draws = intervals.hierarchical(iid, DRAWS)
     for name in list(spreads[0])[1:]:
         solved = np.stack([spread[name][0] for spread in spreads])
-        draws = intervals.hierarchical(solved, DRAWS)  # of the same pairs and problems as those of iid
-        recovered = (solved - iid).mean(axis=1) / (1 - iid.mean(axis=1))
+        ends = intervals.share_interval(solved - iid, 1 - iid)
         rows.append(
             {
                 "spread_over": name,
                 "fork_rate": rate,
                 "iid": iid.mean(axis=1).tolist(),
                 "stratified": solved.mean(axis=1).tolist(),
-                "recovered": recovered.tolist(),
-                "ci95": intervals.interval((draws - iid_draws) / (1 - iid_draws)).tolist(),
+                "recovered": ((solved - iid).mean(axis=1) / (1 - iid.mean(axis=1))).tolist(),
+                "ci95": None if ends is None else ends.tolist(),
                 "hit_rate": float(np.mean([spread[name][1] for spread in spreads])),
             }
         )
@@ -81,7 +79,8 @@ def recovered_shares(rate: float, spreads: list[dict[str, tuple[np.ndarray, floa
 
 def spread_line(row: dict) -> str:
     """A row of `recovered_shares` as a line."""
-    recovered = f"{' '.join(f'{value:.3f}' for value in row['recovered'])} {interval_text(row['ci95'], '')}"
+    ends = "[too little missed]" if row["ci95"] is None else interval_text(row["ci95"], "")
+    recovered = f"{' '.join(f'{value:.3f}' for value in row['recovered'])} {ends}"
     return (
         f"r = {row['fork_rate']:g}, d samples spread over {row['spread_over']}: recovered {recovered} of what i.i.d. "
         f"samples miss; at the fork in {row['hit_rate']:.0%} of problems"

@@ -12,13 +12,12 @@ from minifork.statistics import intervals, passk
 TAUS = (0.01, 0.05, 0.25, 0.5, 0.75, 0.95)
 
 
-def coverage(result: Result, ks: Sequence[int], weights: np.ndarray) -> dict:
+def coverage(result: Result, ks: Sequence[int]) -> dict:
     """pass@k and what it is made of, from one engine result.
 
     pass_at: computed where p is, with certified pass_at_lo and pass_at_hi (where these are not equal,
     pass_at is the lower one, and what depends on the mean p is null); the unbiased estimate, for k <= n only
-    and without bounds, where p is sampled. ci95: the 95 % interval of a bootstrap over problems, weights
-    float64[draws, n problems].
+    and without bounds, where p is sampled. ci95: the 95 % interval over problems.
     """
     p = result.p_lo
     if result.n is None:
@@ -39,7 +38,7 @@ def coverage(result: Result, ks: Sequence[int], weights: np.ndarray) -> dict:
         "pass_at": by_k(ks, passed),
         "pass_at_lo": None if low is None else by_k(ks, low),
         "pass_at_hi": None if high is None else by_k(ks, high),
-        "ci95": ci95(ks, weights @ solved),
+        "ci95": ci95(ks, solved),
         "J": by_k(ks, loss) if determined else None,
         "index": by_k(ks, index) if determined else None,
         "rho": rho if determined else None,
@@ -63,7 +62,7 @@ def unbiased(accepted: np.ndarray, n: int, ks: Sequence[int]) -> np.ndarray:
     return np.stack([passk.unbiased(accepted, n, k) for k in ks], axis=1)
 
 
-def stratified_coverage(result: Strata, ks: Sequence[int], weights: np.ndarray) -> dict:
+def stratified_coverage(result: Strata, ks: Sequence[int]) -> dict:
     """pass@k of a stratified decoder; what is defined for i.i.d. samples only is null."""
     low, high = (stratified.solve_rate(p, ks) for p in (result.p_lo, result.p_hi))
     missing = dict.fromkeys(("tokens", "J", "index", "rho", "cover_at", "sampling_error"))
@@ -73,7 +72,7 @@ def stratified_coverage(result: Strata, ks: Sequence[int], weights: np.ndarray) 
         "pass_at": by_k(ks, low.mean(axis=0)),
         "pass_at_lo": by_k(ks, low.mean(axis=0)),
         "pass_at_hi": by_k(ks, high.mean(axis=0)),
-        "ci95": ci95(ks, weights @ low),
+        "ci95": ci95(ks, low),
         **missing,
     }
 
@@ -83,10 +82,9 @@ def by_k(ks: Iterable[int], values: Iterable[float]) -> dict[str, float]:
     return {str(k): float(v) for k, v in zip(ks, values, strict=True)}
 
 
-def ci95(ks: Sequence[int], draws: np.ndarray) -> dict[str, list[float]]:
-    """The 95 % interval at each k, from bootstrap draws float64[draws, K]."""
-    low, high = intervals.interval(draws)
-    return {str(k): [float(a), float(b)] for k, a, b in zip(ks, low, high, strict=True)}
+def ci95(ks: Sequence[int], solved: np.ndarray) -> dict[str, list[float]]:
+    """The 95 % interval of pass@k at each k, from the problems' probabilities float64[n, K]."""
+    return {str(k): intervals.probability_interval(p[None]).tolist() for k, p in zip(ks, solved.T, strict=True)}
 
 
 def errors(result: Result, sinks: Sequence[str]) -> dict[str, float]:
@@ -113,6 +111,26 @@ def fork_quantities(branch: np.ndarray) -> dict[str, tuple[np.ndarray, np.ndarra
         "confidence_wrong": (top, ~right),
         "wrong_commit": ((branch[:, 0] < 0.05).astype(float), everywhere),
     }
+
+
+def fork_values(branch: np.ndarray, quantity: str) -> np.ndarray:
+    """A fork statistic of branch probabilities [n, d] as values or pseudo-values of every problem, float64[n]; nan
+    where no problem counts."""
+    value, where = fork_quantities(branch)[quantity]
+    if where.all():
+        return value
+
+    def mean(sums: np.ndarray) -> np.ndarray:
+        with np.errstate(invalid="ignore"):
+            return sums[:, 0] / sums[:, 1]
+
+    return intervals.pseudo_values(mean, np.stack([value * where, where.astype(float)]))
+
+
+def index_values(p: np.ndarray, solved: np.ndarray, k: int) -> np.ndarray:
+    """The polarisation index at k as pseudo-values of every problem, float64[n], from p and solve rates at k."""
+    means = np.stack([p, solved])
+    return intervals.pseudo_values(lambda m: passk.polarisation(m[:, 0], m[:, 1:], [k])[1][:, 0], means)
 
 
 def mode_statistics(modes: np.ndarray, names: Sequence[str]) -> dict:

@@ -17,7 +17,7 @@ from minifork.decoding.rollout import rollout
 from minifork.decoding.traces import Result, Tree
 from minifork.evaluate import array_name
 from minifork.measuring import quantities
-from minifork.statistics import intervals, passk
+from minifork.statistics import passk
 from minifork.storage import files
 from tests.helpers.pipeline import BASE, snapshot
 
@@ -117,7 +117,7 @@ def test_stratified_decoders(two_runs, monkeypatch, where):
 def test_nothing_ends_within_the_budget():
     """Then no trace has a length, and bounds say nothing."""
     result = Result("exact", np.zeros((4, 3)), np.ones(4), None, 1, np.zeros((4, 3)))
-    record = quantities.coverage(result, [1, 2], intervals.resamples(4, 10))
+    record = quantities.coverage(result, [1, 2])
     assert record["tokens"] is None and record["pass_at_lo"] == {"1": 0, "2": 0} and record["pass_at_hi"]["2"] == 1
     row = {"run": "x", "tags": {}, "test_set": "plain", "forced": {"FWD": record | {"wasted": None}}}
     assert tables.mode_table([row]).splitlines()[1].split() == ["x", "0.000", "-", "-"]
