@@ -23,6 +23,8 @@ at most 1e-3. The leaky control, 1,000 examples of ``Star(16, 2, 4, branch_order
     fork share           traces that pass the fork              0.5     0.5       1  ok
     stream               problems outside the train stream        0       0       1  ok
     overlap              graphs shared with valid or test         0       0       1  ok
+    repeats              graphs again in the same mode            0       0       1  ok
+    near repeats         right ones of 1028 seen branches    0.4874     0.5    0.36  ok
 """
 
 import math
@@ -30,7 +32,7 @@ from dataclasses import dataclass, replace
 
 import numpy as np
 
-from data_gen import streams
+from data_gen.separation import separation_rows
 from data_gen.star import Star, Stars
 from data_gen.streams import Examples
 from data_gen.task import PAD, Batch, Task
@@ -38,8 +40,6 @@ from data_gen.task import PAD, Batch, Task
 FALSE_ALARM_RATE = 1e-3
 # The smallest p, 1/(1 + DRAWS), must lie below FALSE_ALARM_RATE over the number of checks.
 DRAWS = 20_000
-# Problems of the valid and of the test stream searched for graphs of the audited set.
-HELD_OUT = 1_000
 # Assignments simulated at a time (a divisor of DRAWS): bounds memory and keeps the arrays in cache.
 BLOCK = 250
 # Ridge penalty a branch, on features of unit variance: mild, it only has to keep the Gram matrix invertible.
@@ -98,7 +98,8 @@ def audit(task: Task[Batch], examples: Examples, fork_rate: float, seed: int = 0
         for name, branches in parts
         for check in branch_checks(branches, seed, len(parts))
     ]
-    checks += [fork_share(task, examples, forked, fork_rate, mode), *stream_checks(task, examples)]
+    separation = [Check(*row) for row in separation_rows(task, examples, seed, DRAWS * len(parts))]
+    checks += [fork_share(task, examples, forked, fork_rate, mode), *separation]
     return [replace(check, flagged=check.p * len(checks) < FALSE_ALARM_RATE) for check in checks]
 
 
@@ -307,15 +308,3 @@ def fork_share(task: Task[Batch], examples: Examples, forked: np.ndarray, fork_r
     # Less than a trace of rounding (the last problem of a problem-level set may not get all modes).
     exact = abs(share - fork_rate) < 1 / len(tokens)
     return Check("fork share", "traces that pass the fork", share, fork_rate, float(exact))
-
-
-def stream_checks(task: Task[Batch], examples: Examples) -> list[Check]:
-    """Whether the problems keep to the train stream and share no graph with held-out ones; p is 1 or 0."""
-    outside = int((streams.stream_of(task, examples.problems) != streams.STREAMS["train"]).sum())
-    drawn = [streams.problems(task, 0, name, HELD_OUT) for name in ("valid", "test")]
-    held_out = np.concatenate([task.identity(graphs) for graphs in drawn])
-    shared = len(np.intersect1d(task.identity(examples.problems), held_out))
-    return [
-        Check("stream", "problems outside the train stream", outside, 0.0, float(outside == 0)),
-        Check("overlap", "graphs shared with valid or test", shared, 0.0, float(shared == 0)),
-    ]

@@ -3,7 +3,7 @@
 Every problem belongs to exactly one stream, decided by a hash of its graph: walks (pretraining), train
 (fine-tuning), valid or test, a quarter of all graphs each. A stream is drawn by rejection, so streams are
 disjoint under any pair of seeds, and nothing is stored: training resumes anywhere by asking for the step
-it needs.
+it needs. Problems to fine-tune and to test on are different graphs; walks may repeat one.
 
 The first two SFT examples of ``Star(nodes=8, branches=2, length=3)`` at seed 0, fork_rate .5:
 
@@ -14,6 +14,7 @@ The first two SFT examples of ``Star(nodes=8, branches=2, length=3)`` at seed 0,
 """
 
 import hashlib
+from collections.abc import Iterator
 from dataclasses import dataclass, fields
 
 import numpy as np
@@ -25,6 +26,7 @@ STREAMS = {"walks": 0, "train": 1, "valid": 2, "test": 3}
 PURPOSES = {"graphs": 0, "walks": 1, "mixture": 2, "shuffle": 3, "prefix": 4}
 _CHUNK = 256
 _MAX_CHUNKS_WITHOUT_ONE = 64
+_PATIENCE = 25  # draws without a new problem, for each problem that was drawn, until a stream counts as exhausted
 
 
 @dataclass(frozen=True)
@@ -96,31 +98,78 @@ def generator(seed: int, stream: str, step: int, purpose: str) -> np.random.Gene
 
 def stream_of(task: Task[P], problems: P) -> np.ndarray:
     """int64[n]: the number of the one stream (see STREAMS) each problem belongs to."""
-    return (task.identity(problems) % np.uint64(len(STREAMS))).astype(np.int64)
+    return _stream(task.identity(problems))
+
+
+def _stream(identities: np.ndarray) -> np.ndarray:
+    return (identities % np.uint64(len(STREAMS))).astype(np.int64)
 
 
 def problems(task: Task[P], seed: int, stream: str, n: int, step: int = 0) -> P:
-    """n problems of a stream; a smaller n gives the first of a larger one.
+    """n problems of a stream, which may repeat; a smaller n gives the first of a larger one.
 
     Raises ValueError for n < 1, for a task that contradicts itself (`data_gen.checks`), and when the task has too few
     graphs for the stream to hold any.
     """
+    drawn: list[P] = []
+    count = 0
+    for batch, _ in _batches(task, seed, stream, n, step):
+        drawn.append(batch)
+        count += len(batch)
+        if count >= n:
+            break
+    return _concatenate(drawn)[:n]
+
+
+def distinct_problems(task: Task[P], seed: int, stream: str, n: int, step: int = 0) -> P:
+    """The first n different problems (by `Task.identity`) that `problems` gives; all of them where there are fewer.
+
+    A stream counts as exhausted when many draws in a row gave nothing new: of equally likely problems one more is
+    missed with a probability below n exp(-_PATIENCE). Raises ValueError as `problems` does.
+    """
+    drawn: list[P] = []
+    seen, idle = np.zeros(0, dtype=np.uint64), 0
+    for batch, identities in _batches(task, seed, stream, n, step):
+        first = np.sort(np.unique(identities, return_index=True)[1])
+        new = first[~np.isin(identities[first], seen)]
+        drawn.append(batch[new])
+        seen = np.concatenate([seen, identities[new]])
+        idle = 0 if len(new) else idle + len(batch)
+        if len(seen) >= n or idle > _PATIENCE * len(seen):
+            break
+    return _concatenate(drawn)[:n]
+
+
+def training_problems(task: Task[P], seed: int, n: int, step: int = 0) -> P:
+    """n different problems of the training stream; raises ValueError saying how many there are when there are fewer."""
+    drawn = distinct_problems(task, seed, "train", n, step)
+    if len(drawn) < n:
+        raise ValueError(
+            f"{_size(task)}: the train stream holds {len(drawn)} different problems, and {n} are asked for; "
+            f"ask for fewer traces or problems, or choose a larger task"
+        )
+    return drawn
+
+
+def _batches(task: Task[P], seed: int, stream: str, n: int, step: int) -> Iterator[tuple[P, np.ndarray]]:
+    """Batches of a stream, without end, and the identities of their problems; raises ValueError as `problems` does."""
     if n < 1:
         raise ValueError(f"n is {n}: ask for at least 1 problem")
     check(task)
     rng = generator(seed, stream, step, "graphs")
-    drawn: list[P] = []
-    count, misses = 0, 0
-    while count < n:
+    misses = 0
+    while misses < _MAX_CHUNKS_WITHOUT_ONE:
         batch = task.sample(rng, _CHUNK)
-        batch = batch[stream_of(task, batch) == STREAMS[stream]]
-        drawn.append(batch)
-        count += len(batch)
-        misses = 0 if len(batch) else misses + 1
-        if misses == _MAX_CHUNKS_WITHOUT_ONE:
-            size = f"{task.label_key} is {task.label_count}" if task.label_key else str(task)
-            raise ValueError(f"{size}: too few graphs to fill the {stream} stream; raise it")
-    return _concatenate(drawn)[:n]
+        identities = task.identity(batch)
+        inside = _stream(identities) == STREAMS[stream]
+        misses = 0 if inside.any() else misses + 1
+        yield batch[inside], identities[inside]
+    raise ValueError(f"{_size(task)}: too few graphs to fill the {stream} stream; raise it")
+
+
+def _size(task: Task[P]) -> str:
+    """A task as its errors name it: by how many labels it has, if it has any."""
+    return f"{task.label_key} is {task.label_count}" if task.label_key else str(task)
 
 
 def _concatenate(parts: list[P]) -> P:
@@ -136,13 +185,13 @@ def _share(rng: np.random.Generator, n: int, rate: float) -> np.ndarray:
 def sft_examples(task: Task[P], mixture: Mixture, seed: int, n: int, epoch: int = 0) -> Examples:
     """The n SFT examples of an epoch; without ``mixture.fresh`` every epoch has those of epoch 0.
 
-    Raises ValueError as `problems` does, and when no label is left for a graph without a fork.
+    Raises ValueError as `training_problems` does, and when no label is left for a graph without a fork.
     """
     step = epoch if mixture.fresh else 0
     names = mixture.mode_names
     at_once = len(names) if mixture.allocation == "problem" else 1
     count = -(-n // at_once)
-    drawn = problems(task, seed, "train", count, step)
+    drawn = training_problems(task, seed, count, step)
     rng = generator(seed, "train", step, "mixture")
     crossing = _share(rng, count, mixture.fork_rate)
     cued = _share(rng, count, mixture.cue_rate)
@@ -165,15 +214,17 @@ def test_problems(
 ) -> P:
     """The test set, the same for every run; ``cue_rate`` > 0 gives the set matched to a cued mixture.
 
+    All problems are different. Where the stream holds fewer than n there are fewer.
+
     Not ``forked``, the decoys hang off another root, so that the start has one child. stream: "test", or "valid" to
     choose hyper-parameters on.
     """
-    drawn = problems(task, seed, stream, n)
+    drawn = distinct_problems(task, seed, stream, n)
     if not forked:
-        drawn = task.hang_off(drawn, np.zeros(n, dtype=bool))
+        drawn = task.hang_off(drawn, np.zeros(len(drawn), dtype=bool))
     if cue_rate == 0:
         return drawn
-    return task.give_cue(drawn, _share(generator(seed, stream, 0, "mixture"), n, cue_rate))
+    return task.give_cue(drawn, _share(generator(seed, stream, 0, "mixture"), len(drawn), cue_rate))
 
 
 def data_hash(*arrays: np.ndarray) -> str:

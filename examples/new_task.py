@@ -1,6 +1,7 @@
 """Add a task: mazes on a grid. You stand in the middle of a corridor; which way is the goal?
 
-Every door opens one way, away from the start. A prompt prints the doors in random order, then start and goal. Run
+Every door opens one way, away from the start. Every maze names its cells at random, since their places would tell where
+the goal lies. A prompt prints the doors in random order, then start and goal. Run
 ``.venv/bin/python examples/new_task.py``. On a grid of side 3, with one door between start and goal:
 
     4 1  4 5   4 5 SEP | FWD 4 5 EOS     both 1 and 5 lie behind a door of 4: the fork
@@ -23,7 +24,7 @@ SINKS = ("accept", "malformed", "wrong_branch", "no_door", "too_long")
 
 @dataclass(frozen=True)
 class Mazes(Batch):
-    """path: int64[n, 2 steps + 1], cells from the dead end to the goal; order: int64[n, 2 steps], doors as printed."""
+    """path: int64[n, 2 steps + 1], names of cells from the dead end to the goal; order: int64[n, 2 steps], of doors."""
 
     path: np.ndarray
     order: np.ndarray
@@ -57,7 +58,8 @@ class Maze(Task[Mazes]):
             path = walk @ [self.side, 1]
             new = (np.diff(np.sort(path, axis=1), axis=1) > 0).all(axis=1)
             paths = np.concatenate([paths, path[new & ((walk >= 0) & (walk < self.side)).all(axis=(1, 2))]])
-        return Mazes(paths[:n], np.argsort(rng.random((n, 2 * self.steps)), axis=1))
+        names = np.argsort(rng.random((n, self.cells)), axis=1)
+        return Mazes(np.take_along_axis(names, paths[:n], axis=1), np.argsort(rng.random((n, 2 * self.steps)), axis=1))
 
     def doors(self, problems: Mazes) -> np.ndarray:
         """int64[n, 2 steps, 2], from the dead end to the goal: the cell before a door and the one behind it."""

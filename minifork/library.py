@@ -16,6 +16,7 @@ and ``batch``: the stage's own is changed. Dotted keys are written ``**{"model.w
 
 import math
 import operator
+import warnings
 from dataclasses import replace
 from pathlib import Path
 
@@ -149,15 +150,19 @@ def _start(run: Run, argument: str, config: Config, epoch: int | None) -> Checkp
 
 
 def problems(task: Task, stream: str = "test", n: int = 1000, device: str = "cpu") -> ProblemSet:
-    """The first n problems of a task's stream (walks, train, valid or test) as tensors.
+    """The first n different problems of a task's stream (walks, train, valid or test) as tensors.
 
-    Raises ValueError for a stream that does not exist, and when the task has too few graphs to fill it.
+    Where the stream holds fewer, there are fewer, with a warning. Raises ValueError for a stream that does not exist,
+    and when the task has too few graphs for the stream to hold any.
     """
     if stream not in streams.STREAMS:
         raise ValueError(f"stream is {stream!r}: choose {', '.join(streams.STREAMS)}")
     if torch.device(device).type == "cuda" and not torch.cuda.is_available():
         raise ValueError(f"device is {device!r}: torch sees no CUDA device here; give cpu")
-    return problem_set(task, streams.problems(_require_task(task), 0, stream, _whole("n", n)), device)
+    drawn = streams.distinct_problems(_require_task(task), 0, stream, _whole("n", n))
+    if len(drawn) < n:
+        warnings.warn(f"the {stream} stream holds {len(drawn)} different problems, not {n}: all are used", stacklevel=2)
+    return problem_set(task, drawn, device)
 
 
 def exact(

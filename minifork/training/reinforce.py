@@ -74,7 +74,7 @@ def objective(config: Config, reference: GPT, device: str, say: Callable[[str], 
 @lru_cache(maxsize=2)
 def _pool(task: Task, seed: int, count: int) -> Problems:
     """The problems to learn from, of the training stream, drawn apart from those of fine-tuning."""
-    return streams.problems(task, seed, "train", count, POOL_STEP)
+    return streams.training_problems(task, seed, count, POOL_STEP)
 
 
 def problems_of(config: Config, step: int) -> Problems:

@@ -41,7 +41,7 @@ def swap_branches(task: Star, problems: Problems, rows: np.ndarray) -> Problems:
 
 
 def train_problems(n: int, task: Star = REFERENCE) -> Problems:
-    return streams.problems(task, 5, "train", n)
+    return streams.training_problems(task, 5, n)
 
 
 @pytest.mark.parametrize("task", sorted(TASKS.keys() - ALIASES.keys()))
@@ -125,7 +125,7 @@ def test_leaks_between_the_ends_are_left_to_the_probe():
 
 def test_held_out_problems_are_flagged():
     test_set = streams.test_problems(REFERENCE, 300)
-    assert names_flagged(REFERENCE, examples_of(REFERENCE, test_set)) == {"stream", "overlap"}
+    assert names_flagged(REFERENCE, examples_of(REFERENCE, test_set)) == {"stream", "overlap", "near repeats"}
     mixed = [train_problems(99), test_set[:1]]
     one = Problems(*(np.concatenate([getattr(p, k) for p in mixed]) for k in ("labels", "order", "forked")))
     assert names_flagged(REFERENCE, examples_of(REFERENCE, one)) == {"stream", "overlap"}
@@ -157,9 +157,9 @@ def test_many_branches(monkeypatch):
 def test_a_task_that_prints_no_star():
     """Branches are told by where their first token is printed; doors printed the right way round give them away."""
     task = Maze(5, 3)
-    problems = streams.problems(task, 0, "train", 400)
+    problems = streams.training_problems(task, 0, 400)
     checks = audit.audit(task, examples_of(task, problems), 1.0)
-    assert not any(check.flagged for check in checks) and len(checks) == 9
+    assert not any(check.flagged for check in checks) and len(checks) == 11
     ordered = replace(problems, order=np.sort(problems.order, axis=1))
     flagged = set("first place,order of first places,last place,linear probe".split(","))
     assert names_flagged(task, examples_of(task, ordered)) == {f"2 branches, {name}" for name in flagged}
@@ -177,10 +177,10 @@ def test_no_fork():
 
 
 def test_repeated_prompts_count_once():
-    """Twenty copies of the same nine problems are nine pieces of evidence, far too few for a flag."""
+    """Twenty copies of the same nine problems are nine pieces of evidence, far too few for a flag of the cue."""
     nine = REFERENCE.give_cue(train_problems(9), np.ones(9, dtype=bool))
     copies = nine[np.tile(np.arange(9), 20)]
-    assert names_flagged(REFERENCE, examples_of(REFERENCE, copies)) == set()
+    assert names_flagged(REFERENCE, examples_of(REFERENCE, copies)) == {"repeats"}
 
 
 def test_reads_the_tokens_not_the_canonical_numbers():
@@ -228,7 +228,7 @@ def test_table_and_determinism():
     examples = streams.sft_examples(REFERENCE, PLAIN, 0, 64)
     first, second = (audit.table(audit.audit(REFERENCE, examples, 0.5, seed=3)) for _ in range(2))
     assert first == second
-    assert [line[-2:] for line in first.splitlines()[1:]] == ["ok"] * (len(BRANCH_CHECKS) + 3)
+    assert [line[-2:] for line in first.splitlines()[1:]] == ["ok"] * (len(BRANCH_CHECKS) + 5)
 
 
 def test_the_docstring_shows_a_real_table():

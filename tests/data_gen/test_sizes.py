@@ -61,12 +61,18 @@ def test_sizes_are_drawn_evenly_and_streams_stay_apart():
 
 
 def test_the_audit_looks_at_every_size():
-    checks = audit.audit(MIXED, streams.sft_examples(MIXED, PLAIN, 0, 600), 0.5)
+    task = Sizes(nodes=16, sizes="2x7,3x5,4x4")
+    checks = audit.audit(task, streams.sft_examples(task, PLAIN, 0, 600), 0.5)
     assert not any(c.flagged for c in checks) and sum(check.name.endswith("linear probe") for check in checks) == 3
-    leaking = replace(MIXED, branch_order="published")
+    leaking = replace(task, branch_order="published")
     flagged = names_flagged(leaking, streams.sft_examples(leaking, PLAIN, 0, 600), 0.5)
-    assert flagged >= {f"{size} first edge position" for size in SIZES}
-    assert names_flagged(MIXED, streams.sft_examples(MIXED, replace(PLAIN, fork_rate=1.0, cue_rate=1.0), 0, 600))
+    assert flagged >= {f"{size} first edge position" for size in ("2x7", "3x5", "4x4")}
+    assert names_flagged(task, streams.sft_examples(task, replace(PLAIN, fork_rate=1.0, cue_rate=1.0), 0, 600))
+
+
+def test_the_audit_sees_branches_of_one_node():
+    """There the branch is the goal, which the prompt names."""
+    assert names_flagged(MIXED, streams.sft_examples(MIXED, PLAIN, 0, 600), 0.5) == {"near repeats"}
 
 
 def test_mixed_names_the_key():

@@ -33,11 +33,34 @@ def test_streams_are_pure_and_nested(seed, stream, step, n):
     assert (streams.stream_of(TINY, short) == streams.STREAMS[stream]).all()
 
 
+@hypothesis_settings
+@given(st.integers(0, 2**40), st.sampled_from(list(streams.STREAMS)), st.integers(0, 1000), st.integers(1, 300))
+def test_distinct_problems_are_the_first_of_each(seed, stream, step, n):
+    """Nested, without repeats, in the order in which they are drawn."""
+    drawn = streams.distinct_problems(TINY, seed, stream, n, step)
+    long = streams.distinct_problems(TINY, seed, stream, n + 40, step)
+    identities = TINY.identity(drawn).tolist()
+    assert len(drawn) == n == len(set(identities)) and identities == TINY.identity(long)[:n].tolist()
+    raw = TINY.identity(streams.problems(TINY, seed, stream, 3 * n, step)).tolist()
+    assert identities[: len(set(raw))] == list(dict.fromkeys(raw))[:n]
+
+
+@pytest.mark.parametrize(("task", "graphs"), [(TINY, 8 * 7 * 6 * 5 * 4 // 2), (Star(8, 2, 2), 8 * 7 * 6 // 2)])
+def test_a_stream_that_is_exhausted_gives_all_it_holds(task, graphs):
+    """d = 2: labels of the places in order, of which half give the same graph."""
+    _, train, _, test = held = [len(streams.distinct_problems(task, 0, stream, 5000)) for stream in streams.STREAMS]
+    assert sum(held) == graphs
+    assert len(streams.test_problems(task, 5000, forked=False)) == test
+    assert len(streams.test_problems(task, 5000, cue_rate=0.5)) == test
+    with pytest.raises(ValueError, match=f"nodes is 8: the train stream holds {train} different problems, and 5000"):
+        streams.sft_examples(task, PLAIN, 0, 5000)
+
+
 def test_streams_differ_and_are_disjoint():
     prompts, identities = {}, {}
     for seed in range(3):
         for stream in streams.STREAMS:
-            problems = streams.problems(TINY, seed, stream, 400, step=seed)
+            problems = streams.distinct_problems(TINY, seed, stream, 400, step=seed)
             prompts[seed, stream] = TINY.prompts(problems)
             identities.setdefault(stream, set()).update(TINY.identity(problems).tolist())
     assert len({p.tobytes() for p in prompts.values()}) == len(prompts)

@@ -10,6 +10,7 @@ from dataclasses import replace
 import numpy as np
 import pytest
 
+from data_gen import streams
 from minifork import evaluate, tables
 from minifork import measure as measuring
 from minifork.decoding import stratified
@@ -112,6 +113,17 @@ def test_stratified_decoders(two_runs, monkeypatch, where):
         assert (record["hit_rate"] is not None) == (where == "entropy")
     assert all(check["agrees"] for check in result["checks"])
     assert seeds and len(set(seeds[:3])) == 3 and measuring.SEED not in seeds
+
+
+def test_more_problems_than_there_are(two_runs, capsys):
+    """Evaluation uses all there are and says so; training refuses."""
+    held = len(streams.distinct_problems(two_runs.config().data, 0, "test", 10**4))
+    view, arrays = evaluated(two_runs, "eval.problems=1000")
+    assert view["n_problems"] == held == len(arrays[f"{view['records'][0]['run']}/base/plain/free"]) < 1000
+    assert f"the test stream holds {held} different problems, not eval.problems=1000" in capsys.readouterr().out
+    assert "different problems, and 1000 are asked for" in two_runs.refused(capsys, "sft", "sft.traces=1000")
+    refused = two_runs.refused(capsys, "rl", "rl.problems=1000", "rl.updates=2", "rl.mode=FWD")
+    assert "different problems, and 1000 are asked for" in refused
 
 
 def test_nothing_ends_within_the_budget():

@@ -53,6 +53,13 @@ def assert_same_weights(one: mf.Run, other: mf.Run) -> None:
         assert all(torch.equal(a, b) for a, b in zip(mine.state().values(), theirs.state().values(), strict=True))
 
 
+def test_problems_are_all_different():
+    """Where a stream holds fewer than asked for, all are given, with a warning."""
+    with pytest.warns(UserWarning, match="the test stream holds [0-9]+ different problems, not 1000: all are used"):
+        drawn = mf.problems(mf.Star(8, 2, 2), "test", 1000)
+    assert len(drawn.prompts) == len(drawn.prompts.unique(dim=0)) < 60
+
+
 def test_runs_in_memory_are_those_of_the_command_line(base, tuned, trained):
     assert_same_weights(base, runs.read(trained.run("base")))
     assert_same_weights(tuned, runs.read(trained.run("fork1")))
