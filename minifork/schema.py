@@ -84,6 +84,7 @@ class RL(Optim):
     advantage: Annotated[str, one_of("grpo", "passk", "exact")]
     k: Count
     kl: NotNegative
+    kl_form: Annotated[str, one_of("sequence", "k3")]
     problems: Count
     prompts: Count
     group: Annotated[int, Rule(lambda value: value >= 2, "a group needs at least 2 rollouts")]

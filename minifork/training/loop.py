@@ -27,14 +27,15 @@ from minifork.training.losses import Loss
 from minifork.training.muon import Muon
 
 BatchAt = Callable[[int], tuple[np.ndarray, np.ndarray]]
-Objective = Callable[[GPT, int], tuple[Tensor, int]]
+Objective = Callable[[GPT, int], tuple[Tensor, int, dict[str, Tensor]]]
 _SECONDS_BETWEEN_LINES = 10
-_STEPS_BETWEEN_LOSSES = 10  # read and logged; reading every one would make a GPU wait
+_STEPS_BETWEEN_LOSSES = 10  # read and logged, with the metrics; reading every one would make a GPU wait
 
 
 @dataclass(frozen=True)
 class Job:
-    """What to train: objective(model, step) gives the loss, and how many tokens it is on; step counted from 0.
+    """What to train: objective(model, step) gives the loss, how many tokens it is on, and metrics, scalars by name that
+    are logged beside the loss; step counted from 0.
 
     snapshots: the file to keep the weights in after so many steps, e.g. {32: "epochs/e1.pt"}.
     """
@@ -49,11 +50,11 @@ class Job:
 def supervised(batch_at: BatchAt, loss: Loss, device: str) -> Objective:
     """A loss of the logits on batches: batch_at(step) gives inputs and targets int64[B, T]."""
 
-    def objective(model: GPT, step: int) -> tuple[Tensor, int]:
+    def objective(model: GPT, step: int) -> tuple[Tensor, int, dict[str, Tensor]]:
         inputs, targets = (torch.from_numpy(array) for array in batch_at(step))
         with torch.autocast("cuda", dtype=torch.bfloat16, enabled=device == "cuda"):
             logits = model(inputs.to(device), targets != IGNORE)
-            return loss(logits, targets.to(device)), inputs.numel()
+            return loss(logits, targets.to(device)), inputs.numel(), {}
 
     return objective
 
@@ -86,10 +87,10 @@ def fit(model: GPT, job: Job, device: str) -> None:
     step = first
     with _progress(run, job.steps, first) as show, held_back() as interrupted:  # between steps, which stay whole
         while step < job.steps:
-            loss, tokens = take_step(forward, optimizers, job, step)
+            metrics, tokens = take_step(forward, optimizers, job, step)
             step += 1
             read = step % _STEPS_BETWEEN_LOSSES == 0 or step == job.steps
-            show(step, _read(loss, run, step) if read else None, tokens)
+            show(step, _read(metrics, run, step) if read else None, tokens)
             if file := job.snapshots.get(step):
                 weights[file] = run.write(file, {"model": model.state_dict(), "step": step})
             if interrupted():
@@ -129,9 +130,11 @@ def schedule(step: int, steps: int, warmup: float) -> float:
     return 0.5 * (1 + math.cos(math.pi * (step - warm) / max(1, steps - warm)))
 
 
-def take_step(model: GPT, optimizers: list[torch.optim.Optimizer], job: Job, step: int) -> tuple[Tensor, int]:
-    """Train on one batch; returns its loss, still on its device, and how many tokens it was on."""
-    loss, tokens = job.objective(model, step)
+def take_step(
+    model: GPT, optimizers: list[torch.optim.Optimizer], job: Job, step: int
+) -> tuple[dict[str, Tensor], int]:
+    """Train on one batch; returns its "loss" and metrics, still on their device, and how many tokens it was on."""
+    loss, tokens, metrics = job.objective(model, step)
     loss.backward()
     nn.utils.clip_grad_norm_(model.parameters(), job.optim.clip)
     share = schedule(step, job.steps, job.optim.warmup)
@@ -140,15 +143,15 @@ def take_step(model: GPT, optimizers: list[torch.optim.Optimizer], job: Job, ste
             group["lr"] = share * group["peak"]
         optimizer.step()
         optimizer.zero_grad()
-    return loss.detach(), tokens
+    return {"loss": loss.detach()} | metrics, tokens
 
 
-def _read(loss: Tensor, run: Run, step: int) -> float:
-    """The value of a loss; raises ValueError when it is not finite."""
-    value = loss.item()
-    if not math.isfinite(value):
-        raise ValueError(f"{run.folder}: the loss is {value} at step {step}; lower the learning rate")
-    return value
+def _read(metrics: dict[str, Tensor], run: Run, step: int) -> dict[str, float]:
+    """The values of a step's loss and metrics, in one transfer; raises ValueError when the loss is not finite."""
+    values = dict(zip(metrics, torch.stack([*metrics.values()]).tolist(), strict=True))
+    if not math.isfinite(values["loss"]):
+        raise ValueError(f"{run.folder}: the loss is {values['loss']} at step {step}; lower the learning rate")
+    return values
 
 
 def _restore(
@@ -209,24 +212,28 @@ def _step_of(line: str) -> float:
 
 
 @contextmanager
-def _progress(run: Run, steps: int, first: int) -> Iterator[Callable[[int, float | None, int], None]]:
-    """A tqdm bar on a terminal, else a plain line every few seconds; logs every step whose loss it is given."""
+def _progress(run: Run, steps: int, first: int) -> Iterator[Callable[[int, dict[str, float] | None, int], None]]:
+    """A tqdm bar on a terminal, else a plain line every few seconds; logs every step whose loss and metrics it is
+    given."""
     hidden = run.silent or not sys.stderr.isatty()
     bar = tqdm(total=steps, initial=first, desc=run.name, unit="step", disable=hidden)
     clock = {"line": time.monotonic(), "start": time.monotonic(), "tokens": 0}
 
-    def show(step: int, loss: float | None, tokens: int) -> None:
+    def show(step: int, values: dict[str, float] | None, tokens: int) -> None:
         clock["tokens"] += tokens
         bar.update()
-        if loss is None:
+        if values is None:
             return
         now = time.monotonic()
         rate = clock["tokens"] / max(now - clock["start"], 1e-9)
-        bar.set_postfix(loss=f"{loss:.4f}", tok_s=f"{rate:,.0f}", refresh=False)
-        run.log({"step": step, "loss": round(loss, 6), "tokens_per_s": round(rate)})
+        short = {name: f"{value:.4f}" for name, value in values.items()}
+        bar.set_postfix(short, tok_s=f"{rate:,.0f}", refresh=False)
+        rounded = {name: round(value, 6) for name, value in values.items()}
+        run.log({"step": step} | rounded | {"tokens_per_s": round(rate)})
         if bar.disable and (now - clock["line"] > _SECONDS_BETWEEN_LINES):
             eta = (now - clock["start"]) / (step - first) * (steps - step)
-            run.say(f"{run.name}: step {step}/{steps} loss {loss:.4f} {rate:,.0f} tok/s ETA {eta:.0f} s")
+            text = " ".join(f"{name} {value}" for name, value in short.items())
+            run.say(f"{run.name}: step {step}/{steps} {text} {rate:,.0f} tok/s ETA {eta:.0f} s")
             clock["line"] = now
 
     with bar:

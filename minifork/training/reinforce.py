@@ -1,9 +1,13 @@
 """Reinforcement learning with verifiable rewards: rollouts of the current model, rewarded by their DFA.
 
 GRPO (arXiv 2402.03300) without clipping: every update uses fresh rollouts once, so its ratios are 1. For a group of n
-rollouts of one problem with rewards r and advantages A(r), and pi_0 the model that training started from,
+rollouts o_i of one problem with rewards r and advantages A(r), and pi_0 the model that training started from,
 
-    loss = - mean_i [ 1/|o_i| sum_t A_i log pi(o_it) ] + kl mean_i [ 1/|o_i| sum_t (pi_0/pi - log(pi_0/pi) - 1)(o_it) ]
+    loss = - mean_i [ 1/|o_i| sum_t A_i log pi(o_it) ] + kl D
+
+`rl.kl_form` says what D is. sequence: KL(pi || pi_0) of whole traces, with an unbiased gradient (`sequence_kl`).
+k3: the form of arXiv 2402.03300, D = mean_i [ 1/|o_i| sum_t (pi_0/pi - log(pi_0/pi) - 1)(o_it) ]. Its gradient is that
+of KL(pi_0 || pi) of single tokens, at prefixes drawn from pi and weighted by 1/|o_i| (arXiv 2510.01555, 2512.21852).
 
 Where every accepted trace can be written down, p_i is a differentiable function of the weights, and the policy
 gradient of pass@k needs no samples: `exact_objective`.
@@ -26,7 +30,7 @@ from minifork.decoding.policy import Policy
 from minifork.gpt import GPT
 from minifork.gpu.backends import sample
 from minifork.measuring.problems import problem_set
-from minifork.schema import Config
+from minifork.schema import RL, Config
 from minifork.training.loop import Objective
 from minifork.training.losses import sequence_logp, token_logp
 
@@ -92,7 +96,7 @@ def group_objective(config: Config, reference: GPT, device: str, say: Callable[[
     """Policy gradient with group advantages from sampled rollouts; rl.mode forces the mode token or leaves it free."""
     plan, task, barren = config.rl, config.data, 0
 
-    def update(model: GPT, step: int) -> tuple[Tensor, int]:
+    def update(model: GPT, step: int) -> tuple[Tensor, int, dict[str, Tensor]]:
         nonlocal barren
         batch = problem_set(task, problems_of(config, step), device)
         tree = measure.tree_of(model, batch, Policy())
@@ -107,29 +111,82 @@ def group_objective(config: Config, reference: GPT, device: str, say: Callable[[
             say(f"no group had both right and wrong rollouts for {PATIENCE} updates: there is nothing to learn from")
 
         inputs, targets = sequences(batch.prompts, traces.tokens, task.eos, tree.forced_len)
-        present = targets != IGNORE
-        wanted = present.cpu()
-        logp = token_logp(model(inputs, wanted), targets)
+        wanted = (targets != IGNORE).cpu()
+        logits = model(inputs, wanted)
         with torch.no_grad():
-            anchor = token_logp(reference(inputs, wanted), targets)
-        ratio = anchor - logp
-        kl = ratio.exp() - ratio - 1
-        each = (kl * plan.kl - advantage.reshape(-1, 1) * logp) * present
-        return (each.sum(dim=1) / present.sum(dim=1).clamp(min=1)).mean(), inputs.numel()
+            anchor = reference(inputs, wanted)
+        loss = group_loss(logits, anchor, targets, advantage.flatten(), plan)
+        return loss, inputs.numel(), group_metrics(logits, anchor, targets, reward, advantage)
 
     return update
+
+
+def group_loss(logits: Tensor, anchor: Tensor, targets: Tensor, advantage: Tensor, plan: RL) -> Tensor:
+    """The loss at the top of this file, a scalar, of N rollouts with advantages float[N].
+
+    logits, anchor, targets: as `sequence_kl` takes them; plan: its kl and kl_form count.
+    """
+    present = targets != IGNORE
+    logp = token_logp(logits, targets)
+    each = -advantage[:, None] * logp
+    if plan.kl_form == "k3":
+        ratio = token_logp(anchor, targets) - logp
+        each = plan.kl * (ratio.exp() - ratio - 1) + each
+    loss = ((each * present).sum(dim=1) / present.sum(dim=1).clamp(min=1)).mean()
+    return loss if plan.kl_form == "k3" else loss + plan.kl * sequence_kl(logits, anchor, targets).mean()
+
+
+def sequence_kl(logits: Tensor, anchor: Tensor, targets: Tensor) -> Tensor:
+    """From each of N traces drawn from pi an estimate of KL(pi || pi_0) of whole traces, float[N] in nats.
+
+    Its value and its gradient are unbiased. logits and anchor: float[N, T, V], the next-token logits of pi and pi_0;
+    targets: int64[N, T], the drawn tokens, IGNORE elsewhere. Places without a target, such as forced tokens, do not
+    count. With KL_t the divergence of the next token at t, summed over the vocabulary,
+
+        KL = E sum_t KL_t        grad KL = E sum_t [ grad KL_t + (sum_{s > t} KL_s) grad log pi(o_t) ]
+
+    The second term is there because the prefixes are drawn from pi as well; here its value is 0. After the
+    Rao-Blackwellised estimators of Amini et al. 2025 (arXiv 2504.10637), which vary less than those from log-ratios.
+    """
+    present = targets != IGNORE
+    logp = logits.log_softmax(dim=-1)
+    each = (logp.exp() * (logp - anchor.log_softmax(dim=-1))).sum(dim=-1) * present
+    later = (each.sum(dim=1, keepdim=True) - each.cumsum(dim=1)).detach() * present
+    drawn = logp.gather(2, targets.clamp(min=0)[..., None])[..., 0]
+    return (each + later * (drawn - drawn.detach())).sum(dim=1)
+
+
+@torch.no_grad()
+def group_metrics(
+    logits: Tensor, anchor: Tensor, targets: Tensor, reward: Tensor, advantage: Tensor
+) -> dict[str, Tensor]:
+    """What an update logs beside its loss, fp32 scalars, from rewards and advantages float[B, n].
+
+    reward: the share of accepted rollouts. kl: the mean of `sequence_kl`, in nats a trace. signal: the share of
+    groups in which some advantage is not 0 (of grpo, those with both right and wrong rollouts). entropy: that of the
+    next token, in nats, the mean over all drawn tokens.
+    """
+    present, logp = targets != IGNORE, logits.log_softmax(dim=-1)
+    entropy = -(logp.exp() * logp).sum(dim=-1) * present
+    return {
+        "reward": reward.mean(),
+        "kl": sequence_kl(logits, anchor, targets).mean(),
+        "signal": advantage.any(dim=1).float().mean(),
+        "entropy": entropy.sum() / present.sum().clamp(min=1),
+    }
 
 
 def exact_objective(config: Config, device: str) -> Objective:
     """-mean_i [1 - (1 - p_i)^k], p_i the sum over the problem's accepted traces, differentiated through the model.
 
-    The policy gradient of pass@k without variance, where every mode has one accepted trace (SEARCH has more).
+    The policy gradient of pass@k without variance, where every mode has one accepted trace (SEARCH has more). It logs
+    the reward, the mean of p_i; there are no rollouts and no KL.
     """
     plan, task = config.rl, config.data
     modes = task.mode_names if plan.mode == FREE else (plan.mode,)
     forced = int(plan.mode != FREE)
 
-    def update(model: GPT, step: int) -> tuple[Tensor, int]:
+    def update(model: GPT, step: int) -> tuple[Tensor, int, dict[str, Tensor]]:
         problems = problems_of(config, step)
         prompts = torch.from_numpy(task.prompts(problems)).to(device)
         traces = [task.traces(problems, np.full(len(problems), task.mode_names.index(mode))) for mode in modes]
@@ -137,7 +194,8 @@ def exact_objective(config: Config, device: str) -> Objective:
         inputs, targets = sequences(prompts, tokens, task.eos, forced)
         logp = sequence_logp(model(inputs, (targets != IGNORE).cpu()), targets).view(len(problems), len(modes))
         p = logp.double().exp().sum(dim=1).clamp(max=1 - 1e-9)
-        return torch.expm1(plan.k * torch.log1p(-p)).mean().float(), inputs.numel()
+        loss = torch.expm1(plan.k * torch.log1p(-p)).mean().float()
+        return loss, inputs.numel(), {"reward": p.detach().mean().float()}
 
     return update
 

@@ -297,7 +297,7 @@ def test_records_that_lack_keys_or_have_others(capsys):
     configs.SAID.clear()
     for _ in range(2):
         gone = {"sft": tree["sft"] | {"tail": 1}, "old": {"a": 1, "b": 2}}
-        expected = configs.load("arith", ["seed=3", "rl.muon=torch"])  # as before there was such a key
+        expected = configs.load("arith", ["seed=3", "rl.muon=torch", "rl.kl_form=k3"])  # as before there were these
         assert configs.from_record(tree | gone, "run.json") == expected
     printed = capsys.readouterr().out.splitlines()
     assert printed == [f"run.json: {key} no longer exists and is ignored" for key in ("old.a", "old.b", "sft.tail")]

@@ -25,7 +25,13 @@ def test_compares_all_runs(copy, monkeypatch, capsys):
     for plan, row in zip(plans, rows.values(), strict=True):
         rl, rate, mode = plan.config.rl, plan.config.sft.fork_rate, contrast.mode_of(plan)
         assert mode == {"FWD": "FWD", "REV": "REV", "free": None}[rl.mode]
-        keys = {"fork_rate": rate, "rl.mode": rl.mode, "advantage": rl.advantage, "rl.k": rl.k}
+        keys = {
+            "fork_rate": rate,
+            "rl.mode": rl.mode,
+            "advantage": rl.advantage,
+            "rl.k": rl.k,
+            "rl.kl_form": rl.kl_form,
+        }
         (first,) = results.where({"fork_rate": rate}, epoch=1)
         before, after = (results.solve_rates(record, KS, mode).mean(axis=1)
                          for record in (first, results.where(keys, "rl")[-1]))  # fmt: skip

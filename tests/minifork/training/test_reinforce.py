@@ -1,24 +1,29 @@
 """Rewards, advantages and objectives by hand, by brute force and against the exact engine; the stage, small."""
 
 import itertools
+import json
 import math
 import shutil
+from pathlib import Path
 
 import numpy as np
 import pytest
 import torch
 
 import minifork.training.reinforce as learning
+from data_gen.task import PAD
 from data_gen.walks import IGNORE
 from minifork import config as configs
 from minifork import measure, runs
 from minifork.decoding.exact import exact
 from minifork.decoding.policy import Policy
 from minifork.decoding.rollout import rollout
+from minifork.gpt import GPT
 from minifork.gpu import backends
 from minifork.measuring.problems import problem_set, training_forks
+from minifork.settings import Shape
 from minifork.storage.weights import load_weights
-from minifork.training import stages
+from minifork.training import loop, stages
 from minifork.training.losses import token_logp
 from minifork.training.reinforce import grpo_advantage, passk_advantage, sequences
 from tests.helpers.pipeline import BASE
@@ -31,6 +36,12 @@ def start(trained):
     """The config of an RL run from the trained pipeline, and the model it starts from."""
     settings = trained.config(*RL)
     return settings, runs.require(settings, "sft").model(4)
+
+
+def logged(folder: Path) -> list[dict]:
+    """The lines of a run's metrics but for the speed."""
+    lines = (folder / runs.METRICS).read_text(encoding="utf-8").splitlines()
+    return [{name: value for name, value in json.loads(line).items() if name != "tokens_per_s"} for line in lines]
 
 
 # advantages
@@ -85,11 +96,12 @@ def test_sequences_score_as_the_rollouts_were_drawn(start):
 def test_exact_objective_is_pass_at_k(start, mode, k):
     settings, model = start
     settings = configs.changed(settings, {"rl.k": k, "rl.mode": mode})
-    loss, tokens = learning.exact_objective(settings, "cpu")(model, 3)
+    loss, tokens, metrics = learning.exact_objective(settings, "cpu")(model, 3)
     problems = problem_set(settings.data, learning.problems_of(settings, 3), "cpu")
     tree = measure.tree_of(model, problems, Policy())
     p = exact(tree if mode == "free" else measure.force_mode(tree, settings.data, mode)).p_lo
     assert float(loss.detach()) == pytest.approx(-float(np.mean(1 - (1 - p) ** k)), abs=1e-5) and tokens > 0
+    assert {name: float(value) for name, value in metrics.items()} == {"reward": pytest.approx(p.mean(), abs=1e-5)}
 
 
 @pytest.mark.slow
@@ -119,6 +131,123 @@ def test_every_update_draws_anew_and_problems_come_round(start):
     assert len(set(seen.tolist()) & fine_tuned) < 24
 
 
+# the divergence from the start
+
+
+def every_trace(first: tuple[int, ...]) -> torch.Tensor:
+    """All traces int64[1, n, 3] of tokens 0, 1, 2 that begin with these; 0 ends a trace, PAD follows."""
+    ends = {tokens: (*tokens, 0).index(0) + 1 for tokens in itertools.product(range(3), repeat=3)}
+    traces = {(*tokens[:end], *[PAD] * (3 - end)) for tokens, end in ends.items() if tokens[: len(first)] == first}
+    return torch.tensor([sorted(traces)])
+
+
+def whole_logp(logits: torch.Tensor, targets: torch.Tensor) -> torch.Tensor:
+    """As `minifork.training.losses.sequence_logp`, in the precision of the logits."""
+    logp = logits.log_softmax(dim=-1).gather(2, targets.clamp(min=0)[..., None])[..., 0]
+    return (logp * (targets != IGNORE)).sum(dim=1)
+
+
+@pytest.mark.parametrize("forced", [(), (1,)])
+def test_the_gradient_is_that_of_the_divergence(make_model, start, forced):
+    """Averaged over all traces, at advantage 0 and rl.kl 1; that of the published form points elsewhere."""
+    model, reference = (make_model(seed, Shape(1, 8, 1), 3, 5).double() for seed in (100, 101))
+    inputs, targets = sequences(torch.tensor([[2, 1]]), every_trace(forced), 0, len(forced))
+    logits, anchor = model(inputs), reference(inputs).detach()
+    logp = whole_logp(logits, targets)
+    assert float(logp.exp().sum().detach()) == pytest.approx(1, abs=1e-12)
+
+    def gradient(value: torch.Tensor) -> torch.Tensor:
+        parameters = [*model.parameters()]
+        parts = torch.autograd.grad(value, parameters, retain_graph=True)
+        return torch.cat([part.flatten() for part in parts])
+
+    def of_form(form: str) -> torch.Tensor:
+        plan = configs.changed(start[0], {"rl.kl": 1.0, "rl.kl_form": form}).rl
+        one = [learning.group_loss(*rows, torch.zeros(1), plan)
+               for rows in zip(logits.split(1), anchor.split(1), targets.split(1), strict=True)]  # fmt: skip
+        return (logp.exp().detach() * torch.stack(one)).sum()
+
+    divergence = (logp.exp() * (logp - whole_logp(anchor, targets))).sum()
+    expected = gradient(divergence)
+    torch.testing.assert_close(of_form("sequence"), divergence, atol=1e-12, rtol=0)
+    torch.testing.assert_close(gradient(of_form("sequence")), expected, atol=1e-12, rtol=0)
+    assert expected.norm() > 0.1 and torch.cosine_similarity(gradient(of_form("k3")), expected, dim=0) < 0.99
+
+
+@pytest.mark.parametrize("seed", range(100, 110))
+def test_the_published_form_is_unchanged(start, seed):
+    """Loss and gradient are, bit for bit, those of the code from before there was a choice, repeated here."""
+    generator = torch.Generator().manual_seed(seed)
+    logits, anchor = (torch.randn(2, 7, 9, generator=generator) for _ in range(2))
+    targets, advantage = torch.randint(9, (2, 7), generator=generator), torch.randn(2, generator=generator)
+    targets[:, :2], targets[:1, 5:] = IGNORE, IGNORE
+    plan = configs.changed(start[0], {"rl.kl": 0.3, "rl.kl_form": "k3"}).rl
+    one, other = logits.clone().requires_grad_(), logits.clone().requires_grad_()
+    loss = learning.group_loss(one, anchor, targets, advantage, plan)
+
+    present, logp = targets != IGNORE, token_logp(other, targets)
+    ratio = token_logp(anchor, targets) - logp
+    kl = ratio.exp() - ratio - 1
+    each = (kl * plan.kl - advantage.reshape(-1, 1) * logp) * present
+    expected = (each.sum(dim=1) / present.sum(dim=1).clamp(min=1)).mean()
+    assert torch.equal(loss, expected)
+    assert torch.equal(*(torch.autograd.grad(*pair)[0] for pair in ((loss, one), (expected, other))))
+
+
+# what is logged
+
+
+def rolled_again(settings, model: GPT):
+    """The traces of the first update, and their inputs and targets."""
+    problems, mode = problem_set(settings.data, learning.problems_of(settings, 0), "cpu"), settings.rl.mode
+    tree = measure.tree_of(model, problems, Policy())
+    tree = tree if mode == "free" else measure.force_mode(tree, settings.data, mode)
+    traces = rollout(tree, settings.rl.group, settings.seed, traces=True).traces
+    return traces, *sequences(problems.prompts, traces.tokens, settings.data.eos, tree.forced_len)
+
+
+@pytest.mark.parametrize("mode", ["free", "FWD"])
+def test_metrics_of_an_update(start, mode):
+    """Reward and signal are those of the rollouts. KL and entropy are within 4 standard errors of the rollouts' mean
+    log-ratio and mean surprisal; a correct program fails that in 1 of 8,000 tests."""
+    settings, model = start
+    settings = configs.changed(settings, {"rl.mode": mode, "rl.group": 500})
+    reference = runs.require(settings, "base").model()
+    with torch.no_grad():
+        metrics = learning.group_objective(settings, reference, "cpu")(model, 0)[2]
+        traces, inputs, targets = rolled_again(settings, model)
+        anchor = whole_logp(reference(inputs), targets)
+    values = {name: float(value) for name, value in metrics.items()}
+    right = traces.sink == 0
+    assert values["reward"] == pytest.approx(float(right.float().mean()))
+    assert values["signal"] == pytest.approx(float((right.any(dim=1) & ~right.all(dim=1)).float().mean()))
+    drawn = (targets != IGNORE)[:, -traces.tokens.shape[2] :].unflatten(0, right.shape)
+    ratio = traces.logp.sum(dim=2).flatten() - anchor
+    for name, samples in (("kl", ratio), ("entropy", -traces.logp[drawn])):
+        assert abs(values[name] - float(samples.mean())) < 4 * float(samples.std()) / math.sqrt(len(samples)), name
+
+
+@pytest.mark.parametrize(("form", "same"), [("sequence", True), ("k3", False)])
+def test_the_form_is_that_of_the_config(start, monkeypatch, form, same):
+    """Without advantages, the loss is rl.kl times the KL that is logged, but in the published form."""
+    monkeypatch.setitem(learning.ADVANTAGES, "grpo", lambda reward, k: reward * 0)
+    settings, model = configs.changed(start[0], {"rl.kl": 0.5, "rl.kl_form": form}), start[1]
+    loss, _, metrics = learning.group_objective(settings, runs.require(settings, "base").model(), "cpu")(model, 0)
+    assert metrics["kl"] > 0.1 and (float(loss.detach()) == pytest.approx(0.5 * float(metrics["kl"]))) == same
+
+
+@pytest.mark.parametrize("advantage", ["grpo", "exact"])
+def test_metrics_are_written_and_shown(copy, capsys, monkeypatch, advantage):
+    monkeypatch.setattr(loop, "_SECONDS_BETWEEN_LINES", -1)
+    pipeline, changes = copy(BASE, "fork1"), [*RL, f"rl.advantage={advantage}"]
+    assert pipeline("rl", *changes) == 0
+    names = ["loss", "reward"] + ["kl", "signal", "entropy"] * (advantage == "grpo")
+    lines = logged(pipeline.at("rl", *changes))
+    assert [[*line] for line in lines] == [["step", *names]] * 2
+    shown = " ".join(f"{name} {lines[-1][name]:.4f}" for name in names)
+    assert f"step 12/12 {shown} " in capsys.readouterr().out
+
+
 # the stage
 
 
@@ -142,7 +271,7 @@ def test_resumes_bit_for_bit(copy, monkeypatch):
     pipeline = copy(BASE, "fork1")
     folder, real = pipeline.at("rl", *RL), backends.sample
     assert pipeline("rl", *RL) == 0
-    whole, calls = load_weights(folder / "ckpt.pt")["model"], []
+    whole, metrics, calls = load_weights(folder / "ckpt.pt")["model"], logged(folder), []
     shutil.rmtree(folder)
 
     def interrupted(*arguments, **named):
@@ -155,7 +284,7 @@ def test_resumes_bit_for_bit(copy, monkeypatch):
     assert pipeline("rl", *RL) == 130 and not runs.read(folder).complete
     assert pipeline("rl", "--resume", *RL) == 0
     halves = load_weights(folder / "ckpt.pt")["model"]
-    assert all(torch.equal(whole[key], halves[key]) for key in whole)
+    assert all(torch.equal(whole[key], halves[key]) for key in whole) and logged(folder) == metrics
 
 
 def test_groups_without_signal_are_said(copy, capsys, monkeypatch):
