@@ -5,6 +5,7 @@ PIT), and both samples come from the same ones (conditional randomised PIT). Eve
 engines agree; with Bonferroni's correction over all of them, a false alarm has probability below LEVEL.
 """
 
+from collections.abc import Iterator
 from dataclasses import replace
 from itertools import product
 from typing import Any
@@ -36,24 +37,42 @@ def agreement(config: Config) -> int:
 
     Raises ValueError naming a run that is missing, and for an eval.budget within which p is not computed.
     """
-    count = min(PROBLEMS, config.eval.problems)
+    return conclude(config, list(comparisons(config)))
+
+
+def fine_tunings(config: Config) -> list[Config]:
+    """The fine-tunings that are tested: the config's own, at each of FORK_RATES."""
+    return [configs.changed(config, {"sft.fork_rate": rate}) for rate in FORK_RATES]
+
+
+def comparisons(config: Config) -> Iterator[list[dict[str, Any]]]:
+    """The tests of one model under one policy, for each in turn. Raises as `agreement` does."""
+    tested = [runs.require(config, "base"), *(runs.require(tuned, "sft") for tuned in fine_tunings(config))]
+    count, device = _count(config), pick_device(config)
     settings = replace(config.eval, problems=count, check_problems=min(count, config.eval.check_problems))
-    config, device = replace(config, eval=settings), pick_device(config)
-    tested = [runs.require(config, "base")]
-    tested += [runs.require(configs.changed(config, {"sft.fork_rate": rate}), "sft") for rate in FORK_RATES]
-    problems, grid, tests = problems_for(config, device), list(product(tested, POLICIES)), []
-    for run, decoder in tqdm(grid, desc="agreement", disable=None):
+    problems = problems_for(replace(config, eval=settings), device)
+    for run, decoder in tqdm(list(product(tested, POLICIES)), desc="agreement", disable=None):
         tree = measure.tree_of(run.model().to(device), problems, policy.parse(decoder))
         compared = compare(tree, problems.sinks, settings.check_rollouts, settings.budget)
-        tests += [{"run": run.name, "policy": decoder, **test} for test in compared]
-    level = LEVEL / len(tests)
-    for run, decoder in grid:
-        report([test for test in tests if (test["run"], test["policy"]) == (run.name, decoder)], level)
+        yield [{"run": run.name, "policy": decoder, **test} for test in compared]
+
+
+def conclude(config: Config, groups: list[list[dict[str, Any]]]) -> int:
+    """Print and write down what `comparisons` gave; returns 1 when engines disagree."""
+    tests = [test for group in groups for test in group]
+    level, count = LEVEL / len(tests), _count(config)
+    for group in groups:
+        report(group, level)
     failed = sum(test["p_value"] < level for test in tests)
     print(f"{len(tests)} tests on {count} problems, {failed} below {level:.1e}; false alarms <= {LEVEL:g} in all")
-    result = {"n_problems": count, "level": level, "splits": SPLITS, "rollouts": settings.check_rollouts}
+    result = {"n_problems": count, "level": level, "splits": SPLITS, "rollouts": config.eval.check_rollouts}
     write_json(runs.task_folder(config) / "agreement.json", result | {"tests": tests})
     return 1 if failed else 0
+
+
+def _count(config: Config) -> int:
+    """How many problems are compared."""
+    return min(PROBLEMS, config.eval.problems)
 
 
 def report(tests: list[dict[str, Any]], level: float) -> None:

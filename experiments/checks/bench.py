@@ -89,7 +89,7 @@ def bench(config: Config) -> None:
     }
     print_table(result)
     if device == "cuda":
-        result["gpu"] = bench_gpu(tree)
+        *_, result["gpu"] = bench_gpu(tree)
     write_json(runs.task_folder(config) / "bench.json", result)
     print(json.dumps(result))
 

@@ -7,7 +7,7 @@ rollouts as are in flight at once. A sampled token is one drawn by a row that ha
 
 import copy
 import math
-from collections.abc import Callable
+from collections.abc import Callable, Iterator
 from dataclasses import replace
 from statistics import median
 from typing import Any
@@ -25,6 +25,7 @@ BATCHES = (1024, 4096, 16384, 65536, 262144)
 COMPILED = (4096, 65536)  # torch.compile takes a minute for each
 ROUNDS, ROUND_S, WARM_S = 5, 0.1, 0.3  # timed rounds, seconds of a round, seconds before the first
 PROBLEMS = 64  # that share a batch
+MATRIX = 8192  # rows and columns of the matrix product that is timed
 BACKENDS = "kernel bf16", "kernel fp32", "kernel bf16 + layout", "torch eager", "torch graph", "torch compiled graph"
 
 
@@ -61,19 +62,25 @@ def prepare(tree: Tree, n: int, name: str) -> Callable[[], object]:
     return lambda: graph(coarse, 0)
 
 
-def bench_gpu(tree: Tree) -> dict[str, Any]:
-    """Tokens and rollouts a second of every backend and batch; prints them."""
-    part, cells = tree[:PROBLEMS], {}
+def bench_gpu(tree: Tree) -> Iterator[dict[str, Any]]:
+    """Tokens and rollouts a second of every backend and batch; prints them.
+
+    Yields what is measured so far after every backend, and in the end all, with the machine's limits and the ratios.
+    """
+    part, cells = tree[:PROBLEMS], dict[str, list[dict[str, Any]]]()
+    result = {"batches": list(BATCHES), "rounds": ROUNDS, "backends": cells}
     for name in BACKENDS:
-        cells[name] = [measure(part, name, batch) for batch in (COMPILED if "compiled" in name else BATCHES)]
-        for cell in cells[name]:
+        cells[name] = []
+        for batch in COMPILED if "compiled" in name else BATCHES:
+            cells[name].append(cell := measure(part, name, batch))
             text = f"{cell['tokens_per_s']:>16,.0f}" if "tokens_per_s" in cell else f" failed: {cell['failed']}"
             print(f"{name:<22}{cell['rollouts']:>10,} in flight, sampled tokens/s:{text}", flush=True)
+        yield result
     limit = limits(part)
     ratios = summary(cells, limit)
     for what, ratio in ratios.items():
         print(f"{what}: {'not measured' if ratio is None else format(ratio, '.3g')}")
-    return {"batches": list(BATCHES), "rounds": ROUNDS, "backends": cells, **limit, "summary": ratios}
+    yield {**result, **limit, "summary": ratios}
 
 
 def measure(tree: Tree, name: str, batch: int) -> dict[str, Any]:
@@ -86,10 +93,10 @@ def measure(tree: Tree, name: str, batch: int) -> dict[str, Any]:
         timed(job, math.ceil(WARM_S / timed(job, 3)))  # until the clocks are up
         repeats = math.ceil(ROUND_S / timed(job, 3))
         seconds = [timed(job, repeats) for _ in range(ROUNDS)]
+        tokens = float(backends.sample(tree, 256, 0).tokens.sum()) * n  # a trace's mean length, from another sample
     except Exception as error:  # a baseline that fails, in whatever way, must not lose the other measurements
         return {"rollouts": rollouts, "failed": f"{type(error).__name__}: {str(error).partition(chr(10))[0]}"}
     middle = median(seconds)
-    tokens = float(backends.sample(tree, 256, 0).tokens.sum()) * n  # a trace's mean length, from another sample
     return {
         "rollouts": rollouts,
         "seconds": middle,
@@ -107,10 +114,10 @@ def limits(tree: Tree) -> dict[str, float]:
     keys and values once and read those before them (half of the longest suffix). Scratch larger than the L2 cache is
     slower than that.
     """
-    build = build_for(tree, 64, True)
+    build, device = build_for(tree, 64, True), tree.dfa.device.type
     weights = 12 * build.layers * build.width**2 + build.vocab * build.width
     suffix = 2 * build.layers * build.width * 2 * (1 + build.steps / 2)
-    flops, l2 = matmul_rate("cuda", 8192, torch.bfloat16), l2_rate()
+    flops, l2 = matmul_rate(device, MATRIX, torch.bfloat16), l2_rate(device)
     return {
         "matrix_flops": flops,
         "l2_bytes": l2,
@@ -120,9 +127,9 @@ def limits(tree: Tree) -> dict[str, float]:
     }
 
 
-def l2_rate(megabytes: int = 24) -> float:
+def l2_rate(device: str, megabytes: int = 24) -> float:
     """Bytes a second of reading, 64 times over in one kernel, a tensor that stays in the L2 cache."""
-    a = torch.ones(megabytes * 2**18, device="cuda")
+    a = torch.ones(megabytes * 2**18, device=device)
     return 64 * a.nbytes / fastest(lambda: a.expand(64, -1).sum(dim=1), 5)
 
 

@@ -1,20 +1,27 @@
 """`make gpu-check`: is everything right and how fast is it on this GPU? One table, one JSON file.
 
-Runs the GPU tests, and compute-sanitizer on some where it is installed; trains a base and fine-tunings; tests the
-kernel's samples against its own probabilities and against exact ones, and all engines against each other; times every
-backend. Installs nothing. Without a GPU it says so and succeeds.
+Trains a base and fine-tunings. Tests the kernel's samples against its own probabilities and against exact ones, and all
+engines against each other. Times every backend. Runs the GPU tests, and compute-sanitizer on some of them where it is
+installed. Installs nothing. Without a GPU it says so and succeeds.
 
-Every part returns its row of the JSON file: "failed", and what it found, by name.
+Every part yields rows of the JSON file, name and value. The file is written at each row, so a part that breaks, or a
+run that is stopped, loses nothing that was measured. A part fails unless it yields ("failed", 0).
 """
 
+import contextlib
+import json
 import os
 import re
 import shutil
+import signal
 import subprocess
 import sys
 import time
+from collections import Counter
+from collections.abc import Iterator
 from dataclasses import replace
 from pathlib import Path
+from threading import Timer
 from typing import Any
 
 import numpy as np
@@ -36,47 +43,79 @@ from minifork.statistics.agreement import randomised_pit, uniform_p
 from minifork.storage.files import write_json
 from minifork.training import stages
 
-RESULTS = Path(__file__).parents[1] / "results"
-PYTEST = [sys.executable, "-m", "pytest", "-m", "gpu", "tests/minifork/gpu/test_gpu.py", "-p", "no:cacheprovider"]
+Rows = Iterator[tuple[str, Any]]
+
+ROOT = Path(__file__).parents[2]
+RESULTS = ROOT / "experiments" / "results"
+SEED, EPOCHS = 101, 16  # of the runs that are trained here; the pairs of seeds below 10 belong to reproductions
+TESTS = "tests/minifork/gpu/test_gpu.py"
+PYTEST = [sys.executable, "-m", "pytest", "-vv", "-m", "gpu", "-p", "no:cacheprovider", TESTS]
+TESTS_S, SANITIZER_S = 900, 100  # seconds after which the tests, and each tool of the sanitizer, are stopped
+ENDED = re.compile(r"::(?P<test>\S.*?) (?P<outcome>PASSED|FAILED|ERROR|SKIPPED)\b.*%\]$")  # a line of pytest -v
 SANITIZED = "test_runs_again_alike_on_every_tiling and (narrow or reference)"
 LEVEL = 1e-4  # of each test of samples
 SAMPLES = {"bf16": 10**6, "fp32": 10**5}  # rollouts a problem against scored probabilities
-SECONDS = 60  # in which that many may be drawn; a slow GPU draws fewer
+SECONDS = 20  # in which that many may be drawn; a slow GPU draws fewer
+TRIAL = 2000  # rollouts a problem that are timed first, to tell how many SECONDS allow
+EVALUATED = 4096  # rollouts a problem of the evaluation that is timed
 GAPS = {"bf16": (0.002, 0.03), "fp32": (1e-4, 1e-4)}  # bars: change of pass@k, 99th percentile of the change of p
 
 
 def gpu_check(config: Config) -> int:
-    """Check and time everything that needs a GPU; returns 1 when something is wrong."""
-    if not torch.cuda.is_available():
+    """Check and time everything that needs a GPU; returns 1 when something is wrong.
+
+    Seeds, epochs and FORK_RATE are its own; its runs go to a folder of their own.
+    """
+    if (gpu := find_gpu()) is None:
         print("gpu-check: no CUDA device here, nothing to check")
         return 0
-    name = torch.cuda.get_device_name()
+    device, name = gpu
     print(f"gpu-check on one {name}, torch {torch.__version__}", flush=True)
-    plan = replace(config.sft, epochs=16, fork_rate=1.0)
-    config = replace(config, device="cuda", runs=str(Path(config.runs) / "gpu-check"), sft=plan)
+    plan = replace(config.sft, epochs=EPOCHS, fork_rate=agreement.FORK_RATES[-1])
+    folder = str(Path(config.runs) / "gpu-check")
+    config = replace(config, device=device, runs=folder, base_seed=SEED, seed=SEED, sft=plan)
     parts = {
-        "tests": gpu_tests,
-        "sanitizer": sanitizer,
-        "bench": lambda: bench(config),
-        "samples": lambda: samples(config),
-        "agreement": lambda: {"failed": agreement.agreement(config)},
+        "training": train(config),
+        "samples": samples(config),
+        "agreement": agree(config),
+        "bench": bench(config),
+        "tests": gpu_tests(),
+        "sanitizer": sanitizer(),
     }
     result: dict[str, Any] = {"machine": runs.machine(), "device": name, "torch": torch.__version__, "seconds": {}}
     path = RESULTS / f"gpu-{re.sub('[^a-z0-9]+', '-', name.lower()).strip('-')}.json"
-    for part, run in parts.items():
-        started = time.monotonic()
-        try:
-            result[part] = run()
-        except Exception as error:  # one part that breaks must not lose what the others measure
-            result[part] = {"failed": 1, "broke": f"{type(error).__name__}: {error}"}
-        result["seconds"][part] = time.monotonic() - started
-        print(f"-- {part}: {result['seconds'][part]:.0f} s", flush=True)
-        write_json(path, result)
-    for part in parts:
-        print_rows(part, result[part])
+    for part, rows in parts.items():
+        run_part(part, rows, result, path)
     failed = [part for part in parts if result[part]["failed"]]
     print(f"{'FAILED: ' + ', '.join(failed) if failed else 'all held'}; written to {path}")
     return int(bool(failed))
+
+
+def find_gpu() -> tuple[str, str] | None:
+    """The device to check, as torch calls it, and the name of its model; None where there is no GPU."""
+    return ("cuda", torch.cuda.get_device_name()) if torch.cuda.is_available() else None
+
+
+def run_part(part: str, rows: Rows, result: dict[str, Any], path: Path) -> None:
+    """Put the rows of a part into the result and its file, each as soon as it is there; then print them."""
+    started = time.monotonic()
+    result[part] = row = {"failed": 1, "broke": "it was stopped"}
+
+    def save() -> None:
+        result["seconds"][part] = time.monotonic() - started
+        write_json(path, result)
+
+    save()
+    try:
+        for name, value in rows:
+            row[name] = json.loads(json.dumps(value), parse_constant=str)  # NaN, which JSON lacks, as a text
+            save()
+        del row["broke"]
+    except Exception as error:  # one part that breaks must not lose what the others measure
+        row |= {"failed": 1, "broke": f"{type(error).__name__}: {error}"}
+    save()
+    print_rows(part, row)
+    print(f"-- {part}: {result['seconds'][part]:.0f} s", flush=True)
 
 
 def print_rows(title: str, values: dict[str, Any]) -> None:
@@ -85,71 +124,127 @@ def print_rows(title: str, values: dict[str, Any]) -> None:
         if isinstance(value, dict):
             print_rows(f"{title}, {name}", value)
         elif isinstance(value, (str, int, float)):
-            print(f"{f'{title}, {name}':<90}{value if isinstance(value, str) else format(value, '.3g')}")
+            print(f"{f'{title}, {name}':<90}  {value if isinstance(value, str) else format(value, '.3g')}")
 
 
-def gpu_tests() -> dict[str, Any]:
-    """pytest -m gpu."""
-    done = subprocess.run(PYTEST, capture_output=True, text=True, timeout=240)
-    lines = done.stdout.strip().splitlines()
-    if done.returncode:
-        print(*lines[-30:], done.stderr[-2000:], sep="\n")
-    return {"failed": int(done.returncode != 0), "summary": lines[-1] if lines else ""}
+def train(config: Config) -> Rows:
+    """The base, and the fine-tunings that the agreement of the engines is tested on."""
+    yield "base", stages.pretrain(config, resume=True).name
+    for tuning in agreement.fine_tunings(config):
+        yield f"FORK_RATE {tuning.sft.fork_rate:g}", stages.sft(tuning, resume=True).name
+    yield "failed", 0
 
 
-def sanitizer() -> dict[str, Any]:
+def gpu_tests() -> Rows:
+    """The GPU tests; their outcomes are counted as they come."""
+    outcomes, output = Counter[str](), []
+    with limited(PYTEST, TESTS_S) as process:
+        for line in process.stdout or ():
+            output.append(line.rstrip())
+            if ended := ENDED.search(output[-1]):
+                outcomes[ended["outcome"].lower()] += 1
+                yield "outcomes", dict(outcomes)
+                if ended["outcome"] in ("FAILED", "ERROR"):
+                    yield ended["test"], ended["outcome"].lower()
+    if process.returncode:
+        print(*output[-30:], sep="\n")
+    yield "summary", summary(process.returncode, output or ["no output"])
+    yield "failed", int(process.returncode != 0 or not outcomes["passed"])
+
+
+def summary(code: int, output: list[str]) -> str:
+    """What pytest's exit code and output say, in a line."""
+    if code == -signal.SIGKILL:
+        return f"killed, or not finished within {TESTS_S} s"
+    missing = sorted(set(re.findall(r"No module named '?(\w+)", "\n".join(output)))) if code else []
+    return f"not installed: {', '.join(missing)}" if missing else output[-1].strip("= ")
+
+
+@contextlib.contextmanager
+def limited(
+    command: list[str], seconds: float, environment: dict[str, str] | None = None
+) -> Iterator[subprocess.Popen[str]]:
+    """A command whose output can be read while it runs. After so many seconds it and all that it started are killed."""
+    pipe: dict[str, Any] = {"stdout": subprocess.PIPE, "stderr": subprocess.STDOUT, "text": True, "encoding": "utf-8"}
+    process = subprocess.Popen(command, **pipe, cwd=ROOT, env=environment, start_new_session=True)
+    stop = Timer(seconds, kill, [process])
+    stop.start()
+    try:
+        yield process
+        process.wait()
+    finally:
+        stop.cancel()
+        kill(process)
+        process.communicate()
+
+
+def kill(process: subprocess.Popen[str]) -> None:
+    """End a process that leads a session, and all that it started."""
+    with contextlib.suppress(ProcessLookupError):
+        os.killpg(process.pid, signal.SIGKILL)
+
+
+def sanitizer() -> Rows:
     """compute-sanitizer's memcheck and racecheck on a few tests, where it is installed."""
     program = shutil.which("compute-sanitizer", path=f"{os.environ['PATH']}:/usr/local/cuda/bin")
-    result: dict[str, Any] = {"failed": 0}
-    if program is None:
-        return result | {"summary": "compute-sanitizer is not installed"}
-    # without torch's caching allocator, which hides accesses past the end of a tensor
-    environment = os.environ | {"PYTORCH_NO_CUDA_MEMORY_CACHING": "1"}
-    for tool in ("memcheck", "racecheck"):
-        command = [program, "--tool", tool, "--report-api-errors", "no", "--error-exitcode", "9", *PYTEST]
-        try:
-            done = subprocess.run(
-                [*command, "-k", SANITIZED], capture_output=True, text=True, timeout=100, env=environment
-            )
-        except subprocess.TimeoutExpired:
-            result[tool] = "not finished within 100 s"
-            continue
-        usable = "not supported" not in done.stdout
-        lines = [line.strip("= ") for line in done.stdout.splitlines() if "SUMMARY" in line]
-        result[tool] = (lines or [f"exit code {done.returncode}"])[-1] if usable else "not usable on this machine"
-        result["failed"] |= int(usable and done.returncode != 0)
-    return result
+    tools = ("memcheck", "racecheck") if program else ()
+    failed = 0
+    for tool in tools:
+        command = [str(program), "--tool", tool, "--report-api-errors", "no", "--error-exitcode", "9", *PYTEST]
+        # without torch's caching allocator, which hides accesses past the end of a tensor
+        environment = os.environ | {"PYTORCH_NO_CUDA_MEMORY_CACHING": "1"}
+        with limited([*command, "-k", SANITIZED], SANITIZER_S, environment) as process:
+            output = process.stdout.read() if process.stdout else ""
+        lines = [line.strip("= ") for line in output.splitlines() if "SUMMARY" in line]
+        if process.returncode == -signal.SIGKILL:
+            yield tool, f"not finished within {SANITIZER_S} s"
+        elif "not supported" in output:
+            yield tool, "not usable on this machine"
+        else:
+            failed |= int(process.returncode != 0)
+            yield tool, (lines or [f"exit code {process.returncode}"])[-1]
+    if not tools:
+        yield "summary", "compute-sanitizer is not installed"
+    yield "failed", failed
 
 
 def trees(config: Config) -> dict[str, Tree]:
-    """The base and the fine-tuning at FORK_RATE 1 (16 epochs), trained here, on the test problems."""
-    trained = {"base": stages.pretrain(config, resume=True)}
-    for rate in agreement.FORK_RATES:
-        trained["tuned"] = stages.sft(replace(config, sft=replace(config.sft, fork_rate=rate)), resume=True)
-    problems = problems_for(config, "cuda")
-    return {name: measure.tree_of(run.model().cuda(), problems, Policy()) for name, run in trained.items()}
+    """The base and the config's fine-tuning on the test problems. Raises ValueError naming a run that is missing."""
+    problems = problems_for(config, config.device)
+    models = {name: runs.require(config, stage).model() for name, stage in (("base", "base"), ("tuned", "sft"))}
+    return {name: measure.tree_of(model.to(config.device), problems, Policy()) for name, model in models.items()}
 
 
-def samples(config: Config) -> dict[str, Any]:
+def samples(config: Config) -> Rows:
     """Samples of both builds against their own scored p, and these p against exact ones."""
     modes = range(len(config.data.mode_names))
     if "SEARCH" in config.data.mode_names:
         raise ValueError("scored p need every accepted trace: SEARCH has several for a problem")
-    problems = draw(config.data, config.eval)
+    problems, held = draw(config.data, config.eval), True
     traces = np.stack([config.data.traces(problems, np.full(len(problems), mode)) for mode in modes], axis=1)
-    accepted = torch.from_numpy(traces).cuda()
-    cells = {
-        f"{name} {precision}": compare(tree, accepted, exact(tree).p_lo, precision)
-        for name, tree in trees(config).items()
-        for precision in SAMPLES
-    }
-    return {"failed": int(not all(cell["holds"] for cell in cells.values())), **cells}
+    accepted = torch.from_numpy(traces).to(config.device)
+    for name, tree in trees(config).items():
+        p_exact = exact(tree).p_lo
+        for precision in SAMPLES:
+            cell = compare(tree, accepted, p_exact, precision)
+            held &= cell["holds"]
+            yield f"{name} {precision}", cell
+    yield "failed", int(not held)
+
+
+def agree(config: Config) -> Rows:
+    """The smallest p-value of the engines against each other, for every model and policy."""
+    groups = []
+    for tests in agreement.comparisons(config):
+        groups.append(tests)
+        yield f"{tests[0]['run']}, {tests[0]['policy']}", min(test["p_value"] for test in tests)
+    yield "failed", agreement.conclude(config, groups)
 
 
 def compare(tree: Tree, accepted: torch.Tensor, p_exact: np.ndarray, precision: str) -> dict[str, Any]:
     """A sample of one build against p as it scores all accepted traces int64[B, m, T], and this p against exact p."""
     bf16, n = precision == "bf16", SAMPLES[precision]
-    n = min(n, int(2000 * SECONDS / seconds_of(tree, 2000, bf16)))
+    n = max(1, min(n, int(TRIAL * SECONDS / seconds_of(tree, TRIAL, bf16))))
     gpu = backends.machine(tree.dfa.device)
     rows = backends.ready(gpu, tree, gpu.rows(len(tree) * n), bf16)
     scored = kernel.score(tree, accepted, gpu, rows, bf16)
@@ -168,17 +263,15 @@ def compare(tree: Tree, accepted: torch.Tensor, p_exact: np.ndarray, precision: 
     }
 
 
-def bench(config: Config) -> dict[str, Any]:
+def bench(config: Config) -> Rows:
     """Rates on the trained base, and seconds of `make eval ENGINE=rollout ROLLOUTS=4096`."""
-    tree = trees(config)["base"]
-    reference = bench_gpu(tree)
+    tree, reference = trees(config)["base"], dict[str, Any]()
+    for reference in bench_gpu(tree):
+        yield "reference", reference
+    for precision in SAMPLES:
+        yield f"eval_{EVALUATED}_{precision}_s", seconds_of(tree, EVALUATED, precision == "bf16")
     kernels = [cell for name, row in reference["backends"].items() if name.startswith("kernel") for cell in row]
-    return {
-        "failed": int(any("failed" in cell for cell in kernels)),
-        "reference": reference,
-        "eval_4096_bf16_s": seconds_of(tree, 4096, True),
-        "eval_4096_fp32_s": seconds_of(tree, 4096, False),
-    }
+    yield "failed", int(any("failed" in cell for cell in kernels))
 
 
 def seconds_of(tree: Tree, n: int, bf16: bool) -> float:

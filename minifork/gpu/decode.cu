@@ -162,17 +162,20 @@ FN float gelu(float x) {
 }
 
 #if BF16
-FN u32 pair(float low, float high) {  // two bfloat16, rounded to nearest even
+#ifndef __CUDACC__
+FN u32 rounded(float x) {  // one bfloat16, as the instruction below rounds it
+    u32 bits;
+    memcpy(&bits, &x, 4);
+    return x == x ? (bits + 0x7FFF + (bits >> 16 & 1)) >> 16 : 0x7FFF;
+}
+#endif
+FN u32 pair(float low, float high) {  // two bfloat16, rounded to nearest even; any NaN becomes 0x7FFF
 #ifdef __CUDACC__
     u32 both;
     asm("cvt.rn.bf16x2.f32 %0, %1, %2;" : "=r"(both) : "f"(high), "f"(low));
     return both;
 #else
-    u32 l, h;
-    memcpy(&l, &low, 4), memcpy(&h, &high, 4);
-    l = (l + 0x7FFF + (l >> 16 & 1)) >> 16;
-    h = (h + 0x7FFF + (h >> 16 & 1)) & 0xFFFF0000u;
-    return h | l;
+    return rounded(high) << 16 | rounded(low);
 #endif
 }
 FN void store2(real* to, float low, float high) { *(u32*)to = pair(low, high); }
@@ -517,12 +520,12 @@ FN void choose(Tile& tile, const Args& args, int tid) {
         const u32 rollout = (u32)(work % args.n);
         token = draw(l, top, total, uniform(rollout, (u32)at, args.ids[problem], args.seed_lo, args.seed_hi));
     }
-    if (args.tokens) {
+    if (args.tokens && token >= 0) {  // a given trace without tokens leaves its outputs as they are
         args.tokens[work * STEPS + at] = token;
         args.gap[work * STEPS + at] = forced ? 0.0f : l[token] - top;
         args.total[work * STEPS + at] = forced ? 1.0f : total;
     }
-    tile.chosen[tid] = token, tile.length[tid] = at + 1;
+    tile.chosen[tid] = token < 0 ? 0 : token, tile.length[tid] = at + 1;
     int sink = -1;
     if (args.given) {  // follow to the end, wherever the automaton is
         if (at + 1 == STEPS || args.given[work * STEPS + at + 1] < 0) sink = 0;
@@ -614,6 +617,7 @@ extern "C" __global__ void __launch_bounds__(THREADS, BLOCKS_PER_SM) decode(cons
     run(*(Tile*)memory, args, blockIdx.x, gridDim.x);
 }
 #else
+extern "C" const int tile_bytes = sizeof(Tile);
 extern "C" void decode(const Args* args, int blocks, const int* thread_order) {
     order = thread_order;
     for (int block = 0; block < blocks; ++block) {

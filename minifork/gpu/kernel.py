@@ -164,7 +164,8 @@ def run(
 def score(tree: Tree, tokens: Tensor, machine: Machine, rows: int = 64, bf16: bool = True) -> Tensor:
     """Teacher-forced log-probabilities float64[B, n, max_new] of traces int64[B, n, max_new] (-1 past the end).
 
-    In the kernel's own arithmetic, under the tree's policy; 0 past the end and for the tree's forced tokens.
+    In the kernel's own arithmetic, under the tree's policy; 0 past the end and for the tree's forced tokens. So a trace
+    without tokens, -1 throughout, scores 0: nothing is generated, with probability 1.
     """
     return _logp(_launch(tree, tokens.shape[1], 0, machine, build_for(tree, rows, bf16), tokens, True))
 

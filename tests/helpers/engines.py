@@ -17,6 +17,16 @@ from minifork.statistics import agreement
 TASK, SHAPE = Star(nodes=8, branches=2, length=3), Shape(2, 32, 2)
 SINKS, LIVE, DEAD = len(star.SINKS), 6, 3
 Z, KS_LEVEL = 4.5, 1e-4
+# Of the kernel: the model's shape, vocabulary, prompt, longest trace, rows a block. They cover heads of 64, 16 and 64;
+# padded logits that are narrower and wider than the stream; one and several layers; threads that have part of a head,
+# a head, or several.
+CASES = {
+    "reference": (Shape(2, 128, 2), 20, 15, 6, 32),
+    "narrow": (Shape(1, 64, 4), 7, 3, 2, 64),
+    "wide": (Shape(1, 256, 4), 33, 9, 3, 16),
+    "many tokens": (Shape(1, 64, 2), 256, 2, 4, 16),
+}
+POLICIES = ["temperature=1", "temperature=0.7,top_p=0.9", "top_k=3", "min_p=0.2,temperature=1.5", "greedy"]
 
 
 def chi_square_z(chi_square: float, freedom: int) -> float:
@@ -82,6 +92,11 @@ def random_case(make_model, case: tuple, problems: int, policy: str = "temperatu
     tokens = torch.from_numpy(rng.integers(vocab, size=(problems, prompt)))
     dfa = torch.from_numpy(np.concatenate([table, sinks], axis=1))
     return Tree(model, model.prefill(tokens), dfa, DEAD, steps, parse(policy)), tokens
+
+
+def make_tree(make_model, case: str, problems: int, policy: str = "temperature=1") -> Tree:
+    """The tree of `random_case` for one of CASES, by its name."""
+    return random_case(make_model, CASES[case], problems, policy)[0]
 
 
 def poisoned(tree: Tree, problem: int) -> Tree:

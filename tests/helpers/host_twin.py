@@ -1,14 +1,17 @@
 """The host twin: minifork/gpu/decode.cu compiled for the CPU, its threads run one after the other in a chosen order."""
 
 import ctypes
+import shutil
 import subprocess
-from dataclasses import dataclass
+from dataclasses import dataclass, field
 from pathlib import Path
 
 import numpy as np
+import pytest
 
-from minifork.gpu.kernel import SOURCE, Args, Build
+from minifork.gpu.kernel import SOURCE, Args, Build, UnavailableError
 
+twin_only = pytest.mark.skipif(not shutil.which("g++"), reason="the host twin needs g++")  # without the fixture
 THREADS = 256
 FLAGS = ["-x", "c++", "-std=c++17", "-O1", "-ffp-contract=off", "-shared", "-fPIC", "-w"]
 
@@ -44,3 +47,30 @@ class Twin:
             command = ["g++", *FLAGS, *build.defines(), "-", "-o", str(path)]
             subprocess.run(command, input=self.source, text=True, check=True)
         return path
+
+
+SHARED_KIB = {"sm_80": 163, "sm_86, sm_89, sm_120": 99, "sm_90": 227}  # that a block can have, by architecture
+
+
+@dataclass(frozen=True)
+class TwinGPU(Twin):
+    """A twin with the rest of what `minifork.gpu.driver.GPU` has, and its refusals.
+
+    shared_kib: shared memory that a block can have. tested: as of `GPU`.
+    """
+
+    shared_kib: int = SHARED_KIB["sm_90"]
+    tested: set[Build] = field(default_factory=set)
+
+    def rows(self, work: int) -> int:
+        return 16
+
+    def function(self, build: Build) -> None:
+        """Raise UnavailableError where a block of this build does not fit."""
+        needed = ctypes.c_int.in_dll(ctypes.CDLL(str(self.compiled(build))), "tile_bytes").value
+        if needed > self.shared_kib * 1024:
+            raise UnavailableError(f"a block needs {needed} bytes of shared memory, more than this GPU has")
+
+    def launch(self, build: Build, args: Args, blocks: int) -> None:
+        self.function(build)
+        super().launch(build, args, blocks)

@@ -1,41 +1,92 @@
 """The GPU's check and benchmark, as far as they go without a GPU: the host twin stands for one."""
 
+import json
 import math
-from dataclasses import dataclass, field
+import os
+import subprocess
+from pathlib import Path
 
 import numpy as np
 import pytest
 import torch
 
-from experiments.checks import bench_gpu, gpu_check
+from experiments.checks import agreement, bench_gpu, gpu_check
 from experiments.cli import main
+from minifork import runs
 from minifork.decoding.exact import exact
-from minifork.gpu import backends
-from minifork.gpu.kernel import UnavailableError
+from minifork.gpu import backends, kernel
 from minifork.settings import Shape
-from tests.helpers.engines import TASK, star_case
-from tests.helpers.host_twin import Twin
-from tests.minifork.gpu.test_kernel import twin_only
+from tests.helpers.engines import TASK, make_tree, star_case
+from tests.helpers.host_twin import SHARED_KIB, TwinGPU, twin_only
+from tests.minifork.gpu import test_gpu
 
+PARTS = ["training", "samples", "agreement", "bench", "tests", "sanitizer"]
+SMALL = "model.layers=1 model.width=64 model.heads=4 eval.problems=24 eval.check_problems=8".split()
+PASSES = """
+import pytest
 
-@dataclass(frozen=True)
-class Pretended(Twin):
-    """A twin with what `minifork.gpu.driver.GPU` has beside."""
+pytestmark = pytest.mark.gpu
 
-    tested: set = field(default_factory=set)
+def test_of_what_passes():
+    pass
 
-    def rows(self, work):
-        return 16
-
-    def function(self, build):
-        if build.rows > 32:
-            raise UnavailableError("too large")
-        self.compiled(build)
+@pytest.mark.skip(reason="no g++")
+def test_of_what_is_skipped():
+    pass
+"""
+WRONG = """
+@pytest.mark.parametrize("n", [1])
+def test_of_what_fails(n):
+    assert n == 2
+"""
+KILLED = """
+def test_that_is_killed():
+    import os
+    os.kill(os.getpid(), 9)
+"""
 
 
 @pytest.fixture
 def case(make_model):
     return star_case(make_model, 5, shape=Shape(1, 64, 4))
+
+
+@pytest.fixture(scope="module")
+def folder(tmp_path_factory) -> Path:
+    """Of twins that are compiled once for several tests."""
+    return tmp_path_factory.mktemp("twins")
+
+
+@pytest.fixture
+def gpu_tests(tmp_path, monkeypatch):
+    """A function that gives the rows of the check's tests, run on a file with this text in place of the real one."""
+
+    def rows(text: str) -> dict:
+        path = tmp_path / "test_in_its_place.py"
+        path.write_text(text, encoding="utf-8")
+        monkeypatch.setattr(gpu_check, "PYTEST", [*gpu_check.PYTEST[:-1], str(path)])
+        return dict(gpu_check.gpu_tests())
+
+    return rows
+
+
+@pytest.fixture
+def small_check(tmp_path, monkeypatch, gpu_tests):
+    """The check made small, with the twin in the kernel's place; the file that it writes its result to."""
+    gpu_tests(PASSES)
+    gpu = TwinGPU(tmp_path)
+    small = {"SAMPLES": {"bf16": 40, "fp32": 40}, "TRIAL": 2, "EVALUATED": 2, "EPOCHS": 3, "RESULTS": tmp_path}
+    small |= {"find_gpu": lambda: ("cpu", "Host Twin"), "GAPS": {"bf16": (0.05, 0.1), "fp32": (1e-4, 1e-4)}}
+    for name, value in small.items():
+        monkeypatch.setattr(gpu_check, name, value)
+    sizes = {"BATCHES": (64,), "COMPILED": (64,), "ROUNDS": 1, "WARM_S": 0.01, "ROUND_S": 0.01, "MATRIX": 64}
+    for name, value in sizes.items():
+        monkeypatch.setattr(bench_gpu, name, value)
+    monkeypatch.setattr(agreement, "POLICIES", agreement.POLICIES[:1])
+    monkeypatch.setattr(agreement, "SPLITS", 50)
+    monkeypatch.setattr(backends, "machine", lambda device: gpu)
+    monkeypatch.setattr(agreement, "sample", lambda tree, n, seed: kernel.run(tree, n, seed, gpu, 16, False))
+    return tmp_path / "gpu-host-twin.json"
 
 
 @pytest.mark.skipif(torch.cuda.is_available(), reason="there is a GPU")
@@ -45,11 +96,120 @@ def test_gpu_check_without_a_gpu(tmp_path, capsys):
 
 
 @twin_only
+def test_the_whole_check(small_check, empty, capsys):
+    """Every part runs and passes on the twin, with the check's own seeds and epochs, and its rows are in the file."""
+    assert empty("gpu-check", *SMALL, "sft.epochs=9", "base_seed=1") == 0, capsys.readouterr().out
+    out = capsys.readouterr().out
+    assert f"all held; written to {small_check}" in out and "samples, base bf16, p_value" in out
+    result = json.loads(small_check.read_text(encoding="utf-8"))
+    assert [*result["seconds"]] == PARTS and not any(result[part]["failed"] for part in PARTS)
+    assert not any("broke" in result[part] for part in PARTS)
+    assert {"base bf16", "base fp32", "tuned bf16", "tuned fp32"} < {*result["samples"]}
+    assert len(result["agreement"]) == 5 and result["tests"]["outcomes"] == {"passed": 1, "skipped": 1}
+    reference = result["bench"]["reference"]
+    assert set(reference["backends"]) == set(bench_gpu.BACKENDS) and len(reference["summary"]) == 5
+    assert reference["backends"]["kernel bf16"][0]["tokens_per_s"] > 0 and result["bench"]["eval_2_fp32_s"] > 0
+    trained = [runs.read(path.parent) for path in (empty.root / "gpu-check" / "star").glob("*/run.json")]
+    assert {(run.config.base_seed, run.config.seed) for run in trained} == {(gpu_check.SEED, gpu_check.SEED)}
+    assert [run.config.sft.epochs for run in trained if run.stage == "sft"] == [3] * 3 and gpu_check.SEED >= 100
+
+
+@twin_only
+def test_parts_that_break(small_check, empty, monkeypatch, capsys):
+    """What a part had before it broke is in the file, and the others run."""
+
+    def breaks(config):
+        yield "before", {"p": math.nan}
+        assert json.loads(small_check.read_text(encoding="utf-8"))["samples"] == {
+            "failed": 1, "broke": "it was stopped", "before": {"p": "NaN"},
+        }  # fmt: skip
+        raise RuntimeError("out of luck")
+
+    for part in ("samples", "agree", "bench"):
+        monkeypatch.setattr(gpu_check, part, breaks if part == "samples" else lambda config: iter([("failed", 0)]))
+    monkeypatch.setattr(gpu_check.stages, "sft", lambda *given, **more: {}["no such fine-tuning"])
+    assert empty("gpu-check", *SMALL) == 1
+    assert "FAILED: training, samples; written to" in capsys.readouterr().out
+    result = json.loads(small_check.read_text(encoding="utf-8"))
+    assert [*result["seconds"]] == PARTS and result["training"]["base"].startswith("base")
+    assert result["samples"] == {"failed": 1, "broke": "RuntimeError: out of luck", "before": {"p": "NaN"}}
+    assert "no such fine-tuning" in result["training"]["broke"] and result["tests"]["failed"] == 0
+
+
+def test_an_interruption_keeps_what_is_there(tmp_path):
+    def interrupted():
+        yield "before", 1
+        raise KeyboardInterrupt
+
+    result, path = {"seconds": {}}, tmp_path / "result.json"
+    with pytest.raises(KeyboardInterrupt):
+        gpu_check.run_part("bench", interrupted(), result, path)
+    stored = json.loads(path.read_text(encoding="utf-8"))
+    assert stored["bench"] == {"failed": 1, "broke": "it was stopped", "before": 1}
+
+
+def test_outcomes_of_the_tests(gpu_tests, capsys):
+    """Tests that fail are named, as are modules that are missing. Where no test passes, the part fails."""
+    wrong = gpu_tests(PASSES + WRONG)
+    assert wrong["failed"] == 1 and wrong["test_of_what_fails[1]"] == "failed"
+    assert wrong["outcomes"] == {"passed": 1, "skipped": 1, "failed": 1} and "1 failed, 1 passed" in wrong["summary"]
+    assert "assert 1 == 2" in capsys.readouterr().out
+    assert gpu_tests(PASSES.replace("def test_of_what_passes", "def no_test"))["failed"] == 1
+    missing = gpu_tests("import no_such_package\n")
+    assert (missing["failed"], missing["summary"]) == (1, "not installed: no_such_package")
+    killed = gpu_tests(PASSES + KILLED)
+    assert killed["failed"] == 1 and killed["outcomes"] == {"passed": 1, "skipped": 1}
+    assert killed["summary"] == "killed, or not finished within 900 s"
+
+
+def test_a_command_ends_with_all_that_it_started():
+    """At its limit, and where its reader breaks off: else the pipe, which the child holds too, would stay open."""
+    command = ["sh", "-c", "echo on; sleep 60; true"]
+    with gpu_check.limited(command, 1) as process:
+        assert process.stdout.read() == "on\n"
+    assert process.returncode == -9
+    with pytest.raises(KeyError), gpu_check.limited(command, 60) as process:
+        raise KeyError(process.stdout.readline())
+    assert process.returncode == -9
+
+
+def test_the_gpu_tests_need_pytest_alone(tmp_path):
+    """They are collected without hypothesis and without pytest's plugins."""
+    absent = "raise ModuleNotFoundError(\"No module named 'hypothesis'\")"
+    (tmp_path / "hypothesis.py").write_text(absent, encoding="utf-8")
+    path = os.pathsep.join([str(tmp_path), os.environ.get("PYTHONPATH", "")])
+    environment = os.environ | {"PYTHONPATH": path, "PYTEST_DISABLE_PLUGIN_AUTOLOAD": "1"}
+    command = [*gpu_check.PYTEST, "--collect-only"]
+    done = subprocess.run(command, capture_output=True, text=True, env=environment, cwd=gpu_check.ROOT)
+    assert done.returncode == 0 and "test_runs_again_alike_on_every_tiling" in done.stdout, done.stdout
+
+
+def test_the_sanitizer(tmp_path, monkeypatch):
+    """Its verdicts are read: a clean run, an error, a machine that it does not support, and one that it is not on."""
+    program = tmp_path / "compute-sanitizer"
+    monkeypatch.setenv("PATH", f"{tmp_path}:/usr/bin:/bin")
+
+    def rows(text: str) -> dict:
+        program.write_text(f"#!/bin/sh\n{text}\n", encoding="utf-8")
+        program.chmod(0o755)
+        return dict(gpu_check.sanitizer())
+
+    clean = rows("echo '========= ERROR SUMMARY: 0 errors'")
+    assert clean == {"memcheck": "ERROR SUMMARY: 0 errors", "racecheck": "ERROR SUMMARY: 0 errors", "failed": 0}
+    wrong = rows("[ $2 = memcheck ] || exit 0; echo '========= ERROR SUMMARY: 3 errors'; exit 9")
+    assert wrong == {"memcheck": "ERROR SUMMARY: 3 errors", "racecheck": "exit code 0", "failed": 1}
+    assert rows("echo 'Device not supported'; exit 1")["racecheck"] == "not usable on this machine"
+    monkeypatch.setattr(gpu_check, "SANITIZER_S", 0.5)
+    slow = rows("sleep 30")
+    assert slow["memcheck"] == "not finished within 0.5 s" and slow["failed"] == 0
+
+
+@twin_only
 @pytest.mark.parametrize("precision", gpu_check.SAMPLES)
 def test_samples_and_scores_hold(case, tmp_path, monkeypatch, precision):
     """Every bar is met by the twin; an exact p that is .1 higher misses them."""
     tree, problems, _ = case
-    monkeypatch.setattr(backends, "machine", lambda device: Pretended(tmp_path))
+    monkeypatch.setattr(backends, "machine", lambda device: TwinGPU(tmp_path))
     monkeypatch.setattr(gpu_check, "SAMPLES", {precision: 100})
     monkeypatch.setattr(gpu_check, "seconds_of", lambda *given: 1.0)
     accepted = torch.from_numpy(np.stack([TASK.traces(problems, np.full(5, mode)) for mode in range(2)], axis=1))
@@ -58,11 +218,30 @@ def test_samples_and_scores_hold(case, tmp_path, monkeypatch, precision):
 
 
 @twin_only
-def test_a_build_is_chosen_and_tested_once(case, tmp_path, monkeypatch):
-    gpu, calls = Pretended(tmp_path), []
+@pytest.mark.parametrize("architecture", SHARED_KIB)
+@pytest.mark.parametrize("name", ["reference", "wide"])
+def test_rows_fit_the_shared_memory(make_model, folder, monkeypatch, architecture, name):
+    """The largest tile that fits is chosen, and tested once."""
+    gpu, calls = TwinGPU(folder, shared_kib=SHARED_KIB[architecture]), []
     monkeypatch.setattr(backends, "self_test", lambda machine, tree, rows, bf16: calls.append((rows, bf16)))
-    assert [backends.ready(gpu, case[0], rows, bf16=False) for rows in (64, 32, 16, 64)] == [32, 32, 16, 32]
-    assert calls == [(32, False), (16, False)]
+    tree, asked = make_tree(make_model, name, 2), (64, 32, 16, 64)
+    for bf16 in (False, True):
+        row = (8 if bf16 else 12) * (tree.model.shape.width + 8) + 80  # bytes of x, a, b and the row's state
+        most = next(rows for rows in kernel.TILES if rows * row < gpu.shared_kib * 1024)
+        assert [backends.ready(gpu, tree, rows, bf16) for rows in asked] == [min(rows, most) for rows in asked]
+    assert len(calls) == len(set(calls))
+
+
+@twin_only
+@pytest.mark.parametrize("bf16", [False, True])
+@pytest.mark.parametrize("architecture", SHARED_KIB)
+def test_the_gpu_tests_choose_rows_that_fit(make_model, folder, monkeypatch, architecture, bf16):
+    """The tests of `test_gpu` that choose rows, on the twin of GPUs with less shared memory than an H100."""
+    gpu = TwinGPU(folder, shared_kib=SHARED_KIB[architecture])
+    for name, value in {"on_gpu": lambda tree: tree, "PROBLEMS": 3, "ROLLOUTS": 11}.items():
+        monkeypatch.setattr(test_gpu, name, value)
+    monkeypatch.setattr(backends, "self_test", lambda *given: None)
+    test_gpu.test_runs_again_alike_on_every_tiling(make_model, gpu, "wide" if bf16 else "reference", bf16)
 
 
 def test_backends_are_measured(case, monkeypatch):
@@ -76,6 +255,14 @@ def test_backends_are_measured(case, monkeypatch):
     assert "failed" in cells["kernel bf16"][0]
     ratios = bench_gpu.summary(cells, {"matrix_limit": 1.0, "l2_limit": 1.0})
     assert len(ratios) == 5 and set(ratios.values()) == {None}
+
+
+def test_a_backend_whose_sample_fails(case, monkeypatch):
+    """The rollouts that give the mean length belong to the measurement: they must not end the benchmark."""
+    monkeypatch.setattr(bench_gpu, "WARM_S", 0.01)
+    monkeypatch.setattr(bench_gpu, "ROUND_S", 0.01)
+    monkeypatch.setattr(backends, "sample", lambda *given, **more: {}["out of memory"])
+    assert "out of memory" in bench_gpu.measure(case[0], "torch eager", 63)["failed"]
 
 
 def test_rows_of_the_report(capsys):

@@ -18,9 +18,12 @@ from minifork.gpu.driver import GPU
 from minifork.gpu.graphed import graphed
 from minifork.gpu.kernel import UnavailableError
 from minifork.statistics import agreement
-from tests.minifork.gpu.test_kernel import CASES, POLICIES, make_tree
+from tests.helpers.engines import CASES, POLICIES, make_tree
 
 pytestmark = [pytest.mark.gpu, pytest.mark.skipif(not torch.cuda.is_available(), reason="no CUDA device")]
+
+
+PROBLEMS, ROLLOUTS = 33, 301  # of the runs that are repeated
 
 
 def on_gpu(tree: Tree) -> Tree:
@@ -35,12 +38,18 @@ def gpu(tmp_path_factory) -> GPU:
     return GPU(torch.device("cuda", torch.cuda.current_device()), tmp_path_factory.mktemp("kernels"))
 
 
+def tiles(gpu: GPU, tree: Tree, bf16: bool) -> list[int]:
+    """The rows a block that fit this GPU's shared memory, the smallest first."""
+    return sorted({backends.ready(gpu, tree, rows, bf16) for rows in kernel.TILES})
+
+
 @pytest.mark.parametrize("case", CASES)
 @pytest.mark.parametrize("policy", POLICIES[:-1])
 def test_fp32_is_bit_equal_to_the_host_twin(make_model, gpu, twin, case, policy):
-    tree = make_tree(make_model, case, 40, policy)
-    host = kernel.run(tree, 50, 3, twin, CASES[case][-1], False, traces=True)
-    device = kernel.run(on_gpu(tree), 50, 3, gpu, CASES[case][-1], False, traces=True)
+    tree = make_tree(make_model, case, 24, policy)
+    host = kernel.run(tree, 25, 3, twin, CASES[case][-1], False, traces=True)
+    rows = backends.ready(gpu, on_gpu(tree), CASES[case][-1], False)
+    device = kernel.run(on_gpu(tree), 25, 3, gpu, rows, False, traces=True)
     assert np.array_equal(host.ends, device.ends) and np.array_equal(host.tokens, device.tokens)
     assert torch.equal(host.traces.tokens, device.traces.tokens.cpu())
     assert torch.equal(host.traces.logp, device.traces.logp.cpu())
@@ -49,8 +58,9 @@ def test_fp32_is_bit_equal_to_the_host_twin(make_model, gpu, twin, case, policy)
 @pytest.mark.parametrize("bf16", [False, True])
 @pytest.mark.parametrize("case", CASES)
 def test_runs_again_alike_on_every_tiling(make_model, gpu, case, bf16):
-    tree = on_gpu(make_tree(make_model, case, 33))
-    results = [kernel.run(tree, 301, 7, gpu, rows, bf16, traces=True) for rows in (16, 32, 64, 64)]
+    tree = on_gpu(make_tree(make_model, case, PROBLEMS))
+    fitting = tiles(gpu, tree, bf16)
+    results = [kernel.run(tree, ROLLOUTS, 7, gpu, rows, bf16, traces=True) for rows in (*fitting, fitting[-1])]
     for result in results[1:]:
         assert np.array_equal(results[0].ends, result.ends)
         assert torch.equal(results[0].traces.logp, result.traces.logp)
@@ -60,7 +70,8 @@ def test_runs_again_alike_on_every_tiling(make_model, gpu, case, bf16):
 @pytest.mark.parametrize("policy", POLICIES[:-1])
 def test_scores_are_torchs(make_model, gpu, bf16, policy):
     for case in CASES:
-        backends.self_test(gpu, on_gpu(make_tree(make_model, case, 64, policy)), 32, bf16)
+        tree = on_gpu(make_tree(make_model, case, 64, policy))
+        backends.self_test(gpu, tree, backends.ready(gpu, tree, 32, bf16), bf16)
 
 
 @pytest.mark.parametrize("case", CASES)
@@ -122,5 +133,5 @@ def test_a_broken_kernel_is_not_used(make_model, monkeypatch, tmp_path):
 
 def test_memory_is_enough_for_a_million_rollouts_a_problem(make_model, gpu):
     tree = on_gpu(make_tree(make_model, "narrow", 10))
-    result = kernel.run(tree, 10**6, 1, gpu, 64, True)
+    result = kernel.run(tree, 10**6, 1, gpu, backends.ready(gpu, tree, 64, True), True)
     assert (np.rint(result.ends.sum(axis=1) * 10**6) == 10**6).all()

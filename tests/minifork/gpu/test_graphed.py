@@ -9,7 +9,7 @@ import torch
 from minifork.decoding.rollout import rollout
 from minifork.gpu.graphed import graphed
 from minifork.statistics import agreement
-from tests.minifork.gpu.test_kernel import make_tree
+from tests.helpers.engines import make_tree
 
 
 @pytest.mark.parametrize(("rows", "forced"), [(7, 0), (64, 2), (10_000, 0)])

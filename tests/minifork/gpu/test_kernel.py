@@ -7,7 +7,6 @@ Statistical tests have fixed seeds and a level of 1e-4 each.
 import ctypes
 import math
 import re
-import shutil
 from dataclasses import replace
 from itertools import product
 
@@ -23,28 +22,14 @@ from minifork.decoding.policy import parse
 from minifork.decoding.rollout import SAMPLE, rollout
 from minifork.decoding.traces import Tree
 from minifork.gpu import backends, kernel
-from minifork.gpu.kernel import SOURCE, Build, UnavailableError
+from minifork.gpu.kernel import Build, UnavailableError
 from minifork.settings import Shape
 from minifork.statistics import agreement
-from tests.helpers.engines import poisoned, random_case
+from tests.helpers.engines import CASES, POLICIES, make_tree, poisoned, random_case
 from tests.helpers.host_twin import Twin
 
-twin_only = pytest.mark.skipif(not shutil.which("g++"), reason="the host twin needs g++")  # without the fixture
 BUILD = Build(64, 4, 1, 7, 3, 2, 64, 0)
-# shape, vocabulary, prompt, longest trace, rows a block: heads of 64, 16 and 64; padded logits that are narrower and
-# wider than the stream; one and several layers; a thread has part of a head, or a head, or several
-CASES = {
-    "reference": (Shape(2, 128, 2), 20, 15, 6, 32),
-    "narrow": (Shape(1, 64, 4), 7, 3, 2, 64),
-    "wide": (Shape(1, 256, 4), 33, 9, 3, 16),
-    "many tokens": (Shape(1, 64, 2), 256, 2, 4, 16),
-}
 ORDERS = ["forward", "reversed", "shuffled"]
-POLICIES = ["temperature=1", "temperature=0.7,top_p=0.9", "top_k=3", "min_p=0.2,temperature=1.5", "greedy"]
-
-
-def make_tree(make_model, case: str, problems: int, policy: str = "temperature=1") -> Tree:
-    return random_case(make_model, CASES[case], problems, policy)[0]
 
 
 def force(tree: Tree, length: int) -> Tree:
@@ -138,6 +123,20 @@ def test_scores(make_model, twin, bf16, atol, mean, forced):
     assert (scored[traces.tokens < 0] == 0).all() and (scored[:, :, :forced] == 0).all()
 
 
+@pytest.mark.parametrize("forced", [0, 1])
+@pytest.mark.parametrize("bf16", [False, True])
+def test_a_trace_without_tokens_scores_0(make_model, twin, bf16, forced):
+    """It generates nothing, with probability 1. The scores of other traces do not depend on it."""
+    tree = force(make_tree(make_model, "narrow", 3), forced)
+    tokens = run(twin, tree, 6, "narrow", bf16).traces.tokens
+    expected = kernel.score(tree, tokens, twin, 16, bf16)
+    empty = torch.tensor([True, False, False, True, True, False])
+    tokens[:, empty], expected[:, empty] = -1, 0
+    assert torch.equal(kernel.score(tree, tokens, twin, 16, bf16), expected)
+    by_torch = backends.teacher_forced(tree, tokens)
+    assert (by_torch[:, empty] == 0).all() and (by_torch - expected).abs().max() < 0.3
+
+
 def test_bf16_samples_as_it_scores(make_model, twin):
     """Counts of every first two tokens follow the probabilities that the same arithmetic scores (one chi-squared)."""
     tree = make_tree(make_model, "narrow", 6)
@@ -199,9 +198,8 @@ RACES = {  # two neighbouring phases, and both in one
 @pytest.mark.parametrize("race", RACES)
 def test_a_planted_race_is_caught(make_model, twin, race):
     """Where a phase runs on without a barrier into the next, not all orders of threads give the right bits."""
-    tree, source = make_tree(make_model, "narrow", 3, "temperature=0.5"), SOURCE.read_text(encoding="utf-8")
-    planted = re.sub(*RACES[race], source)
-    assert planted != source
+    tree, planted = make_tree(make_model, "narrow", 3, "temperature=0.5"), re.sub(*RACES[race], twin.source)
+    assert planted != twin.source
 
     def outcome(twin) -> list[bytes] | str:
         try:
@@ -211,6 +209,22 @@ def test_a_planted_race_is_caught(make_model, twin, race):
 
     clean = outcome(twin)
     assert any(outcome(replace(twin, order=order, source=planted)) != clean for order in ORDERS[:2])
+
+
+@pytest.mark.parametrize("bf16", [False, True])
+@pytest.mark.parametrize(
+    ("planted", "instead"),
+    [
+        ("c < WIDTH; c += PER_ROW) tile.x", "c < WIDTH - 1; c += PER_ROW) tile.x"),  # a column of the stream
+        ("(tile.length[row] - 1) * WIDTH + c, l, r)", "tile.length[row] / 2 * WIDTH + c, l, r)"),  # part of the suffix
+    ],
+)
+def test_a_planted_read_of_unwritten_memory_is_caught(make_model, twin, planted, instead, bf16):
+    """Memory is full of NaN until it is written, and NaN stays NaN in both precisions."""
+    assert planted in twin.source
+    broken = replace(twin, source=twin.source.replace(planted, instead))
+    with pytest.raises(ValueError, match="not finite"):
+        run(broken, make_tree(make_model, "reference", 20), 20, "reference", bf16)
 
 
 def swapped_fragments(matrix):
@@ -223,7 +237,7 @@ def test_a_planted_layout_error_is_caught(make_model, twin, monkeypatch):
     tree = make_tree(make_model, "reference", 4)
     backends.self_test(twin, tree, 32, False)
     backends.self_test(twin, tree, 32, True)
-    planted = SOURCE.read_text(encoding="utf-8").replace("(at + 8 * STRIDE + 8)", "(at + 8)", 1)
+    planted = twin.source.replace("(at + 8 * STRIDE + 8)", "(at + 8)", 1)
     with pytest.raises((UnavailableError, ValueError)):
         backends.self_test(replace(twin, source=planted), tree, 32, True)
     monkeypatch.setattr(kernel, "fragments", swapped_fragments)
@@ -281,9 +295,9 @@ def test_a_cpu_uses_torch(make_model):
 # the source itself
 
 
-def library(twin: Twin, probe: str) -> ctypes.CDLL:
+def library(twin: Twin, probe: str, build: Build = BUILD) -> ctypes.CDLL:
     """The twin with a function more."""
-    return ctypes.CDLL(str(replace(twin, source=SOURCE.read_text(encoding="utf-8") + probe).compiled(BUILD)))
+    return ctypes.CDLL(str(replace(twin, source=twin.source + probe).compiled(build)))
 
 
 def test_exponential(twin):
@@ -300,6 +314,27 @@ def test_exponential(twin):
     exact = np.exp(x[:-4].astype(np.float64))
     assert (np.abs(out[:-4] - exact) <= 2 * np.spacing(exact.astype(np.float32))).all()
     assert (out[-4:-1] == 0).all() and np.isnan(out[-1])
+
+
+def test_rounding_to_bf16(twin):
+    """To nearest even, as torch rounds; any NaN becomes 0x7FFF, as cvt.rn.bf16x2.f32 makes it."""
+    probe = """
+    extern "C" void pairs(const float* x, unsigned* out, int n) {
+        for (int i = 0; i < n; ++i) out[i] = pair(x[2 * i], x[2 * i + 1]);
+    }"""
+    x = np.random.default_rng(0).integers(2**32, size=200_000, dtype=np.uint32)
+    ties, infinite, nan = (
+        [0x3F808000, 0x3F818000],
+        [0x7F800000, 0xFF800000, 0x7F7FFFFF],
+        [0x7F800001, 0x7FC00000, 2**32 - 1],
+    )
+    x = np.concatenate([x, ties, infinite, nan]).astype(np.uint32).view(np.float32)
+    out = np.empty(len(x) // 2, dtype=np.uint32)
+    pointers = (array.ctypes.data_as(ctypes.c_void_p) for array in (x, out))
+    library(twin, probe, replace(BUILD, bf16=1)).pairs(*pointers, len(out))
+    expected = torch.from_numpy(x).bfloat16().view(torch.int16).numpy().view(np.uint16)
+    assert np.isnan(x[-2:]).all() and np.isnan(x).sum() > 500
+    assert np.array_equal(out.view(np.uint16), np.where(np.isnan(x), 0x7FFF, expected))
 
 
 def test_args_are_laid_out_as_the_source_has_them(twin):
