@@ -65,13 +65,23 @@ def parser(commands: Mapping[str, Command] = COMMANDS) -> argparse.ArgumentParse
     return top
 
 
+def parsed(commands: Mapping[str, Command], arguments: list[str] | None) -> argparse.Namespace:
+    """The options of a command line, in which flags may stand between overrides."""
+    top = parser(commands)
+    options, rest = top.parse_known_args(arguments)
+    if unknown := [word for word in rest if word.startswith("-")]:
+        top.error(f"unrecognized arguments: {' '.join(unknown)}")
+    options.overrides += rest
+    return options
+
+
 def main(arguments: list[str] | None = None, commands: Mapping[str, Command] = COMMANDS) -> int:
     """Run a command; returns the exit code: 0, 1 (refused or failed), 130 (interrupted).
 
     SIGTERM and SIGHUP interrupt as Ctrl-C does. Output that nobody can read any more ends nothing.
     """
     with forgiving(), as_ctrl_c():
-        options = parser(commands).parse_args(arguments)
+        options = parsed(commands, arguments)
         return _guarded(commands[options.command], options)
 
 

@@ -7,8 +7,8 @@ import pytest
 from hypothesis import given, settings
 from hypothesis import strategies as st
 
+from minifork import cli
 from minifork import config as configs
-from minifork.cli import parser
 from minifork.schema import TASKS, Config
 
 CHOICES = {
@@ -45,7 +45,7 @@ def changed_configs(draw) -> Config:
 @given(changed_configs())
 def test_every_config_can_be_asked_for(tmp_path_factory, config):
     """By the words of a command line, by a file with what `minifork config` prints, and by a run's record."""
-    options = parser().parse_args(["config", *configs.arguments(config)])
+    options = cli.parser().parse_args(["config", *configs.arguments(config)])
     assert configs.load(options.config, options.overrides) == config
     path = tmp_path_factory.getbasetemp() / "printed.yaml"
     path.write_text(configs.described(config), encoding="utf-8")
@@ -80,3 +80,12 @@ def test_configs_are_frozen():
     for section, key in ((config, "seed"), (config.sft, "epochs")):
         with pytest.raises(dataclasses.FrozenInstanceError):
             setattr(section, key, 4)
+
+
+def test_flags_may_stand_between_overrides(capsys):
+    """As in make's ARGS, where targets add words on both sides."""
+    options = cli.parsed(cli.COMMANDS, ["sft", "--resume", "seed=1", "--resume", "name=", "sft.epochs=2"])
+    assert (options.resume, options.overrides) == (True, ["seed=1", "name=", "sft.epochs=2"])
+    with pytest.raises(SystemExit):
+        cli.parsed(cli.COMMANDS, ["sft", "seed=1", "--resme", "name="])
+    assert "unrecognized arguments: --resme" in capsys.readouterr().err
