@@ -28,7 +28,8 @@ from minifork.measuring.problems import ProblemSet, draw, problem_set, training_
 from minifork.runs import Checkpoint, Run
 from minifork.schema import Config
 from minifork.storage import measurements
-from minifork.storage.files import digest, locked, write_atomically, write_json
+from minifork.storage.files import digest, write_atomically, write_json
+from minifork.storage.locks import locked
 from minifork.storage.measurements import packed
 from minifork.storage.version import measuring_version
 
