@@ -25,7 +25,10 @@ def as_ctrl_c() -> Iterator[None]:
 
 @contextlib.contextmanager
 def held_back() -> Iterator[Callable[[], bool]]:
-    """Hold signals back; yields a function that says whether one came. A second Ctrl-C stops at once."""
+    """Hold signals back until the block ends, which then raises KeyboardInterrupt; a second Ctrl-C stops at once.
+
+    Yields a function that says whether one came.
+    """
     came: list[int] = []
     previous = signal.getsignal(signal.SIGINT)
 
@@ -36,6 +39,8 @@ def held_back() -> Iterator[Callable[[], bool]]:
 
     with _handled(dict.fromkeys((signal.SIGINT, *QUIET), hold)):
         yield lambda: bool(came)
+    if came:
+        raise KeyboardInterrupt
 
 
 @contextlib.contextmanager

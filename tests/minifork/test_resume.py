@@ -14,6 +14,7 @@ import torch
 from minifork import runs
 from minifork.storage.weights import load_weights
 from minifork.terminal import Forgiving
+from minifork.training import loop
 from tests.helpers.pipeline import SFT, assert_same_training, ctrl_c, logged_steps
 
 MOMENTS = [("before", 10), ("before", 0), ("between", 21), ("after", 17), ("after", 39)]
@@ -49,6 +50,39 @@ def test_preemption_loses_no_step(trained, empty, moment, step, number):
         assert empty("pretrain") == 130
     assert step <= load_weights(empty.run("base") / "ckpt.pt")["step"] <= step + 1
     assert empty("pretrain", "--resume") == 0 and signal.getsignal(number) is handler
+    assert_same_training(empty.run("base"), trained.run("base"))
+
+
+def test_a_signal_during_the_last_save_loses_no_step(trained, empty, monkeypatch):
+    """The run is complete, and nobody goes on as if nothing had come."""
+    real = torch.save
+
+    def save(payload, file):
+        if payload.get("step") == 40:
+            signal.raise_signal(signal.SIGTERM)
+        real(payload, file)
+
+    monkeypatch.setattr(torch, "save", save)
+    assert empty("pretrain", "save_every=100") == 130
+    assert_same_training(empty.run("base"), trained.run("base"))
+
+
+def test_a_signal_before_the_first_step(trained, empty, monkeypatch):
+    """There is nothing to save, and what is there stays readable."""
+    keep = loop._keep_metrics_until
+
+    def signalled(*arguments):
+        keep(*arguments)
+        monkeypatch.undo()
+        signal.raise_signal(signal.SIGINT)
+
+    for arguments, step in ((["pretrain"], 3), (["pretrain", "--resume"], 0)):
+        monkeypatch.setattr(loop, "_keep_metrics_until", signalled)
+        assert empty(*arguments) == 130
+        with ctrl_c("before", step):
+            assert empty(*arguments) == 130
+    assert load_weights(empty.run("base") / "ckpt.pt")["step"] == 5
+    assert empty("pretrain", "--resume") == 0
     assert_same_training(empty.run("base"), trained.run("base"))
 
 
