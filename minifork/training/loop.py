@@ -74,6 +74,8 @@ def fit(model: GPT, job: Job, device: str) -> None:
     if earlier and (change := moved(earlier[-1], leg)):
         run.say(f"{run.name}: goes on with {change}: its weights may differ in the last bits from a run that stayed")
     run.save(steps=job.steps)
+    if first:
+        run.say(f"{run.name}: goes on after step {first} of {job.steps}")
     started = time.monotonic()
     forward = cast(GPT, torch.compile(model)) if run.config.compile else model
 
@@ -99,6 +101,8 @@ def fit(model: GPT, job: Job, device: str) -> None:
                 save(step)
         if step:
             save(step)
+        if step < job.steps:
+            run.say(f"{run.name}: saved after step {step} of {job.steps}")
     run.say(f"{run.name}: {job.steps} steps in {spent + time.monotonic() - started:.0f} s")
 
 

@@ -108,6 +108,29 @@ def test_output_that_nobody_reads_ends_nothing(empty, tmp_path, ending):
     assert not errors.exists() or errors.read_text(encoding="utf-8") == ""
 
 
+EARLY = """
+import os, signal, sys
+class Finder:
+    def find_spec(self, name, *_):
+        if name == "{module}":
+            os.kill(os.getpid(), signal.SIG{name})
+sys.meta_path.insert(0, Finder())
+"""
+
+
+@pytest.mark.parametrize("name", ["INT", "TERM", "HUP"])
+@pytest.mark.parametrize("module", ["argparse", "numpy", "torch"])
+def test_a_signal_during_imports(empty, tmp_path, module, name):
+    """Before the command handles signals, and after: no traceback, and the exit code that a shell expects."""
+    (tmp_path / "sitecustomize.py").write_text(EARLY.format(module=module, name=name), encoding="utf-8")
+    command = [sys.executable, "-m", "experiments", *empty.arguments("pretrain")]
+    path = f"{tmp_path}{os.pathsep}{Path(__file__).parents[2]}"
+    done = subprocess.run(command, capture_output=True, text=True, env=os.environ | {"PYTHONPATH": path})
+    early = module == "argparse"
+    assert done.returncode == (-getattr(signal, f"SIG{name}") if early else 130), done.stderr
+    assert "Traceback" not in done.stderr and ("interrupted" in done.stderr) != early
+
+
 def test_letters_that_the_terminal_lacks():
     written = io.BytesIO()
     stream = Forgiving(io.TextIOWrapper(written, encoding="ascii", write_through=True))
