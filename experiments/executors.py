@@ -7,24 +7,27 @@ core each, so that a run's weights do not depend on how many run at once.
 import os
 import signal
 import subprocess
+import tempfile
 import threading
 import time
-from collections.abc import Iterable
+from collections.abc import Callable, Iterable
 from concurrent.futures import ThreadPoolExecutor, as_completed
 from dataclasses import replace
-from pathlib import Path
 from typing import IO
 
 from tqdm import tqdm
 
 from experiments.study import Plan
 from minifork import runs
+from minifork.cli import HELD
 from minifork.cores import cores
+from minifork.storage.locks import HeldError, locked
 
 ONE_CORE = {"OMP_NUM_THREADS": "1", "MKL_NUM_THREADS": "1"}
 RESERVED = range(5, 10)  # pairs of seeds
 ATTEMPTS = 3  # of a run that is killed
-INTERRUPTED = (130, -signal.SIGINT, -signal.SIGTERM)  # the last two before Python handles the signal
+INTERRUPTED = (130, -signal.SIGINT, -signal.SIGTERM, -signal.SIGHUP)  # negative: before Python handles the signal
+SECONDS_BETWEEN_LOOKS = 0.5  # at a run that another process makes
 
 
 def run(plans: Iterable[Plan]) -> None:
@@ -57,17 +60,49 @@ def _with_parents(plans: Iterable[Plan]) -> list[Plan]:
 
 def _on_all_cores(plan: Plan) -> None:
     """Make a run in a process of its own; raises ValueError with its command when it fails."""
-    with subprocess.Popen(plan.command) as process:
-        try:
-            code = process.wait()
-        except KeyboardInterrupt:
-            _stop([process])
-            process.wait()
-            raise
+
+    def start() -> int:
+        with subprocess.Popen(plan.command) as process:
+            try:
+                return process.wait()
+            except KeyboardInterrupt:
+                _stop([process])
+                process.wait()
+                raise
+
+    code = _made_once(plan, start, threading.Event())
     if code in INTERRUPTED:
         raise KeyboardInterrupt
     if code:
         raise ValueError(f"a stage failed (see above): {' '.join(plan.command[1:])}")
+
+
+def _made_once(plan: Plan, start: Callable[[], int], stopped: threading.Event) -> int:
+    """The exit code of ``start``, which runs a plan's command; 0 without it where another process makes the run.
+
+    Raises KeyboardInterrupt when ``stopped`` is set while it waits for that process.
+    """
+    while True:
+        _wait_until_free(plan, stopped)
+        if runs.finished(plan.config, plan.stage):
+            return 0
+        if (code := start()) != HELD:
+            return code
+
+
+def _wait_until_free(plan: Plan, stopped: threading.Event) -> None:
+    """Return once no other process works on a plan's run; a line says which one does."""
+    said = False
+    while (folder := runs.folder_of(plan.config, plan.stage)).exists():
+        try:
+            with locked(folder, wait=False):
+                return
+        except HeldError as error:
+            if not said:
+                tqdm.write(f"{error}; waiting until it has finished this run")
+            said = True
+        if stopped.wait(SECONDS_BETWEEN_LOOKS):
+            raise KeyboardInterrupt
 
 
 def _side_by_side(plans: list[Plan]) -> None:
@@ -78,23 +113,23 @@ def _side_by_side(plans: list[Plan]) -> None:
     started, failed, crew = time.monotonic(), [], _Crew()
     pool = ThreadPoolExecutor(plans[0].config.reproduce.workers or cores())
     with pool, tqdm(total=len(plans), unit="run", disable=None) as bar:
-        logs = {pool.submit(_attempt, plan, crew): plan.log for plan in plans}
+        names = {pool.submit(_attempt, plan, crew): plan.log.stem for plan in plans}
         try:
-            for done, future in enumerate(as_completed(logs), 1):
-                log, code = logs[future], future.result()
-                failed += [log] if code else []
-                bar.set_postfix_str(log.stem)
+            for done, future in enumerate(as_completed(names), 1):
+                name, error = names[future], future.result()
+                failed += [error] if error else []
+                bar.set_postfix_str(name)
                 bar.update()
                 if bar.disable:
                     minutes = (time.monotonic() - started) / 60
-                    state = "FAILED" if code else "done"
-                    print(f"[{done}/{len(plans)}] {log.stem}: {state} ({minutes:.1f} minutes so far)", flush=True)
+                    state = "FAILED" if error else "done"
+                    print(f"[{done}/{len(plans)}] {name}: {state} ({minutes:.1f} minutes so far)", flush=True)
         except BaseException:
             pool.shutdown(wait=False, cancel_futures=True)
             crew.stop()
             raise
     if failed:
-        raise ValueError(f"{len(failed)} of {len(plans)} runs failed: {'; '.join(map(_last_line, failed))}")
+        raise ValueError(f"{len(failed)} of {len(plans)} runs failed: {'; '.join(failed)}")
 
 
 def _stop(processes: list[subprocess.Popen]) -> None:
@@ -108,37 +143,56 @@ class _Crew:
 
     def __init__(self) -> None:
         self.processes: list[subprocess.Popen] = []
-        self.stopped, self.lock = False, threading.Lock()
+        self.stopped, self.lock = threading.Event(), threading.Lock()
 
-    def start(self, command: list[str], log: IO[bytes]) -> subprocess.Popen:
-        """A process on one core that writes to a log; raises KeyboardInterrupt once all were stopped."""
+    def start(self, command: list[str], log: IO[bytes], errors: IO[bytes]) -> subprocess.Popen:
+        """A process on one core that writes to two files; raises KeyboardInterrupt once all were stopped."""
         with self.lock:
-            if self.stopped:
+            if self.stopped.is_set():
                 raise KeyboardInterrupt
-            process = subprocess.Popen(command, env={**os.environ, **ONE_CORE}, stdout=log, stderr=log)
+            process = subprocess.Popen(command, env={**os.environ, **ONE_CORE}, stdout=log, stderr=errors)
             self.processes.append(process)
         return process
 
     def stop(self) -> None:
         """Tell all processes to save and end, and start no more."""
         with self.lock:
-            self.stopped = True
+            self.stopped.set()
             _stop(self.processes)
 
 
-def _attempt(plan: Plan, crew: _Crew) -> int:
-    """Make a run on one core, again when it is killed; its last exit code. Raises KeyboardInterrupt as it does."""
+def _attempt(plan: Plan, crew: _Crew) -> str:
+    """Make a run on one core, again when it is killed; its log and why it failed, nothing when it did not.
+
+    Raises KeyboardInterrupt as it does.
+    """
     plan.log.parent.mkdir(parents=True, exist_ok=True)
+    errors = b""
+
+    def start() -> int:
+        nonlocal errors
+        with plan.log.open("ab") as log, tempfile.TemporaryFile() as own:  # others may write to the log too
+            with crew.start(plan.command, log, own) as process:
+                code = process.wait()
+            own.seek(0)
+            errors = own.read()
+            log.write(errors)
+        return code
+
     for _ in range(ATTEMPTS):
-        with plan.log.open("ab") as file, crew.start(plan.command, file) as process:
-            code = process.wait()
+        try:
+            code = _made_once(plan, start, crew.stopped)
+        except ValueError as error:  # of a run that was made meanwhile from other weights, say
+            return str(error)
         if code in INTERRUPTED:
             raise KeyboardInterrupt
         if code >= 0:
             break
-    return code
+    return f"{plan.log}: {_reason(code, errors)}" if code else ""
 
 
-def _last_line(log: Path) -> str:
-    lines = log.read_text(encoding="utf-8", errors="replace").strip().splitlines()
-    return f"{log}: {lines[-1] if lines else 'no output'}"
+def _reason(code: int, errors: bytes) -> str:
+    """Why a process failed: the signal that ended it, or else its last error, or else the last line that it wrote."""
+    lines = errors.decode(errors="replace").strip().splitlines() or [f"exit code {code}, no output"]
+    said = [line for line in lines if line.startswith("minifork: ")] or lines
+    return said[-1] if code > 0 else f"killed by signal {-code}, {ATTEMPTS} times"

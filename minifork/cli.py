@@ -11,6 +11,7 @@ from collections.abc import Mapping
 from dataclasses import dataclass
 
 from minifork.interrupts import as_ctrl_c
+from minifork.storage.locks import HeldError
 from minifork.terminal import forgiving
 
 
@@ -26,6 +27,7 @@ class Command:
     preset: str = ""
 
 
+HELD = 75  # the exit code while another process makes the same run; sysexits.h calls it a temporary failure
 RESUME = (("resume", "continue an unfinished run"),)
 AGAIN = (("again", "measure anew what another version of the code measured"),)
 REMOVE = (("remove", "delete the runs that are listed"),)
@@ -76,7 +78,7 @@ def parsed(commands: Mapping[str, Command], arguments: list[str] | None) -> argp
 
 
 def main(arguments: list[str] | None = None, commands: Mapping[str, Command] = COMMANDS) -> int:
-    """Run a command; returns the exit code: 0, 1 (refused or failed), 130 (interrupted).
+    """Run a command; returns the exit code: 0, 1 (refused or failed), HELD, 130 (interrupted).
 
     SIGTERM and SIGHUP interrupt as Ctrl-C does. Output that nobody can read any more ends nothing.
     """
@@ -96,7 +98,7 @@ def _guarded(command: Command, options: argparse.Namespace) -> int:
         if isinstance(error, OSError) and error.filename and error.strerror:
             text = f"{error.filename}: {error.strerror}"
         print(f"minifork: {text}", file=sys.stderr)
-        return 1
+        return HELD if isinstance(error, HeldError) else 1
     except KeyboardInterrupt:
         way_on = "; the same command goes on from the last checkpoint (--resume)" if command.flags == RESUME else ""
         print(f"minifork: interrupted{way_on}", file=sys.stderr)

@@ -23,12 +23,14 @@ from minifork import runs, tables
 from minifork.checkpoints import pick_device
 from minifork.cores import cores
 from minifork.decoding import policy
+from minifork.interrupts import Stoppable
 from minifork.measure import Measurement, NotComputedError, measure
 from minifork.measuring.problems import ProblemSet, draw, problem_set, training_forks
 from minifork.runs import Checkpoint, Run
 from minifork.schema import Config
 from minifork.storage import measurements
-from minifork.storage.files import digest, locked, write_atomically, write_json
+from minifork.storage.files import digest, write_atomically, write_json
+from minifork.storage.locks import locked
 from minifork.storage.measurements import packed
 from minifork.storage.version import measuring_version
 
@@ -226,18 +228,22 @@ def stored(config: Config, target: Target) -> Evaluation | None:
 def _measure_side_by_side(config: Config, missing: list[Target]) -> None:
     """Measure targets, on a CPU one a core: tiny models make poor use of several threads.
 
-    Raises what the first measurement that fails raises, once those that run are done.
+    Raises what the first measurement that fails raises, once those that run are done; Ctrl-C stops them.
     """
     threads = torch.get_num_threads()
     pool = ThreadPoolExecutor(1 if pick_device(config) == "cuda" else min(threads, cores(), MOST_AT_ONCE))
     torch.set_num_threads(1)
+    calls = Stoppable()
     try:
-        futures = {pool.submit(_measure, config, target): target for target in missing}
+        futures = {pool.submit(calls.call, _measure, config, target): target for target in missing}
         for future in with_progress(as_completed(futures), "eval", "checkpoint", len(futures)):
             try:
                 future.result()
             except NotComputedError as error:
                 print(f"{futures[future].checkpoint.path}: left out, {error}", flush=True)
+    except KeyboardInterrupt:
+        calls.stop()
+        raise
     finally:
         pool.shutdown(cancel_futures=True)
         torch.set_num_threads(threads)

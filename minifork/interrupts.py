@@ -1,10 +1,12 @@
 """Being stopped: SIGTERM (preemption) and SIGHUP (a closed terminal) mean what Ctrl-C means."""
 
 import contextlib
+import ctypes
 import signal
 import threading
 from collections.abc import Callable, Iterator
 from types import FrameType
+from typing import Any
 
 QUIET = tuple(getattr(signal, name) for name in ("SIGTERM", "SIGHUP") if hasattr(signal, name))
 Handler = Callable[[int, FrameType | None], object]
@@ -12,20 +14,23 @@ Handler = Callable[[int, FrameType | None], object]
 
 @contextlib.contextmanager
 def as_ctrl_c() -> Iterator[None]:
-    """Have SIGTERM and SIGHUP raise KeyboardInterrupt, once; further ones are ignored, as the process is stopping."""
+    """Have Ctrl-C, SIGTERM and SIGHUP raise KeyboardInterrupt, the last two once: then the process is stopping."""
 
     def stop(*_: object) -> None:
         for number in QUIET:
             signal.signal(number, signal.SIG_IGN)
         raise KeyboardInterrupt
 
-    with _handled(dict.fromkeys(QUIET, stop)):
+    with _handled({signal.SIGINT: signal.default_int_handler} | dict.fromkeys(QUIET, stop)):
         yield
 
 
 @contextlib.contextmanager
 def held_back() -> Iterator[Callable[[], bool]]:
-    """Hold signals back; yields a function that says whether one came. A second Ctrl-C stops at once."""
+    """Hold signals back until the block ends, which then raises KeyboardInterrupt; a second Ctrl-C stops at once.
+
+    Yields a function that says whether one came.
+    """
     came: list[int] = []
     previous = signal.getsignal(signal.SIGINT)
 
@@ -36,6 +41,8 @@ def held_back() -> Iterator[Callable[[], bool]]:
 
     with _handled(dict.fromkeys((signal.SIGINT, *QUIET), hold)):
         yield lambda: bool(came)
+    if came:
+        raise KeyboardInterrupt
 
 
 @contextlib.contextmanager
@@ -53,3 +60,30 @@ def _handled(handlers: dict[signal.Signals, Handler]) -> Iterator[None]:
     finally:
         for number, before in previous.items():
             signal.signal(number, before)
+
+
+class Stoppable:
+    """Calls in threads that can be stopped: Python hands signals to the main thread alone."""
+
+    def __init__(self) -> None:
+        self._lock, self._threads, self._stopped = threading.Lock(), set[int](), False
+
+    def call(self, function: Callable[..., object], *arguments: Any) -> None:
+        """Call a function in this thread; raises KeyboardInterrupt, inside it too, once `stop` was called."""
+        with self._lock:
+            if self._stopped:
+                raise KeyboardInterrupt
+            self._threads.add(threading.get_ident())
+        try:
+            function(*arguments)
+        finally:
+            with self._lock:
+                self._threads.discard(threading.get_ident())
+
+    def stop(self) -> None:
+        """Raise KeyboardInterrupt in all calls, each as soon as it is back from what runs outside of Python."""
+        with self._lock:
+            self._stopped = True
+            for thread in self._threads:
+                raised = ctypes.py_object(KeyboardInterrupt)
+                ctypes.pythonapi.PyThreadState_SetAsyncExc(ctypes.c_ulong(thread), raised)

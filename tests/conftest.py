@@ -11,7 +11,7 @@ import torch
 
 from minifork.gpt import GPT
 from minifork.settings import Shape
-from minifork.storage import files
+from minifork.storage import files, locks
 from tests.helpers.pipeline import SFT, Pipeline
 
 SMALL = """
@@ -85,7 +85,7 @@ def trained(tmp_path_factory, small):
     shared = (shared.parent if "PYTEST_XDIST_WORKER" in os.environ else shared) / "trained"
     shared.mkdir(exist_ok=True)
     pipeline, path = Pipeline(shared / "runs", small), shared / "printed.json"
-    with files.locked(shared):
+    with locks.locked(shared):
         if not path.exists():
             out, err = io.StringIO(), io.StringIO()
             with contextlib.redirect_stdout(out), contextlib.redirect_stderr(err):

@@ -12,7 +12,7 @@ from minifork import config as configs
 from minifork.runs.deciding import COMMANDS, STAGES, identity, label, parent_stage, task_folder
 from minifork.runs.run import FORMAT, RECORD, VERSION, WEIGHTS, Checkpoint, Run, new, with_config
 from minifork.schema import Config
-from minifork.storage import files, legacy
+from minifork.storage import files, legacy, locks
 
 KINDS = {"identity": str, "config": dict, "weights": dict, "legs": list, "complete": bool, "step": int, "steps": int}
 
@@ -141,24 +141,23 @@ def hold(config: Config, stage: str, parent: Checkpoint | None, resume: bool) ->
     and so is a folder in which nothing was written. Raises ValueError while another process holds it, for an
     unfinished run unless ``resume``, and when it started from other weights than ``parent`` has.
     """
-    root = task_folder(config)
-    root.mkdir(parents=True, exist_ok=True)
-    with files.locked(root):  # two labels for one run must not become two folders
-        folder = folder_of(config, stage)
-        folder.mkdir(exist_ok=True)
     with contextlib.ExitStack() as stack:
-        try:
-            stack.enter_context(files.locked(folder, wait=False))
-        except BlockingIOError:
-            raise ValueError(f"{folder}: another process is working on this run; wait for it") from None
+        with locks.locked(task_folder(config)):  # two labels for one run must not become two folders
+            folder = folder_of(config, stage)
+            stack.callback(_remove_if_empty, folder)
+            try:
+                stack.enter_context(locks.locked(folder, wait=False))
+            except locks.HeldError as error:
+                raise locks.HeldError(f"{error}; wait until it has finished this run") from None
         for path in folder.rglob(".*"):
             if path.is_file() and re.fullmatch(r"\..+\.[a-z0-9_]{8}", path.name):  # of `files.write_atomically`
                 path.unlink()
-        try:
-            yield _state(folder, config, stage, parent, resume)
-        finally:
-            if not any(folder.iterdir()):
-                folder.rmdir()
+        yield _state(folder, config, stage, parent, resume)
+
+
+def _remove_if_empty(folder: Path) -> None:
+    with contextlib.suppress(OSError):  # it holds something
+        folder.rmdir()
 
 
 def _state(folder: Path, config: Config, stage: str, parent: Checkpoint | None, resume: bool) -> Run:
@@ -178,8 +177,13 @@ def _state(folder: Path, config: Config, stage: str, parent: Checkpoint | None, 
 
 def remove(run: Run) -> None:
     """Delete a run's folder; raises ValueError while a process works on it."""
-    try:
-        with files.locked(run.folder, wait=False):
-            shutil.rmtree(run.folder)
-    except BlockingIOError:
-        raise ValueError(f"{run.folder}: a process is working on this run; it stays") from None
+    with locks.locked(run.folder.parent):  # or a new run could begin before the folder is gone
+        try:
+            with locks.locked(run.folder, wait=False):
+                for path in run.folder.iterdir():
+                    if path.name in (locks.LOCK, locks.LEASE):
+                        continue  # they go with the block
+                    shutil.rmtree(path) if path.is_dir() and not path.is_symlink() else path.unlink()
+        except locks.HeldError as error:
+            raise ValueError(f"{error}; the run stays") from None
+        run.folder.rmdir()

@@ -1,12 +1,11 @@
 """Files that are whole or absent: they are written under a temporary name and moved into place."""
 
 import contextlib
-import fcntl
 import hashlib
 import json
 import os
 import tempfile
-from collections.abc import Callable, Iterator
+from collections.abc import Callable
 from pathlib import Path
 from typing import IO, Any
 
@@ -82,17 +81,3 @@ def digest(content: bytes) -> str:
 def fingerprint(value: Any) -> str:
     """Twelve hex digits of a JSON-able value, equal for equal values."""
     return digest(json.dumps(value, sort_keys=True).encode())
-
-
-@contextlib.contextmanager
-def locked(folder: Path, wait: bool = True) -> Iterator[None]:
-    """Hold a folder for one process as long as the block lasts.
-
-    Raises BlockingIOError when another process holds it and ``wait`` is False.
-    """
-    handle = os.open(folder, os.O_RDONLY)
-    try:
-        fcntl.flock(handle, fcntl.LOCK_EX | (0 if wait else fcntl.LOCK_NB))
-        yield
-    finally:
-        os.close(handle)

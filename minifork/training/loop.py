@@ -9,7 +9,7 @@ from collections.abc import Callable, Iterator
 from contextlib import contextmanager
 from dataclasses import dataclass, field
 from pathlib import Path
-from typing import cast
+from typing import Any, cast
 
 import numpy as np
 import torch
@@ -20,9 +20,10 @@ from data_gen.walks import IGNORE
 from minifork.checkpoints import load_state
 from minifork.gpt import GPT
 from minifork.interrupts import held_back
-from minifork.runs import METRICS, WEIGHTS, Run, machine
+from minifork.runs import METRICS, WEIGHTS, Run
 from minifork.schema import Optim
 from minifork.storage.files import write_atomically
+from minifork.training.legs import moved, new_leg
 from minifork.training.losses import Loss
 from minifork.training.muon import Muon
 
@@ -67,38 +68,42 @@ def fit(model: GPT, job: Job, device: str) -> None:
     """
     model.to(device)
     run, optimizers = job.run, make_optimizers(model, job.optim)
-    first, spent, weights = _restore(model, optimizers, job, device)
+    progress = _restore(model, optimizers, job, device)
+    first, spent, weights = progress["step"], progress["seconds"], progress["snapshots"]
     _keep_metrics_until(run.folder / METRICS, first)
-    leg = {"from": first, "machine": machine(), "torch": torch.__version__, "threads": torch.get_num_threads()}
-    legs = [*run.record["legs"], leg]
+    leg, earlier = new_leg(first, device), progress["legs"]
+    if earlier and (change := moved(earlier[-1], leg)):
+        run.say(f"{run.name}: goes on with {change}: its weights may differ in the last bits from a run that stayed")
     run.save(steps=job.steps)
+    if first:
+        run.say(f"{run.name}: goes on after step {first} of {job.steps}")
     started = time.monotonic()
     forward = cast(GPT, torch.compile(model)) if run.config.compile else model
 
     def save(step: int) -> None:
         seconds = spent + time.monotonic() - started
-        state = {"model": model.state_dict(), "optimizers": [o.state_dict() for o in optimizers]}
-        progress = {"step": step, "seconds": seconds, "snapshots": weights}
-        last = run.write(WEIGHTS, state | progress)
         leg.update(to=step, seconds=round(seconds - spent, 1))
-        hashes = weights | {WEIGHTS: last}
+        legs = [*earlier, leg] if step > first else earlier
+        state = {"model": model.state_dict(), "optimizers": [o.state_dict() for o in optimizers]}
+        progress = {"step": step, "seconds": seconds, "snapshots": weights, "legs": legs}
+        hashes = weights | {WEIGHTS: run.write(WEIGHTS, state | progress)}
         run.save(step=step, complete=step == job.steps, seconds=round(seconds, 1), legs=legs, weights=hashes)
 
     step = first
     with _progress(run, job.steps, first) as show, held_back() as interrupted:  # between steps, which stay whole
-        while step < job.steps:
+        while step < job.steps and not interrupted():
             metrics, tokens = take_step(forward, optimizers, job, step)
             step += 1
             read = step % _STEPS_BETWEEN_LOSSES == 0 or step == job.steps
             show(step, _read(metrics, run, step) if read else None, tokens)
             if file := job.snapshots.get(step):
                 weights[file] = run.write(file, {"model": model.state_dict(), "step": step})
-            if interrupted():
+            if step % run.config.save_every == 0 and step < job.steps:
                 save(step)
-                raise KeyboardInterrupt
-            if step % run.config.save_every == 0:
-                save(step)
-    save(job.steps)
+        if step:
+            save(step)
+        if step < job.steps:
+            run.say(f"{run.name}: saved after step {step} of {job.steps}")
     run.say(f"{run.name}: {job.steps} steps in {spent + time.monotonic() - started:.0f} s")
 
 
@@ -154,13 +159,12 @@ def _read(metrics: dict[str, Tensor], run: Run, step: int) -> dict[str, float]:
     return values
 
 
-def _restore(
-    model: GPT, optimizers: list[torch.optim.Optimizer], job: Job, device: str
-) -> tuple[int, float, dict[str, str]]:
-    """Load the run's checkpoint, if it has one; returns its step, the seconds behind it, its snapshots' hashes."""
+def _restore(model: GPT, optimizers: list[torch.optim.Optimizer], job: Job, device: str) -> dict[str, Any]:
+    """Load the run's checkpoint, if it has one; returns its step, the seconds behind it, its snapshots' hashes, its
+    legs. A checkpoint that holds no legs, of an earlier version, has those of the run's record."""
     path = job.run.folder / WEIGHTS
     if not job.run.has(WEIGHTS):
-        return 0, 0.0, {}
+        return {"step": 0, "seconds": 0.0, "snapshots": {}, "legs": []}
     saved = job.run.read(WEIGHTS, device)
     load_state(model, saved, path)
     try:
@@ -170,10 +174,11 @@ def _restore(
             parameters = [p for group in optimizer.param_groups for p in group["params"]]
             if _kinds(optimizer) != fresh or not all(_fits(optimizer, p) for p in parameters):
                 raise ValueError
-        step, seconds, hashes = saved["step"], saved["seconds"], saved.get("snapshots", {})
+        step, seconds, legs = saved["step"], saved["seconds"], saved.get("legs", job.run.record["legs"])
         if type(step) is not int or not 0 < step <= job.steps or not 0 <= seconds < math.inf:
             raise ValueError
-        return step, float(seconds), dict(hashes)
+        snapshots = dict(saved.get("snapshots", {}))
+        return {"step": step, "seconds": float(seconds), "snapshots": snapshots, "legs": [dict(leg) for leg in legs]}
     except (KeyError, ValueError, TypeError, AttributeError, RuntimeError):
         raise ValueError(f"{path}: its optimizer state does not fit this config; remove the folder") from None
 

@@ -2,10 +2,13 @@
 
 import json
 import os
+import shutil
 import signal
+import socket
 import stat
 import subprocess
 import sys
+import threading
 import time
 from pathlib import Path
 
@@ -15,8 +18,9 @@ from experiments import executors, study
 from experiments.studies import steps
 from minifork import config as configs
 from minifork import runs
-from minifork.storage import files
-from tests.helpers.pipeline import Pipeline, assert_same_training
+from minifork.cli import HELD
+from minifork.storage import files, locks
+from tests.helpers.pipeline import Pipeline, assert_same_training, logged_steps
 from tests.helpers.starts import Starts
 
 GRAPHS = {"sft.fork_in_graph": True, "sft.fork_rate": [0.5, 1]}  # two runs that `trained` has not
@@ -196,6 +200,72 @@ def test_failures_are_named_after_all_others(copy, monkeypatch):
     assert runs.finished(plans[1].config, "sft") and not runs.finished(leaking.config, "sft")
 
 
+def test_a_failure_is_reported_with_its_own_error(copy, monkeypatch):
+    """Not with a warning, nor with what another process wrote to the same log."""
+    (plan,) = study.plans(copy("base").config(), [{}], [0])
+
+    def fail(command: list[str]) -> int:
+        print("minifork: the disk is full\na warning", file=sys.stderr)
+        with plan.log.open("a", encoding="utf-8") as log:
+            log.write("minifork: of another process\n")
+        return 1
+
+    Starts(monkeypatch, fail)
+    with pytest.raises(ValueError) as error:
+        executors.run([plan])
+    assert str(error.value) == f"1 of 1 runs failed: {plan.log}: minifork: the disk is full"
+    lines = plan.log.read_text(encoding="utf-8").splitlines()
+    assert sorted(lines) == ["a warning", "minifork: of another process", "minifork: the disk is full"]
+
+
+@pytest.mark.parametrize(("code", "reason"), [(-9, "killed by signal 9, 3 times"), (2, "exit code 2, no output")])
+def test_a_failure_without_a_word(copy, monkeypatch, code, reason):
+    Starts(monkeypatch, lambda command: code)
+    with pytest.raises(ValueError, match=reason):
+        executors.run(study.plans(copy("base").config(), [{}], [0]))
+
+
+@pytest.mark.parametrize("stage", ["base", "sft"])
+def test_a_run_that_another_process_makes_is_waited_for(copy, trained, monkeypatch, capsys, stage):
+    """And started only if it is not complete then."""
+    pipeline = copy() if stage == "base" else copy("base")
+    (plan,) = study.plans(pipeline.config(), [{"stage": stage}], [0])
+    starts = Starts(monkeypatch, lambda command: 0)
+    folder = pipeline.at(stage)
+    folder.mkdir(parents=True)
+    waiting = threading.Thread(target=executors.run, args=([plan],))
+    with locks.locked(folder):
+        waiting.start()
+        waiting.join(0.6)
+        assert waiting.is_alive()
+        shutil.copytree(trained.at(stage), folder, dirs_exist_ok=True)
+    waiting.join(30)
+    line = f"{folder}: process {os.getpid()} on {socket.gethostname()} is working here; waiting until it has finished"
+    assert not waiting.is_alive() and not starts.commands and capsys.readouterr().out.count(line) == 1
+
+
+def test_a_run_that_another_process_began_first_is_asked_for_again(copy, monkeypatch):
+    codes = iter([HELD, HELD, 0])
+    starts = Starts(monkeypatch, lambda command: next(codes))
+    executors.run(study.plans(copy("base").config(), [{}], [0]))
+    assert starts.commands == ["sft"] * 3
+
+
+@pytest.mark.slow
+def test_two_sweeps_on_one_folder_make_each_run_once(empty, tmp_path):
+    mine = tmp_path / "mine.yaml"
+    mine.write_text("- {sft.fork_rate: [0.5, 1], sft.epochs: 40}\n", encoding="utf-8")
+    command = [sys.executable, "-m", "experiments", *empty.arguments("study", f"reproduce.study={mine}")]
+    pipes = {"stdout": subprocess.PIPE, "stderr": subprocess.STDOUT, "text": True}
+    both = [subprocess.Popen([*command, "pretrain.steps=200"], **pipes) for _ in range(2)]
+    printed = [process.communicate()[0] for process in both]
+    assert [process.returncode for process in both] == [0, 0], printed
+    assert "is working here; wait" in "".join(printed)
+    every = runs.all_runs(empty.config())
+    assert len(every) == 3 and all(run.complete and len(run.record["legs"]) == 1 for run in every)
+    assert all(len({*logged_steps(run.folder)}) == len(logged_steps(run.folder)) for run in every)
+
+
 def test_the_command_evaluates_what_it_made(copy, tmp_path, capsys, monkeypatch):
     pipeline, mine = copy("base", "fork0.5", "fork1", measured=True), tmp_path / "mine.yaml"
     mine.write_text("- {sft.fork_rate: [0.5, 1]}\n", encoding="utf-8")
@@ -232,7 +302,7 @@ def test_a_signal_saves(copy, tmp_path, stage, number):
     assert process.returncode == 130 and "Traceback" not in errors, errors
     record = files.read_json(folder / runs.RECORD)
     assert 0 < record["step"] < record["steps"] and not record["complete"]
-    with files.locked(folder, wait=False):  # its process has ended
+    with locks.locked(folder, wait=False):  # its process has ended
         assert last_logged(folder) <= record["step"]
 
 

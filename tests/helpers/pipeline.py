@@ -112,8 +112,9 @@ def assert_same_training(folder: Path, reference: Path) -> None:
 
 
 def assert_equal(one: dict, other: dict, where: str) -> None:
-    """What two files of weights hold is the same, bit for bit, the seconds apart."""
-    (leaves, tree), (other_leaves, other_tree) = (tree_flatten(saved | {"seconds": 0}) for saved in (one, other))
+    """What two files of weights hold is the same, bit for bit, the seconds and legs apart."""
+    plain = {"seconds": 0, "legs": []}
+    (leaves, tree), (other_leaves, other_tree) = (tree_flatten(saved | plain) for saved in (one, other))
     assert tree == other_tree, where
     for a, b in zip(leaves, other_leaves, strict=True):
         assert type(a) is type(b), where

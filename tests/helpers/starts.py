@@ -35,12 +35,13 @@ class Starts:
         stdout: IO[bytes] | None = None,
         stderr: IO[bytes] | None = None,
     ) -> "_Ended":
-        if stdout is None:
+        if stdout is None or stderr is None:
             return _Ended(self._start(command, env))
-        text = io.TextIOWrapper(stdout, encoding="utf-8", write_through=True)
-        with self._lock, contextlib.redirect_stdout(text), contextlib.redirect_stderr(text):
+        out, err = (io.TextIOWrapper(file, encoding="utf-8", write_through=True) for file in (stdout, stderr))
+        with self._lock, contextlib.redirect_stdout(out), contextlib.redirect_stderr(err):
             code = self._start(command, env)
-        text.detach()
+        out.detach()
+        err.detach()
         return _Ended(code)
 
 

@@ -19,7 +19,7 @@ from minifork.decoding.traces import Result, Tree
 from minifork.evaluate import array_name
 from minifork.measuring import quantities
 from minifork.statistics import passk
-from minifork.storage import files
+from minifork.storage import files, locks
 from tests.helpers.pipeline import BASE, snapshot
 
 COLD = "temperature=0.5,top_p=0.95"
@@ -140,7 +140,7 @@ def test_two_evaluations_that_end_at_once_wait_for_each_other(two_runs):
     config = two_runs.config()
     evaluations = evaluate.measure_missing(config)
     writer = threading.Thread(target=evaluate.write_view, args=(config, evaluations))
-    with files.locked(two_runs.folder):
+    with locks.locked(two_runs.folder):
         writer.start()
         writer.join(0.3)
         assert writer.is_alive() and not [*two_runs.folder.glob("eval.*")]

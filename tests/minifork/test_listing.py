@@ -1,7 +1,9 @@
 """Looking at what there is: `minifork config` prints all keys, `minifork runs` lists and removes runs."""
 
+import os
 import re
 import shutil
+import socket
 from pathlib import Path
 
 import pytest
@@ -10,7 +12,7 @@ from experiments.cli import main
 from minifork import config as configs
 from minifork import runs
 from minifork.schema import Config
-from minifork.storage import files
+from minifork.storage import locks
 from tests.helpers.pipeline import SFT, Pipeline, ctrl_c, snapshot
 
 LONG = "runs=/somewhere/far/away/where/results/are/kept"
@@ -95,9 +97,9 @@ def test_what_is_listed_is_removed_and_nothing_else(copy, capsys):
     (damaged / runs.RECORD).write_text("{", encoding="utf-8")
     before = snapshot(pipeline.root)
     gone = {pipeline.run(name).name for name in ("fork1", "fresh")}
-    with files.locked(pipeline.run("fork1")):
+    with locks.locked(pipeline.run("fork1")):
         error = pipeline.refused(capsys, "runs", "fork_rate=1", "fresh=false", "--remove")
-    assert f"{pipeline.run('fork1')}: a process is working on this run; it stays" in error
+    assert f"{pipeline.run('fork1')}: process {os.getpid()} on {socket.gethostname()} is working here; the run" in error
     assert snapshot(pipeline.root) == before
     rows, total = listed(capsys, pipeline, "fork_rate=1", "--remove")
     assert set(rows) == gone and total.startswith("2 runs, ") and total.endswith(" removed")

@@ -14,6 +14,7 @@ import torch
 from minifork import runs
 from minifork.storage.weights import load_weights
 from minifork.terminal import Forgiving
+from minifork.training import loop
 from tests.helpers.pipeline import SFT, assert_same_training, ctrl_c, logged_steps
 
 MOMENTS = [("before", 10), ("before", 0), ("between", 21), ("after", 17), ("after", 39)]
@@ -52,6 +53,39 @@ def test_preemption_loses_no_step(trained, empty, moment, step, number):
     assert_same_training(empty.run("base"), trained.run("base"))
 
 
+def test_a_signal_during_the_last_save_loses_no_step(trained, empty, monkeypatch):
+    """The run is complete, and nobody goes on as if nothing had come."""
+    real = torch.save
+
+    def save(payload, file):
+        if payload.get("step") == 40:
+            signal.raise_signal(signal.SIGTERM)
+        real(payload, file)
+
+    monkeypatch.setattr(torch, "save", save)
+    assert empty("pretrain", "save_every=100") == 130
+    assert_same_training(empty.run("base"), trained.run("base"))
+
+
+def test_a_signal_before_the_first_step(trained, empty, monkeypatch):
+    """There is nothing to save, and what is there stays readable."""
+    keep = loop._keep_metrics_until
+
+    def signalled(*arguments):
+        keep(*arguments)
+        monkeypatch.undo()
+        signal.raise_signal(signal.SIGINT)
+
+    for arguments, step in ((["pretrain"], 3), (["pretrain", "--resume"], 0)):
+        monkeypatch.setattr(loop, "_keep_metrics_until", signalled)
+        assert empty(*arguments) == 130
+        with ctrl_c("before", step):
+            assert empty(*arguments) == 130
+    assert load_weights(empty.run("base") / "ckpt.pt")["step"] == 5
+    assert empty("pretrain", "--resume") == 0
+    assert_same_training(empty.run("base"), trained.run("base"))
+
+
 def test_a_signal_that_is_ignored_stays_so(empty, monkeypatch):
     """As under nohup: the run goes on."""
     before = signal.signal(signal.SIGHUP, signal.SIG_IGN)
@@ -72,6 +106,29 @@ def test_output_that_nobody_reads_ends_nothing(empty, tmp_path, ending):
     subprocess.run(["bash", "-c", script], check=ending != "| true", stdout=subprocess.DEVNULL)
     assert runs.read(empty.run("base")).complete
     assert not errors.exists() or errors.read_text(encoding="utf-8") == ""
+
+
+EARLY = """
+import os, signal, sys
+class Finder:
+    def find_spec(self, name, *_):
+        if name == "{module}":
+            os.kill(os.getpid(), signal.SIG{name})
+sys.meta_path.insert(0, Finder())
+"""
+
+
+@pytest.mark.parametrize("name", ["INT", "TERM", "HUP"])
+@pytest.mark.parametrize("module", ["argparse", "numpy", "torch"])
+def test_a_signal_during_imports(empty, tmp_path, module, name):
+    """Before the command handles signals, and after: no traceback, and the exit code that a shell expects."""
+    (tmp_path / "sitecustomize.py").write_text(EARLY.format(module=module, name=name), encoding="utf-8")
+    command = [sys.executable, "-m", "experiments", *empty.arguments("pretrain")]
+    path = f"{tmp_path}{os.pathsep}{Path(__file__).parents[2]}"
+    done = subprocess.run(command, capture_output=True, text=True, env=os.environ | {"PYTHONPATH": path})
+    early = module == "argparse"
+    assert done.returncode == (-getattr(signal, f"SIG{name}") if early else 130), done.stderr
+    assert "Traceback" not in done.stderr and ("interrupted" in done.stderr) != early
 
 
 def test_letters_that_the_terminal_lacks():

@@ -1,6 +1,7 @@
 """What a run's record says, records that cannot be read, parents that were made anew, a full disk."""
 
 import contextlib
+import platform
 import resource
 import shutil
 
@@ -11,7 +12,7 @@ from experiments import executors, study
 from minifork import config as configs
 from minifork import runs
 from minifork.storage import files
-from minifork.storage.weights import weights_hash
+from minifork.storage.weights import load_weights, save_weights, weights_hash
 from tests.helpers.pipeline import SFT, Pipeline, assert_same_training, ctrl_c, edit_record, replace_weights, snapshot
 from tests.minifork.storage.test_files import everything
 
@@ -36,18 +37,61 @@ def test_what_a_record_says(trained, name):
     assert (leg["from"], leg["to"]) == (0, record["step"])
 
 
-def test_legs_of_an_interrupted_run(empty, threads):
-    """Each says its steps, the machine, torch, the threads and the seconds."""
+def test_legs_of_an_interrupted_run(empty, threads, capsys):
+    """Each says its steps, the machine, torch, the threads and the seconds; a change that may move bits is said."""
     threads(2)
     with ctrl_c("before", 3):
         assert empty("pretrain") == 130
     threads(1)
     assert empty("pretrain", "--resume") == 0
     record = runs.read(empty.run("base")).record
-    made = {"machine": runs.machine(), "torch": torch.__version__}
+    made = {
+        "machine": runs.machine(),
+        "architecture": platform.machine(),
+        "capability": torch.backends.cpu.get_cpu_capability(),
+        "device": "cpu",
+        "torch": str(torch.__version__),
+    }
     expected = [{"from": 0, "to": 4, "threads": 2} | made, {"from": 4, "to": 40, "threads": 1} | made]
     assert [{key: value for key, value in leg.items() if key != "seconds"} for leg in record["legs"]] == expected
     assert record["seconds"] == pytest.approx(sum(leg["seconds"] for leg in record["legs"]), abs=0.11)
+    line = f"{empty.run('base').name}: goes on with another number of threads (2 before, 1 now): its weights may differ"
+    assert capsys.readouterr().out.count(line) == 1
+
+
+MOVED = {
+    "another processor (Ryzen before, ": {"machine": "Ryzen"},
+    "another instruction set (NEON before, ": {"architecture": platform.machine(), "capability": "NEON"},
+    "another device (H100 before, cpu now), another torch (1.0 before, ": {"device": "H100", "torch": "1.0"},
+    "": {"machine": None, "seconds": 3},
+}
+
+
+@pytest.mark.parametrize(("words", "before"), MOVED.items())
+def test_going_on_elsewhere_is_said(empty, capsys, words, before):
+    """In one line; what an older version did not write down is no change."""
+    with ctrl_c("before", 3):
+        assert empty("pretrain") == 130
+    checkpoint = empty.run("base") / "ckpt.pt"
+    weights = load_weights(checkpoint)
+    (leg,) = weights.pop("legs")
+    edit_record(empty.run("base"), legs=[{"from": leg["from"], "to": leg["to"]} | before])
+    save_weights(checkpoint, weights)  # as an older version wrote it
+    capsys.readouterr()
+    assert empty("pretrain", "--resume") == 0
+    said = [line for line in capsys.readouterr().out.splitlines() if "goes on with" in line]
+    assert [f"goes on with {words}" in line for line in said] == ([True] if words else [])
+    assert [leg["from"] for leg in runs.read(empty.run("base")).record["legs"]] == [0, 4]
+
+
+def test_a_kill_between_checkpoint_and_record_loses_no_leg(empty, monkeypatch):
+    """The record is written last, so what it misses is in the checkpoint."""
+    save = runs.Run.save
+    with monkeypatch.context() as patch, ctrl_c("before", 3):
+        patch.setattr(runs.Run, "save", lambda run, **progress: None if "legs" in progress else save(run, **progress))
+        assert empty("pretrain") == 130
+    assert empty("pretrain", "--resume") == 0
+    assert [(leg["from"], leg["to"]) for leg in runs.read(empty.run("base")).record["legs"]] == [(0, 4), (4, 40)]
 
 
 # Records that cannot be read

@@ -1,8 +1,6 @@
-"""Files stay whole: interrupted writes, full disks, folders that another process holds, damaged JSON."""
+"""Files stay whole: interrupted writes, full disks, damaged JSON."""
 
 import json
-import subprocess
-import sys
 from collections.abc import Callable
 from pathlib import Path
 from typing import IO
@@ -114,29 +112,3 @@ def test_fingerprints():
     assert files.fingerprint({"a": 1, "b": [2]}) == files.fingerprint({"b": [2], "a": 1})
     values = [{"a": 1}, {"a": 1.5}, {"a": "1"}, {"a": True}, {"b": 1}, ["a", 1], None]
     assert len({files.fingerprint(value) for value in values}) == len(values)
-
-
-# Locks
-
-
-HOLD = """
-import sys, time
-from pathlib import Path
-from minifork.storage.files import locked
-with locked(Path(sys.argv[1])):
-    print("held", flush=True)
-    time.sleep(60)
-"""
-
-
-def test_a_lock_ends_with_its_holder(tmp_path):
-    """Even with one that was killed, and it leaves nothing in the folder."""
-    with subprocess.Popen([sys.executable, "-c", HOLD, str(tmp_path)], stdout=subprocess.PIPE) as process:
-        assert process.stdout.readline() == b"held\n"
-        with pytest.raises(BlockingIOError), files.locked(tmp_path, wait=False):
-            pass
-        process.kill()
-    for _ in range(2):
-        with files.locked(tmp_path, wait=False):
-            pass
-    assert everything(tmp_path) == set()

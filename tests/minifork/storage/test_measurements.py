@@ -5,7 +5,10 @@ import multiprocessing
 import os
 import re
 import shutil
+import signal
 import sys
+import threading
+import time
 from dataclasses import replace
 
 import numpy as np
@@ -224,6 +227,29 @@ def test_an_interrupted_evaluation_loses_nothing(trained, two_runs, measured, mo
     assert names == [".json"] * (written // 2) + [".npz"] * -(-written // 2)
     assert two_runs("eval") == 0 and len(measured) > 4  # what was lost is measured twice
     assert two_runs.view()["records"] == expected(trained, two_runs)
+
+
+@pytest.mark.parametrize("number", [signal.SIGINT, signal.SIGTERM])
+def test_a_signal_stops_a_long_measurement(two_runs, monkeypatch, threads, number):
+    """At once, and what was measured before is kept."""
+    real, done = evaluate._measure, []
+
+    def slow(config, target):
+        if len(done) < 2:
+            real(config, target)
+            done.append(target)
+            return
+        os.kill(os.getpid(), number)
+        for _ in range(6_000):
+            time.sleep(0.01)
+
+    threads(2)
+    monkeypatch.setattr(evaluate, "_measure", slow)
+    started = time.monotonic()
+    assert two_runs("eval") == 130
+    assert time.monotonic() - started < 40
+    assert len([*two_runs.folder.glob("*/eval/*.json")]) == len(done)
+    assert not [thread for thread in threading.enumerate() if thread.name.startswith("ThreadPool")]
 
 
 def test_two_evaluations_at_once(trained, two_runs):
