@@ -138,7 +138,7 @@ coverage: $(ENV) ## run the tests and report the lines of data_gen and minifork 
 	@$(PYTHON) -m coverage combine --quiet
 	@$(PYTHON) -m coverage report
 
-faults: $(ENV) ## kill every stage many times and compare with undisturbed runs (4 minutes)
+faults: $(ENV) ## stop every stage many times, by four signals, and compare with undisturbed runs (5 to 10 minutes)
 	@$(PYTHON) -m tests.faults
 
 lint: $(ENV) ## check style

@@ -49,10 +49,11 @@ def report(config: Config) -> None:
         "figures": "".join(figure_block(name, figure) for name, figure in drawn.items()),
         "data": json.dumps(explored, separators=(",", ":")).replace("<", "\\u003c"),
     }
-    page = re.sub(r"{{(\w+)}}", lambda match: parts[match[1]], TEMPLATE.read_text(encoding="utf-8")).encode()
+    page = re.sub(r"{{(\w+)}}", lambda match: parts[match[1]], TEMPLATE.read_text(encoding="utf-8"))
+    content = page.encode(errors="surrogateescape")  # names of folders that the terminal's encoding lacks
     path = runs.task_folder(config) / "report.html"
-    write_atomically(path, lambda file: file.write(page))
-    print(f"{path}: {len(page) / 1e6:.1f} MB")
+    write_atomically(path, lambda file: file.write(content))
+    print(f"{path}: {len(content) / 1e6:.1f} MB")
 
 
 def verdicts(config: Config, current: str) -> str:
