@@ -24,7 +24,7 @@ def separation_rows(task: Task[Batch], examples: Examples, seed: int, draws: int
     outside = int((streams.stream_of(task, examples.problems) != streams.STREAMS["train"]).sum())
     held_out = [streams.distinct_problems(task, 0, name, HELD_OUT) for name in ("valid", "test")]
     graphs = graphs_as_read(task, examples.tokens[:, : task.prompt_len])
-    shared = sum(len({*graphs} & {*graphs_as_read(task, task.prompts(problems))}) for problems in held_out)
+    shared = len({*graphs} & {graph for problems in held_out for graph in _as_read_both_ways(task, problems)})
     modes = examples.tokens[:, task.prompt_len].tolist()
     repeats = len(graphs) - len({*zip(graphs, modes, strict=True)})
     return [
@@ -43,6 +43,16 @@ def graphs_as_read(task: Task[Batch], prompts: np.ndarray) -> list[bytes]:
         return [prompt.tobytes() for prompt in prompts]
     edges = np.concatenate([parent[..., None], child[..., None], extra], axis=2)
     return [graph[np.lexsort(graph.T[::-1])].tobytes() for graph in edges]
+
+
+def _as_read_both_ways(task: Task[Batch], problems: Batch) -> list[bytes]:
+    """The graphs of problems as read, with a fork and, where the task has such graphs, without."""
+    graphs = graphs_as_read(task, task.prompts(problems))
+    try:
+        without = task.hang_off(problems, np.zeros(len(problems), dtype=bool))
+    except ValueError:
+        return graphs
+    return graphs + graphs_as_read(task, task.prompts(without))
 
 
 def near_repeats(task: Task[Batch], trained: Batch, held_out: list[Batch], seed: int, draws: int) -> Row:

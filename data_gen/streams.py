@@ -128,13 +128,14 @@ def distinct_problems(task: Task[P], seed: int, stream: str, n: int, step: int =
     missed with a probability below n exp(-_PATIENCE). Raises ValueError as `problems` does.
     """
     drawn: list[P] = []
-    seen, idle = np.zeros(0, dtype=np.uint64), 0
+    seen: set[int] = set()
+    idle = 0
     for batch, identities in _batches(task, seed, stream, n, step):
-        first = np.sort(np.unique(identities, return_index=True)[1])
-        new = first[~np.isin(identities[first], seen)]
-        drawn.append(batch[new])
-        seen = np.concatenate([seen, identities[new]])
-        idle = 0 if len(new) else idle + len(batch)
+        first = {identity: row for row, identity in reversed([*enumerate(identities.tolist())])}
+        new = sorted(row for identity, row in first.items() if identity not in seen)
+        drawn.append(batch[np.array(new, dtype=np.int64)])
+        seen |= first.keys()
+        idle = 0 if new else idle + len(batch)
         if len(seen) >= n or idle > _PATIENCE * len(seen):
             break
     return _concatenate(drawn)[:n]

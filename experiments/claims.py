@@ -1,7 +1,7 @@
 """Which claims hold: experiments/claims.yaml against the last evaluation.
 
-A claim's number is a mean over pairs of seeds, its 95 % interval that of `minifork.statistics.intervals`, about pairs
-and problems, which are the same for all runs. It holds if the whole interval lies strictly inside the range that was
+A claim's number is a mean over pairs of seeds and problems, with the 95 % interval of `minifork.statistics.intervals`.
+All runs are measured on the same problems. A claim holds if the whole interval lies strictly inside the range that was
 fixed beforehand, and fails otherwise. A share that is recovered is judged as what is won beyond that share of what was
 lost, which is linear, and only where at least LOST was lost.
 """
@@ -17,6 +17,7 @@ import numpy as np
 from experiments import study
 from experiments.estimates import (
     LOST,
+    difference_over_pairs,
     interval_text,
     mean_over_pairs,
     pairs_text,
@@ -225,27 +226,31 @@ def judge(claim: Claim, results: Results, pairs: list[int]) -> dict:
         return row | _recovered(
             claim, values["value"] - values["minus"], values.get("over", claim.over) - values["minus"]
         )
+    probabilities = all(term.is_probability for term in claim.terms.values())
+    difference = difference_over_pairs if probabilities else lambda one, other: mean_over_pairs(one - other)
     if claim.rising:
-        steps = [mean_over_pairs(after - before) for before, after in pairwise(values.values())]
+        steps = [difference(after, before) for before, after in pairwise(values.values())]
         return row | _judged(claim, steps) | {"steps": steps}
     if claim.minus is not None:
-        return row | _judged(claim, [mean_over_pairs(values["value"] - values["minus"])])
-    assert claim.value is not None
-    over = probability_over_pairs if claim.value.is_probability else mean_over_pairs
-    return row | _judged(claim, [over(values["value"])])
+        return row | _judged(claim, [difference(values["value"], values["minus"])])
+    return row | _judged(claim, [(probability_over_pairs if probabilities else mean_over_pairs)(values["value"])])
 
 
 def _judged(claim: Claim, estimates: list[dict]) -> dict:
-    """The verdict on estimates of which each must lie in the range; its number is the smallest."""
-    smallest = min(estimates, key=lambda estimate: estimate["mean"])
-    if any(estimate["ci95"] is None for estimate in estimates):
-        return _verdict("fails", smallest, f"pairs differ too much for an interval {uncertainty_text(smallest, '')}")
-    least, most = claim.at_least, claim.at_most
-    inside = [
-        (least is None or low > least) and (most is None or high < most)
-        for low, high in (estimate["ci95"] for estimate in estimates)
-    ]
-    return _verdict("holds" if all(inside) else "fails", smallest)
+    """The verdict on estimates that must all lie in the range. Its number is the one that is least inside."""
+    margins = [_margin(claim, estimate["ci95"]) for estimate in estimates]
+    worst = estimates[margins.index(min(margins))]
+    if worst["ci95"] is None:
+        return _verdict("fails", worst, f"pairs differ too much for an interval {uncertainty_text(worst, '')}")
+    return _verdict("holds" if min(margins) > 0 else "fails", worst)
+
+
+def _margin(claim: Claim, ends: list[float] | None) -> float:
+    """How far an interval lies inside a claim's range; negative where it does not. Where there is none, -inf."""
+    if ends is None:
+        return -math.inf
+    margins = [] if claim.at_least is None else [ends[0] - claim.at_least]
+    return min(margins if claim.at_most is None else [*margins, claim.at_most - ends[1]])
 
 
 def _recovered(claim: Claim, won: np.ndarray, lost: np.ndarray) -> dict:
@@ -266,7 +271,7 @@ def _verdict(verdict: str, estimate: dict | None = None, why: str | None = None)
 
 
 def over_pairs(results: Results, pairs: list[int], term: Term) -> np.ndarray:
-    """What a term means of every pair and problem, float64[pairs, n].
+    """The values of a term for every pair and problem, float64[pairs, n].
 
     Raises NotRunError when a pair lacks the run, ValueError when it has several that the term could mean.
     """
@@ -281,7 +286,7 @@ def over_pairs(results: Results, pairs: list[int], term: Term) -> np.ndarray:
 
 
 def statistic(results: Results, record: dict, term: Term) -> np.ndarray:
-    """What a term means of a record on every problem, float64[n]: its value, or of what is no mean its pseudo-value."""
+    """The values of a term for every problem of a record, float64[n]; pseudo-values of a statistic that is no mean."""
     name, _, k = term.what.partition("@")
     if name == "pass":
         return results.solved(record, int(k), term.mode)

@@ -19,8 +19,14 @@ def probability_over_pairs(values: np.ndarray) -> dict:
     return _estimate(values, ends)
 
 
+def difference_over_pairs(one: np.ndarray, other: np.ndarray) -> dict:
+    """The mean difference of probabilities float64[pairs, n]; as `probability_over_pairs`."""
+    differ = intervals.pairs_differ(one) or intervals.pairs_differ(other)
+    return _estimate(one - other, None if differ else intervals.difference_interval(one, other))
+
+
 def mean_over_pairs(values: np.ndarray) -> dict:
-    """The mean of differences, or of pseudo-values, float64[pairs, n]; as `probability_over_pairs`."""
+    """The mean of values or pseudo-values float64[pairs, n], with the same keys."""
     return _estimate(values, intervals.mean_interval(values))
 
 

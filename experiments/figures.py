@@ -19,7 +19,7 @@ from numpy.typing import ArrayLike
 
 from experiments.results import Results, load
 from minifork import runs
-from minifork.measuring.quantities import fork_quantities, fork_values, index_values
+from minifork.measuring.quantities import fork_values, index_values
 from minifork.schema import Config
 from minifork.statistics import intervals, passk
 from minifork.storage.files import write_atomically
@@ -255,6 +255,4 @@ def _index(results: Results, record: dict, mode: str | None) -> np.ndarray:
 
 def _fork_mean(branch: np.ndarray, quantity: str) -> np.ndarray:
     """A fork statistic of branch probabilities [n, d]; nan where hardly a problem counts."""
-    if fork_quantities(branch)[quantity][1].sum() < 5:  # an interval from a handful of problems would say nothing
-        return np.full(3, np.nan)
     return _estimate(fork_values(branch, quantity))

@@ -18,6 +18,7 @@ import torch
 from tqdm import tqdm
 
 from data_gen import streams
+from data_gen.task import Problems
 from minifork import config as configs
 from minifork import runs, tables
 from minifork.checkpoints import pick_device
@@ -254,15 +255,23 @@ def _measure(config: Config, target: Target) -> None:
     run, device, settings = target.checkpoint.run, pick_device(config), config.eval
     model = target.checkpoint.model().to(device)
     test = problems_for(config, device, target.test_set)
-    training = None
-    if run.stage != "base" and not (run.stage == "rl" and run.config.rl.epoch == 0):
-        tuned = run.config
-        forks = training_forks(tuned.data, tuned.sft, tuned.seed, tuned.sft.traces, settings.problems)
-        if forks is not None:
-            training = problem_set(config.data, forks, device, prefix=target.test_set.prefix)
+    forks = _training_forks(run, settings.problems)
+    training = None if forks is None else problem_set(config.data, forks, device, prefix=target.test_set.prefix)
     key = key_of(config, target)
     measured = measure(model, test, settings, training, key.test_set["checked"])
     measurements.save(run.folder, key, measured)
+
+
+def _training_forks(run: Run, most: int) -> Problems | None:
+    """The problems whose trace passed the fork when a run was fine-tuned, None where none did or they are not known."""
+    if run.stage == "base" or run.stage == "rl" and run.config.rl.epoch == 0:
+        return None
+    tuned = run.config
+    try:
+        return training_forks(tuned.data, tuned.sft, tuned.seed, tuned.sft.traces, most)
+    except ValueError as error:  # a version that drew problems repeatedly made the run
+        print(f"{run.folder}: its training forks are left out, {error}", flush=True)
+        return None
 
 
 @lru_cache(maxsize=8)

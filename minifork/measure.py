@@ -231,6 +231,7 @@ def check(settings: Eval, tree: Tree, result: Result) -> dict:
     count, n, started = settings.check_problems, settings.check_rollouts, time.monotonic()
     sampler = split if result.engine == "rollout" else sample
     other = sampler(tree[:count], n, CHECK_SEED)
+    count = len(other.accepted)  # there may be fewer problems
     if result.n is None:
         low, high = result.p_lo[:count], result.p_hi[:count]
         p_value = _agree_with_bounds(other.accepted, n, low, high, result.exact)

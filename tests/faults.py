@@ -3,9 +3,9 @@
 Each stage runs twice, once undisturbed and once stopped at random moments and started again by the same command. In
 the end the weights and the measurements must be those of the undisturbed run, bit for bit. After every signal each file
 must be whole. The signals take turns: SIGKILL, Ctrl-C, SIGTERM (preemption) and SIGHUP (a closed terminal). After all
-but the first the exit code is 130, or that of the bare signal where it came before or after the command itself. Nothing
-prints a traceback, the last step that was taken is saved, and no measurement is made twice. Before a SIGKILL checkpoints
-are written after every step, so that many hit one being written; before the other signals none is written.
+but the first the exit code is 130, or that of the bare signal where it came before or after the command itself.
+Nothing prints a traceback, the last step that was taken is saved, and no measurement is made twice. Before a SIGKILL
+checkpoints are written after every step, so that many hit one being written; before the other signals none is.
 """
 
 import os

@@ -22,6 +22,7 @@ from minifork.decoding.split import split
 from minifork.decoding.traces import Tree
 from minifork.evaluate import problems_for
 from minifork.gpu.backends import sample
+from minifork.measuring.problems import draw
 from minifork.schema import Config
 from minifork.statistics.agreement import randomised_pit, two_sample_pit, uniform_p
 from minifork.storage.files import write_json
@@ -60,7 +61,7 @@ def comparisons(config: Config) -> Iterator[list[dict[str, Any]]]:
 def conclude(config: Config, groups: list[list[dict[str, Any]]]) -> int:
     """Print and write down what `comparisons` gave; returns 1 when engines disagree."""
     tests = [test for group in groups for test in group]
-    level, count = LEVEL / len(tests), _count(config)
+    level, count = LEVEL / len(tests), min(_count(config), len(draw(config.data, config.eval)))
     for group in groups:
         report(group, level)
     failed = sum(test["p_value"] < level for test in tests)

@@ -6,11 +6,9 @@ choose its mode. Each is measured in its own mode. `exact` follows the exact gra
 due to sampling.
 """
 
-from collections.abc import Sequence
-
 import numpy as np
 
-from experiments.estimates import KS, mean_over_pairs, pairs_text, signed
+from experiments.estimates import KS, difference_over_pairs, mean_over_pairs, pairs_text, signed
 from experiments.results import load
 from experiments.studies.early_stopping import BIAS, above_curve, curve
 from experiments.studies.steps import evaluate_and_check, make_runs, timed
@@ -48,11 +46,13 @@ def compare(config: Config, plans: list[Plan]) -> None:
                 "run": name,
                 "start": line[:, 0].mean(axis=(0, 2)).tolist(),
                 "end": line[:, -1].mean(axis=(0, 2)).tolist(),
-                "change": _by_k(KS, change[name]),
+                "change": {str(k): difference_over_pairs(line[:, -1, i], line[:, 0, i]) for i, k in enumerate(KS)},
             }
             for name, line in curves.items()
         ],
-        "forward_minus_reverse": _by_k(KS[1:], (change[FORWARD] - change[REVERSE])[:, 1:]),
+        "forward_minus_reverse": {
+            str(k): mean_over_pairs((change[FORWARD] - change[REVERSE])[:, i]) for i, k in enumerate(KS) if k > 1
+        },
         "above_grpo": {name: above_curve(curves[name][:, -1], curves[FORWARD]) for name in forward},
     }
     print(text(result))
@@ -62,11 +62,6 @@ def compare(config: Config, plans: list[Plan]) -> None:
 def mode_of(plan: Plan) -> str | None:
     """The mode that a run forces; None where it is free."""
     return None if plan.config.rl.mode == "free" else plan.config.rl.mode
-
-
-def _by_k(ks: Sequence[int], values: np.ndarray) -> dict[str, dict]:
-    """The mean over pairs and problems with its interval at each k, of values float64[pairs, K, n]."""
-    return {str(k): mean_over_pairs(values[:, i]) for i, k in enumerate(ks)}
 
 
 def text(result: dict) -> str:

@@ -69,7 +69,7 @@ def recovered_shares(rate: float, spreads: list[dict[str, tuple[np.ndarray, floa
                 "fork_rate": rate,
                 "iid": iid.mean(axis=1).tolist(),
                 "stratified": solved.mean(axis=1).tolist(),
-                "recovered": ((solved - iid).mean(axis=1) / (1 - iid.mean(axis=1))).tolist(),
+                "recovered": [_share(*means) for means in zip(solved.mean(axis=1), iid.mean(axis=1), strict=True)],
                 "ci95": None if ends is None else ends.tolist(),
                 "hit_rate": float(np.mean([spread[name][1] for spread in spreads])),
             }
@@ -77,11 +77,16 @@ def recovered_shares(rate: float, spreads: list[dict[str, tuple[np.ndarray, floa
     return rows
 
 
+def _share(solved: float, iid: float) -> float | None:
+    """The share of what i.i.d. samples miss that others find; None where they miss nothing."""
+    return float((solved - iid) / (1 - iid)) if iid < 1 else None
+
+
 def spread_line(row: dict) -> str:
     """A row of `recovered_shares` as a line."""
     ends = "[too little missed]" if row["ci95"] is None else interval_text(row["ci95"], "")
-    recovered = f"{' '.join(f'{value:.3f}' for value in row['recovered'])} {ends}"
+    by_pair = " ".join("-" if value is None else f"{value:.3f}" for value in row["recovered"])
     return (
-        f"r = {row['fork_rate']:g}, d samples spread over {row['spread_over']}: recovered {recovered} of what i.i.d. "
-        f"samples miss; at the fork in {row['hit_rate']:.0%} of problems"
+        f"r = {row['fork_rate']:g}, d samples spread over {row['spread_over']}: recovered {by_pair} {ends} of what "
+        f"i.i.d. samples miss; at the fork in {row['hit_rate']:.0%} of problems"
     )

@@ -9,6 +9,7 @@ from minifork.decoding.stratified import Strata
 from minifork.decoding.traces import Result
 from minifork.statistics import intervals, passk
 
+COUNTED = 5  # problems that a mean over some of them needs
 TAUS = (0.01, 0.05, 0.25, 0.5, 0.75, 0.95)
 
 
@@ -114,17 +115,18 @@ def fork_quantities(branch: np.ndarray) -> dict[str, tuple[np.ndarray, np.ndarra
 
 
 def fork_values(branch: np.ndarray, quantity: str) -> np.ndarray:
-    """A fork statistic of branch probabilities [n, d] as values or pseudo-values of every problem, float64[n]; nan
-    where no problem counts."""
+    """A fork statistic of branch probabilities [n, d] as values or pseudo-values of every problem, float64[n].
+
+    All are nan where fewer than COUNTED problems count, as an interval would say nothing.
+    """
     value, where = fork_quantities(branch)[quantity]
+    if where.sum() < COUNTED:
+        return np.full(len(value), np.nan)
     if where.all():
         return value
 
-    def mean(sums: np.ndarray) -> np.ndarray:
-        with np.errstate(invalid="ignore"):
-            return sums[:, 0] / sums[:, 1]
-
-    return intervals.pseudo_values(mean, np.stack([value * where, where.astype(float)]))
+    sums = np.stack([value * where, where.astype(float)])
+    return intervals.pseudo_values(lambda means: means[:, 0] / means[:, 1], sums)
 
 
 def index_values(p: np.ndarray, solved: np.ndarray, k: int) -> np.ndarray:

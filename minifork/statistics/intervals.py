@@ -19,7 +19,7 @@ from functools import lru_cache
 import numpy as np
 from numpy.typing import ArrayLike
 
-MAX_PAIR_SD = 1.25  # with a true one of 1, the intervals that are shown cover .90 (see its test)
+MAX_PAIR_SD = 1.25  # of logits over pairs: up to a true one of 1, intervals that are shown cover .90 (test_coverage.py)
 _MAX_SHARE = 1e6  # largest end of an interval of a share that is looked for
 
 
@@ -80,6 +80,26 @@ def probability_interval(values: np.ndarray) -> np.ndarray:
     return np.clip([min(ends[0], mean - slack), max(ends[1], mean + slack)], 0.0, 1.0)
 
 
+def difference_interval(one: np.ndarray, other: np.ndarray) -> np.ndarray:
+    """The 95 % interval of the mean of one - other, probabilities float64[pairs, problems] each.
+
+    It is that of `mean_interval`, but on each side as much longer, in squares, as the intervals of the two means are on
+    the logit scale. So near 0 and 1 it is as skewed as they are (the method of variance estimates recovery, Zou and
+    Donner 2008). Not to be shown where the pairs of either differ (`pairs_differ`).
+    """
+    below_one, above_one = _skew(one)
+    below_other, above_other = _skew(other)
+    square, slack = _half_width(one - other) ** 2, 3 / one.shape[1]
+    below, above = math.sqrt(square + below_one + above_other), math.sqrt(square + above_one + below_other)
+    return float((one - other).mean()) + np.array([-max(below, slack), max(above, slack)])
+
+
+def _skew(values: np.ndarray) -> np.ndarray:
+    """How much the square of either side of the logit interval of probabilities is beyond that of the raw one."""
+    sides = values.mean() - probability_interval(values)
+    return np.maximum(sides**2 - max(_half_width(values), 3 / values.shape[1]) ** 2, 0.0)
+
+
 def pairs_differ(values: np.ndarray) -> bool:
     """Whether pairs of seeds differ so much that `probability_interval` of values [pairs, problems] covers too rarely:
     the logits of their means have a standard deviation above MAX_PAIR_SD."""
@@ -87,7 +107,7 @@ def pairs_differ(values: np.ndarray) -> bool:
 
 
 def _logit_variance(values: np.ndarray) -> float:
-    """The variance over pairs of the logits of their means, drawn in a little so that none is infinite."""
+    """The variance over pairs of the logits of their means. The means are shrunk a little, so no logit is infinite."""
     pairs, problems = values.shape
     return float(_logit((values.mean(axis=1) * problems + 0.5) / (problems + 1)).var(ddof=1)) if pairs > 1 else 0.0
 
@@ -123,9 +143,11 @@ def pseudo_values(statistic: Callable[[np.ndarray], np.ndarray], values: np.ndar
 
     Their mean is the estimate, and they vary over problems as it does. values: float64[m, n], m quantities of every
     problem; statistic: a function from means [draws, m] to values [draws, ...]. Influence is that of the jackknife,
-    which leaves out one problem at a time (Tukey 1958).
+    which leaves out one problem at a time (Tukey 1958). Raises ValueError for a single problem.
     """
     n = values.shape[1]
+    if n < 2:
+        raise ValueError("an interval needs at least 2 problems: raise eval.problems")
     without = statistic(((values.sum(axis=1, keepdims=True) - values) / (n - 1)).T)
     return statistic(values.mean(axis=1)[None]) + (n - 1) * (without.mean(axis=0) - without)
 

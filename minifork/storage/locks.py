@@ -4,6 +4,7 @@ The lock is `flock` on <folder>/.lock, opened for writing, as NFS needs it. It e
 refuse `flock`. There a *lease* stands for it: the file <folder>/.lease, which only one process can create. The lease
 says which process on which machine made it, and outlives a process that is killed. The next process on the same
 machine sees that its maker is dead, and takes it over. A process on another machine cannot see that, and refuses.
+Machines are told apart by their names, which must differ.
 """
 
 import contextlib
@@ -24,7 +25,7 @@ LOCK, LEASE = ".lock", ".lease"
 UNSUPPORTED = (errno.EBADF, errno.ENOLCK, errno.ENOSYS, errno.EOPNOTSUPP)  # of flock on some NFS and Lustre mounts
 PAUSE = 0.2  # seconds between two looks at a lease
 LOOKS = {True: 50, False: 5}  # at a lease that cannot be judged, with and without waiting: it may be about to end
-ANYBODY = {"host": None, "boot": None, "processes": None, "pid": None}
+ANYBODY = {"host": None, "boot": None, "processes": None, "pid": None, "started": None}
 
 
 class HeldError(ValueError):
@@ -161,12 +162,13 @@ def _is_running(holder: dict[str, Any]) -> bool | None:
         return None
     try:
         os.kill(holder["pid"], 0)
-        state = Path(f"/proc/{holder['pid']}/stat").read_text(encoding="utf-8").rpartition(")")[2].split()[0]
     except ProcessLookupError:
         return False
-    except OSError:  # it is somebody else's, or this system has no /proc
+    except PermissionError:  # it is somebody else's
         return True
-    return state not in "ZX"  # one that was killed stays as a zombie until its parent asks for its exit code
+    state, started = _life(holder["pid"])
+    # One that was killed stays as a zombie until its parent asks for its exit code. A number may be given anew.
+    return state not in ("Z", "X") and started == holder["started"]
 
 
 def _remove_dead(path: Path, holder: dict[str, Any]) -> None:
@@ -198,20 +200,30 @@ def _machine() -> dict[str, str]:
     return machine
 
 
+def _life(pid: int) -> tuple[str, str]:
+    """The state of a process and when it started, in ticks since the boot; empty where the system does not say."""
+    try:
+        fields = Path(f"/proc/{pid}/stat").read_text(encoding="utf-8").rpartition(")")[2].split()
+    except OSError:
+        return "", ""
+    return fields[0], fields[19]
+
+
 def _signature() -> bytes:
     """What a lock and a lease say of this process."""
-    return json.dumps(_machine() | {"pid": os.getpid()}).encode() + b"\n"
+    pid = os.getpid()
+    return json.dumps(_machine() | {"pid": pid, "started": _life(pid)[1]}).encode() + b"\n"
 
 
 def _holder(path: Path) -> dict[str, Any] | None:
-    """What a lock or a lease says of its process, None where there is none; of one that is unreadable, nobody knows."""
+    """What a lock or a lease says of its process: None where there is no file, ANYBODY where it cannot be read."""
     try:
         holder = json.loads(path.read_text(encoding="utf-8"))
     except FileNotFoundError:
         return None
     except (OSError, ValueError):
         return ANYBODY
-    kinds = {"host": str, "boot": str, "processes": str, "pid": int}
+    kinds = {"host": str, "boot": str, "processes": str, "pid": int, "started": str}
     whole = isinstance(holder, dict) and all(type(holder.get(key)) is kind for key, kind in kinds.items())
     return holder if whole and 0 < holder["pid"] < 2**31 else ANYBODY
 

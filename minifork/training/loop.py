@@ -102,7 +102,7 @@ def fit(model: GPT, job: Job, device: str) -> None:
                 save(step)
         if step:
             save(step)
-        if step < job.steps:
+        if 0 < step < job.steps:
             run.say(f"{run.name}: saved after step {step} of {job.steps}")
     run.say(f"{run.name}: {job.steps} steps in {spent + time.monotonic() - started:.0f} s")
 

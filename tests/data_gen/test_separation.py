@@ -57,6 +57,11 @@ def test_problems_of_the_test_stream_are_seen():
     assert names_flagged(REFERENCE, examples_of(REFERENCE, problems), 1.0) == {"stream", "overlap", "near repeats"}
 
 
+def test_test_graphs_without_their_fork_are_seen():
+    problems = REFERENCE.hang_off(streams.test_problems(REFERENCE, 40), np.zeros(40, dtype=bool))
+    assert names_flagged(REFERENCE, examples_of(REFERENCE, problems), 0.0) >= {"stream", "overlap"}
+
+
 def test_a_reprinted_repeat_is_seen():
     """The second print of a graph is no second problem; both modes of one problem are no repeat."""
     problems = streams.training_problems(REFERENCE, 0, 40)

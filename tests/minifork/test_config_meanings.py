@@ -18,6 +18,10 @@ def file(tmp_path):
     return write
 
 
+def test_the_paper_preset_has_the_published_kl():
+    assert {configs.load(task, ["preset=paper"]).rl.kl_form for task in ("star", "sizes", "arith")} == {"k3"}
+
+
 @pytest.mark.parametrize(
     ("text", "seed"),
     [("0777", 777), ("7", 7), ("+7", 7)]

@@ -11,7 +11,7 @@ import numpy as np
 import pytest
 
 from data_gen import streams
-from minifork import evaluate, tables
+from minifork import evaluate, runs, tables
 from minifork import measure as measuring
 from minifork.decoding import stratified
 from minifork.decoding.rollout import rollout
@@ -124,6 +124,18 @@ def test_more_problems_than_there_are(two_runs, capsys):
     assert "different problems, and 1000 are asked for" in two_runs.refused(capsys, "sft", "sft.traces=1000")
     refused = two_runs.refused(capsys, "rl", "rl.problems=1000", "rl.updates=2", "rl.mode=FWD")
     assert "different problems, and 1000 are asked for" in refused
+
+
+def test_a_training_set_that_held_repeats(two_runs, capsys):
+    """Of a run of version 0.1, say: its training forks are not known any more, all else is measured."""
+    path = two_runs.run("fork1") / runs.RECORD
+    record = files.read_json(path)
+    record["config"]["sft"]["traces"] = 1000
+    record["identity"] = runs.identity(two_runs.config("sft.traces=1000"), "sft")
+    files.write_json(path, record)
+    view, _ = evaluated(two_runs)
+    assert [one["fork_train"] for one in view["records"] if one["stage"] == "sft"] == [None] * 3
+    assert "its training forks are left out" in capsys.readouterr().out
 
 
 def test_nothing_ends_within_the_budget():

@@ -4,6 +4,7 @@ import contextlib
 import io
 import shutil
 
+import numpy as np
 import pytest
 
 from experiments import study
@@ -11,6 +12,7 @@ from experiments.estimates import KS
 from experiments.results import load
 from experiments.studies import frontier
 from experiments.studies.early_stopping import curve, gap
+from experiments.studies.spread import recovered_shares, spread_line
 from minifork.storage import files
 from tests.helpers.pipeline import Pipeline
 from tests.helpers.starts import Starts
@@ -91,6 +93,14 @@ def test_compares_the_runs_that_it_made(finished):
     for (name, *_), row in rows.items():
         for above in (row["above_16"], row["above_64"]):
             assert above["ci95"][0] <= above["ci95"][1] and (name != frontier.PLAIN or above["mean"] <= 1e-12)
+
+
+def test_samples_that_miss_nothing_have_nothing_to_recover():
+    """Then there is no share, and what is written down holds no NaN."""
+    spread = {"iid": (np.ones(50), 0.0), "the top first tokens": (np.ones(50), 0.0)}
+    (row,) = recovered_shares(1.0, [spread, spread])
+    assert row["recovered"] == [None, None] and row["ci95"] is None
+    assert "recovered - - [too little missed]" in spread_line(row)
 
 
 def test_spreads_samples_over_branches_and_draws(finished):

@@ -172,6 +172,18 @@ def test_pseudo_values():
     np.testing.assert_allclose(pseudo, delta, atol=0.01)
 
 
+def test_difference_interval():
+    """Far from 0 and 1 it is that of the mean; of 1 and a probability it is the probability's interval, reflected."""
+    rng = np.random.default_rng(0)
+    one, other = 0.5 + 0.1 * rng.normal(size=(2, 5, 300))
+    np.testing.assert_allclose(
+        intervals.difference_interval(one, other), intervals.mean_interval(one - other), atol=2e-3
+    )
+    near = 1 - 0.02 * np.exp(rng.normal(size=(5, 1))) * rng.random((5, 300))
+    reflected = 1 - intervals.probability_interval(near)[::-1]
+    np.testing.assert_allclose(intervals.difference_interval(np.ones_like(near), near)[1], reflected[1], rtol=1e-6)
+
+
 def test_share_interval():
     """Its ends are the shares that are just not refuted; where hardly anything was lost there is none."""
     rng = np.random.default_rng(0)

@@ -106,7 +106,9 @@ def test_a_lease_that_cannot_be_judged_is_refused(tmp_path, refuse, monkeypatch,
     assert ("on elsewhere" in str(error.value)) == (change == {"host": "elsewhere"})
 
 
-@pytest.mark.parametrize("change", [{"boot": "earlier"}, {"boot": "earlier", "processes": "pid:[1]"}, {"pid": 2**22}])
+@pytest.mark.parametrize(
+    "change", [{"boot": "earlier"}, {"boot": "earlier", "processes": "pid:[1]"}, {"pid": 2**22}, {"started": "1"}]
+)
 def test_a_lease_from_before_a_reboot_or_of_a_dead_process_is_taken_over(tmp_path, refuse, change):
     refuse("EBADF")
     lease = tmp_path / ".lease"
