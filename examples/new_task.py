@@ -1,8 +1,7 @@
 """Add a task: mazes on a grid. You stand in the middle of a corridor; which way is the goal?
 
-Every door opens one way, away from the start. Every maze names its cells at random, since their places would tell where
-the goal lies. A prompt prints the doors in random order, then start and goal. Run
-``.venv/bin/python examples/new_task.py``. On a grid of side 3, with one door between start and goal:
+Every door opens one way, away from the start. Cells have random names. A prompt prints the doors in random order, then
+start and goal. Run ``.venv/bin/python examples/new_task.py``. On a grid of side 3, with one door from start to goal:
 
     4 1  4 5   4 5 SEP | FWD 4 5 EOS     both 1 and 5 lie behind a door of 4: the fork
                        | REV 5 4 EOS     one door leads to 5, so there is no fork
@@ -49,8 +48,8 @@ class Maze(Task[Mazes]):
         return self.cells + 2 + ("FWD", "REV").index(mode)
 
     def sample(self, rng: Generator, n: int) -> Mazes:
-        """Random walks that stay on the grid and never come back to a cell."""
-        paths = np.empty((0, 2 * self.steps + 1), dtype=np.int64)
+        """Walks on the grid that never come back to a cell. Names of cells are random, as places would tell the way."""
+        paths, names = np.empty((0, 2 * self.steps + 1), dtype=int), np.argsort(rng.random((n, self.cells)), axis=1)
         while len(paths) < n:
             cell = rng.integers(self.side, size=(32 * n, 1, 2))
             moves = rng.choice([[0, 1], [1, 0], [0, -1], [-1, 0]], size=(32 * n, 2 * self.steps))
@@ -58,7 +57,6 @@ class Maze(Task[Mazes]):
             path = walk @ [self.side, 1]
             new = (np.diff(np.sort(path, axis=1), axis=1) > 0).all(axis=1)
             paths = np.concatenate([paths, path[new & ((walk >= 0) & (walk < self.side)).all(axis=(1, 2))]])
-        names = np.argsort(rng.random((n, self.cells)), axis=1)
         return Mazes(np.take_along_axis(names, paths[:n], axis=1), np.argsort(rng.random((n, 2 * self.steps)), axis=1))
 
     def doors(self, problems: Mazes) -> np.ndarray:

@@ -214,13 +214,13 @@ def judge(claim: Claim, results: Results, pairs: list[int]) -> dict:
     row = {"id": claim.id, "says": claim.says, "of": claim.of, "by": claim.by, "rule": claim.rule}
     try:
         values = {name: over_pairs(results, pairs, term) for name, term in claim.terms.items()}
-        if len({of_term.shape for of_term in values.values()}) > 1:
+        if len({array.shape for array in values.values()}) > 1:
             raise ValueError("its terms are about different problems; compare runs on the same ones")
     except NotRunError as missing:
         return row | _verdict("not run", why=f"{missing} is missing")
     except ValueError as error:
         raise ValueError(f"{FILE}: claim {claim.id!r}: {error}") from None
-    if not all(np.isfinite(of_term).all() for of_term in values.values()):
+    if not all(np.isfinite(array).all() for array in values.values()):
         return row | _verdict("not run", why="too few problems for an interval")
     if claim.over is not None:
         return row | _recovered(
@@ -282,7 +282,7 @@ def over_pairs(results: Results, pairs: list[int], term: Term) -> np.ndarray:
             raise NotRunError(f"{term} of pair {pair}")
         values.append(statistic(results, records[-1], term))
     shortest = min(map(len, values))  # every pair has training problems of its own, and not always as many
-    return np.stack([of_pair[:shortest] for of_pair in values])
+    return np.stack([array[:shortest] for array in values])
 
 
 def statistic(results: Results, record: dict, term: Term) -> np.ndarray:

@@ -37,6 +37,12 @@ def pytest_collection_modifyitems(config: pytest.Config, items: list[pytest.Item
 
 
 @pytest.fixture(scope="session")
+def worlds(request) -> int:
+    """How many worlds are simulated: 4,000 with --slow, else 400."""
+    return 4000 if request.config.getoption("--slow") else 400
+
+
+@pytest.fixture(scope="session")
 def small() -> list[str]:
     """Overrides of the shipped config that make every stage a matter of a second."""
     return SMALL

@@ -162,14 +162,14 @@ def _half_width(values: np.ndarray, pair_variance: float = 0.0) -> float:
         return 0.0
     if min(pairs, problems) == 1:
         return t_quantile(values.size - 1) * float(values.std(ddof=1)) / math.sqrt(values.size)
-    of_pair, of_problem = values.mean(axis=1, keepdims=True), values.mean(axis=0)
-    rest = values - of_pair - of_problem + values.mean()
-    ms_pair = problems * max(float(of_pair.var(ddof=1)), pair_variance)
-    ms_problem = pairs * float(of_problem.var(ddof=1))
+    pair_means, problem_means = values.mean(axis=1, keepdims=True), values.mean(axis=0)
+    rest = values - pair_means - problem_means + values.mean()
+    ms_pair = problems * max(float(pair_means.var(ddof=1)), pair_variance)
+    ms_problem = pairs * float(problem_means.var(ddof=1))
     ms_rest = float((rest**2).sum()) / ((pairs - 1) * (problems - 1))
-    part_of_pairs = t_quantile(pairs - 1) ** 2 * max(ms_pair - ms_rest, 0.0)
-    part_of_problems = t_quantile(problems - 1) ** 2 * max(ms_problem, ms_rest)
-    return math.sqrt((part_of_pairs + part_of_problems) / values.size)
+    pairs_part = t_quantile(pairs - 1) ** 2 * max(ms_pair - ms_rest, 0.0)
+    problems_part = t_quantile(problems - 1) ** 2 * max(ms_problem, ms_rest)
+    return math.sqrt((pairs_part + problems_part) / values.size)
 
 
 def _logit(p: ArrayLike) -> np.ndarray:

@@ -277,8 +277,16 @@ def test_the_command_evaluates_what_it_made(copy, tmp_path, capsys, monkeypatch)
     assert "the engines disagree" in pipeline.refused(capsys, "study", f"reproduce.study={mine}")
 
 
-@pytest.mark.parametrize("number", [signal.SIGINT, signal.SIGTERM, pytest.param(signal.SIGHUP, marks=pytest.mark.slow)])
-@pytest.mark.parametrize("stage", ["base", "sft"])
+@pytest.mark.parametrize(
+    ("stage", "number"),
+    [
+        ("base", signal.SIGINT),
+        ("base", signal.SIGTERM),
+        ("sft", signal.SIGINT),
+        ("sft", signal.SIGTERM),
+        pytest.param("sft", signal.SIGHUP, marks=pytest.mark.slow),
+    ],
+)
 def test_a_signal_saves(copy, tmp_path, stage, number):
     """In a base on all cores and in a run beside others: exit code 130, what was done is saved, nobody goes on.
 

@@ -28,7 +28,10 @@ def odd(copy, tmp_path, small) -> Pipeline:
     return Pipeline(tmp_path / "mit Leerzeichen ü", small)
 
 
-@pytest.mark.parametrize("changes", [PLAIN, {"PYTHONIOENCODING": "latin-1"}, {"HOME": "/nowhere"}, {"HOME": None}])
+@pytest.mark.parametrize(
+    "changes",
+    [PLAIN, {"PYTHONIOENCODING": "latin-1", "HOME": "/nowhere"}, pytest.param({"HOME": None}, marks=pytest.mark.slow)],
+)
 def test_letters_that_the_terminal_lacks(odd, changes):
     env = {key: value for key, value in (os.environ | changes).items() if value is not None} | {"PYTHONPATH": str(ROOT)}
     for command in COMMANDS:
