@@ -130,7 +130,7 @@ test: $(ENV) ## run the tests
 	@$(PYTHON) -m pytest -n auto --dist loadfile
 
 test-all: $(ENV) ## run the slow tests too, among them the examples at full size (some minutes more)
-	@$(PYTHON) -m pytest -n auto --dist loadfile --slow
+	@$(PYTHON) -m pytest -n auto --dist loadfile --no-loadscope-reorder --slow
 
 coverage: $(ENV) ## run the tests and report the lines of data_gen and minifork that they reach
 	@rm -f .coverage*

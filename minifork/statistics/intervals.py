@@ -118,23 +118,25 @@ def share_interval(won: np.ndarray, lost: np.ndarray) -> np.ndarray | None:
     """
     if np.prod(mean_interval(lost)) <= 0:
         return None
-    share = float(won.mean() / lost.mean())
-    return np.array([_last_inside(won, lost, share, direction) for direction in (-1.0, 1.0)])
+    of_won, of_lost = _mean_squares(won), _mean_squares(lost)
+    mixed = (_mean_squares(won + lost) - of_won - of_lost) / 2
+    share, slack = float(won.mean() / lost.mean()), 3 / won.shape[1]
+
+    def refuted(c: float) -> bool:
+        squares = np.maximum(of_won - 2 * c * mixed + c * c * of_lost, 0.0)  # the mean squares of won - c lost
+        return abs(won.mean() - c * lost.mean()) > max(_from_mean_squares(squares, won.shape), slack)
+
+    return np.array([_last_before(refuted, share, direction) for direction in (-1.0, 1.0)])
 
 
-def _last_inside(won: np.ndarray, lost: np.ndarray, share: float, direction: float) -> float:
+def _last_before(refuted: Callable[[float], bool], share: float, direction: float) -> float:
     """The share farthest from an estimate, in a direction, that is not refuted."""
-
-    def refuted(step: float) -> bool:
-        return bool(np.prod(mean_interval(won - (share + direction * step) * lost)) > 0)
-
-    half_width = float(np.diff(mean_interval(won - share * lost))[0]) / 2
-    inside, outside = 0.0, 1.5 * half_width / abs(float(lost.mean()))
-    while not refuted(outside) and outside < _MAX_SHARE:
+    inside, outside = 0.0, 0.01
+    while not refuted(share + direction * outside) and outside < _MAX_SHARE:
         inside, outside = outside, 2 * outside
-    while outside - inside > 1e-4 * outside:
+    while outside - inside > 1e-6 * outside:
         middle = (inside + outside) / 2
-        inside, outside = (inside, middle) if refuted(middle) else (middle, outside)
+        inside, outside = (inside, middle) if refuted(share + direction * middle) else (middle, outside)
     return share + direction * inside
 
 
@@ -157,19 +159,26 @@ def _half_width(values: np.ndarray, pair_variance: float = 0.0) -> float:
 
     pair_variance: the least that the variance of the pairs' means is taken for.
     """
+    squares = _mean_squares(values)
+    squares[0] = max(squares[0], values.shape[1] * pair_variance)
+    return _from_mean_squares(squares, values.shape)
+
+
+def _from_mean_squares(squares: np.ndarray, shape: tuple[int, ...]) -> float:
+    """Half the width of an interval, from `_mean_squares` of a table [pairs, problems]."""
+    of_pairs, of_problems, of_rest = squares
+    t_pairs, t_problems = (t_quantile(max(count - 1, 1)) for count in shape)
+    total = t_pairs**2 * max(of_pairs - of_rest, 0.0) + t_problems**2 * max(of_problems, of_rest)
+    return math.sqrt(total / math.prod(shape))
+
+
+def _mean_squares(values: np.ndarray) -> np.ndarray:
+    """The mean squares of pairs, problems and the rest, float64[3], of a table [pairs, problems]; 0 without freedom."""
     pairs, problems = values.shape
-    if values.size == 1:
-        return 0.0
-    if min(pairs, problems) == 1:
-        return t_quantile(values.size - 1) * float(values.std(ddof=1)) / math.sqrt(values.size)
-    pair_means, problem_means = values.mean(axis=1, keepdims=True), values.mean(axis=0)
-    rest = values - pair_means - problem_means + values.mean()
-    ms_pair = problems * max(float(pair_means.var(ddof=1)), pair_variance)
-    ms_problem = pairs * float(problem_means.var(ddof=1))
-    ms_rest = float((rest**2).sum()) / ((pairs - 1) * (problems - 1))
-    pairs_part = t_quantile(pairs - 1) ** 2 * max(ms_pair - ms_rest, 0.0)
-    problems_part = t_quantile(problems - 1) ** 2 * max(ms_problem, ms_rest)
-    return math.sqrt((pairs_part + problems_part) / values.size)
+    pair_means, problem_means, mean = values.mean(axis=1, keepdims=True), values.mean(axis=0), values.mean()
+    rest = values - pair_means - problem_means + mean
+    sums = [problems * ((pair_means - mean) ** 2).sum(), pairs * ((problem_means - mean) ** 2).sum(), (rest**2).sum()]
+    return np.array(sums) / np.maximum([pairs - 1, problems - 1, (pairs - 1) * (problems - 1)], 1)
 
 
 def _logit(p: ArrayLike) -> np.ndarray:

@@ -14,8 +14,9 @@ import pytest
 
 from minifork.measuring import quantities
 from minifork.statistics import intervals, passk
-from tests.helpers.coverage import PAIRS, PROBLEMS, coverage, is_right
+from tests.helpers.coverage import PAIRS, coverage, is_right
 
+PROBLEMS = 300
 SPREAD, REST = 5.0, 0.95
 HERMITE = np.polynomial.hermite_e.hermegauss(20)
 NORMAL = np.array([NormalDist().inv_cdf((i + 0.5) / 20_000) for i in range(20_000)])
