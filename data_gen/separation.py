@@ -36,13 +36,15 @@ def separation_rows(task: Task[Batch], examples: Examples, seed: int, draws: int
 
 
 def graphs_as_read(task: Task[Batch], prompts: np.ndarray) -> list[bytes]:
-    """The graphs of prompts int64[n, P], equal however their edges are printed; prompts of a task that prints none."""
+    """The graphs of prompts int64[n, P] with their starts, equal however edges are printed; of a task that prints no
+    graph the prompts. Without a fork, two problems can share all edges and differ in the start."""
     try:
-        parent, child, extra, _ = task.read_graph(prompts)
+        parent, child, extra, query = task.read_graph(prompts)
     except ValueError:
         return [prompt.tobytes() for prompt in prompts]
     edges = np.concatenate([parent[..., None], child[..., None], extra], axis=2)
-    return [graph[np.lexsort(graph.T[::-1])].tobytes() for graph in edges]
+    rows = zip(query[:, :1], edges, strict=True)
+    return [start.tobytes() + graph[np.lexsort(graph.T[::-1])].tobytes() for start, graph in rows]
 
 
 def _as_read_both_ways(task: Task[Batch], problems: Batch) -> list[bytes]:

@@ -53,8 +53,8 @@ def test_shipped_sets_do_not_leak(task):
 
 @pytest.mark.slow
 def test_false_alarms():
-    """47 audits of clean data: a correct audit fails this with probability at most 47 * 1e-3 over the seed."""
-    cases = [(REFERENCE, CLEAN[seed % len(CLEAN)], 100 if seed < 36 else 32) for seed in range(45)]
+    """20 audits of clean data: a correct audit fails this with probability at most 20 * 1e-3 over the seed."""
+    cases = [(REFERENCE, CLEAN[seed % len(CLEAN)], 100 if seed < 14 else 32) for seed in range(18)]
     for seed, (task, mixture, n) in enumerate([*cases, (REFERENCE, PLAIN, 1000), (WIDE, PLAIN, 400)]):
         examples = streams.sft_examples(task, mixture, seed, n, epoch=seed)
         checks = audit.audit(task, examples, mixture.fork_rate, seed)
