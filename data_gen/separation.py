@@ -36,8 +36,10 @@ def separation_rows(task: Task[Batch], examples: Examples, seed: int, draws: int
 
 
 def graphs_as_read(task: Task[Batch], prompts: np.ndarray) -> list[bytes]:
-    """The graphs of prompts int64[n, P] with their starts, equal however edges are printed; of a task that prints no
-    graph the prompts. Without a fork, two problems can share all edges and differ in the start."""
+    """What each of the prompts int64[n, P] shows: its start and its edges, in an order of their own.
+
+    The start counts, as problems without a fork can differ in it alone. A task that prints no graph shows the prompt.
+    """
     try:
         parent, child, extra, query = task.read_graph(prompts)
     except ValueError:

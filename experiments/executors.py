@@ -171,11 +171,12 @@ def _attempt(plan: Plan, crew: _Crew) -> str:
 
     def start() -> int:
         nonlocal errors
-        with plan.log.open("ab") as log, tempfile.TemporaryFile() as own:  # others may write to the log too
-            with crew.start(plan.command, log, own) as process:
+        with plan.log.open("ab") as log, tempfile.TemporaryFile() as error_file:
+            # Another process may write to the log at the same time, so errors go through a file of this attempt.
+            with crew.start(plan.command, log, error_file) as process:
                 code = process.wait()
-            own.seek(0)
-            errors = own.read()
+            error_file.seek(0)
+            errors = error_file.read()
             log.write(errors)
         return code
 

@@ -61,7 +61,7 @@ def comparisons(config: Config) -> Iterator[list[dict[str, Any]]]:
 def conclude(config: Config, groups: list[list[dict[str, Any]]]) -> int:
     """Print and write down what `comparisons` gave; returns 1 when engines disagree."""
     tests = [test for group in groups for test in group]
-    level, count = LEVEL / len(tests), min(_count(config), len(draw(config.data, config.eval)))
+    level, count = LEVEL / len(tests), _count(config)
     for group in groups:
         report(group, level)
     failed = sum(test["p_value"] < level for test in tests)
@@ -73,7 +73,7 @@ def conclude(config: Config, groups: list[list[dict[str, Any]]]) -> int:
 
 def _count(config: Config) -> int:
     """How many problems are compared."""
-    return min(PROBLEMS, config.eval.problems)
+    return min(PROBLEMS, len(draw(config.data, config.eval)))
 
 
 def report(tests: list[dict[str, Any]], level: float) -> None:
