@@ -29,7 +29,7 @@ from data_gen.walks import random_paths
 
 MODES = ("FWD", "REV", "RAT")
 WALKED = ("FWD", "REV")  # random walks know no target, so they have no rationale
-SINKS = (
+OUTCOMES = (
     "accept", "malformed", "wrong_query", "look_up", "wrong_branch", "arithmetic", "early_stop", "too_long",
 )  # fmt: skip
 LARGEST_MODULUS = 10**6
@@ -163,8 +163,8 @@ class Arith(Stars[Problems]):
     def give_cue(self, problems: Problems, cued: np.ndarray) -> Problems:
         return self.graph.give_cue(problems, cued)
 
-    def hang_off(self, problems: Problems, forked: np.ndarray) -> Problems:
-        return self.graph.hang_off(problems, forked, self.label_key)
+    def remove_fork(self, problems: Problems, forked: np.ndarray) -> Problems:
+        return self.graph.remove_fork(problems, forked, self.label_key)
 
     def identity(self, problems: Problems) -> np.ndarray:
         """As `Star.identity`: equal for equal graphs, whatever their numbers."""
@@ -228,15 +228,15 @@ class Arith(Stars[Problems]):
         target not as asked (wrong_query); a token of another kind is malformed.
         """
         lengths = [self._length(name) - 1 for name in self.mode_names]
-        table = verifier.blank(len(problems), 1 + sum(lengths), self.vocab_size, SINKS)
+        table = verifier.blank(len(problems), 1 + sum(lengths), self.vocab_size, OUTCOMES)
         base = 1
         for name, length in zip(self.mode_names, lengths, strict=True):
-            verifier.add_chain(table, base, self._trace(problems, name), self._errors(problems, name), SINKS)
+            verifier.add_chain(table, base, self._trace(problems, name), self._errors(problems, name), OUTCOMES)
             base += length
-        return DFA(table, SINKS)
+        return DFA(table, OUTCOMES)
 
     def _errors(self, problems: Problems, mode: str) -> np.ndarray:
-        """int64[n, T, V]: the sink of every wrong token at every place of a trace."""
+        """int64[n, T, V]: the outcome of every wrong token at every place of a trace."""
         step = ("node", "constant", "sum")
         kinds = {
             "FWD": ("mode", "query", "value", *self.length * step, "end"),
@@ -245,14 +245,14 @@ class Arith(Stars[Problems]):
         }[mode]
         wrong_label = {"query": "wrong_query", "node": "look_up", "end": "too_long"}
         wrong_number = {"value": "wrong_query", "constant": "look_up", "sum": "arithmetic", "end": "too_long"}
-        errors = np.full((len(problems), len(kinds), self.vocab_size), SINKS.index("malformed"))
-        errors[:, 1:, self.eos] = SINKS.index("early_stop")
+        errors = np.full((len(problems), len(kinds), self.vocab_size), OUTCOMES.index("malformed"))
+        errors[:, 1:, self.eos] = OUTCOMES.index("early_stop")
         for place, kind in enumerate(kinds):
-            errors[:, place, : self.labels] = SINKS.index(wrong_label.get(kind, "malformed"))
-            errors[:, place, self.labels : self.sep] = SINKS.index(wrong_number.get(kind, "malformed"))
+            errors[:, place, : self.labels] = OUTCOMES.index(wrong_label.get(kind, "malformed"))
+            errors[:, place, self.labels : self.sep] = OUTCOMES.index(wrong_number.get(kind, "malformed"))
         if mode != "REV":
             fork = kinds.index("constant") - 1
-            wrong = np.where(problems.forked, SINKS.index("wrong_branch"), SINKS.index("look_up"))
+            wrong = np.where(problems.forked, OUTCOMES.index("wrong_branch"), OUTCOMES.index("look_up"))
             errors[np.arange(len(problems))[:, None], fork, self.children(problems)] = wrong[:, None]
         return errors
 
@@ -262,17 +262,17 @@ class Arith(Stars[Problems]):
         What comes before is not judged, so a guess is right with probability 1 / numbers.
         """
         n, rows = len(problems), np.arange(len(problems))
-        sinks = ("accept", "malformed", "wrong_answer", "too_long")
-        table = verifier.blank(n, 3, self.vocab_size, sinks)  # start, another token last, the answer last
+        outcomes = ("accept", "malformed", "wrong_answer", "too_long")
+        table = verifier.blank(n, 3, self.vocab_size, outcomes)  # start, another token last, the answer last
         answer = self.number(problems.value + problems.constant[:, : self.length].sum(axis=1))
         for name in self.mode_names:
             table[:, 0, self.mode_token(name)] = 1
         for state in (1, 2):
             table[:, state] = 1
             table[rows, state, answer] = 2
-        table[:, 1, self.eos] = 3 + sinks.index("wrong_answer")
-        table[:, 2, self.eos] = 3 + sinks.index("accept")
-        return DFA(table, sinks)
+        table[:, 1, self.eos] = 3 + outcomes.index("wrong_answer")
+        table[:, 2, self.eos] = 3 + outcomes.index("accept")
+        return DFA(table, outcomes)
 
     def walks(
         self, problems: Problems, stop: float, informed: float, rng: np.random.Generator, count: int

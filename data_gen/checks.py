@@ -21,7 +21,7 @@ PROBLEMS = 8  # drawn for the checks, apart from all streams
 
 
 @lru_cache
-def check(task: Task[Batch]) -> None:
+def check_task(task: Task[Batch]) -> None:
     """Raise ValueError naming the class, a member and an example problem where a task lacks or contradicts one."""
     rng = np.random.default_rng(0)
     problems, same = task.sample(rng, PROBLEMS), task.sample(np.random.default_rng(0), PROBLEMS)
@@ -102,7 +102,7 @@ def _check_automata(task: Task[P], problems: P, again: P, traces: np.ndarray) ->
     fits = dfa.next.shape[::2] == (PROBLEMS, task.vocab_size)
     _require(fits, task, problems, f"dfa(problems) has tables {dfa.next.shape}, not [n, states, vocab_size]")
     for name, tokens in zip(task.mode_names, traces, strict=True):
-        accepted = _states(dfa, tokens) == dfa.first_sink
+        accepted = _states(dfa, tokens) == dfa.first_outcome
         _require(accepted, task, problems, f"dfa(problems) does not accept the trace in mode {name}")
     same = np.array([_equivalent(dfa, anew, row) for row in range(PROBLEMS)])
     _require(same, task, problems, "dfa(problems) changes when reprint(problems, rng) prints a problem anew")
@@ -118,15 +118,15 @@ def _states(dfa: DFA, tokens: np.ndarray) -> np.ndarray:
 
 
 def _equivalent(one: DFA, two: DFA, row: int) -> bool:
-    """Whether two automata of a problem end every sequence of tokens in the same sink."""
+    """Whether two automata of a problem end every sequence of tokens in the same outcome."""
     if np.array_equal(one.next[row], two.next[row]):
         return True
     seen = np.zeros((one.next.shape[1], two.next.shape[1]), dtype=bool)
     left, right = np.zeros((2, 1), dtype=np.int64)
     while len(left):
         seen[left, right] = True
-        sinks = np.maximum(left - one.first_sink, -1), np.maximum(right - two.first_sink, -1)
-        if not np.array_equal(*sinks):
+        outcomes = np.maximum(left - one.first_outcome, -1), np.maximum(right - two.first_outcome, -1)
+        if not np.array_equal(*outcomes):
             return False
         reached = np.zeros_like(seen)
         reached[one.next[row, left], two.next[row, right]] = True

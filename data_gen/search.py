@@ -82,7 +82,7 @@ class Search:
         return [frozenset(c) for size in range(self.branches) for c in combinations(decoys, size)]
 
     def add_states(
-        self, table: np.ndarray, base: int, labels: np.ndarray, forked: np.ndarray, sinks: tuple[str, ...]
+        self, table: np.ndarray, base: int, labels: np.ndarray, forked: np.ndarray, outcomes: tuple[str, ...]
     ) -> None:
         """Write the states base, base + 1, ... into the table [n, S, V] of `data_gen.verifier`.
 
@@ -90,28 +90,28 @@ class Search:
         branch. Any unvisited branch may be next, and every dead end must be followed by BACK.
         """
         rows, steps = np.arange(len(labels)), self.length - 1
-        live = table.shape[1] - len(sinks)
-        sink = {name: live + i for i, name in enumerate(sinks)}
+        live = table.shape[1] - len(outcomes)
+        outcome = {name: live + i for i, name in enumerate(outcomes)}
         size = 1 + self.branches * steps
         at_start = {visited: base + 1 + i * size for i, visited in enumerate(self._visited)}
         table[:, 0, self.mode] = base
         table[rows, base, labels[:, 0]] = at_start[frozenset()]
-        table[:, base : base + self.states, self.eos] = sink["early_stop"]
-        table[:, base + 1 : base + self.states, : self.nodes] = sink["invalid_edge"]
+        table[:, base : base + self.states, self.eos] = outcome["early_stop"]
+        table[:, base + 1 : base + self.states, : self.nodes] = outcome["invalid_edge"]
         for visited, start in at_start.items():
             for branch in range(self.branches):
                 node, first = 1 + branch * steps, start + 1 + branch * steps
                 last = first + steps - 1
                 if branch in visited:
-                    table[rows, start, labels[:, node]] = sink["wrong_branch"]
+                    table[rows, start, labels[:, node]] = outcome["wrong_branch"]
                     continue
                 may = forked | (branch == 0)
-                table[rows, start, labels[:, node]] = np.where(may, first, sink["invalid_edge"])
+                table[rows, start, labels[:, node]] = np.where(may, first, outcome["invalid_edge"])
                 for step in range(steps - 1):
                     table[rows, first + step, labels[:, node + step + 1]] = first + step + 1
                 if branch == 0:
-                    table[:, last, : self.nodes] = table[:, last, self.back] = sink["too_long"]
-                    table[:, last, self.eos] = sink["accept"]
+                    table[:, last, : self.nodes] = table[:, last, self.back] = outcome["too_long"]
+                    table[:, last, self.eos] = outcome["accept"]
                 else:
-                    table[:, last, self.eos] = sink["wrong_branch"]
+                    table[:, last, self.eos] = outcome["wrong_branch"]
                     table[:, last, self.back] = at_start[visited | {branch}]

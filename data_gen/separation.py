@@ -53,7 +53,7 @@ def _as_read_both_ways(task: Task[Batch], problems: Batch) -> list[bytes]:
     """The graphs of problems as read, with a fork and, where the task has such graphs, without."""
     graphs = graphs_as_read(task, task.prompts(problems))
     try:
-        without = task.hang_off(problems, np.zeros(len(problems), dtype=bool))
+        without = task.remove_fork(problems, np.zeros(len(problems), dtype=bool))
     except ValueError:
         return graphs
     return graphs + graphs_as_read(task, task.prompts(without))

@@ -12,7 +12,7 @@ from functools import cached_property
 import numpy as np
 
 from data_gen import star, verifier
-from data_gen.star import SINKS, Printed, Star
+from data_gen.star import OUTCOMES, Printed, Star
 from data_gen.task import PAD
 from data_gen.verifier import DFA
 
@@ -102,8 +102,8 @@ class Sizes(Printed[Problems]):
         order = self._gather(problems, lambda s, p, rows: s.give_cue(p, cued[rows]).order)
         return Problems(problems.labels, order, problems.forked, problems.size)
 
-    def hang_off(self, problems: Problems, forked: np.ndarray) -> Problems:
-        return self.stars[0].hang_off(problems, forked)
+    def remove_fork(self, problems: Problems, forked: np.ndarray) -> Problems:
+        return self.stars[0].remove_fork(problems, forked)
 
     def identity(self, problems: Problems) -> np.ndarray:
         return self._gather(problems, lambda s, p, rows: s.identity(p)[:, None])[:, 0]
@@ -127,12 +127,14 @@ class Sizes(Printed[Problems]):
     def dfa(self, problems: Problems) -> DFA:
         """The DFA of each problem's star; those with fewer live states leave the last ones unused."""
         parts = [(rows, one.dfa(part)) for one, rows, part in self._by_size(problems)]
-        live = max(dfa.first_sink for _, dfa in parts)
-        table = verifier.blank(len(problems), live, self.vocab_size, SINKS)
+        live = max(dfa.first_outcome for _, dfa in parts)
+        table = verifier.blank(len(problems), live, self.vocab_size, OUTCOMES)
         for rows, dfa in parts:
-            narrow = dfa.next[:, : dfa.first_sink].astype(np.int64)
-            table[rows, : dfa.first_sink] = np.where(narrow >= dfa.first_sink, narrow + live - dfa.first_sink, narrow)
-        return DFA(table, SINKS)
+            narrow = dfa.next[:, : dfa.first_outcome].astype(np.int64)
+            table[rows, : dfa.first_outcome] = np.where(
+                narrow >= dfa.first_outcome, narrow + live - dfa.first_outcome, narrow
+            )
+        return DFA(table, OUTCOMES)
 
     def walks(
         self, problems: Problems, stop: float, informed: float, rng: np.random.Generator, count: int

@@ -34,7 +34,7 @@ from data_gen.verifier import DFA
 from data_gen.walks import random_paths
 
 MODES = ("FWD", "REV", "SEARCH")
-SINKS = ("accept", "malformed", "invalid_edge", "wrong_branch", "wrong_goal", "early_stop", "too_long")
+OUTCOMES = ("accept", "malformed", "invalid_edge", "wrong_branch", "wrong_goal", "early_stop", "too_long")
 
 
 @dataclass(frozen=True)
@@ -197,7 +197,7 @@ class Star(Printed[Problems]):
         swapped = np.where(branch == first, 0, np.where(branch == 0, first, branch)) * steps + step
         return replace(problems, order=np.where(cued[:, None], swapped, problems.order))
 
-    def hang_off(self, problems: S, forked: np.ndarray, key: str = "nodes") -> S:
+    def remove_fork(self, problems: S, forked: np.ndarray, key: str = "nodes") -> S:
         """Where bool[n] ``forked`` is False, hang the decoys off a second root: start has one child.
 
         Raises ValueError naming the field of the labels when none is left for the second root.
@@ -281,28 +281,28 @@ class Star(Printed[Problems]):
         begin at the start (at the goal, for REV: wrong_goal).
         """
         sizes = [self.searching.states if name == "SEARCH" else self.length + 1 for name in self.mode_names]
-        table = verifier.blank(len(problems), 1 + sum(sizes), self.vocab_size, SINKS)
+        table = verifier.blank(len(problems), 1 + sum(sizes), self.vocab_size, OUTCOMES)
         base = 1
         for name, size in zip(self.mode_names, sizes, strict=True):
             if name == "SEARCH":
-                self.searching.add_states(table, base, problems.labels, problems.forked, SINKS)
+                self.searching.add_states(table, base, problems.labels, problems.forked, OUTCOMES)
             else:
                 index = np.full(len(problems), self.mode_names.index(name))
                 trace = self.traces(problems, index)[:, : self.length + 2]
-                verifier.add_chain(table, base, trace, self._chain_errors(problems, name), SINKS)
+                verifier.add_chain(table, base, trace, self._chain_errors(problems, name), OUTCOMES)
             base += size
-        return DFA(table, SINKS)
+        return DFA(table, OUTCOMES)
 
     def _chain_errors(self, problems: Problems, mode: str) -> np.ndarray:
-        """int64[n, l + 2, V]: the sink of every wrong token at every place of a FWD or REV trace."""
+        """int64[n, l + 2, V]: the outcome of every wrong token at every place of a FWD or REV trace."""
         n, length = len(problems), self.length
-        errors = np.full((n, length + 2, self.vocab_size), SINKS.index("malformed"))
-        errors[:, 1:, self.eos] = SINKS.index("early_stop")
-        errors[:, 1, : self.nodes] = SINKS.index("malformed" if mode == "FWD" else "wrong_goal")
-        errors[:, 2:-1, : self.nodes] = SINKS.index("invalid_edge")
-        errors[:, -1, : self.nodes] = SINKS.index("too_long")
+        errors = np.full((n, length + 2, self.vocab_size), OUTCOMES.index("malformed"))
+        errors[:, 1:, self.eos] = OUTCOMES.index("early_stop")
+        errors[:, 1, : self.nodes] = OUTCOMES.index("malformed" if mode == "FWD" else "wrong_goal")
+        errors[:, 2:-1, : self.nodes] = OUTCOMES.index("invalid_edge")
+        errors[:, -1, : self.nodes] = OUTCOMES.index("too_long")
         if mode == "FWD":
-            wrong = np.where(problems.forked, SINKS.index("wrong_branch"), SINKS.index("invalid_edge"))
+            wrong = np.where(problems.forked, OUTCOMES.index("wrong_branch"), OUTCOMES.index("invalid_edge"))
             errors[np.arange(n)[:, None], 2, self.children(problems)] = wrong[:, None]
         return errors
 

@@ -19,7 +19,7 @@ from dataclasses import dataclass, fields
 
 import numpy as np
 
-from data_gen.checks import check
+from data_gen.checks import check_task
 from data_gen.task import Batch, P, Task
 
 STREAMS = {"walks": 0, "train": 1, "valid": 2, "test": 3}
@@ -156,7 +156,7 @@ def _batches(task: Task[P], seed: int, stream: str, n: int, step: int) -> Iterat
     """Batches of a stream, without end, and the identities of their problems; raises ValueError as `problems` does."""
     if n < 1:
         raise ValueError(f"n is {n}: ask for at least 1 problem")
-    check(task)
+    check_task(task)
     rng = generator(seed, stream, step, "graphs")
     misses = 0
     while misses < _MAX_CHUNKS_WITHOUT_ONE:
@@ -202,7 +202,7 @@ def sft_examples(task: Task[P], mixture: Mixture, seed: int, n: int, epoch: int 
         drawn = drawn[np.repeat(np.arange(count), at_once)[:n]]
         mode = np.arange(n) % at_once
     elif mixture.fork_in_graph:
-        drawn, mode = task.hang_off(drawn, crossing), np.zeros(count, dtype=np.int64)
+        drawn, mode = task.remove_fork(drawn, crossing), np.zeros(count, dtype=np.int64)
     else:
         mode = np.where(crossing, 0, 1 + np.cumsum(~crossing) % max(1, len(names) - 1))
     mode = np.array([task.mode_names.index(name) for name in names])[mode]
@@ -222,7 +222,7 @@ def test_problems(
     """
     drawn = distinct_problems(task, seed, stream, n)
     if not forked:
-        drawn = task.hang_off(drawn, np.zeros(len(drawn), dtype=bool))
+        drawn = task.remove_fork(drawn, np.zeros(len(drawn), dtype=bool))
     if cue_rate == 0:
         return drawn
     return task.give_cue(drawn, _share(generator(seed, stream, 0, "mixture"), len(drawn), cue_rate))

@@ -190,7 +190,7 @@ class Task(Generic[P]):
         """The problems, the branch given away by the printed order where bool[n] ``cued``."""
         raise ValueError(f"cue_rate: {type(self).__name__} prints no cue that gives the branch away; give 0")
 
-    def hang_off(self, problems: P, forked: np.ndarray) -> P:
+    def remove_fork(self, problems: P, forked: np.ndarray) -> P:
         """The problems, without a fork where not bool[n] ``forked``. Raises ValueError where that cannot be."""
         raise ValueError(f"{type(self).__name__} has no problems without a fork: give fork_in_graph=false, forked=true")
 

@@ -1,8 +1,8 @@
 """Verifiers: acceptance of a trace as one deterministic finite automaton (DFA) a problem.
 
-State 0 is the start. ``next[i, state, token]`` is the state of problem i after a token. The last states are
-sinks: the first of them accepts, and one dead sink stands for each way to fail, so that errors are read off
-the sink; the last is for traces that outgrow their length.
+State 0 is the start. ``next[i, state, token]`` is the state of problem i after a token. The last states are sinks, one
+for each outcome of a trace: the first accepts, each of the others is a way to fail, and the last is for traces that
+outgrow their length. So errors are read off the outcome.
 
 The DFA of a star problem with start 3, right branch 3 -> 7 -> 1 and decoy 3 -> 4 -> 2 (8 nodes):
 
@@ -20,14 +20,14 @@ import numpy as np
 
 @dataclass(frozen=True)
 class DFA:
-    """A batch of automata: next uint8 or uint16[n, S, V]; the last states are the ``sinks``, in order."""
+    """A batch of automata: next uint8 or uint16[n, S, V]; the last states are the sinks of ``outcomes``, in order."""
 
     next: np.ndarray
-    sinks: tuple[str, ...]
+    outcomes: tuple[str, ...]
 
     @property
-    def first_sink(self) -> int:
-        return self.next.shape[1] - len(self.sinks)
+    def first_outcome(self) -> int:
+        return self.next.shape[1] - len(self.outcomes)
 
     def run(self, problem: int, tokens: np.ndarray) -> int:
         """The state of one problem after the tokens int[T]."""
@@ -40,7 +40,7 @@ class DFA:
         """int64[n, S]: the fewest tokens from each state to acceptance; more than S where there is no way."""
         states = self.next.shape[1]
         fewest = np.full(self.next.shape[:2], states + 1, dtype=np.int64)
-        fewest[:, self.first_sink] = 0
+        fewest[:, self.first_outcome] = 0
         for _ in range(states):
             through = np.take_along_axis(fewest[:, None], self.next.reshape(len(self.next), 1, -1), axis=2)
             closer = np.minimum(fewest, 1 + through.reshape(self.next.shape).min(axis=2))
@@ -50,22 +50,22 @@ class DFA:
         return fewest
 
 
-def blank(n: int, live: int, vocab: int, sinks: tuple[str, ...]) -> np.ndarray:
-    """Tables [n, live + sinks, V] in which every live state is malformed after any token, and sinks stay."""
-    states = live + len(sinks)
+def blank(n: int, live: int, vocab: int, outcomes: tuple[str, ...]) -> np.ndarray:
+    """Tables [n, live + outcomes, V] in which every token is malformed in every live state, and sinks stay."""
+    states = live + len(outcomes)
     dtype = np.uint8 if states <= 256 else np.uint16
-    table = np.full((n, states, vocab), live + sinks.index("malformed"), dtype=dtype)
+    table = np.full((n, states, vocab), live + outcomes.index("malformed"), dtype=dtype)
     table[:, live:] = np.arange(live, states, dtype=dtype)[:, None]
     return table
 
 
-def add_chain(table: np.ndarray, base: int, trace: np.ndarray, errors: np.ndarray, sinks: tuple[str, ...]) -> None:
+def add_chain(table: np.ndarray, base: int, trace: np.ndarray, errors: np.ndarray, outcomes: tuple[str, ...]) -> None:
     """Accept one trace a problem: write its states base, base + 1, ... into the table.
 
-    trace: int[n, T], mode first, EOS last; errors: int[n or 1, T, V], the index of the sink that a wrong token
+    trace: int[n, T], mode first, EOS last; errors: int[n or 1, T, V], the index of the outcome that a wrong token
     leads to at every place but the first.
     """
-    rows, live, last = np.arange(len(trace)), table.shape[1] - len(sinks), trace.shape[1] - 1
+    rows, live, last = np.arange(len(trace)), table.shape[1] - len(outcomes), trace.shape[1] - 1
     table[rows, 0, trace[:, 0]] = base
     for place in range(1, last + 1):
         state = base + place - 1

@@ -18,7 +18,7 @@ from data_gen.verifier import DFA, add_chain, blank
 from experiments.cli import main
 from minifork.schema import TASKS
 
-SINKS = ("accept", "malformed", "wrong_branch", "no_door", "too_long")
+OUTCOMES = ("accept", "malformed", "wrong_branch", "no_door", "too_long")
 
 
 @dataclass(frozen=True)
@@ -81,14 +81,14 @@ class Maze(Task[Mazes]):
 
     def dfa(self, problems: Mazes) -> DFA:
         """One trace a mode is right."""
-        table = blank(len(problems), 1 + 2 * (self.trace_len - 1), self.vocab_size, SINKS)
+        table = blank(len(problems), 1 + 2 * (self.trace_len - 1), self.vocab_size, OUTCOMES)
         for mode in (0, 1):
-            errors = np.full((len(problems), self.trace_len, self.vocab_size), SINKS.index("no_door"))
+            errors = np.full((len(problems), self.trace_len, self.vocab_size), OUTCOMES.index("no_door"))
             if mode == 0:
-                errors[np.arange(len(problems)), 2, problems.path[:, self.steps - 1]] = SINKS.index("wrong_branch")
+                errors[np.arange(len(problems)), 2, problems.path[:, self.steps - 1]] = OUTCOMES.index("wrong_branch")
             trace = self.traces(problems, np.full(len(problems), mode))
-            add_chain(table, 1 + mode * (self.trace_len - 1), trace, errors, SINKS)
-        return DFA(table, SINKS)
+            add_chain(table, 1 + mode * (self.trace_len - 1), trace, errors, OUTCOMES)
+        return DFA(table, OUTCOMES)
 
     def fork_prefix(self, problems: Mazes) -> np.ndarray:
         return self.traces(problems, np.zeros(len(problems), dtype=np.int64))[:, :2]

@@ -24,7 +24,7 @@ from experiments.estimates import (
     probability_over_pairs,
     uncertainty_text,
 )
-from experiments.results import Results, load
+from experiments.results import Results, load_results
 from minifork import config as configs
 from minifork import runs
 from minifork.config import read_yaml
@@ -141,12 +141,12 @@ def claims(config: Config) -> None:
 
     Raises ValueError for a claim that cannot be read, and without a pair to judge.
     """
-    wanted, listed = read(FILE)
+    wanted, listed = read_claims(FILE)
     listed = [claim for claim in listed if claim.of == config.reproduce.study]
     if not listed:
         print(f"no claims are made about the study {config.reproduce.study}")
         return
-    results = load(config)
+    results = load_results(config)
     pairs = results.complete_pairs()
     rows = [judge(claim, results, pairs) for claim in listed]
     print("\n".join(map(line, rows)))
@@ -161,7 +161,7 @@ def claims(config: Config) -> None:
 # the file
 
 
-def read(path: Path) -> tuple[int, list[Claim]]:
+def read_claims(path: Path) -> tuple[int, list[Claim]]:
     """How many pairs of seeds a verdict needs, and the claims; raises ValueError naming the file and the claim."""
     tree, kinds = read_yaml(path), {"pairs": int, "claims": list}
     if not isinstance(tree, dict) or {k: type(v) for k, v in tree.items()} != kinds or tree["pairs"] < 1:
@@ -289,9 +289,9 @@ def statistic(results: Results, record: dict, term: Term) -> np.ndarray:
     """The values of a term for every problem of a record, float64[n]; pseudo-values of a statistic that is no mean."""
     name, _, k = term.what.partition("@")
     if name == "pass":
-        return results.solved(record, int(k), term.mode)
+        return results.problem_pass_at_k(record, int(k), term.mode)
     if name == "index":
-        p, solved = results.array(record, term.mode), results.solved(record, int(k), term.mode)
+        p, solved = results.array(record, term.mode), results.problem_pass_at_k(record, int(k), term.mode)
         return quantities.index_values(p, solved, int(k))
     if name in FORK:
         what, quantity = FORK[name]

@@ -30,7 +30,7 @@ INTERRUPTED = (130, -signal.SIGINT, -signal.SIGTERM, -signal.SIGHUP)  # negative
 SECONDS_BETWEEN_LOOKS = 0.5  # at a run that another process makes
 
 
-def run(plans: Iterable[Plan]) -> None:
+def run_plans(plans: Iterable[Plan]) -> None:
     """Make the runs of plans, and those that they start from, as far as they are missing, stage after stage.
 
     Raises ValueError naming the runs that failed, after all others of their stage are done, and for reserved pairs.

@@ -8,8 +8,8 @@ from experiments import study
 from experiments.results import Results
 from minifork import measure
 from minifork.decoding import policy
-from minifork.decoding.traces import Tree
-from minifork.measuring.problems import ProblemSet, draw, problem_set
+from minifork.decoding.traces import TraceTree
+from minifork.measuring.problems import ProblemSet, evaluation_problems, problem_set
 from minifork.schema import Config
 
 PROBLEMS = 24
@@ -24,10 +24,10 @@ def explorer(config: Config, results: Results, pair: int) -> dict:
     problems have no one prompt) are left out. Raises ValueError for a task without a fork.
     """
     task = config.data
-    problems = draw(task, config.eval)[:PROBLEMS]
+    problems = evaluation_problems(task, config.eval)[:PROBLEMS]
     tensors = problem_set(task, problems, "cpu", config.eval.grading)
     shown = []
-    for plan in study.plans(config, study.read(config.reproduce.study), [pair]):
+    for plan in study.plans(config, study.read_study(config.reproduce.study), [pair]):
         sft = plan.config.sft
         if plan.test_set == "plain" and sft.fork_rate and not sft.prefix and (records := results.records_of(plan)):
             snapshots = [_snapshot(config, tensors, results, record) for record in [results.base(pair), *records]]
@@ -37,7 +37,7 @@ def explorer(config: Config, results: Results, pair: int) -> dict:
         "problems": [_problem(task, problems[i : i + 1], firsts) for i, firsts in enumerate(branches)],
         "runs": shown,
         "words": [task.decode(np.array([token])) for token in range(task.vocab_size)],
-        "sinks": list(tensors.sinks),
+        "outcomes": list(tensors.outcomes),
     }
 
 
@@ -67,7 +67,7 @@ def _problem(task: Task, problem: Problems, firsts: list[int]) -> dict:
 def _snapshot(config: Config, problems: ProblemSet, results: Results, record: dict) -> dict:
     """One set of weights on all problems under the config's decode policy: p as measured, all else in thousandths."""
     model = results.runs[record["run"]].model(record["epoch"])
-    tree = measure.tree_of(model, problems, policy.parse(config.eval.policy))
+    tree = measure.trace_tree(model, problems, policy.parse_policy(config.eval.policy))
     return {
         "epoch": record["epoch"] or 0,
         "p": [float(f"{value:.6g}") for value in results.array(record)[: len(tree)].tolist()],  # pass@16 is made of it
@@ -82,27 +82,29 @@ def _thousandths(values: np.ndarray) -> list:
 
 
 @torch.no_grad()
-def unfold(tree: Tree, least: float = LEAST) -> list[list[list[int]]]:
+def unfold(tree: TraceTree, least: float = LEAST) -> list[list[list[int]]]:
     """The prefixes of every problem that the model generates with probability >= ``least``, in order of length.
 
-    Each is [parent, token, thousandths, sink]: its parent's place in the list (-1 for the first token), and the sink
-    it ended in (LIVE if it goes on).
+    Each is [parent, token, thousandths, outcome]: its parent's place in the list (-1 for the first token), and the
+    outcome it ended in (LIVE if it goes on).
     """
     trees: list[list[list[int]]] = [[] for _ in range(len(tree))]
-    rows, state, logits = tree.root(1.0, tree.no_ends(torch.float64))
+    rows, state, logits = tree.root(1.0, tree.zero_totals(torch.float64))
     mass, place = torch.ones(len(rows), dtype=torch.float64), [-1] * len(rows)
     while len(rows):
         p = torch.softmax(tree.sampled_from(logits, rows.problem).double(), dim=-1) * mass[:, None]
         row, token = (p >= least).nonzero(as_tuple=True)
         after = tree.dfa[rows.problem[row], state[row], token]
         outgrown = rows.length + 1 == tree.max_new
-        sink = torch.where(after >= tree.first_sink, after - tree.first_sink, tree.sinks - 1 if outgrown else LIVE)
+        outcome = torch.where(
+            after >= tree.first_outcome, after - tree.first_outcome, tree.outcomes - 1 if outgrown else LIVE
+        )
         places = []
-        for r, t, s in zip(row.tolist(), token.tolist(), sink.tolist(), strict=True):
+        for r, t, s in zip(row.tolist(), token.tolist(), outcome.tolist(), strict=True):
             nodes = trees[int(rows.problem[r])]
             places.append(len(nodes))
             nodes.append([place[r], t, round(1000 * float(p[r, t])), s])
-        live = (sink == LIVE).nonzero()[:, 0]
+        live = (outcome == LIVE).nonzero()[:, 0]
         place = [places[i] for i in live.tolist()]
         mass, state = p[row[live], token[live]], after[live]
         rows = rows.take(row[live])

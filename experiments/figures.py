@@ -17,7 +17,7 @@ from matplotlib.axes import Axes
 from matplotlib.figure import Figure
 from numpy.typing import ArrayLike
 
-from experiments.results import Results, load
+from experiments.results import Results, load_results
 from minifork import runs
 from minifork.measuring.quantities import fork_values, index_values
 from minifork.schema import Config
@@ -55,12 +55,12 @@ def figures(config: Config) -> None:
 
     Raises ValueError when nothing was measured, or no plain fine-tuning.
     """
-    results = load(config)
+    results = load_results(config)
     for name, figure in drawn(results, results.complete_pairs()).items():
-        save(figure, runs.task_folder(config) / "figures" / f"{name}.png")
+        save_figure(figure, runs.task_folder(config) / "figures" / f"{name}.png")
 
 
-def save(figure: Figure, path: Path) -> None:
+def save_figure(figure: Figure, path: Path) -> None:
     """Write a figure as a PNG and print where; raises OSError naming the file when it cannot be written."""
     picture = io.BytesIO()
     with known_settings():
@@ -237,10 +237,10 @@ def _shrinkage(results: Results, pair: int, rate: float) -> np.ndarray:
     """S_K and its two parts float64[3, (skill, polarisation, total)], paired over problems."""
     both = [results.base(pair), results.tuned(pair, rate)[-1]]
     p = np.stack([results.array(record) for record in both])
-    solved = np.stack([results.solved(record, K) for record in both])
+    solved = np.stack([results.problem_pass_at_k(record, K) for record in both])
 
     def parts(means: np.ndarray) -> np.ndarray:
-        ceiling, passed = passk.solve_rate(means[:, :2], K), means[:, 2:]
+        ceiling, passed = passk.problem_pass_at_k(means[:, :2], K), means[:, 2:]
         skill, total = ceiling[:, 0] - ceiling[:, 1], passed[:, 0] - passed[:, 1]
         return np.stack([skill, total - skill, total], axis=1)
 
@@ -250,7 +250,7 @@ def _shrinkage(results: Results, pair: int, rate: float) -> np.ndarray:
 
 def _index(results: Results, record: dict, mode: str | None) -> np.ndarray:
     """The polarisation index of a record at K, free or with a forced mode."""
-    return _estimate(index_values(results.array(record, mode), results.solved(record, K, mode), K))
+    return _estimate(index_values(results.array(record, mode), results.problem_pass_at_k(record, K, mode), K))
 
 
 def _fork_mean(branch: np.ndarray, quantity: str) -> np.ndarray:

@@ -15,7 +15,7 @@ from experiments import figures
 from experiments.claims import ends_text
 from experiments.estimates import pairs_text
 from experiments.explorer import explorer
-from experiments.results import load
+from experiments.results import load_results
 from minifork import runs
 from minifork.decoding import policy
 from minifork.schema import Config
@@ -34,14 +34,14 @@ CAPTIONS = {
 
 def report(config: Config) -> None:
     """Write runs/<task>/report.html; raises ValueError when something it needs was not measured."""
-    results = load(config)
+    results = load_results(config)
     pairs = results.complete_pairs()
     drawn, explored = figures.drawn(results, pairs), explorer(config, results, pairs[0])
     texts = {
         "task": config.task,
         "pairs": pairs_text(len(pairs)),
         "made": "{machine}, config {config_hash}".format_map(runs.made_by(config)),
-        "decoder": str(policy.parse(config.eval.policy)),
+        "decoder": str(policy.parse_policy(config.eval.policy)),
         "measured": COMPUTED if all(record["n"] is None for record in results.records) else SAMPLED,
     }
     parts = {name: html.escape(text) for name, text in texts.items()} | {

@@ -115,7 +115,7 @@ class Results:
         ValueError when there is no pair.
         """
         pairs, identities = self.pairs(), {record["identity"] for record in self.records}
-        entries = study.read(self.config.reproduce.study)
+        entries = study.read_study(self.config.reproduce.study)
         planned = {pair: {plan.identity for plan in study.plans(self.config, entries, [pair])} for pair in pairs}
         if not pairs:
             root = runs.task_folder(self.config)
@@ -129,14 +129,14 @@ class Results:
             raise ValueError(f"the evaluation holds no {name}: it was made with settings that do not give it")
         return self.arrays[name]
 
-    def solved(self, record: dict, k: int, mode: str | None = None) -> np.ndarray:
+    def problem_pass_at_k(self, record: dict, k: int, mode: str | None = None) -> np.ndarray:
         """1 - (1 - p_i)^k of every problem, float64[n]; its unbiased estimate where p_i was sampled."""
         p, n = self.array(record, mode), record["n"] if mode is None else record["forced"][mode]["n"]
-        return passk.solve_rate(p, k) if n is None else passk.unbiased(np.rint(p * n).astype(np.int64), n, k)
+        return passk.problem_pass_at_k(p, k) if n is None else passk.unbiased(np.rint(p * n).astype(np.int64), n, k)
 
-    def solve_rates(self, record: dict, ks: Sequence[int], mode: str | None = None) -> np.ndarray:
-        """`solved` at every k of ks, float64[K, n]."""
-        return np.stack([self.solved(record, k, mode) for k in ks])
+    def problem_pass_at_ks(self, record: dict, ks: Sequence[int], mode: str | None = None) -> np.ndarray:
+        """`problem_pass_at_k` at every k of ks, float64[K, n]."""
+        return np.stack([self.problem_pass_at_k(record, k, mode) for k in ks])
 
     @property
     def fingerprint(self) -> str:
@@ -149,7 +149,7 @@ def _matches(run: Run, planned: dict[str, Any]) -> bool:
     return all(planned.get(key, ANY) in (ANY, value) for key, value in run.values.items())
 
 
-def load(config: Config) -> Results:
+def load_results(config: Config) -> Results:
     """What was measured under the config's settings.
 
     Raises ValueError when nothing was, for a stratified decoder, and where p is bounded but not computed.

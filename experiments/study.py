@@ -68,7 +68,7 @@ class Plan:
 # notation
 
 
-def read(name: str) -> list[dict]:
+def read_study(name: str) -> list[dict]:
     """The entries of a study, a YAML file or the name of one in experiments/studies/.
 
     Raises ValueError naming the file when it holds none.
@@ -138,7 +138,7 @@ def _scaled(config: Config, changes: dict) -> dict:
 def _check(config: Config, stage: str, where: str) -> None:
     """Raise ValueError for what a stage or the evaluation would refuse hours later."""
     try:
-        losses.parse(config.sft.loss)
+        losses.parse_loss(config.sft.loss)
         require_policy(config)
     except ValueError as error:
         raise ValueError(f"{where}: {error}") from None

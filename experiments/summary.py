@@ -8,7 +8,7 @@ import numpy as np
 
 from experiments import study
 from experiments.estimates import KS, pairs_text, probability_over_pairs, uncertainty_text
-from experiments.results import Results, load
+from experiments.results import Results, load_results
 from minifork import runs
 from minifork.schema import Config
 from minifork.storage.files import write_json
@@ -19,7 +19,7 @@ def summary(config: Config) -> dict:
 
     train_minutes adds up the training of all runs, on one core each but for the bases.
     """
-    results = load(config)
+    results = load_results(config)
     pairs = results.complete_pairs()
     seconds = sum(run.record["seconds"] for run in results.runs.values() if run.stage != "wise")
     result = {
@@ -38,7 +38,7 @@ def summary(config: Config) -> dict:
 
 def rows(results: Results, pairs: list[int]) -> list[dict]:
     """The last checkpoint of the base and of every run of the study that all pairs have: pass@k and fork accuracy."""
-    entries = study.read(results.config.reproduce.study)
+    entries = study.read_study(results.config.reproduce.study)
     plans = [study.plans(results.config, entries, [pair]) for pair in pairs]
     summed = [_row(results, "base", [results.base(pair) for pair in pairs])]
     for of_pairs in zip(*plans, strict=True):
@@ -50,7 +50,7 @@ def rows(results: Results, pairs: list[int]) -> list[dict]:
 
 def _row(results: Results, name: str, last: list[dict]) -> dict:
     """The last records of a run, one a pair."""
-    solved = np.stack([results.solve_rates(record, KS) for record in last])  # [pairs, K, n]
+    solved = np.stack([results.problem_pass_at_ks(record, KS) for record in last])  # [pairs, K, n]
     row = {
         "name": name,
         "runs": [record["run"] for record in last],

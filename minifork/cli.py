@@ -67,7 +67,7 @@ def parser(commands: Mapping[str, Command] = COMMANDS) -> argparse.ArgumentParse
     return top
 
 
-def parsed(commands: Mapping[str, Command], arguments: list[str] | None) -> argparse.Namespace:
+def parse_arguments(commands: Mapping[str, Command], arguments: list[str] | None) -> argparse.Namespace:
     """The options of a command line, in which flags may stand between overrides."""
     top = parser(commands)
     options, rest = top.parse_known_args(arguments)
@@ -83,7 +83,7 @@ def main(arguments: list[str] | None = None, commands: Mapping[str, Command] = C
     SIGTERM and SIGHUP interrupt as Ctrl-C does. Output that nobody can read any more ends nothing.
     """
     with forgiving(), as_ctrl_c():
-        options = parsed(commands, arguments)
+        options = parse_arguments(commands, arguments)
         return _guarded(commands[options.command], options)
 
 
@@ -117,7 +117,7 @@ def _run(command: Command, options: argparse.Namespace) -> int:
         overrides = where
     if command.preset:
         overrides = [f"preset={command.preset}", *overrides]
-    config = configs.load(options.config, overrides)
+    config = configs.load_config(options.config, overrides)
     if command.stage and (run := runs.finished(config, command.stage)):
         print(f"{run.folder} is complete: nothing to do")
         return 0

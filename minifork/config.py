@@ -20,7 +20,7 @@ import yaml
 from data_gen.star import Star
 from data_gen.task import Task
 from minifork.schema import ALIASES, TASKS, Config
-from minifork.values import Values, expanded, flattened, parsed, typed, unknown_key, word
+from minifork.values import Values, expanded, flattened, parse_overrides, typed, unknown_key, word
 from minifork.values import full_key as full_key
 
 FOLDER = Path(__file__).parent / "configs"
@@ -36,7 +36,7 @@ class UnknownTaskError(ValueError):
 # reading
 
 
-def load(source: Path | str = "star", overrides: Iterable[str] = ()) -> Config:
+def load_config(source: Path | str = "star", overrides: Iterable[str] = ()) -> Config:
     """The Config of a shipped file's name or a path, after ``preset=name`` and ``section.key=value`` overrides.
 
     Raises ValueError naming the file or key and the way out.
@@ -155,11 +155,11 @@ def read_yaml(path: Path) -> Any:
 def changed(config: Config, changes: Iterable[str] | Mapping[str, Any], source: str = "the command line") -> Config:
     """A Config with changes, which stand in ``source``: "key=value" words, or a mapping of dotted keys to values.
 
-    Raises ValueError as `load` does.
+    Raises ValueError as `load_config` does.
     """
     valid = keys(Config, task=config.task)
     if not isinstance(changes, Mapping):
-        changes = parsed(changes, valid, source)
+        changes = parse_overrides(changes, valid, source)
     if unknown := [key for key in changes if key not in valid]:
         raise ValueError(unknown_key(unknown[0], valid, source))
     task = changes.get("task")
@@ -171,7 +171,7 @@ def changed(config: Config, changes: Iterable[str] | Mapping[str, Any], source: 
 def of_task(name: str, task: Task, changes: Mapping[str, Any]) -> Config:
     """What ships for a task of this name, with its data section replaced and then changes by dotted key.
 
-    Raises ValueError as `load` does.
+    Raises ValueError as `load_config` does.
     """
     shared = {key: value for key, value in _shipped_values(FOLDER, name)[0].items() if not key.startswith("data.")}
     modes = {} if ships(name) else {"sft.modes": task.modes}
@@ -195,7 +195,7 @@ def shipped(config: Config) -> Config:
 
 @lru_cache
 def _shipped(folder: Path, task: str, preset: str) -> Config:
-    return load(task, [f"preset={preset}"] if preset in _shipped_values(folder, task)[1] else [])
+    return load_config(task, [f"preset={preset}"] if preset in _shipped_values(folder, task)[1] else [])
 
 
 def tags(config: Config, study: Config | None = None) -> Values:
@@ -205,7 +205,7 @@ def tags(config: Config, study: Config | None = None) -> Values:
 
 
 def arguments(config: Config) -> list[str]:
-    """The options and overrides that make `load` give this config.
+    """The options and overrides that make `load_config` give this config.
 
     Raises ValueError for a task that does not ship: only the process that defines it can read it.
     """

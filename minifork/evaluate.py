@@ -26,7 +26,7 @@ from minifork.cores import cores
 from minifork.decoding import policy
 from minifork.interrupts import Stoppable
 from minifork.measure import Measurement, NotComputedError, measure
-from minifork.measuring.problems import ProblemSet, draw, problem_set, training_forks
+from minifork.measuring.problems import ProblemSet, evaluation_problems, problem_set, training_forks
 from minifork.runs import Checkpoint, Run
 from minifork.schema import Config
 from minifork.storage import measurements
@@ -98,7 +98,7 @@ def measure_missing(
     if not targets:
         raise ValueError(f"{root}: no finished run to evaluate; make one with `minifork pretrain` and `minifork sft`")
     missing = [target for target in targets if wanted(target.checkpoint) and _is_missing(config, target, again)]
-    problems = len(draw(config.data, config.eval))
+    problems = len(evaluation_problems(config.data, config.eval))
     if problems < config.eval.problems:
         held = f"the {config.eval.split} stream holds {problems} different problems"
         print(f"{held}, not eval.problems={config.eval.problems}: all are used", flush=True)
@@ -114,7 +114,7 @@ def measure_missing(
 def require_policy(config: Config) -> None:
     """Raise ValueError naming the step of eval.policy that is wrong."""
     try:
-        policy.parse(config.eval.policy)
+        policy.parse_policy(config.eval.policy)
     except ValueError as error:
         raise ValueError(f"eval.policy: {error}") from None
 
@@ -182,7 +182,7 @@ def test_sets(run: Run) -> list[TestSet]:
 
 def key_of(config: Config, target: Target) -> measurements.Key:
     """What decides the measurement of a target under a config's settings."""
-    settings = {"policy": str(policy.parse(config.eval.policy)), "device": pick_device(config)}
+    settings = {"policy": str(policy.parse_policy(config.eval.policy)), "device": pick_device(config)}
     settings = _without_before(config, "eval", asdict(config.eval) | settings)
     data = _without_before(config, "data", _test_data(config))
     checked = target.checkpoint.final and target.test_set.name == "plain"
@@ -200,7 +200,7 @@ def _without_before(config: Config, section: str, values: dict[str, Any]) -> dic
 @lru_cache
 def _version(task: object, decoder: str) -> str:
     """The version of the code that measures on a task with a decoder."""
-    return measuring_version(task, *policy.parse(decoder).functions)
+    return measuring_version(task, *policy.parse_policy(decoder).functions)
 
 
 def _is_missing(config: Config, target: Target, again: bool) -> bool:
@@ -219,7 +219,7 @@ def stored(config: Config, target: Target) -> Evaluation | None:
     Raises ValueError naming a file that is damaged.
     """
     key, folder = key_of(config, target), target.checkpoint.run.folder
-    if measurement := measurements.load(folder, key):
+    if measurement := measurements.load_measurement(folder, key):
         return Evaluation(target, measurement, current=True)
     if measurement := measurements.load_other_version(folder, key):
         return Evaluation(target, measurement, current=False)
@@ -259,7 +259,7 @@ def _measure(config: Config, target: Target) -> None:
     training = None if forks is None else problem_set(config.data, forks, device, prefix=target.test_set.prefix)
     key = key_of(config, target)
     measured = measure(model, test, settings, training, key.test_set["checked"])
-    measurements.save(run.folder, key, measured)
+    measurements.save_measurement(run.folder, key, measured)
 
 
 def _training_forks(run: Run, most: int) -> Problems | None:
@@ -277,7 +277,7 @@ def _training_forks(run: Run, most: int) -> Problems | None:
 @lru_cache(maxsize=8)
 def problems_for(config: Config, device: str, test_set: TestSet = PLAIN) -> ProblemSet:
     """The problems that the config evaluates on, as tensors; with a prefix, each with all that its model knows."""
-    drawn = draw(config.data, config.eval, test_set.order, test_set.cue_rate)
+    drawn = evaluation_problems(config.data, config.eval, test_set.order, test_set.cue_rate)
     return problem_set(config.data, drawn, device, config.eval.grading, test_set.prefix)
 
 
@@ -317,13 +317,13 @@ def write_view(config: Config, evaluations: list[Evaluation]) -> dict[str, Any]:
     for check in checks:
         check["agrees"] = check["p_value"] * len(checks) >= tables.FALSE_ALARMS
     spread = "" if settings.stratify == "none" else f" {settings.stratify}={settings.strata}"
-    problems = draw(config.data, settings)
+    problems = evaluation_problems(config.data, settings)
     arrays = packed({array_name(r, what): a for one, r in pairs for what, a in one.measurement.arrays.items()})
     view = {
         "schema": SCHEMA,
         "task": config.task,
         "engine": "+".join(sorted({record["engine"] for record in records})),
-        "policy": f"{policy.parse(settings.policy)}{spread}",
+        "policy": f"{policy.parse_policy(settings.policy)}{spread}",
         "grading": settings.grading,
         "guessing_floor": config.data.guessing_floor if settings.grading == "answer" else None,
         "split": settings.split,

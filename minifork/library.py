@@ -28,8 +28,8 @@ from minifork import config as configs
 from minifork import measure, runs
 from minifork.decoding import exact as enumeration
 from minifork.decoding import split as splitting
-from minifork.decoding.policy import Policy, parse
-from minifork.decoding.traces import EXACT, Result, Tree
+from minifork.decoding.policy import Policy, parse_policy
+from minifork.decoding.traces import EXACT, Result, TraceTree
 from minifork.gpt import GPT
 from minifork.gpu.backends import sample
 from minifork.measuring.problems import ProblemSet, problem_set
@@ -84,7 +84,7 @@ def load(folder: Path | str, task: type[Task] | None = None) -> Run:
     """
     if task is not None:
         _register(task)
-    run = runs.read(expanded(folder))
+    run = runs.read_run(expanded(folder))
     return replace(run, config=replace(run.config, runs=str(run.folder.resolve().parents[1])))
 
 
@@ -209,7 +209,7 @@ def _whole(name: str, value: int) -> int:
     return number
 
 
-def _tree(model: GPT, problems: ProblemSet, policy: Policy | str, mode: str | None) -> Tree:
+def _tree(model: GPT, problems: ProblemSet, policy: Policy | str, mode: str | None) -> TraceTree:
     if not isinstance(model, GPT):
         raise ValueError(f"model is a {type(model).__name__}: give a GPT, such as run.model()")
     if not isinstance(problems, ProblemSet):
@@ -227,7 +227,7 @@ def _tree(model: GPT, problems: ProblemSet, policy: Policy | str, mode: str | No
             f"the model takes {model.vocab_size} and {model.context + 1}: they are of another task"
         )
     with torch.no_grad():
-        tree = measure.tree_of(model, problems, parse(policy) if isinstance(policy, str) else policy)
+        tree = measure.trace_tree(model, problems, parse_policy(policy) if isinstance(policy, str) else policy)
     if mode is None:
         return tree
     if mode not in task.mode_names:

@@ -17,7 +17,7 @@ def list_runs(config: Config, filters: list[str], remove: bool) -> None:
     """
     kinds = configs.keys(Config, task=config.task)
     valid = {key: kinds[key] for stage in runs.STAGES for key in runs.deciding_values(config, stage)} | {"stage": str}
-    wanted = configs.parsed(filters, valid, "the command line")
+    wanted = configs.parse_overrides(filters, valid, "the command line")
     chosen = [run for run in runs.all_runs(config) if wanted.items() <= (run.values | {"stage": run.stage}).items()]
     total = 0.0
     for run in chosen:

@@ -14,7 +14,7 @@ from minifork.decoding.exact import Below, Limits, exact, exact_below
 from minifork.decoding.policy import Policy
 from minifork.decoding.split import split
 from minifork.decoding.stratified import Strata
-from minifork.decoding.traces import EXACT, Result, Tree
+from minifork.decoding.traces import EXACT, Result, TraceTree
 from minifork.gpt import GPT, SEQUENCES
 from minifork.gpu.backends import sample
 from minifork.measuring import quantities
@@ -50,8 +50,8 @@ def measure(
     rest of a trace given the right branch (graded by steps); on a task without a fork neither of the three. Raises
     NotComputedError, and ValueError for a policy that is none.
     """
-    decoder = policy.parse(settings.policy)
-    tree = tree_of(model, problems, decoder)
+    decoder = policy.parse_policy(settings.policy)
+    tree = trace_tree(model, problems, decoder)
     below = compute(settings, tree, problems)
     if settings.stratify == "none":
         measured = measure_iid(settings, tree, problems, below, checked)
@@ -73,7 +73,7 @@ def measure(
     return Measurement(record, measured.arrays | arrays, measured.check)
 
 
-def compute(settings: Eval, tree: Tree, problems: ProblemSet) -> dict[str, Below]:
+def compute(settings: Eval, tree: TraceTree, problems: ProblemSet) -> dict[str, Below]:
     """What one enumeration says of the traces that begin with nothing ("free"), with each mode, with the tokens before
     the "fork", and with the right branch ("rest"), as far as an evaluation needs it and has the budget.
 
@@ -97,19 +97,19 @@ def _drawn_prefix(problems: ProblemSet, result: Result) -> Result:
         return result
     if result.n is not None:
         raise NotComputedError("its p is an average over prefixes, for which eval.budget is too small; raise it")
-    ends, unknown, tokens = (over_prefixes(problems, a) for a in (result.ends, result.unknown, result.tokens))
-    return replace(result, ends=ends, unknown=unknown, tokens=tokens)
+    outcomes, unknown, tokens = (over_prefixes(problems, a) for a in (result.outcomes, result.unknown, result.tokens))
+    return replace(result, outcomes=outcomes, unknown=unknown, tokens=tokens)
 
 
 @torch.no_grad()
-def tree_of(model: GPT, problems: ProblemSet, policy: Policy) -> Tree:
+def trace_tree(model: GPT, problems: ProblemSet, policy: Policy) -> TraceTree:
     """The traces of a model on these problems; prompts are encoded here, once for all engines."""
-    return Tree(
-        model, model.prefill(problems.prompts), problems.dfa, len(problems.sinks), problems.task.trace_len, policy
+    return TraceTree(
+        model, model.prefill(problems.prompts), problems.dfa, len(problems.outcomes), problems.task.trace_len, policy
     )
 
 
-def force_mode(tree: Tree, task: Task, mode: str) -> Tree:
+def force_mode(tree: TraceTree, task: Task, mode: str) -> TraceTree:
     """The tree with the mode token forced."""
     return tree.force(torch.full((len(tree), 1), task.mode_token(mode), device=tree.dfa.device))
 
@@ -133,7 +133,7 @@ def _among_branches(problems: ProblemSet, logits: Tensor) -> np.ndarray:
     return over_prefixes(problems, torch.softmax(at_branches, dim=1).cpu().numpy())
 
 
-def mode_probabilities(tree: Tree, problems: ProblemSet) -> np.ndarray:
+def mode_probabilities(tree: TraceTree, problems: ProblemSet) -> np.ndarray:
     """float64[n, modes]: the model's probability of each mode, renormalised over them."""
     tokens = [problems.task.mode_token(mode) for mode in problems.task.mode_names]
     return over_prefixes(problems, torch.softmax(tree.prompts.logits[:, tokens].double(), dim=1).cpu().numpy())
@@ -146,7 +146,7 @@ def shortest_trace(problems: ProblemSet, mode: str) -> np.ndarray:
 
 
 def measure_iid(
-    settings: Eval, tree: Tree, problems: ProblemSet, below: dict[str, Below], checked: bool
+    settings: Eval, tree: TraceTree, problems: ProblemSet, below: dict[str, Below], checked: bool
 ) -> Measurement:
     """i.i.d. samples, free and with each mode forced: computed where that was asked for and done, else sampled."""
     task, ks = problems.task, powers_of_two(settings.max_k)
@@ -161,24 +161,24 @@ def measure_iid(
         | {"wasted": quantities.wasted(results[mode], shortest_trace(problems, mode))}
         for mode in task.mode_names
     }
-    record["errors"] = quantities.errors(results["free"], problems.sinks)
+    record["errors"] = quantities.errors(results["free"], problems.outcomes)
     p = {mode: result.p_lo for mode, result in results.items()}
     for mode, result in results.items():
         if not result.exact:
             p[f"{mode}_lo"], p[f"{mode}_hi"] = p_interval(result)
     # Rollouts in bf16 have p of their own, which no other engine can check.
     rounded = settings.bf16 and results["free"].engine == "rollout" and tree.dfa.is_cuda
-    return Measurement(record, p, check(settings, tree, solved["free"]) if checked and not rounded else None)
+    return Measurement(record, p, cross_check(settings, tree, solved["free"]) if checked and not rounded else None)
 
 
-def _sampled(settings: Eval, tree: Tree) -> Result:
+def _sampled(settings: Eval, tree: TraceTree) -> Result:
     """Where eval.rollouts traces a problem end, run one by one where that is asked for, else by splitting counts."""
     if settings.engine == "rollout":
         return sample(tree, settings.rollouts, SEED, bf16=settings.bf16)
     return split(tree, settings.rollouts, SEED)
 
 
-def measure_stratified(settings: Eval, tree: Tree, problems: ProblemSet, checked: bool) -> Measurement:
+def measure_stratified(settings: Eval, tree: TraceTree, problems: ProblemSet, checked: bool) -> Measurement:
     """Samples spread over the top tokens at the position that eval.stratify names, computed within eval.budget.
 
     hit_rate: the share of problems whose position of highest entropy is the fork; null where it is given or there is
@@ -201,8 +201,8 @@ def measure_stratified(settings: Eval, tree: Tree, problems: ProblemSet, checked
     return Measurement(record, {"strata": result.p_lo}, verdict)
 
 
-def _check_strata(settings: Eval, tree: Tree, result: Strata, prefix: Tensor, length: Tensor) -> dict:
-    """As `check`, of the p_ij of strata."""
+def _check_strata(settings: Eval, tree: TraceTree, result: Strata, prefix: Tensor, length: Tensor) -> dict:
+    """As `cross_check`, of the p_ij of strata."""
     first, n = slice(0, settings.check_problems), settings.check_rollouts
     started, seeds = time.monotonic(), itertools.count(CHECK_SEED)  # one each, or strata would share their draws
     other = stratified.stratify(
@@ -221,7 +221,7 @@ def p_interval(result: Result) -> np.ndarray:
     return intervals.beta_interval(result.accepted, result.n)
 
 
-def check(settings: Eval, tree: Tree, result: Result) -> dict:
+def cross_check(settings: Eval, tree: TraceTree, result: Result) -> dict:
     """Test a result against samples of another engine on the first problems.
 
     Computed p: counts of rollouts follow them (randomised PIT). Sampled p: both samples have the same p

@@ -26,7 +26,7 @@ def flattened(tree: dict, prefix: str = "") -> Values:
     return leaves
 
 
-def parsed(words: Iterable[str], valid: Mapping[str, type], source: str) -> Values:
+def parse_overrides(words: Iterable[str], valid: Mapping[str, type], source: str) -> Values:
     """The values that "key=value" words give to keys, which may be short; raises ValueError naming what is wrong."""
     values = {}
     for text in words:
@@ -39,7 +39,7 @@ def parsed(words: Iterable[str], valid: Mapping[str, type], source: str) -> Valu
 
 
 def word(value: object) -> str:
-    """A value as an override's text, which `parsed` reads."""
+    """A value as an override's text, which `parse_overrides` reads."""
     return str(value).lower() if isinstance(value, bool) else "null" if value is None else f"{value}"
 
 

@@ -208,7 +208,7 @@ def results(root: Path) -> dict[str, object]:
             content[name] = stored.get("records")
             if path.parent.name == "eval":
                 key = measurements.Key(**stored["key"])
-                assert path.stem == key.digits and measurements.load(path.parent.parent, key), path
+                assert path.stem == key.digits and measurements.load_measurement(path.parent.parent, key), path
                 content[name] = stored["record"]
     return content
 

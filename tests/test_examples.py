@@ -37,7 +37,7 @@ def run(name: str, *overrides: str) -> str:
 def test_new_loss(copy):
     pipeline = copy("base")
     run("new_loss", *SMALL, f"runs={pipeline.root}")
-    assert runs.read(pipeline.at("sft", "sft.loss=focal=2")).complete
+    assert runs.read_run(pipeline.at("sft", "sft.loss=focal=2")).complete
 
 
 def test_focal_loss():

@@ -41,7 +41,7 @@ def test_every_make_command_is_accepted(line):
         options, filters = parser(COMMANDS).parse_args(shlex.split(words)), []
         if COMMANDS[options.command].flags == REMOVE:
             filters = [word for word in options.overrides if not word.startswith(("preset=", "runs="))]
-        config = configs.load(options.config, [word for word in options.overrides if word not in filters])
+        config = configs.load_config(options.config, [word for word in options.overrides if word not in filters])
         configs.parsed(filters, configs.keys(Config, task=config.task) | {"stage": str}, line)
 
 
@@ -75,7 +75,7 @@ def test_a_name_is_that_of_the_last_stage():
 def test_configs_and_keys_that_are_named_exist(name):
     """What stands after --config loads; `sft.loss=...` and the like are keys of the config."""
     for source in re.findall(r"--config (\S+)", PAGES[name]):
-        assert configs.load(source)
+        assert configs.load_config(source)
     sections = "data|walks|model|pretrain|sft|rl|wise|eval|reproduce"
     named = set(re.findall(rf"\b((?:{sections})\.\w+)=", PAGES[name]))
     assert named <= (configs.keys(Config) | configs.keys(Config, task="arith")).keys()

@@ -1,6 +1,6 @@
 """Do the engines agree? exact, split and rollout on the same problems, four models and four decode policies.
 
-For every sink that is reached: counts of split and of rollouts follow the exact probabilities (randomised
+For every outcome that is reached: counts of split and of rollouts follow the exact probabilities (randomised
 PIT), and both samples come from the same ones (conditional randomised PIT). Every p-value is uniform if the
 engines agree; with Bonferroni's correction over all of them, a false alarm has probability below LEVEL.
 """
@@ -19,10 +19,10 @@ from minifork.checkpoints import pick_device
 from minifork.decoding import policy
 from minifork.decoding.exact import exact
 from minifork.decoding.split import split
-from minifork.decoding.traces import Tree
+from minifork.decoding.traces import TraceTree
 from minifork.evaluate import problems_for
 from minifork.gpu.backends import sample
-from minifork.measuring.problems import draw
+from minifork.measuring.problems import evaluation_problems
 from minifork.schema import Config
 from minifork.statistics.agreement import randomised_pit, two_sample_pit, uniform_p
 from minifork.storage.files import write_json
@@ -30,7 +30,7 @@ from minifork.storage.files import write_json
 POLICIES = ("temperature=1", "temperature=0.7,top_p=0.95", "temperature=1.5,top_k=8", "min_p=0.1")
 FORK_RATES = (0.0, 0.5, 1.0)
 PROBLEMS, SPLITS, LEVEL = 500, 2000, 1e-3
-REACHED = 1e-3  # sinks with less mean probability hold too few traces to test
+REACHED = 1e-3  # outcomes with less mean probability hold too few traces to test
 
 
 def agreement(config: Config) -> int:
@@ -48,13 +48,13 @@ def fine_tunings(config: Config) -> list[Config]:
 
 def comparisons(config: Config) -> Iterator[list[dict[str, Any]]]:
     """The tests of one model under one policy, for each in turn. Raises as `agreement` does."""
-    tested = [runs.require(config, "base"), *(runs.require(tuned, "sft") for tuned in fine_tunings(config))]
+    tested = [runs.require_run(config, "base"), *(runs.require_run(tuned, "sft") for tuned in fine_tunings(config))]
     count, device = _count(config), pick_device(config)
     settings = replace(config.eval, problems=count, check_problems=min(count, config.eval.check_problems))
     problems = problems_for(replace(config, eval=settings), device)
     for run, decoder in tqdm(list(product(tested, POLICIES)), desc="agreement", disable=None):
-        tree = measure.tree_of(run.model().to(device), problems, policy.parse(decoder))
-        compared = compare(tree, problems.sinks, settings.check_rollouts, settings.budget)
+        tree = measure.trace_tree(run.model().to(device), problems, policy.parse_policy(decoder))
+        compared = compare(tree, problems.outcomes, settings.check_rollouts, settings.budget)
         yield [{"run": run.name, "policy": decoder, **test} for test in compared]
 
 
@@ -73,7 +73,7 @@ def conclude(config: Config, groups: list[list[dict[str, Any]]]) -> int:
 
 def _count(config: Config) -> int:
     """How many problems are compared."""
-    return min(PROBLEMS, len(draw(config.data, config.eval)))
+    return min(PROBLEMS, len(evaluation_problems(config.data, config.eval)))
 
 
 def report(tests: list[dict[str, Any]], level: float) -> None:
@@ -86,21 +86,23 @@ def report(tests: list[dict[str, Any]], level: float) -> None:
     print(f"{verdict:<9}{tests[0]['run']:<22}{tests[0]['policy']:<28}smallest p: {text}")
 
 
-def compare(tree: Tree, sinks: tuple[str, ...], n: int, budget: int) -> list[dict[str, Any]]:
-    """p-values of the three comparisons for every sink that is reached; n rollouts a problem.
+def compare(tree: TraceTree, outcomes: tuple[str, ...], n: int, budget: int) -> list[dict[str, Any]]:
+    """p-values of the three comparisons for every outcome that is reached; n rollouts a problem.
 
     Raises ValueError when the budget of prefixes does not suffice to compute p.
     """
     p = exact(tree, budget)
     if not p.exact:
         raise ValueError(f"eval.budget is {budget}: too few prefixes to compute p, which is compared; raise it")
-    splits, rollouts = (np.rint(s.ends * s.n).astype(np.int64) for s in (split(tree, SPLITS, 1), sample(tree, n, 2)))
+    splits, rollouts = (
+        np.rint(s.outcomes * s.n).astype(np.int64) for s in (split(tree, SPLITS, 1), sample(tree, n, 2))
+    )
     rng, tests = np.random.default_rng(0), []
-    for sink in np.flatnonzero(p.ends.mean(axis=0) > REACHED):
+    for outcome in np.flatnonzero(p.outcomes.mean(axis=0) > REACHED):
         pits = {
-            "exact/split": randomised_pit(splits[:, sink], SPLITS, p.ends[:, sink], rng),
-            "exact/rollout": randomised_pit(rollouts[:, sink], n, p.ends[:, sink], rng),
-            "split/rollout": two_sample_pit(rollouts[:, sink], n, splits[:, sink], SPLITS, rng),
+            "exact/split": randomised_pit(splits[:, outcome], SPLITS, p.outcomes[:, outcome], rng),
+            "exact/rollout": randomised_pit(rollouts[:, outcome], n, p.outcomes[:, outcome], rng),
+            "split/rollout": two_sample_pit(rollouts[:, outcome], n, splits[:, outcome], SPLITS, rng),
         }
-        tests += [{"test": pair, "sink": sinks[sink], "p_value": uniform_p(pit)} for pair, pit in pits.items()]
+        tests += [{"test": pair, "outcome": outcomes[outcome], "p_value": uniform_p(pit)} for pair, pit in pits.items()]
     return tests

@@ -28,7 +28,7 @@ from minifork.decoding.exact import exact
 from minifork.decoding.policy import Policy
 from minifork.decoding.rollout import rollout
 from minifork.decoding.split import split
-from minifork.decoding.traces import Tree
+from minifork.decoding.traces import TraceTree
 from minifork.evaluate import problems_for
 from minifork.gpt import GPT
 from minifork.schema import Config, Optim
@@ -57,9 +57,9 @@ class Job:
 def bench(config: Config) -> None:
     """Time the engines on the base model; raises ValueError when it is missing."""
     device = pick_device(config)
-    model = runs.require(config, "base").model().to(device)
+    model = runs.require_run(config, "base").model().to(device)
     problems = problems_for(config, device)
-    tree = measure.tree_of(model, problems, Policy())
+    tree = measure.trace_tree(model, problems, Policy())
     jobs = all_jobs(model, problems.prompts, tree)
     jobs["eval a checkpoint"] = Job(lambda: measure.measure(model, problems, config.eval, None, False))
     steps, flops = training_steps(config, device)
@@ -106,7 +106,7 @@ def run_rounds(jobs: dict[str, Job], device: str) -> tuple[dict[str, list[float]
     return {name: times[1:] for name, times in seconds.items()}, median(peaks[1:]), median(one_core[1:])
 
 
-def all_jobs(model: GPT, prompts: Tensor, tree: Tree) -> dict[str, Job]:
+def all_jobs(model: GPT, prompts: Tensor, tree: TraceTree) -> dict[str, Job]:
     """The engines and the baselines by name."""
     part, few, new = tree[:PROBLEMS], prompts[:FEW_PROBLEMS], tree.max_new
     jobs = {
@@ -145,7 +145,7 @@ class _Trainer:
     def __init__(self, config: Config, device: str, batches: loop.BatchAt, plan: Optim) -> None:
         self.model = new_model(config, config.base_seed).to(device)
         self.optimizers, self.number = loop.make_optimizers(self.model, plan), itertools.count()
-        objective = loop.supervised(batches, losses.parse("cross_entropy"), device)
+        objective = loop.supervised(batches, losses.parse_loss("cross_entropy"), device)
         self.job = loop.Job(runs.in_memory(config, "base", None, silent=True), objective, MANY_STEPS, plan)
 
     @torch.enable_grad()

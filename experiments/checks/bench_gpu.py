@@ -15,7 +15,7 @@ from typing import Any
 import torch
 
 from experiments.checks.timing import fastest, matmul_rate, timed
-from minifork.decoding.traces import Tree
+from minifork.decoding.traces import TraceTree
 from minifork.gpt import Prompts
 from minifork.gpu import backends
 from minifork.gpu.graphed import Graph, dense, empty_rows
@@ -29,25 +29,25 @@ MATRIX = 8192  # rows and columns of the matrix product that is timed
 BACKENDS = "kernel bf16", "kernel fp32", "kernel bf16 + layout", "torch eager", "torch graph", "torch compiled graph"
 
 
-def in_bf16(tree: Tree) -> Tree:
+def in_bf16(tree: TraceTree) -> TraceTree:
     """The same tree with the model and its keys and values in bf16; logits are made fp32 by the policy."""
     model = copy.deepcopy(tree.model).bfloat16()
     prompts = Prompts(tree.prompts.logits.bfloat16(), tree.prompts.k.bfloat16(), tree.prompts.v.bfloat16())
     return replace(tree, model=model, prompts=prompts)
 
 
-def prepare(tree: Tree, n: int, name: str) -> Callable[[], object]:
+def prepare(tree: TraceTree, n: int, name: str) -> Callable[[], object]:
     """What runs n rollouts a problem on a backend: compiled and recorded, and ready to be timed."""
     device = tree.dfa.device
     if name == "kernel bf16 + layout":
         return lambda: backends.sample(tree, n, 0, bf16=True)
     if name.startswith("kernel"):
-        gpu, bf16 = backends.machine(device), name.endswith("bf16")
+        gpu, bf16 = backends.cuda_device(device), name.endswith("bf16")
         build = build_for(tree, backends.ready(gpu, tree, gpu.rows(len(tree) * n), bf16), bf16)
         tensors, args, blocks = lay_out(tree, n, 0, gpu, build, None, False)
 
         def launch() -> None:
-            tensors["ends"].zero_()  # and the tensors stay alive with this function
+            tensors["totals"].zero_()  # and the tensors stay alive with this function
             gpu.launch(build, args, blocks)
 
         return launch
@@ -62,7 +62,7 @@ def prepare(tree: Tree, n: int, name: str) -> Callable[[], object]:
     return lambda: graph(coarse, 0)
 
 
-def bench_gpu(tree: Tree) -> Iterator[dict[str, Any]]:
+def bench_gpu(tree: TraceTree) -> Iterator[dict[str, Any]]:
     """Tokens and rollouts a second of every backend and batch; prints them.
 
     Yields what is measured so far after every backend, and in the end all, with the machine's limits and the ratios.
@@ -83,7 +83,7 @@ def bench_gpu(tree: Tree) -> Iterator[dict[str, Any]]:
     yield {**result, **limit, "summary": ratios}
 
 
-def measure(tree: Tree, name: str, batch: int) -> dict[str, Any]:
+def measure(tree: TraceTree, name: str, batch: int) -> dict[str, Any]:
     """One backend at one batch: seconds (median, spread), rates; what went wrong if it failed."""
     n = batch // len(tree)
     rollouts = n * len(tree)  # a batch need not be a multiple of the problems
@@ -107,7 +107,7 @@ def measure(tree: Tree, name: str, batch: int) -> dict[str, Any]:
     }
 
 
-def limits(tree: Tree) -> dict[str, float]:
+def limits(tree: TraceTree) -> dict[str, float]:
     """The machine's measured matrix and L2 rates, and the decoded tokens a second that they allow (64 rows a tile).
 
     Matrix: two FLOPs a weight. L2: every tile reads all weights once for each token of its rows, and rows write their

@@ -33,10 +33,10 @@ from experiments.checks.timing import fastest
 from minifork import measure, runs
 from minifork.decoding.exact import exact
 from minifork.decoding.policy import Policy
-from minifork.decoding.traces import Tree
+from minifork.decoding.traces import TraceTree
 from minifork.evaluate import problems_for
 from minifork.gpu import backends, kernel
-from minifork.measuring.problems import draw
+from minifork.measuring.problems import evaluation_problems
 from minifork.schema import Config
 from minifork.statistics import passk
 from minifork.statistics.agreement import randomised_pit, uniform_p
@@ -82,7 +82,7 @@ def gpu_check(config: Config) -> int:
         "tests": gpu_tests(),
         "sanitizer": sanitizer(),
     }
-    result: dict[str, Any] = {"machine": runs.machine(), "device": name, "torch": torch.__version__, "seconds": {}}
+    result: dict[str, Any] = {"machine": runs.processor(), "device": name, "torch": torch.__version__, "seconds": {}}
     path = RESULTS / f"gpu-{re.sub('[^a-z0-9]+', '-', name.lower()).strip('-')}.json"
     for part, rows in parts.items():
         run_part(part, rows, result, path)
@@ -208,11 +208,11 @@ def sanitizer() -> Rows:
     yield "failed", failed
 
 
-def trees(config: Config) -> dict[str, Tree]:
+def trees(config: Config) -> dict[str, TraceTree]:
     """The base and the config's fine-tuning on the test problems. Raises ValueError naming a run that is missing."""
     problems = problems_for(config, config.device)
-    models = {name: runs.require(config, stage).model() for name, stage in (("base", "base"), ("tuned", "sft"))}
-    return {name: measure.tree_of(model.to(config.device), problems, Policy()) for name, model in models.items()}
+    models = {name: runs.require_run(config, stage).model() for name, stage in (("base", "base"), ("tuned", "sft"))}
+    return {name: measure.trace_tree(model.to(config.device), problems, Policy()) for name, model in models.items()}
 
 
 def samples(config: Config) -> Rows:
@@ -220,7 +220,7 @@ def samples(config: Config) -> Rows:
     modes = range(len(config.data.mode_names))
     if "SEARCH" in config.data.mode_names:
         raise ValueError("scored p need every accepted trace: SEARCH has several for a problem")
-    problems, held = draw(config.data, config.eval), True
+    problems, held = evaluation_problems(config.data, config.eval), True
     traces = np.stack([config.data.traces(problems, np.full(len(problems), mode)) for mode in modes], axis=1)
     accepted = torch.from_numpy(traces).to(config.device)
     for name, tree in trees(config).items():
@@ -241,15 +241,15 @@ def agree(config: Config) -> Rows:
     yield "failed", agreement.conclude(config, groups)
 
 
-def compare(tree: Tree, accepted: torch.Tensor, p_exact: np.ndarray, precision: str) -> dict[str, Any]:
+def compare(tree: TraceTree, accepted: torch.Tensor, p_exact: np.ndarray, precision: str) -> dict[str, Any]:
     """A sample of one build against p as it scores all accepted traces int64[B, m, T], and this p against exact p."""
     bf16, n = precision == "bf16", SAMPLES[precision]
     n = max(1, min(n, int(TRIAL * SECONDS / seconds_of(tree, TRIAL, bf16))))
-    gpu = backends.machine(tree.dfa.device)
+    gpu = backends.cuda_device(tree.dfa.device)
     rows = backends.ready(gpu, tree, gpu.rows(len(tree) * n), bf16)
     scored = kernel.score(tree, accepted, gpu, rows, bf16)
     p = scored.sum(dim=2).exp().sum(dim=1).clamp(max=1).cpu().numpy()
-    counts = kernel.run(tree, n, 0, gpu, rows, bf16).accepted
+    counts = kernel.run_kernel(tree, n, 0, gpu, rows, bf16).accepted
     ks = [1, 4, 16, 64]
     gap = float(np.abs(passk.pass_at_k(p, ks) - passk.pass_at_k(p_exact, ks)).max())
     apart = float(np.quantile(np.abs(p - p_exact), 0.99))
@@ -274,8 +274,8 @@ def bench(config: Config) -> Rows:
     yield "failed", int(any("failed" in cell for cell in kernels))
 
 
-def seconds_of(tree: Tree, n: int, bf16: bool) -> float:
+def seconds_of(tree: TraceTree, n: int, bf16: bool) -> float:
     """Seconds of n rollouts a problem, everything but compiling included."""
-    gpu = backends.machine(tree.dfa.device)
+    gpu = backends.cuda_device(tree.dfa.device)
     rows = backends.ready(gpu, tree, gpu.rows(len(tree) * n), bf16)
-    return fastest(lambda: kernel.run(tree, n, 0, gpu, rows, bf16))
+    return fastest(lambda: kernel.run_kernel(tree, n, 0, gpu, rows, bf16))

@@ -1,7 +1,7 @@
 """The effect in two minutes: a small base and one fine-tuning of it, whose pass@k curves cross."""
 
 from experiments import figures
-from experiments.results import load
+from experiments.results import load_results
 from experiments.studies.steps import make_runs, timed
 from experiments.summary import rows, table
 from minifork import runs
@@ -17,10 +17,10 @@ def demo(config: Config) -> None:
     with timed("demo"):
         make_runs(config, config.reproduce.study)
         measure_missing(config)
-        results = load(config)
+        results = load_results(config)
         pairs = results.complete_pairs()
         figure = figures.drawn(results, pairs)["crossing"]
-        figures.save(figure, runs.task_folder(config) / "figures" / "crossing.png")
+        figures.save_figure(figure, runs.task_folder(config) / "figures" / "crossing.png")
         print(table({"rows": rows(results, pairs)}))
         base, tuned = results.base(pairs[0]), results.tuned(pairs[0], config.sft.fork_rate)[-1]
         print(sentence(config, base["pass_at"], tuned["pass_at"]))

@@ -29,10 +29,10 @@ def curve(results: Results, plan: Plan, mode: str | None) -> np.ndarray:
     if not start or not snapshots:
         root = runs.task_folder(plan.config)
         raise ValueError(f"{root}: no {plan.name} of pair {plan.config.seed} to compare with; run the study again")
-    return np.stack([results.solve_rates(record, KS, mode) for record in start + snapshots])
+    return np.stack([results.problem_pass_at_ks(record, KS, mode) for record in start + snapshots])
 
 
-def gap(method: np.ndarray, stopped: np.ndarray) -> np.ndarray:
+def early_stopping_gap(method: np.ndarray, stopped: np.ndarray) -> np.ndarray:
     """float64[pairs, K]: pass@k of methods [pairs, 1 + K] above curves [pairs, snapshots, 1 + K] at no less pass@1.
 
     The curve runs from snapshot to snapshot. Of all places on it with at least the method's pass@1 the best counts, and
@@ -64,6 +64,6 @@ def _pseudo_values(solved: np.ndarray, stopped: np.ndarray) -> np.ndarray:
     entries, problems = solved.shape
 
     def statistic(means: np.ndarray) -> np.ndarray:
-        return gap(means[:, :entries], means[:, entries:].reshape(len(means), -1, entries))
+        return early_stopping_gap(means[:, :entries], means[:, entries:].reshape(len(means), -1, entries))
 
     return intervals.pseudo_values(statistic, np.concatenate([solved, stopped.reshape(-1, problems)]))

@@ -18,11 +18,11 @@ from matplotlib.figure import Figure
 
 from experiments import executors, study
 from experiments.estimates import KS, LOST, pairs_text, signed
-from experiments.figures import known_settings, save, whiskers
-from experiments.results import Results, load
-from experiments.studies.early_stopping import BIAS, above_curve, curve, gap
-from experiments.studies.spread import recovered_shares, spread_line, spread_of
+from experiments.figures import known_settings, save_figure, whiskers
+from experiments.results import Results, load_results
+from experiments.studies.early_stopping import BIAS, above_curve, curve, early_stopping_gap
 from experiments.studies.steps import evaluate_and_check, timed
+from experiments.studies.stratified import recovered_shares, stratified_line, stratified_study
 from experiments.study import Plan
 from minifork import runs
 from minifork.evaluate import measure_missing
@@ -41,14 +41,14 @@ def frontier(config: Config) -> None:
     Raises ValueError naming a stage that failed.
     """
     with timed("frontier"):
-        entries = study.read("frontier")
+        entries = study.read_study("frontier")
         chosen = choose(config, entries)
         plans = study.plans(config, entries, range(config.reproduce.pairs))
         plans = [plan for plan in plans if not plan.choose or plan.value == chosen[plan.name]]
-        executors.run(plans)
+        executors.run_plans(plans)
         results = measured(config, [plan for plan in plans if plan.config.eval != config.eval])
         evaluate_and_check(config, partial(is_compared, [plan for plan in plans if plan.config.eval == config.eval]))
-        compare(config, plans, results | {config.eval: load(config)})
+        compare(config, plans, results | {config.eval: load_results(config)})
 
 
 def measured(config: Config, plans: list[Plan]) -> dict[Eval, Results]:
@@ -57,7 +57,7 @@ def measured(config: Config, plans: list[Plan]) -> dict[Eval, Results]:
     for settings in dict.fromkeys(plan.config.eval for plan in plans):
         alike = [plan for plan in plans if plan.config.eval == settings]
         measure_missing(replace(config, eval=settings), partial(is_compared, alike))
-        results[settings] = load(replace(config, eval=settings))
+        results[settings] = load_results(replace(config, eval=settings))
     return results
 
 
@@ -73,7 +73,7 @@ def choose(config: Config, entries: list[dict]) -> dict[str, object]:
     pair, rate = CHOSEN_ON
     tried = [plan for plan in study.plans(config, entries, [pair]) if plan.config.sft.fork_rate == rate]
     tried = [plan for plan in tried if plan.choose or plan.name == PLAIN]
-    executors.run(tried)
+    executors.run_plans(tried)
     valid = [replace(p, config=replace(p.config, eval=replace(p.config.eval, split="valid"))) for p in tried]
     results = measured(config, valid)
     plain = next(plan for plan in valid if plan.name == PLAIN)
@@ -84,8 +84,10 @@ def choose(config: Config, entries: list[dict]) -> dict[str, object]:
         records = of_settings.records_of(plan)
         if not records:
             raise ValueError(f"{plan.name}, {plan.value}: not measured with these settings (see above)")
-        solved = of_settings.solve_rates(records[-1], KS).mean(axis=1)
-        scores.setdefault(plan.name, {})[plan.value] = float(gap(solved[None], stopped[None])[0, KS[1:].index(16)])
+        solved = of_settings.problem_pass_at_ks(records[-1], KS).mean(axis=1)
+        scores.setdefault(plan.name, {})[plan.value] = float(
+            early_stopping_gap(solved[None], stopped[None])[0, KS[1:].index(16)]
+        )
     chosen = {name: max(by_value, key=lambda value: by_value[value]) for name, by_value in scores.items()}
     for name, by_value in scores.items():
         text = ", ".join(f"{value} {score:+.3f}" for value, score in by_value.items())
@@ -107,9 +109,9 @@ def compare(config: Config, plans: list[Plan], results: dict[Eval, Results]) -> 
                 place = {"method": name, "fork_rate": rate, "mode": mode or "free"}
                 rows.append(place | compared(of_method, results, mode, curves))
             drawn = draw(rows, curves, rate, mode or "free")
-            save(drawn, folder / "figures" / f"frontier-fork{rate:g}-{mode or 'free'}.png")
-        spreads += recovered_shares(rate, [spread_of(results[plan.config.eval], plan) for plan in plain])
-    print("\n".join([table(rows), f"{pairs_text(config.reproduce.pairs)}; {BIAS}", *map(spread_line, spreads)]))
+            save_figure(drawn, folder / "figures" / f"frontier-fork{rate:g}-{mode or 'free'}.png")
+        spreads += recovered_shares(rate, [stratified_study(results[plan.config.eval], plan) for plan in plain])
+    print("\n".join([table(rows), f"{pairs_text(config.reproduce.pairs)}; {BIAS}", *map(stratified_line, spreads)]))
     write_json(folder / "frontier.json", runs.made_by(config) | {"methods": rows, "stratified": spreads})
 
 
@@ -126,7 +128,7 @@ def compared(plans: list[Plan], results: dict[Eval, Results], mode: str | None, 
     """A method's runs against the early-stopping curves of their pairs: means over pairs of the last checkpoints, the
     gap above the curve with its interval, the share of what the curve lost that is recovered."""
     lasts = [(results[plan.config.eval], results[plan.config.eval].records_of(plan)[-1]) for plan in plans]
-    solved = np.stack([one.solve_rates(last, KS, mode) for one, last in lasts])  # [pairs, 1 + K, n]
+    solved = np.stack([one.problem_pass_at_ks(last, KS, mode) for one, last in lasts])  # [pairs, 1 + K, n]
     stopped = np.stack([curves[plan.config.seed] for plan in plans])  # [pairs, snapshots, 1 + K, n]
     bases = np.stack([line[0] for line in curves.values()])
     row = {

@@ -9,7 +9,7 @@ due to sampling.
 import numpy as np
 
 from experiments.estimates import KS, difference_over_pairs, mean_over_pairs, pairs_text, signed
-from experiments.results import load
+from experiments.results import load_results
 from experiments.studies.early_stopping import BIAS, above_curve, curve
 from experiments.studies.steps import evaluate_and_check, make_runs, timed
 from experiments.study import Plan
@@ -33,7 +33,7 @@ def contrast(config: Config) -> None:
 
 def compare(config: Config, plans: list[Plan]) -> None:
     """Compare the RL runs with where they started; raises ValueError when one was not measured."""
-    results = load(config)
+    results = load_results(config)
     curves: dict[str, np.ndarray] = {}  # [pairs, 1 + snapshots, 1 + K, n]
     for name in dict.fromkeys(plan.name for plan in plans):
         curves[name] = np.stack([curve(results, plan, mode_of(plan)) for plan in plans if plan.name == name])

@@ -10,8 +10,8 @@ import numpy as np
 from matplotlib.axes import Axes
 from matplotlib.figure import Figure
 
-from experiments.figures import known_settings, save
-from experiments.results import Results, load
+from experiments.figures import known_settings, save_figure
+from experiments.results import Results, load_results
 from experiments.studies.steps import evaluate_and_check, make_runs, timed
 from experiments.study import Plan
 from minifork import config as configs
@@ -33,10 +33,10 @@ def sensitivity(config: Config) -> None:
             of_panel = replace(config, data=data, model=model)
             evaluate_and_check(of_panel)
             alike = [plan for plan in plans if (plan.config.data, plan.config.model) == (data, model)]
-            panels.append(panel(load(of_panel), alike))
+            panels.append(panel(load_results(of_panel), alike))
         folder = runs.task_folder(config)
         write_json(folder / "sensitivity.json", runs.made_by(config) | {"k": K, "panels": panels})
-        save(draw(panels), folder / "figures" / "sensitivity.png")
+        save_figure(draw(panels), folder / "figures" / "sensitivity.png")
         lost = np.array([row["S"][-1] for panel in panels for row in panel["rows"]])
         print(f"S_{K} after the last epoch is {lost.min():+.3f} to {lost.max():+.3f} over {len(lost)} settings, "
               f"above .05 in {np.mean(lost > 0.05):.0%}")  # fmt: skip

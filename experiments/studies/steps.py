@@ -14,10 +14,10 @@ from minifork.schema import Config
 
 def make_runs(config: Config, name: str) -> list[Plan]:
     """Make what is missing of a study for `reproduce.pairs` pairs of seeds; raises ValueError naming runs that fail."""
-    plans = study.plans(config, study.read(name), range(config.reproduce.pairs))
+    plans = study.plans(config, study.read_study(name), range(config.reproduce.pairs))
     for line in mixed_bases(config, plans):
         print(line, flush=True)
-    executors.run(plans)
+    executors.run_plans(plans)
     return plans
 
 

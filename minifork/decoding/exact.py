@@ -1,7 +1,7 @@
 """Exact pass@k inputs: the model multiplied with each problem's DFA, live prefixes only.
 
-Every live prefix is evaluated once; the probability of each next token goes to the sink it leads to, or to
-a longer live prefix. When no live prefix is left, the sinks hold the probability that one sampled trace is
+Every live prefix is evaluated once; the probability of each next token goes to the outcome it leads to, or to
+a longer live prefix. When no live prefix is left, the outcomes hold the probability that one sampled trace is
 accepted or fails in each way, up to the model's fp32 arithmetic (about 1e-5 in p). Stopped earlier, the
 probability still on live prefixes is the width of a certified interval around each p.
 """
@@ -14,7 +14,7 @@ from dataclasses import dataclass
 import torch
 from torch import Tensor
 
-from minifork.decoding.traces import ROWS, Block, Result, Tree, absorb, chunks
+from minifork.decoding.traces import ROWS, Block, Result, TraceTree, absorb, chunks
 from minifork.gpt import Rows
 
 FRONTIER_BYTES = 2**30  # keys and values kept for waiting prefixes, above which depth comes before mass
@@ -49,8 +49,8 @@ class Below:
 
 
 @torch.no_grad()
-def exact(tree: Tree, max_prefixes: float = math.inf, max_seconds: float = math.inf, width: float = 0.0) -> Result:
-    """Bounds on the probability of each sink, equal once the live language is exhausted.
+def exact(tree: TraceTree, max_prefixes: float = math.inf, max_seconds: float = math.inf, width: float = 0.0) -> Result:
+    """Bounds on the probability of each outcome, equal once the live language is exhausted.
 
     Expands live prefixes, the heaviest of all problems first, until none is left or `Limits` are reached. While too
     many wait, the longest come first, which bounds memory and loses nothing. Raises ValueError as `Limits` does and,
@@ -60,7 +60,7 @@ def exact(tree: Tree, max_prefixes: float = math.inf, max_seconds: float = math.
 
 
 @torch.no_grad()
-def exact_below(tree: Tree, prefixes: Mapping[str, Tensor], limits: Limits = Limits()) -> dict[str, Below]:
+def exact_below(tree: TraceTree, prefixes: Mapping[str, Tensor], limits: Limits = Limits()) -> dict[str, Below]:
     """For prefixes int64[B, F] by name what `exact` says of tree.force(prefix), with no live prefix decoded twice.
 
     Prefixes that begin alike share their work. A prefix is entered even where the policy removes it. The limits hold
@@ -83,45 +83,45 @@ def exact_below(tree: Tree, prefixes: Mapping[str, Tensor], limits: Limits = Lim
 @dataclass(frozen=True)
 class _Node:
     """One prefix of every problem: rows, the model's next logits [B, V], states int64[B], lengths int64[B] (shorter
-    than the rows where a sink was reached before)."""
+    than the rows where an outcome was reached before)."""
 
     rows: Rows
     logits: Tensor
     state: Tensor
     length: Tensor
 
-    def after(self, tree: Tree, token: Tensor) -> "_Node":
+    def after(self, tree: TraceTree, token: Tensor) -> "_Node":
         """The node one token int64[B] on."""
         rows = self.rows.take(self.rows.problem)
-        length = self.length + (self.state < tree.first_sink)
+        length = self.length + (self.state < tree.first_outcome)
         return _Node(rows, tree.model.decode(token, rows), tree.dfa[rows.problem, self.state, token], length)
 
 
 @dataclass
 class _Sums:
-    """Of B problems: ends float64[2, B, sinks] (see `Tree.no_ends`), unexplored probability float64[B], work done."""
+    """Of B problems: totals float64[2, B, outcomes] (`TraceTree.zero_totals`), unexplored mass float64[B], and work."""
 
-    ends: Tensor
+    totals: Tensor
     unknown: Tensor
     evaluated: int = 0
 
     def add(self, other: "_Sums", weight: Tensor) -> None:
         """Count what follows a token of probability float64[B]."""
-        self.ends += weight[:, None] * other.ends
+        self.totals += weight[:, None] * other.totals
         self.unknown += weight * other.unknown
         self.evaluated += other.evaluated
 
 
 def _explore(
-    tree: Tree, node: _Node, prefixes: dict[str, Tensor], limits: Limits, answers: dict[str, Below], counted: bool
+    tree: TraceTree, node: _Node, prefixes: dict[str, Tensor], limits: Limits, answers: dict[str, Below], counted: bool
 ) -> _Sums:
     """Enter every prefix below a node; returns sums over what follows it, if that is ``counted`` or asked for."""
     depth = node.rows.length
     asked = [name for name, prefix in prefixes.items() if prefix.shape[1] == depth]
     counted = counted or bool(asked)
-    ends = tree.no_ends(torch.float64)
-    sums = _Sums(ends, ends.new_zeros(len(tree)))
-    p = _next_token(tree, node, ends) if counted else None
+    totals = tree.zero_totals(torch.float64)
+    sums = _Sums(totals, totals.new_zeros(len(tree)))
+    p = _next_token(tree, node, totals) if counted else None
     for token, longer in _by_next_token(prefixes, depth):
         below = _explore(tree, node.after(tree, token), longer, limits, answers, counted)
         if p is not None:
@@ -129,27 +129,27 @@ def _explore(
             p.scatter_(1, token[:, None], 0.0)
             sums.evaluated += len(tree)
     if p is not None:
-        live = (node.state < tree.first_sink).nonzero()[:, 0]
+        live = (node.state < tree.first_outcome).nonzero()[:, 0]
         rows = node.rows if len(live) == len(tree) else node.rows.take(live)
         frontier = Frontier(tree)
-        frontier.push(absorb(tree, rows, node.state[live], p[live], ends))
-        sums.evaluated += _expand(tree, frontier, limits, ends)
+        frontier.push(absorb(tree, rows, node.state[live], p[live], totals))
+        sums.evaluated += _expand(tree, frontier, limits, totals)
         sums.unknown += frontier.mass()
     for name in asked:
-        shares, tokens = sums.ends.cpu().numpy()
+        shares, tokens = sums.totals.cpu().numpy()
         result = Result("exact", shares, sums.unknown.cpu().numpy(), None, sums.evaluated, tokens)
         answers[name] = Below(result, node.logits)
     return sums
 
 
-def _next_token(tree: Tree, node: _Node, ends: Tensor) -> Tensor:
-    """The probabilities float64[B, V] of the next token under the policy; a prefix in a sink goes to ends instead."""
-    live = node.state < tree.first_sink
+def _next_token(tree: TraceTree, node: _Node, totals: Tensor) -> Tensor:
+    """The probabilities float64[B, V] of the next token under the policy. Prefixes that have ended go to totals."""
+    live = node.state < tree.first_outcome
     if live.all():
         return torch.softmax(tree.sampled_from(node.logits, node.rows.problem).double(), dim=-1)
     ended = (~live).nonzero()[:, 0]
-    sink = node.state[ended] - tree.first_sink
-    ends[0][ended, sink], ends[1][ended, sink] = 1.0, node.length[ended].double()
+    outcome = node.state[ended] - tree.first_outcome
+    totals[0][ended, outcome], totals[1][ended, outcome] = 1.0, node.length[ended].double()
     p = torch.zeros_like(node.logits, dtype=torch.float64)
     logits = tree.sampled_from(node.logits[live], node.rows.problem[live])
     return p.masked_scatter(live[:, None], torch.softmax(logits.double(), dim=-1))
@@ -165,7 +165,7 @@ def _by_next_token(prefixes: dict[str, Tensor], depth: int) -> Iterator[tuple[Te
         yield token, same
 
 
-def _expand(tree: Tree, frontier: "Frontier", limits: Limits, ends: Tensor) -> int:
+def _expand(tree: TraceTree, frontier: "Frontier", limits: Limits, totals: Tensor) -> int:
     """Decode waiting prefixes until none is left or the limits are reached; returns how many were decoded."""
     started, evaluated = time.monotonic(), 0
     while frontier.blocks and evaluated < limits.max_prefixes and time.monotonic() - started < limits.max_seconds:
@@ -174,7 +174,7 @@ def _expand(tree: Tree, frontier: "Frontier", limits: Limits, ends: Tensor) -> i
         block = frontier.pop(limits.max_prefixes - evaluated)
         rows, logits = block.decode(tree.model)
         p = torch.softmax(tree.sampled_from(logits, rows.problem).double(), dim=-1)
-        frontier.push(absorb(tree, rows, block.state, p * block.weight[:, None], ends))
+        frontier.push(absorb(tree, rows, block.state, p * block.weight[:, None], totals))
         evaluated += len(block)
     return evaluated
 
@@ -185,7 +185,7 @@ class Frontier:
     blocks: each with its mass, so that a GPU is asked once; waiting: the mass of all float64[B], up to rounding.
     """
 
-    def __init__(self, tree: Tree) -> None:
+    def __init__(self, tree: TraceTree) -> None:
         self.blocks: list[tuple[float, Block]] = []
         self.waiting = torch.zeros(len(tree), dtype=torch.float64, device=tree.dfa.device)
 

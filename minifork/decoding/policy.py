@@ -3,7 +3,7 @@
 A policy removes a token by setting its logit to -inf. Where tokens are ranked, the order is fixed: higher
 logit first, equal logits by lower id. Steps compose in the order written:
 
-    parse("temperature=0.7,top_p=0.95")    divide logits by .7, then keep the nucleus of what results
+    parse_policy("temperature=0.7,top_p=0.95")    divide logits by .7, then keep the nucleus of what results
 
 Logits are float[..., V]; all arithmetic is fp32.
 """
@@ -109,7 +109,7 @@ class Policy:
         return ",".join(words) or "temperature=1"
 
 
-def parse(text: str) -> Policy:
+def parse_policy(text: str) -> Policy:
     """The policy written as "name=value,name=value"; raises ValueError naming the step that is wrong."""
     steps = []
     for word in text.split(","):

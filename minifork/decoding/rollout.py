@@ -8,12 +8,12 @@ import torch
 from torch import Tensor
 
 from minifork.decoding.philox import uniform
-from minifork.decoding.traces import ROWS, Result, Traces, Tree, add_ends, sampled_result
+from minifork.decoding.traces import ROWS, Result, Traces, TraceTree, add_totals, sampled_result
 
 SAMPLE = 0  # the purpose word of a sampling draw
 
 
-def draw(logits: Tensor, u: Tensor) -> Tensor:
+def draw_token(logits: Tensor, u: Tensor) -> Tensor:
     """Tokens int64[R] from logits [R, V] and uniforms fp32[R] in [0, 1), by inverse CDF of fp32 weights.
 
     The first token whose cumulative unnormalised probability exceeds u times their sum; if rounding
@@ -28,7 +28,7 @@ def draw(logits: Tensor, u: Tensor) -> Tensor:
 
 
 @torch.no_grad()
-def rollout(tree: Tree, n: int, seed: int, traces: bool = False) -> Result:
+def rollout(tree: TraceTree, n: int, seed: int, traces: bool = False) -> Result:
     """Where n rollouts a problem end; with ``traces``, also what they were.
 
     Raises ValueError for n < 1 and, naming the problem, on logits that are not finite or from which the
@@ -36,7 +36,7 @@ def rollout(tree: Tree, n: int, seed: int, traces: bool = False) -> Result:
     """
     if n < 1:
         raise ValueError(f"n is {n}: sample at least 1 rollout a problem")
-    ends, evaluated = tree.no_ends(torch.int64), 0
+    totals, evaluated = tree.zero_totals(torch.int64), 0
     sampled = _forced_traces(tree, n) if traces else None
     problems_at_once, rollouts_at_once = max(1, ROWS // n), min(n, ROWS)
     for start in range(0, len(tree), problems_at_once):
@@ -44,32 +44,32 @@ def rollout(tree: Tree, n: int, seed: int, traces: bool = False) -> Result:
         for first in range(0, n, rollouts_at_once):
             numbers = slice(first, min(first + rollouts_at_once, n))
             part = None if sampled is None else sampled[problems, numbers]
-            evaluated += _roll(tree[problems], seed, numbers, ends[:, problems], part)
-    return sampled_result("rollout", ends, n, evaluated, sampled)
+            evaluated += _roll(tree[problems], seed, numbers, totals[:, problems], part)
+    return sampled_result("rollout", totals, n, evaluated, sampled)
 
 
-def _roll(tree: Tree, seed: int, numbers: slice, ends: Tensor, traces: Traces | None) -> int:
-    """Run the rollouts of these numbers, of every problem, and add where they end to ends [2, B, sinks].
+def _roll(tree: TraceTree, seed: int, numbers: slice, totals: Tensor, traces: Traces | None) -> int:
+    """Run the rollouts of these numbers, of every problem, and add where they end to totals [2, B, outcomes].
 
     Returns the tokens decoded.
     """
     n, evaluated = numbers.stop - numbers.start, 0
-    rows, state, logits = tree.root(n, ends)
-    rollout_id = torch.arange(n, device=ends.device).repeat(len(rows))
-    first = torch.arange(len(rows), device=ends.device).repeat_interleave(n)
+    rows, state, logits = tree.root(n, totals)
+    rollout_id = torch.arange(n, device=totals.device).repeat(len(rows))
+    first = torch.arange(len(rows), device=totals.device).repeat_interleave(n)
     rows, state, logits = rows.take(first, shared=True), state[first], logits[first]
     while len(rows):
         problem, length = rows.problem, rows.length + 1
         logits = tree.sampled_from(logits, problem)
-        token = draw(logits, uniform(seed, numbers.start + rollout_id, rows.length, tree.ids[problem], SAMPLE))
+        token = draw_token(logits, uniform(seed, numbers.start + rollout_id, rows.length, tree.ids[problem], SAMPLE))
         state = tree.step(problem, state, token, length)
-        live, sink = state < tree.first_sink, state - tree.first_sink
-        add_ends(ends, problem[~live], sink[~live], torch.ones_like(sink[~live]), length)
+        live, outcome = state < tree.first_outcome, state - tree.first_outcome
+        add_totals(totals, problem[~live], outcome[~live], torch.ones_like(outcome[~live]), length)
         if traces is not None:
             traces.tokens[problem, rollout_id, rows.length] = token
             logp = torch.log_softmax(logits, dim=-1).gather(1, token[:, None])[:, 0]
             traces.logp[problem, rollout_id, rows.length] = logp
-            traces.sink[problem, rollout_id] = sink.clamp(min=-1)
+            traces.outcome[problem, rollout_id] = outcome.clamp(min=-1)
         if not live.all():
             index = live.nonzero()[:, 0]
             rows, rollout_id, token, state = rows.take(index), rollout_id[index], token[index], state[index]
@@ -79,11 +79,11 @@ def _roll(tree: Tree, seed: int, numbers: slice, ends: Tensor, traces: Traces | 
     return evaluated
 
 
-def _forced_traces(tree: Tree, n: int) -> Traces:
-    """n traces a problem that hold no more than the forced tokens, with the sink of those that these end."""
+def _forced_traces(tree: TraceTree, n: int) -> Traces:
+    """n traces a problem that hold no more than the forced tokens, with the outcome of those that these end."""
     state, length = tree.forced_states()
     tokens = tree.dfa.new_full((len(tree), n, tree.max_new), -1)
     taken = torch.arange(tree.forced_len, device=tokens.device) < length[:, None]
     tokens[:, :, : tree.forced_len] = tree.forced.where(taken, -1)[:, None]
-    sink = (state - tree.first_sink).clamp(min=-1)[:, None].repeat(1, n)
-    return Traces(tokens, torch.zeros(tokens.shape, device=tokens.device), sink)
+    outcome = (state - tree.first_outcome).clamp(min=-1)[:, None].repeat(1, n)
+    return Traces(tokens, torch.zeros(tokens.shape, device=tokens.device), outcome)

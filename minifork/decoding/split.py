@@ -8,13 +8,13 @@ evaluated once however many rollouts pass through it (batch autoregressive sampl
 import numpy as np
 import torch
 
-from minifork.decoding.traces import ROWS, Block, Result, Tree, absorb, chunks, sampled_result
+from minifork.decoding.traces import ROWS, Block, Result, TraceTree, absorb, chunks, sampled_result
 
 LARGEST_N = 10**9
 
 
 @torch.no_grad()
-def split(tree: Tree, n: int, seed: int) -> Result:
+def split(tree: TraceTree, n: int, seed: int) -> Result:
     """Where n rollouts a problem end, without running them one by one.
 
     Every (problem, depth) has a random generator of its own, which meets the prefixes of its depth in
@@ -25,8 +25,8 @@ def split(tree: Tree, n: int, seed: int) -> Result:
     """
     if not 1 <= n <= LARGEST_N:
         raise ValueError(f"n is {n}: split takes 1 to {LARGEST_N:,} rollouts a problem")
-    ends = tree.no_ends(torch.int64)
-    rows, state, logits = tree.root(n, ends)
+    totals = tree.zero_totals(torch.int64)
+    rows, state, logits = tree.root(n, totals)
     count = torch.full_like(state, n)
     generators: dict[tuple[int, int], np.random.Generator] = {}
     waiting: list[Block] = []  # depth first, so that at every depth prefixes come in order
@@ -35,7 +35,7 @@ def split(tree: Tree, n: int, seed: int) -> Result:
         p = torch.softmax(tree.sampled_from(logits, rows.problem).double(), dim=-1).cpu().numpy()
         problem = tree.ids[rows.problem].cpu().numpy()
         children = _split(p, count.cpu().numpy(), problem, rows.length, seed, generators)
-        block = absorb(tree, rows, state, torch.from_numpy(children).to(count.device), ends)
+        block = absorb(tree, rows, state, torch.from_numpy(children).to(count.device), totals)
         waiting += [block[part] for part in chunks(len(block), ROWS)][::-1]
         if not waiting:
             break
@@ -43,7 +43,7 @@ def split(tree: Tree, n: int, seed: int) -> Result:
         rows, logits = block.decode(tree.model)
         state, count = block.state, block.weight
         evaluated += len(block)
-    return sampled_result("split", ends, n, evaluated)
+    return sampled_result("split", totals, n, evaluated)
 
 
 def _split(

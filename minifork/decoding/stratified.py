@@ -19,7 +19,7 @@ from torch import Tensor
 
 from minifork.decoding.exact import exact
 from minifork.decoding.policy import greedy
-from minifork.decoding.traces import Result, Tree
+from minifork.decoding.traces import Result, TraceTree
 
 
 @dataclass(frozen=True)
@@ -33,7 +33,7 @@ class Strata:
 
 
 def stratify(
-    tree: Tree, prefix: Tensor, length: Tensor, m: int | Tensor, engine: Callable[[Tree], Result] = exact
+    tree: TraceTree, prefix: Tensor, length: Tensor, m: int | Tensor, engine: Callable[[TraceTree], Result] = exact
 ) -> Strata:
     """The p_ij of a decoder that takes each of the model's m top tokens after a forced prefix.
 
@@ -59,7 +59,7 @@ def stratify(
     return Strata(tokens.cpu().numpy(), p_lo, p_hi)
 
 
-def solve_rate(p: np.ndarray, ks: ArrayLike) -> np.ndarray:
+def dealt_pass_at_k(p: np.ndarray, ks: ArrayLike) -> np.ndarray:
     """1 - prod_j (1 - p_ij)^{k_j}, float64[B, K], from p float64[B, m] and ks int[K].
 
     The k samples are dealt to the strata in turn, the first strata first: k_j = k // m, one more for the
@@ -73,7 +73,7 @@ def solve_rate(p: np.ndarray, ks: ArrayLike) -> np.ndarray:
 
 
 @torch.no_grad()
-def highest_entropy(tree: Tree) -> tuple[Tensor, Tensor]:
+def highest_entropy(tree: TraceTree) -> tuple[Tensor, Tensor]:
     """Where on its greedy trace the model is least certain: the trace int64[B, T] and the position int64[B].
 
     The entropy is that of the model's next token, without the policy; the first such position wins, and
@@ -87,7 +87,7 @@ def highest_entropy(tree: Tree) -> tuple[Tensor, Tensor]:
         tree.require_finite(logits, rows.problem)
         logp = torch.log_softmax(logits.float(), dim=-1)
         entropy = -(logp.exp() * logp).sum(dim=-1)
-        higher = (state < tree.first_sink) & (entropy > best)
+        higher = (state < tree.first_outcome) & (entropy > best)
         best, position = torch.where(higher, entropy, best), torch.where(higher, step, position)
         trace.append(greedy(logits).argmax(dim=-1))
         state = tree.dfa[rows.problem, state, trace[-1]]
@@ -101,7 +101,7 @@ def right_after(prefix: Tensor, trace: Tensor, position: Tensor) -> Tensor:
 
 
 @torch.no_grad()
-def _top(tree: Tree, m: int) -> Tensor:
+def _top(tree: TraceTree, m: int) -> Tensor:
     """int64[B, m]: the most probable next tokens after the forced ones, equal ones by id."""
     rows, logits = tree.after_forced()
     tree.require_finite(logits, rows.problem)

@@ -1,7 +1,7 @@
 """What every engine explores, and what every engine answers.
 
-The traces of a problem form a tree: a prefix is *live* while its DFA state is no sink, and its next tokens
-have the probabilities that the model gives them under the decode policy. An engine says in which sinks
+The traces of a problem form a tree: a prefix is *live* while its DFA state is no outcome. Its next tokens
+have the probabilities that the model gives them under the decode policy. An engine says in which outcomes
 the traces of each problem end.
 """
 
@@ -17,15 +17,15 @@ from minifork.gpt import GPT, Prompts, Rows
 
 ROWS = 2048  # prefixes or rollouts decoded at once: the best size measured on two cores
 EXACT = 1e-9  # p known to this width counts as exact: the model's own fp32 arithmetic hides more (about 1e-5)
-NOT_GIVEN = torch.empty(0, dtype=torch.int64)  # stands for what a Tree fills in itself
+NOT_GIVEN = torch.empty(0, dtype=torch.int64)  # stands for what a TraceTree fills in itself
 
 
 @dataclass(frozen=True)
-class Tree:
+class TraceTree:
     """The traces of B problems: a model under a policy, cut by one DFA a problem.
 
-    dfa: int64[B, S, V], the automata (`data_gen.verifier.DFA`); the last ``sinks`` states are sinks, the
-    first of them accepts and the last takes traces that outgrow max_new tokens. forced: int64[B, F], tokens
+    dfa: int64[B, S, V], the automata (`data_gen.verifier.DFA`). Their last ``outcomes`` states are the ways to end: the
+    first accepts, the last takes traces that outgrow max_new tokens. forced: int64[B, F], tokens
     every trace begins with; none where not given. ids: int64[B], the global number of each problem, part of
     the key of its random draws; 0, 1, 2, ... where not given. Raises ValueError naming the argument that does
     not fit.
@@ -34,7 +34,7 @@ class Tree:
     model: GPT
     prompts: Prompts
     dfa: Tensor
-    sinks: int
+    outcomes: int
     max_new: int
     policy: Policy = Policy()
     forced: Tensor = NOT_GIVEN
@@ -62,8 +62,8 @@ class Tree:
         checks = [
             (count == len(self.prompts), f"dfa has {count} automata for {len(self.prompts)} prompts: give one each"),
             (vocab == model.vocab_size, f"dfa reads {vocab} tokens, the model has {model.vocab_size}"),
-            (1 <= self.sinks < states,
-             f"sinks is {self.sinks}: of {states} states the last 1 to {states - 1} can be sinks"),
+            (1 <= self.outcomes < states,
+             f"outcomes is {self.outcomes}: of {states} states 1 to {states - 1} can be"),
             (self.dfa.min() >= 0 and self.dfa.max() < states, f"dfa has states outside 0 .. {states - 1}"),
             (1 <= self.max_new <= room, f"max_new is {self.max_new}: the model's context leaves room for 1 to {room}"),
             (len(forced) == 2 and forced[0] == count and forced[1] < self.max_new,
@@ -77,12 +77,12 @@ class Tree:
     def __len__(self) -> int:
         return len(self.dfa)
 
-    def __getitem__(self, index: slice | Tensor) -> "Tree":
+    def __getitem__(self, index: slice | Tensor) -> "TraceTree":
         """The tree of the problems that an index chooses."""
         forced, ids = self.forced[index], self.ids[index]
         return replace(self, prompts=self.prompts[index], dfa=self.dfa[index], forced=forced, ids=ids)
 
-    def force(self, tokens: Tensor) -> "Tree":
+    def force(self, tokens: Tensor) -> "TraceTree":
         """The same tree with other forced tokens int64[B, F]."""
         return replace(self, forced=tokens)
 
@@ -91,8 +91,8 @@ class Tree:
         return self.forced.shape[1]
 
     @property
-    def first_sink(self) -> int:
-        return self.dfa.shape[1] - self.sinks
+    def first_outcome(self) -> int:
+        return self.dfa.shape[1] - self.outcomes
 
     def after_forced(self) -> tuple[Rows, Tensor]:
         """One row a problem after its forced tokens, and the next logits [B, V]."""
@@ -107,32 +107,32 @@ class Tree:
         problem = torch.arange(len(self), device=self.dfa.device)
         state, length = torch.zeros_like(problem), torch.zeros_like(problem)
         for token in self.forced.T:
-            length += state < self.first_sink
+            length += state < self.first_outcome
             state = self.dfa[problem, state, token]
         return state, length
 
     def step(self, problem: Tensor, state: Tensor, token: Tensor, length: int) -> Tensor:
         """The states int64[R] after one more token, the ``length``-th of its trace; at max_new no state is live."""
         state = self.dfa[problem, state, token]
-        return state.where(state >= self.first_sink, self.dfa.shape[1] - 1) if length == self.max_new else state
+        return state.where(state >= self.first_outcome, self.dfa.shape[1] - 1) if length == self.max_new else state
 
-    def no_ends(self, dtype: torch.dtype) -> Tensor:
-        """[2, B, sinks] of zeros: for every sink the weight of the traces that end there, and weight x length."""
-        return torch.zeros(2, len(self), self.sinks, dtype=dtype, device=self.dfa.device)
+    def zero_totals(self, dtype: torch.dtype) -> Tensor:
+        """[2, B, outcomes] of zeros: for every outcome the weight of the traces that end there, and weight x length."""
+        return torch.zeros(2, len(self), self.outcomes, dtype=dtype, device=self.dfa.device)
 
-    def root(self, weight: float, ends: Tensor) -> tuple[Rows, Tensor, Tensor]:
+    def root(self, weight: float, totals: Tensor) -> tuple[Rows, Tensor, Tensor]:
         """The live prefixes of no more than the forced tokens: rows, states int64[R], next logits [R, V].
 
-        Problems whose forced tokens already lead to a sink add ``weight`` to ends [2, B, sinks] instead.
+        Problems whose forced tokens already lead to an outcome add ``weight`` to totals [2, B, outcomes] instead.
         """
         rows, logits = self.after_forced()
         state, length = self.forced_states()
-        live = state < self.first_sink
+        live = state < self.first_outcome
         if live.all():
             return rows, state, logits
-        ended = rows.problem[~live], state[~live] - self.first_sink
-        ends[0][ended] += weight
-        ends[1][ended] += weight * length[~live]
+        ended = rows.problem[~live], state[~live] - self.first_outcome
+        totals[0][ended] += weight
+        totals[1][ended] += weight * length[~live]
         live = live.nonzero()[:, 0]
         return rows.take(live), state[live], logits[live]
 
@@ -161,29 +161,29 @@ class Tree:
 @dataclass(frozen=True)
 class Traces:
     """Sampled traces of B problems, n each: tokens int64[B, n, max_new] (-1 past the end), the log-probability
-    of each token under the policy fp32[B, n, max_new] (0 past the end), the sink int64[B, n] each ended in."""
+    of each token under the policy fp32[B, n, max_new] (0 past the end), the outcome int64[B, n] each ended in."""
 
     tokens: Tensor
     logp: Tensor
-    sink: Tensor
+    outcome: Tensor
 
     def __getitem__(self, index: tuple[slice, slice]) -> "Traces":
         """A view of some rollouts of some problems."""
-        return Traces(self.tokens[index], self.logp[index], self.sink[index])
+        return Traces(self.tokens[index], self.logp[index], self.outcome[index])
 
 
 @dataclass(frozen=True)
 class Result:
     """Where the traces of B problems end.
 
-    engine: "exact", "split" or "rollout". ends: float64[B, sinks], what is known of the probability of each
-    sink; for the samplers, the share of n rollouts. unknown: float64[B], probability not explored; ends and
+    engine: "exact", "split" or "rollout". outcomes: float64[B, outcomes], what is known of the probability of each
+    outcome; for the samplers, the share of n rollouts. unknown: float64[B], probability not explored; outcomes and
     unknown sum to 1. n: rollouts a problem, None where nothing was sampled. evaluated: prefixes decoded.
-    tokens: float64[B, sinks], ends x the mean length (tokens, forced ones included) of the traces that end there.
+    tokens: float64[B, outcomes], outcomes x the mean length in tokens (forced ones included) of the traces there.
     """
 
     engine: str
-    ends: np.ndarray
+    outcomes: np.ndarray
     unknown: np.ndarray
     n: int | None
     evaluated: int
@@ -193,12 +193,12 @@ class Result:
     @property
     def p_lo(self) -> np.ndarray:
         """float64[B]: a lower bound of p, certified up to the model's fp32 arithmetic; the share if sampled."""
-        return np.clip(self.ends[:, 0], 0.0, 1.0)
+        return np.clip(self.outcomes[:, 0], 0.0, 1.0)
 
     @property
     def p_hi(self) -> np.ndarray:
         """float64[B]: the upper bound that belongs to `p_lo`."""
-        return np.clip(self.ends[:, 0] + self.unknown, 0.0, 1.0)
+        return np.clip(self.outcomes[:, 0] + self.unknown, 0.0, 1.0)
 
     @property
     def exact(self) -> bool:
@@ -210,12 +210,12 @@ class Result:
         """int64[B]: accepted rollouts; raises ValueError where nothing was sampled."""
         if self.n is None:
             raise ValueError(f"engine {self.engine} samples no rollouts to count")
-        return np.rint(self.ends[:, 0] * self.n).astype(np.int64)
+        return np.rint(self.outcomes[:, 0] * self.n).astype(np.int64)
 
 
-def sampled_result(engine: str, ends: Tensor, n: int, evaluated: int, traces: Traces | None = None) -> Result:
-    """The result of n rollouts a problem, counted in ends int64[2, B, sinks] (see `Tree.no_ends`)."""
-    shares, tokens = ends.cpu().numpy() / n
+def sampled_result(engine: str, totals: Tensor, n: int, evaluated: int, traces: Traces | None = None) -> Result:
+    """The result of n rollouts a problem, counted in totals int64[2, B, outcomes] (see `TraceTree.zero_totals`)."""
+    shares, tokens = totals.cpu().numpy() / n
     return Result(engine, shares, np.zeros(len(shares)), n, evaluated, tokens, traces)
 
 
@@ -249,28 +249,28 @@ class Block:
         return rows, model.decode(self.token, rows)
 
 
-def add_ends(ends: Tensor, problem: Tensor, sink: Tensor | int, weight: Tensor, length: int) -> None:
-    """Add the weight [R] of traces of ``length`` tokens that end in a sink int64[R] to ends [2, B, sinks]."""
-    place = problem * ends.shape[2] + sink
-    ends[0].view(-1).index_add_(0, place, weight)
-    ends[1].view(-1).index_add_(0, place, weight * length)
+def add_totals(totals: Tensor, problem: Tensor, outcome: Tensor | int, weight: Tensor, length: int) -> None:
+    """Add the weight [R] of traces of ``length`` tokens that end in an outcome int64[R] to totals [2, B, outcomes]."""
+    place = problem * totals.shape[2] + outcome
+    totals[0].view(-1).index_add_(0, place, weight)
+    totals[1].view(-1).index_add_(0, place, weight * length)
 
 
-def absorb(tree: Tree, rows: Rows, state: Tensor, weight: Tensor, ends: Tensor) -> Block:
-    """Send the weight of each next token to the sink it reaches, in ends [2, B, sinks]; the live children remain.
+def absorb(tree: TraceTree, rows: Rows, state: Tensor, weight: Tensor, totals: Tensor) -> Block:
+    """Send each next token's weight to the outcome it reaches, in totals [2, B, outcomes]; live children remain.
 
     state: int64[R], the state of each row; weight: [R, V], what passes through each next token. What is still
-    live at the length limit goes to the last sink.
+    live at the length limit goes to the last outcome.
     """
     length = rows.length + 1
     after = tree.dfa[rows.problem, state]
-    ended = after >= tree.first_sink
+    ended = after >= tree.first_outcome
     row, token = (ended & (weight > 0)).nonzero(as_tuple=True)
-    add_ends(ends, rows.problem[row], after[row, token] - tree.first_sink, weight[row, token], length)
+    add_totals(totals, rows.problem[row], after[row, token] - tree.first_outcome, weight[row, token], length)
     row, token = (~ended & (weight > 0)).nonzero(as_tuple=True)
     children = Block(rows, row, token, after[row, token], weight[row, token])
     if length == tree.max_new:
-        add_ends(ends, children.problem, tree.sinks - 1, children.weight, length)
+        add_totals(totals, children.problem, tree.outcomes - 1, children.weight, length)
         return children[:0]
     return children
 

@@ -9,7 +9,7 @@ import torch
 from torch import Tensor
 
 from minifork.decoding.rollout import rollout
-from minifork.decoding.traces import Result, Tree
+from minifork.decoding.traces import Result, TraceTree
 from minifork.gpu import kernel
 from minifork.gpu.driver import GPU
 from minifork.gpu.graphed import empty_rows, graphed
@@ -20,7 +20,7 @@ MISSES = 1e-3  # share of tokens
 TOLERANCE_BF16 = 0.02  # of the mean over tokens
 
 
-def sample(tree: Tree, n: int, seed: int, traces: bool = False, bf16: bool = False) -> Result:
+def sample(tree: TraceTree, n: int, seed: int, traces: bool = False, bf16: bool = False) -> Result:
     """Where n rollouts a problem end, as `minifork.decoding.rollout.rollout`, in the fastest way there is.
 
     bf16: let the kernel calculate in bf16, which moves p by up to some percent (docs/kernel.md).
@@ -29,21 +29,21 @@ def sample(tree: Tree, n: int, seed: int, traces: bool = False, bf16: bool = Fal
         return rollout(tree, n, seed, traces)
     try:
         kernel.require_supported(tree)
-        gpu = machine(tree.dfa.device)
+        gpu = cuda_device(tree.dfa.device)
         rows = ready(gpu, tree, gpu.rows(len(tree) * n), bf16)
-        return kernel.run(tree, n, seed, gpu, rows, bf16, traces)
+        return kernel.run_kernel(tree, n, seed, gpu, rows, bf16, traces)
     except UnavailableError as error:
         warnings.warn(f"rollouts run without the fused kernel, several times slower: {error}", stacklevel=2)
     return rollout(tree, n, seed, traces) if traces else graphed(tree, n, seed)
 
 
 @lru_cache
-def machine(device: torch.device) -> GPU:
+def cuda_device(device: torch.device) -> GPU:
     """The GPU, with the kernels loaded so far. Raises UnavailableError."""
     return GPU(device)
 
 
-def ready(gpu: GPU, tree: Tree, rows: int, bf16: bool) -> int:
+def ready(gpu: GPU, tree: TraceTree, rows: int, bf16: bool) -> int:
     """The rows a block decodes: ``rows``, or fewer where so many do not fit. Raises UnavailableError where none do.
 
     Every build is tested before its first use.
@@ -61,11 +61,11 @@ def ready(gpu: GPU, tree: Tree, rows: int, bf16: bool) -> int:
     return rows
 
 
-def self_test(machine: kernel.Machine, tree: Tree, rows: int, bf16: bool) -> None:
+def self_test(machine: kernel.Machine, tree: TraceTree, rows: int, bf16: bool) -> None:
     """Compare the probabilities of tokens that the kernel sampled with torch's; raises UnavailableError if they
     differ."""
     part = tree[:64]
-    traces = kernel.run(part, 32, 0, machine, rows, bf16, traces=True).traces
+    traces = kernel.run_kernel(part, 32, 0, machine, rows, bf16, traces=True).traces
     assert traces is not None
     scored, expected = kernel.score(part, traces.tokens, machine, rows, bf16), teacher_forced(part, traces.tokens)
     apart = (scored.exp() - expected.exp()).abs()[traces.tokens >= 0]
@@ -77,7 +77,7 @@ def self_test(machine: kernel.Machine, tree: Tree, rows: int, bf16: bool) -> Non
 
 
 @torch.no_grad()
-def teacher_forced(tree: Tree, tokens: Tensor) -> Tensor:
+def teacher_forced(tree: TraceTree, tokens: Tensor) -> Tensor:
     """The log-probabilities float64[B, n, T] of traces int64[B, n, T] (-1 past the end) under the tree's policy.
 
     By torch, in fp32; 0 past the end and for the tree's forced tokens.

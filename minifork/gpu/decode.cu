@@ -79,19 +79,19 @@ struct Args {
     const real* weights;        // packed by minifork/gpu/kernel.py: LAYERS * LAYER, then the head [OUT, WIDTH]
     const float* token;         // [VOCAB, WIDTH], embeddings
     const float* position;      // [STEPS, WIDTH], embeddings of the positions after the prompt
-    const unsigned short* dfa;  // [B, states, VOCAB]; the last sinks states are sinks
+    const unsigned short* dfa;  // [B, states, VOCAB]; the last `outcomes` states end a trace
     const int* forced;          // [B, forced_len], what every trace begins with
     const u32* ids;             // [B], global problem numbers, part of the key of every draw
     const int* given;           // score mode: [B, n, STEPS], tokens to follow instead of drawing, -1 past the end
     real* suffix;               // scratch [blocks, LAYERS, 2, ROWS, STEPS, WIDTH]
-    u64* ends;                  // [2, B, sinks], added to: traces that end in each sink, and their tokens
+    u64* totals;                // [2, B, outcomes], added to: traces that end in each outcome, and their tokens
     int* tokens;                // with traces: [B, n, STEPS], as are the next two
     float* gap;                 // logit of the token under the policy, less the largest one
     float* total;               // sum over tokens of exp(logit - largest)
-    int* sink;                  // with traces: [B, n]
+    int* outcome;               // with traces: [B, n]
     u32* bad;                   // the smallest problem with logits that are not finite; unsigned -1 if none
     long long problems, n;      // n rollouts of every problem
-    int states, sinks, forced_len, policy_steps;
+    int states, outcomes, forced_len, policy_steps;
     int step[MOST_STEPS];
     float value[MOST_STEPS];
     u32 seed_lo, seed_hi;
@@ -526,23 +526,23 @@ FN void choose(Tile& tile, const Args& args, int tid) {
         args.total[work * STEPS + at] = forced ? 1.0f : total;
     }
     tile.chosen[tid] = token < 0 ? 0 : token, tile.length[tid] = at + 1;
-    int sink = -1;
+    int outcome = -1;
     if (args.given) {  // follow to the end, wherever the automaton is
-        if (at + 1 == STEPS || args.given[work * STEPS + at + 1] < 0) sink = 0;
+        if (at + 1 == STEPS || args.given[work * STEPS + at + 1] < 0) outcome = 0;
     } else {
         const int state = args.dfa[((long long)problem * args.states + tile.state[tid]) * VOCAB + token];
         tile.state[tid] = state;
-        if (state >= args.states - args.sinks) sink = state - (args.states - args.sinks);
-        else if (at + 1 == STEPS) sink = args.sinks - 1;
+        if (state >= args.states - args.outcomes) outcome = state - (args.states - args.outcomes);
+        else if (at + 1 == STEPS) outcome = args.outcomes - 1;
     }
-    if (sink < 0) {
+    if (outcome < 0) {
         tile.status[tid] = RUNNING;
         return;
     }
     tile.status[tid] = FREE;
-    add(args.ends + problem * args.sinks + sink, 1);
-    add(args.ends + (args.problems + problem) * args.sinks + sink, (u64)(at + 1));
-    if (args.sink) args.sink[work] = sink;
+    add(args.totals + problem * args.outcomes + outcome, 1);
+    add(args.totals + (args.problems + problem) * args.outcomes + outcome, (u64)(at + 1));
+    if (args.outcome) args.outcome[work] = outcome;
 }
 
 FN int is_due(Tile& tile, int tid) { return tid < ROWS && tile.status[tid] == DUE; }

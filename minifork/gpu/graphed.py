@@ -12,27 +12,28 @@ import torch
 from torch import Tensor
 
 from minifork.decoding.philox import uniform
-from minifork.decoding.rollout import SAMPLE, draw
-from minifork.decoding.traces import Result, Tree, add_ends, sampled_result
+from minifork.decoding.rollout import SAMPLE, draw_token
+from minifork.decoding.traces import Result, TraceTree, add_totals, sampled_result
 from minifork.gpt import Prompts, Rows
 
 
-def empty_rows(tree: Tree, n: int) -> Rows:
+def empty_rows(tree: TraceTree, n: int) -> Rows:
     """A KV cache of n rows for every problem."""
     problem = torch.arange(len(tree), device=tree.dfa.device).repeat_interleave(n)
     return Rows(tree.prompts, problem, tree.max_new, shared=True)
 
 
 @torch.no_grad()
-def dense(tree: Tree, rows: Rows, first: Tensor, seed: int | None) -> tuple[Tensor, Tensor]:
+def dense(tree: TraceTree, rows: Rows, first: Tensor, seed: int | None) -> tuple[Tensor, Tensor]:
     """Where rollouts first, first + 1, ... of every problem end, as many as it has rows (see `empty_rows`).
 
-    Returns ends int64[2, B, sinks] (see `Tree.no_ends`), and whether all logits were finite, bool[]. first: int64[].
-    seed: of the counter-based draws, which are those of every other backend; None for torch's own generator.
+    Returns totals int64[2, B, outcomes] (`TraceTree.zero_totals`), and whether all logits were finite, bool[].
+    first: int64[]. seed: of the counter-based draws, which are those of every other backend; None for torch's own
+    generator.
     """
     device, problem, rows.length = tree.dfa.device, rows.problem, 0
     rollout = first + torch.arange(len(rows), device=device) % (len(rows) // len(tree))
-    ends, state = tree.no_ends(torch.int64), torch.zeros_like(problem)
+    totals, state = tree.zero_totals(torch.int64), torch.zeros_like(problem)
     live, finite = torch.ones_like(problem, dtype=torch.bool), torch.ones((), dtype=torch.bool, device=device)
     logits = tree.prompts.logits[problem]
     for step in range(tree.max_new):
@@ -42,14 +43,14 @@ def dense(tree: Tree, rows: Rows, first: Tensor, seed: int | None) -> tuple[Tens
         else:
             ids = tree.ids[problem]
             u = torch.rand(len(problem), device=device) if seed is None else uniform(seed, rollout, step, ids, SAMPLE)
-            token = draw(tree.policy(logits), u)
+            token = draw_token(tree.policy(logits), u)
         state = torch.where(live, tree.step(problem, state, token, step + 1), state)
-        ended = live & (state >= tree.first_sink)
-        add_ends(ends, problem, (state - tree.first_sink).clamp(min=0), ended.long(), step + 1)
+        ended = live & (state >= tree.first_outcome)
+        add_totals(totals, problem, (state - tree.first_outcome).clamp(min=0), ended.long(), step + 1)
         live = live & ~ended
         if step < tree.max_new - 1:
             logits = tree.model.decode(token, rows)
-    return ends, finite
+    return totals, finite
 
 
 class Graph:
@@ -58,7 +59,7 @@ class Graph:
     run: `dense`, or a compiled one. On a CPU nothing is recorded, and every call runs the operations anew.
     """
 
-    def __init__(self, tree: Tree, n: int, seed: int | None, run: Callable = dense) -> None:
+    def __init__(self, tree: TraceTree, n: int, seed: int | None, run: Callable = dense) -> None:
         logits, k, v, dfa, ids, forced = (tensor.clone() for tensor in _inputs(tree))
         self.tree = replace(tree, prompts=Prompts(logits, k, v), dfa=dfa, forced=forced, ids=ids)
         self.rows, self.seed, self.run, self.graph = empty_rows(self.tree, n), seed, run, None
@@ -77,7 +78,7 @@ class Graph:
     def _run(self) -> tuple[Tensor, Tensor]:
         return self.run(self.tree, self.rows, self.first, self.seed)
 
-    def __call__(self, tree: Tree, first: int) -> tuple[Tensor, Tensor]:
+    def __call__(self, tree: TraceTree, first: int) -> tuple[Tensor, Tensor]:
         """What `dense` returns for these problems; overwritten by the next call."""
         self.first.fill_(first)
         for mine, theirs in zip(_inputs(self.tree), _inputs(tree), strict=True):
@@ -88,11 +89,11 @@ class Graph:
         return self.out
 
 
-def _inputs(tree: Tree) -> list[Tensor]:
+def _inputs(tree: TraceTree) -> list[Tensor]:
     return [tree.prompts.logits, tree.prompts.k, tree.prompts.v, tree.dfa, tree.ids, tree.forced]
 
 
-def graphed(tree: Tree, n: int, seed: int | None, rows: int = 2**16) -> Result:
+def graphed(tree: TraceTree, n: int, seed: int | None, rows: int = 2**16) -> Result:
     """Where n rollouts a problem end, about ``rows`` of them at once; as `minifork.decoding.rollout.rollout`.
 
     Raises ValueError on logits that are not finite.
@@ -100,7 +101,7 @@ def graphed(tree: Tree, n: int, seed: int | None, rows: int = 2**16) -> Result:
     at_once = min(n, rows)
     problems = max(1, min(len(tree), rows // at_once))
     graphs: dict[tuple[int, int], Graph] = {}
-    ends, finite = tree.no_ends(torch.int64), torch.ones((), dtype=torch.bool, device=tree.dfa.device)
+    totals, finite = tree.zero_totals(torch.int64), torch.ones((), dtype=torch.bool, device=tree.dfa.device)
     for start in range(0, len(tree), problems):
         part = tree[start : start + problems]
         for first in range(0, n, at_once):
@@ -108,8 +109,8 @@ def graphed(tree: Tree, n: int, seed: int | None, rows: int = 2**16) -> Result:
             if shape not in graphs:
                 graphs[shape] = Graph(part, shape[1], seed)
             ended, fine = graphs[shape](part, first)
-            ends[:, start : start + problems] += ended
+            totals[:, start : start + problems] += ended
             finite &= fine
     if not finite:
         raise ValueError("the model's logits are not finite")
-    return sampled_result("rollout", ends, n, int(ends[1].sum()) - len(tree) * n)
+    return sampled_result("rollout", totals, n, int(totals[1].sum()) - len(tree) * n)

@@ -17,7 +17,7 @@ from einops import rearrange
 from torch import Tensor
 
 from minifork.decoding.policy import Policy
-from minifork.decoding.traces import Result, Traces, Tree, sampled_result
+from minifork.decoding.traces import Result, Traces, TraceTree, sampled_result
 from minifork.gpt import GPT
 
 SOURCE = Path(__file__).parent / "decode.cu"
@@ -25,7 +25,7 @@ WIDTHS, HEAD_SIZES, MOST_LAYERS, MOST_TOKENS, LONGEST = (64, 128, 256), (16, 32,
 TILES = (64, 32, 16)  # rows a block may decode side by side, the best for large batches first
 STEPS = {"temperature": 0, "top_k": 1, "top_p": 2, "min_p": 3}
 MOST_STEPS = 4
-OUTPUTS = ("ends", "tokens", "gap", "total", "sink")
+OUTPUTS = ("totals", "tokens", "gap", "total", "outcome")
 
 
 class UnavailableError(Exception):
@@ -71,10 +71,10 @@ class Args(ctypes.Structure):
     _fields_ = [
         *((name, ctypes.c_void_p) for name in (
             "logits", "prompt", "weights", "token", "position", "dfa", "forced", "ids", "given", "suffix",
-            "ends", "tokens", "gap", "total", "sink", "bad",
+            "totals", "tokens", "gap", "total", "outcome", "bad",
         )),
         *((name, ctypes.c_longlong) for name in ("problems", "n")),
-        *((name, ctypes.c_int) for name in ("states", "sinks", "forced_len", "policy_steps")),
+        *((name, ctypes.c_int) for name in ("states", "outcomes", "forced_len", "policy_steps")),
         ("step", ctypes.c_int * MOST_STEPS),
         ("value", ctypes.c_float * MOST_STEPS),
         ("seed_lo", ctypes.c_uint),
@@ -82,7 +82,7 @@ class Args(ctypes.Structure):
     ]  # fmt: skip
 
 
-def require_supported(tree: Tree) -> None:
+def require_supported(tree: TraceTree) -> None:
     """Raise UnavailableError, saying why, where the kernel cannot run this tree."""
     shape, length = tree.model.shape, tree.prompts.length + tree.max_new
     size = shape.width // shape.heads
@@ -113,7 +113,7 @@ def policy_steps(policy: Policy) -> list[tuple[int, float]]:
     return steps
 
 
-def build_for(tree: Tree, rows: int, bf16: bool) -> Build:
+def build_for(tree: TraceTree, rows: int, bf16: bool) -> Build:
     """The build that runs this tree."""
     shape, lengths = tree.model.shape, (tree.prompts.length, tree.max_new)
     return Build(shape.width, shape.heads, shape.layers, tree.model.vocab_size, *lengths, rows, int(bf16))
@@ -149,19 +149,19 @@ def fragments(matrix: Tensor) -> Tensor:
     return rearrange(matrix.bfloat16(), order, column=8, mma=2, register=2, quad=4, pair=2)
 
 
-def run(
-    tree: Tree, n: int, seed: int, machine: Machine, rows: int = 64, bf16: bool = True, traces: bool = False
+def run_kernel(
+    tree: TraceTree, n: int, seed: int, machine: Machine, rows: int = 64, bf16: bool = True, traces: bool = False
 ) -> Result:
     """Where n rollouts a problem end, as `minifork.decoding.rollout.rollout`, by the kernel.
 
     On out-of-memory it halves the problems and retries, with a warning.
     """
     out = _launch(tree, n, seed, machine, build_for(tree, rows, bf16), None, traces)
-    sampled = Traces(out["tokens"].long(), _logp(out).float(), out["sink"].long()) if traces else None
-    return sampled_result("rollout", out["ends"], n, int(out["ends"][1].sum()) - len(tree) * n, sampled)
+    sampled = Traces(out["tokens"].long(), _logp(out).float(), out["outcome"].long()) if traces else None
+    return sampled_result("rollout", out["totals"], n, int(out["totals"][1].sum()) - len(tree) * n, sampled)
 
 
-def score(tree: Tree, tokens: Tensor, machine: Machine, rows: int = 64, bf16: bool = True) -> Tensor:
+def score(tree: TraceTree, tokens: Tensor, machine: Machine, rows: int = 64, bf16: bool = True) -> Tensor:
     """Teacher-forced log-probabilities float64[B, n, max_new] of traces int64[B, n, max_new] (-1 past the end).
 
     In the kernel's own arithmetic, under the tree's policy; 0 past the end and for the tree's forced tokens. So a trace
@@ -175,7 +175,7 @@ def _logp(out: dict[str, Tensor]) -> Tensor:
 
 
 def _launch(
-    tree: Tree, n: int, seed: int, machine: Machine, build: Build, given: Tensor | None, traces: bool
+    tree: TraceTree, n: int, seed: int, machine: Machine, build: Build, given: Tensor | None, traces: bool
 ) -> dict[str, Tensor]:
     """Lay everything out, launch the kernel, and return its OUTPUTS by name."""
     try:
@@ -194,16 +194,16 @@ def _launch(
         _launch(tree[part], n, seed, machine, build, None if given is None else given[part], traces)
         for part in (slice(half), slice(half, None))
     )
-    return {name: torch.cat([first[name], second[name]], dim=int(name == "ends")) for name in first}
+    return {name: torch.cat([first[name], second[name]], dim=int(name == "totals")) for name in first}
 
 
 @torch.no_grad()
 def lay_out(
-    tree: Tree, n: int, seed: int, machine: Machine, build: Build, given: Tensor | None, traces: bool
+    tree: TraceTree, n: int, seed: int, machine: Machine, build: Build, given: Tensor | None, traces: bool
 ) -> tuple[dict[str, Tensor], Args, int]:
     """What a launch of the kernel needs: tensors by name, the arguments that point to them, the number of blocks.
 
-    The tensors must live as long as the kernel runs. It reads most of them and writes OUTPUTS and ``bad``; ``ends``
+    The tensors must live as long as the kernel runs. It reads most of them and writes OUTPUTS and ``bad``; ``totals``
     is added to.
     """
     count, device, model = len(tree), tree.dfa.device, tree.model
@@ -223,7 +223,7 @@ def lay_out(
         "forced": tree.forced.int(),
         "ids": tree.ids.int(),
         "suffix": torch.empty(scratch, dtype=build.dtype, device=device),
-        "ends": tree.no_ends(torch.int64),
+        "totals": tree.zero_totals(torch.int64),
         "bad": torch.full((1,), -1, dtype=torch.int32, device=device),
     }
     if given is not None:
@@ -232,12 +232,12 @@ def lay_out(
         shape = count, n, build.steps
         tensors["tokens"] = torch.full(shape, -1, dtype=torch.int32, device=device)
         tensors["gap"], tensors["total"] = torch.zeros(shape, device=device), torch.ones(shape, device=device)
-        tensors["sink"] = torch.full(shape[:2], -1, dtype=torch.int32, device=device)
+        tensors["outcome"] = torch.full(shape[:2], -1, dtype=torch.int32, device=device)
     tensors = {name: tensor.contiguous() for name, tensor in tensors.items()}
     steps = policy_steps(tree.policy)
     args = Args(
         **{name: tensor.data_ptr() for name, tensor in tensors.items()},
-        problems=count, n=n, states=tree.dfa.shape[1], sinks=tree.sinks, forced_len=tree.forced_len,
+        problems=count, n=n, states=tree.dfa.shape[1], outcomes=tree.outcomes, forced_len=tree.forced_len,
         policy_steps=len(steps), seed_lo=seed & 0xFFFFFFFF, seed_hi=seed >> 32 & 0xFFFFFFFF,
     )  # fmt: skip
     for i, (step, value) in enumerate(steps):

@@ -15,8 +15,8 @@ from minifork.settings import Eval
 
 @dataclass(frozen=True)
 class ProblemSet:
-    """Problems of a task as tensors: prompts [n, P], automata [n, S, V] with their sinks' names, fork prefix [n, F] and
-    branches [n, d], right first, or None for both where the task declares no fork.
+    """Problems of a task as tensors: prompts [n, P], automata [n, S, V] and the names of their outcomes, fork prefix
+    [n, F] and branches [n, d], right first, or None for both where the task declares no fork.
 
     prefixes: how many rows, one after the other, are the same problem with another random integer before its trace
     (`sft.prefix`). A sample draws one of them, so a problem's probabilities are the means over its rows.
@@ -27,13 +27,13 @@ class ProblemSet:
     dfa: Tensor
     fork: Tensor | None
     branches: Tensor | None
-    sinks: tuple[str, ...]
+    outcomes: tuple[str, ...]
     prefixes: int = 1
 
     @cached_property
     def shortest(self) -> Tensor:
         """int64[n, S]: the fewest tokens from each state of the automata to acceptance."""
-        return torch.from_numpy(DFA(self.dfa.cpu().numpy(), self.sinks).shortest())
+        return torch.from_numpy(DFA(self.dfa.cpu().numpy(), self.outcomes).shortest())
 
     def at_fork(self) -> tuple[Tensor, Tensor]:
         """The fork prefix and the branches; raises ValueError where the task declares no fork."""
@@ -42,7 +42,7 @@ class ProblemSet:
         return self.fork, self.branches
 
 
-def draw(task: Task, settings: Eval, order: str = "shuffled", cue_rate: float = 0.0) -> Problems:
+def evaluation_problems(task: Task, settings: Eval, order: str = "shuffled", cue_rate: float = 0.0) -> Problems:
     """The problems that an evaluation asks for, their branches printed in an order, a share of them cued."""
     task = task.printed(order)
     return streams.test_problems(task, settings.problems, cue_rate, forked=settings.forked, stream=settings.split)
@@ -74,7 +74,9 @@ def problem_set(task: Task, problems: Problems, device: str, grading: str = "ste
         None if array is None else tensor(array) for array in (task.fork_prefix(problems), task.children(problems))
     )
     automata = tensor(dfa.next.astype(np.int64))
-    return ProblemSet(task, torch.from_numpy(prompts).to(device), automata, fork, branches, dfa.sinks, max(1, prefix))
+    return ProblemSet(
+        task, torch.from_numpy(prompts).to(device), automata, fork, branches, dfa.outcomes, max(1, prefix)
+    )
 
 
 def over_prefixes(problems: ProblemSet, values: np.ndarray) -> np.ndarray:

@@ -22,7 +22,7 @@ def coverage(result: Result, ks: Sequence[int]) -> dict:
     """
     p = result.p_lo
     if result.n is None:
-        solved = passk.solve_rate(p[:, None], ks)
+        solved = passk.problem_pass_at_k(p[:, None], ks)
         low, high = (passk.pass_at_k(bound, ks) for bound in (result.p_lo, result.p_hi))
         rho = passk.rho(p)
     else:
@@ -35,7 +35,7 @@ def coverage(result: Result, ks: Sequence[int]) -> dict:
     return {
         "engine": result.engine,
         "n": result.n,
-        "tokens": float(result.tokens.sum() / result.ends.sum()) if result.ends.any() else None,
+        "tokens": float(result.tokens.sum() / result.outcomes.sum()) if result.outcomes.any() else None,
         "pass_at": by_k(ks, passed),
         "pass_at_lo": None if low is None else by_k(ks, low),
         "pass_at_hi": None if high is None else by_k(ks, high),
@@ -53,7 +53,7 @@ def wasted(result: Result, shortest: np.ndarray) -> float | None:
 
     shortest: int64[B], the tokens of the shortest accepted trace of each problem.
     """
-    accepted = result.ends[:, 0]
+    accepted = result.outcomes[:, 0]
     longer = max(0.0, float((result.tokens[:, 0] - accepted * shortest).sum()))  # never negative but for rounding
     return longer / float(accepted.sum()) if accepted.any() else None
 
@@ -65,7 +65,7 @@ def unbiased(accepted: np.ndarray, n: int, ks: Sequence[int]) -> np.ndarray:
 
 def stratified_coverage(result: Strata, ks: Sequence[int]) -> dict:
     """pass@k of a stratified decoder; what is defined for i.i.d. samples only is null."""
-    low, high = (stratified.solve_rate(p, ks) for p in (result.p_lo, result.p_hi))
+    low, high = (stratified.dealt_pass_at_k(p, ks) for p in (result.p_lo, result.p_hi))
     missing = dict.fromkeys(("tokens", "J", "index", "rho", "cover_at", "sampling_error"))
     return {
         "engine": "exact",
@@ -88,9 +88,9 @@ def ci95(ks: Sequence[int], solved: np.ndarray) -> dict[str, list[float]]:
     return {str(k): intervals.probability_interval(p[None]).tolist() for k, p in zip(ks, solved.T, strict=True)}
 
 
-def errors(result: Result, sinks: Sequence[str]) -> dict[str, float]:
+def errors(result: Result, outcomes: Sequence[str]) -> dict[str, float]:
     """The share of each way to fail, averaged over problems; with pass@1 they sum to 1 where all is known."""
-    return dict(zip(sinks[1:], result.ends.mean(axis=0)[1:].tolist(), strict=True))
+    return dict(zip(outcomes[1:], result.outcomes.mean(axis=0)[1:].tolist(), strict=True))
 
 
 def fork_statistics(branch: np.ndarray) -> dict:

@@ -37,7 +37,7 @@ def _folders(config: Config) -> list[Path]:
     return [path for path in inside if (path / RECORD).exists() or (path / legacy.RECORD).exists()]
 
 
-def read(folder: Path) -> Run:
+def read_run(folder: Path) -> Run:
     """The run in a folder.
 
     Raises ValueError naming the record when it is missing, damaged, of another project or of a newer version.
@@ -82,7 +82,7 @@ def all_runs(config: Config) -> list[Run]:
     readable = []
     for folder in _folders(config):
         try:
-            readable.append(read(folder))
+            readable.append(read_run(folder))
         except (ValueError, OSError) as error:
             print(f"{folder}: left out, {error}", flush=True)
     return sorted(readable, key=lambda run: (run.stage != "base", run.name))
@@ -91,10 +91,10 @@ def all_runs(config: Config) -> list[Run]:
 def find(config: Config, stage: str) -> Run | None:
     """The run that a config asks for, None when there is none; raises ValueError when its record is unreadable."""
     folder = folder_of(config, stage)
-    return read(folder) if folder in _folders(config) else None
+    return read_run(folder) if folder in _folders(config) else None
 
 
-def require(config: Config, stage: str) -> Run:
+def require_run(config: Config, stage: str) -> Run:
     """The finished run that a config asks for; raises ValueError saying how to make it."""
     if run := finished(config, stage):
         return run
@@ -123,7 +123,7 @@ def require_parent(run: Run) -> None:
         folder = folder_of(replace(run.config, runs=str(run.folder.parent.parent)), stage)
     if not folder.exists():
         return
-    before = read(folder)
+    before = read_run(folder)
     if before.complete and before.weights_hash(parent["file"]) != parent["weights"]:
         start = folder / parent["file"]
         raise ValueError(f"{run.folder} started from other weights than {start} holds now; remove it and run it again")

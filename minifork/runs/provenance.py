@@ -10,7 +10,7 @@ from minifork.schema import Config
 from minifork.storage import files
 
 
-def machine() -> str:
+def processor() -> str:
     """The processor's name."""
     try:
         text = Path("/proc/cpuinfo").read_text(encoding="utf-8")
@@ -32,4 +32,4 @@ def instruction_sets() -> list[str]:
 def made_by(config: Config) -> dict[str, str]:
     """What a result file says of how it was made: this process's command, the config's hash, the machine."""
     command = shlex.join(["minifork", *sys.argv[1:]])
-    return {"command": command, "config_hash": files.fingerprint(configs.to_tree(config)), "machine": machine()}
+    return {"command": command, "config_hash": files.fingerprint(configs.to_tree(config)), "machine": processor()}

@@ -20,7 +20,7 @@ _BLOCK = 4_000_000  # entries of an array that is made at a time
 _FACTORS = 1000  # of a product, above which its Stirling series is as accurate
 
 
-def solve_rate(p: ArrayLike, k: ArrayLike) -> np.ndarray:
+def problem_pass_at_k(p: ArrayLike, k: ArrayLike) -> np.ndarray:
     """1 - (1 - p)^k in fp64, stable for p near 0 and 1; p and k broadcast against each other."""
     p = np.clip(np.asarray(p, dtype=np.float64), 0.0, 1.0)
     with np.errstate(divide="ignore"):
@@ -37,7 +37,7 @@ def pass_at_k(p: ArrayLike, ks: ArrayLike) -> np.ndarray:
         raise ValueError(f"p has the shape {p.shape}: give one probability, in [0, 1], for every problem")
     if ks.ndim != 1 or not (ks >= 1).all():
         raise ValueError(f"ks is {ks.tolist()}: give numbers of samples, each at least 1")
-    return solve_rate(p[:, None], ks).mean(axis=0)
+    return problem_pass_at_k(p[:, None], ks).mean(axis=0)
 
 
 def unbiased(correct: ArrayLike, n: int, k: int) -> np.ndarray:
@@ -117,7 +117,7 @@ def cover_at(p: np.ndarray, taus: ArrayLike) -> np.ndarray:
 def polarisation(mean_p: np.ndarray, passed: np.ndarray, ks: ArrayLike) -> tuple[np.ndarray, np.ndarray]:
     """J_k and the polarisation index from mean p [...] and pass@k [..., K]; the index is 0/0 = 0 at k = 1."""
     mean_p = np.asarray(mean_p)[..., None]
-    ceiling = solve_rate(mean_p, ks)
+    ceiling = problem_pass_at_k(mean_p, ks)
     loss = np.maximum(ceiling - passed, 0.0)
     room = ceiling - mean_p
     return loss, np.divide(loss, room, out=np.zeros_like(loss), where=room > 1e-12)

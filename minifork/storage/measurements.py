@@ -45,7 +45,7 @@ def packed(arrays: dict[str, np.ndarray]) -> bytes:
     return buffer.getvalue()
 
 
-def save(folder: Path, key: Key, measurement: Measurement) -> None:
+def save_measurement(folder: Path, key: Key, measurement: Measurement) -> None:
     """Keep a measurement with its run; a process that is killed leaves all of it or nothing that is read.
 
     Raises OSError or ValueError naming the file when it cannot be written, or holds what is no number.
@@ -57,7 +57,7 @@ def save(folder: Path, key: Key, measurement: Measurement) -> None:
     write_json(path, stored | {"checksum": fingerprint(json.loads(json.dumps(stored)))})
 
 
-def load(folder: Path, key: Key) -> Measurement | None:
+def load_measurement(folder: Path, key: Key) -> Measurement | None:
     """The measurement with a key, None where there is none.
 
     Raises ValueError naming a file that is damaged or was edited.

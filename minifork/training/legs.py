@@ -9,7 +9,7 @@ from typing import Any
 
 import torch
 
-from minifork.runs import machine
+from minifork.runs import processor
 
 WORDS = {  # what may move bits, in the words of a message
     "machine": "processor",
@@ -26,8 +26,8 @@ def new_leg(step: int, device: str) -> dict[str, Any]:
     torch uses on it, the device that it trains on, torch's version and its number of threads."""
     return {
         "from": step,
-        "machine": machine(),
-        "architecture": platform.machine(),
+        "machine": processor(),
+        "architecture": platform.processor(),
         "capability": torch.backends.cpu.get_cpu_capability(),
         "device": torch.cuda.get_device_name() if device == "cuda" else device,
         "torch": str(torch.__version__),  # a plain word, which can be read without executing anything

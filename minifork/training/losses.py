@@ -2,7 +2,7 @@
 
 Each returns a scalar in nats, in fp32, and takes one number that shapes it:
 
-    parse("cross_entropy")    parse("label_smoothing=0.1")    parse("coverage=16")
+    parse_loss("cross_entropy")    parse_loss("label_smoothing=0.1")    parse_loss("coverage=16")
 
 A sequence's log-probability is the sum over its targets; everything else is a mean over targets.
 """
@@ -122,7 +122,7 @@ class Loss:
         return LOSSES[self.name][0](logits, targets, self.value)
 
 
-def parse(text: str) -> Loss:
+def parse_loss(text: str) -> Loss:
     """The loss written as "name" or "name=value"; raises ValueError naming what is wrong."""
     name, equals, value = text.partition("=")
     try:

@@ -99,12 +99,12 @@ def group_objective(config: Config, reference: GPT, device: str, say: Callable[[
     def update(model: GPT, step: int) -> tuple[Tensor, int, dict[str, Tensor]]:
         nonlocal barren
         batch = problem_set(task, problems_of(config, step), device)
-        tree = measure.tree_of(model, batch, Policy())
+        tree = measure.trace_tree(model, batch, Policy())
         tree = replace(tree, ids=tree.ids + step * plan.prompts)  # draws of their own for every update
         tree = tree if plan.mode == FREE else measure.force_mode(tree, task, plan.mode)
         traces = sample(tree, plan.group, config.seed, traces=True).traces
         assert traces is not None
-        reward = (traces.sink == 0).float()
+        reward = (traces.outcome == 0).float()
         advantage = ADVANTAGES[plan.advantage](reward, plan.k)
         barren = 0 if bool(advantage.any()) else barren + 1
         if barren == PATIENCE:

@@ -31,7 +31,7 @@ def sft(config: Config, resume: bool) -> Run:
 
     Raises ValueError where `pretrain` does, for a base that is missing, and for data that leaks.
     """
-    start = runs.require(config, "base").checkpoint()
+    start = runs.require_run(config, "base").checkpoint()
     with runs.hold(config, "sft", start, resume) as run:
         return complete(run, start)
 
@@ -41,7 +41,7 @@ def rl(config: Config, resume: bool) -> Run:
 
     Raises ValueError where `pretrain` does, for a start that is missing, and for sft.prefix.
     """
-    start = runs.require(config, "sft" if config.rl.epoch else "base").checkpoint(config.rl.epoch or None)
+    start = runs.require_run(config, "sft" if config.rl.epoch else "base").checkpoint(config.rl.epoch or None)
     with runs.hold(config, "rl", start, resume) as run:
         return complete(run, start)
 
@@ -69,12 +69,12 @@ def _pretrain(run: Run) -> None:
         f"{run.name}: pretraining {parameters:,} parameters on random walks, "
         f"{plan.steps} steps of {plan.batch} x {config.walks.seq_len} tokens"
     )
-    objective = supervised(walk_batches(config), losses.parse("cross_entropy"), device)
+    objective = supervised(walk_batches(config), losses.parse_loss("cross_entropy"), device)
     fit(model, Job(run, objective, plan.steps, plan), device)
 
 
 def _fine_tune(run: Run, start: Checkpoint) -> None:
-    config, plan, loss = run.config, run.config.sft, losses.parse(run.config.sft.loss)
+    config, plan, loss = run.config, run.config.sft, losses.parse_loss(run.config.sft.loss)
     data = sft_data(config, 0)
     check_leaks(run, data)
     steps = -(-plan.epochs * plan.traces // plan.batch)

@@ -19,8 +19,8 @@ def wise(config: Config) -> None:
 
     Raises ValueError naming the file when a run is missing or shapes differ.
     """
-    tuned, early = runs.require(config, "sft"), config.wise.early
-    before = tuned.checkpoint(early) if early else runs.require(config, "base").checkpoint()
+    tuned, early = runs.require_run(config, "sft"), config.wise.early
+    before = tuned.checkpoint(early) if early else runs.require_run(config, "base").checkpoint()
     if early >= tuned.epochs[-1]:
         raise ValueError(f"{before.path} is the last snapshot: wise.early must leave one after it")
     for share in config.wise.shares:

@@ -103,7 +103,7 @@ def test_traces_evaluate_the_prompt(task, seed):
 @hypothesis_settings
 @given(tasks(), st.integers(0, 2**32))
 def test_one_trace_a_mode_is_accepted(task, seed):
-    """Every other token at every place of a right trace leads to a sink, of the kind that was due there."""
+    """Every other token at every place of a right trace leads to an outcome, of the kind that was due there."""
     problems = task.sample(np.random.default_rng(seed), 2)
     prompts, dfa = task.prompts(problems), task.dfa(problems)
     for mode, i in itertools.product(task.mode_names, range(2)):

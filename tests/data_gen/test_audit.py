@@ -47,7 +47,7 @@ def train_problems(n: int, task: Star = REFERENCE) -> Problems:
 @pytest.mark.parametrize("task", sorted(TASKS.keys() - ALIASES.keys()))
 def test_shipped_sets_do_not_leak(task):
     """The data are a fixed function of the config."""
-    config = configs.load(task)
+    config = configs.load_config(task)
     assert names_flagged(config.data, stages.sft_data(config, 0), config.sft.fork_rate) == set()
 
 

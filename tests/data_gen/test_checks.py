@@ -11,7 +11,7 @@ from data_gen.sizes import Sizes
 from data_gen.star import Star
 from data_gen.task import PAD, Task
 from data_gen.verifier import DFA
-from examples.new_task import SINKS, Maze
+from examples.new_task import OUTCOMES, Maze
 
 TRACES, DFA_OF, CHILDREN = Maze.traces, Maze.dfa, Maze.children
 
@@ -34,8 +34,8 @@ def endless_traces(self, problems, mode):
 def dfa_of_the_print(self, problems):
     """SEP where the mode is due is one mistake or another."""
     table = DFA_OF(self, problems).next.copy()
-    table[printed_odd(problems), 0, self.sep] = DFA_OF(self, problems).first_sink + SINKS.index("no_door")
-    return DFA(table, SINKS)
+    table[printed_odd(problems), 0, self.sep] = DFA_OF(self, problems).first_outcome + OUTCOMES.index("no_door")
+    return DFA(table, OUTCOMES)
 
 
 WRONG = [
@@ -52,7 +52,7 @@ WRONG = [
     ("dfa", dfa_of_the_print, r"dfa\(problems\) changes when reprint"),
     (
         "dfa",
-        lambda self, p: DFA(np.insert(DFA_OF(self, p).next, 0, 0, axis=2), SINKS),
+        lambda self, p: DFA(np.insert(DFA_OF(self, p).next, 0, 0, axis=2), OUTCOMES),
         r"not \[n, states, vocab_size\]",
     ),
     ("children", lambda self, p: CHILDREN(self, p)[:, ::-1], "begins with fork_prefix.* column 0 of children"),
@@ -86,21 +86,21 @@ STARS = [Star(16, 5, 3, modes="REV,SEARCH,FWD"), Star(6, 1, 4, "published"), Siz
 @pytest.mark.parametrize("task", [Maze(4, 3), *STARS, Arith(12, 2, 3, None, modes="FWD,REV,RAT")], ids=str)
 def test_right_tasks_pass_once(task):
     """Checked when the first problems are drawn and not again."""
-    checks.check.cache_clear()
+    checks.check_task.cache_clear()
     for step in range(2):
         streams.problems(task, 0, "train", 1, step)
-    assert (checks.check.cache_info().misses, checks.check.cache_info().hits) == (1, 1)
+    assert (checks.check_task.cache_info().misses, checks.check_task.cache_info().hits) == (1, 1)
 
 
 def test_automata_may_number_their_states_as_they_like():
     """Live states in another order, and one more that is never reached, are the same automaton."""
     task = Maze(4, 3)
     one = task.dfa(task.sample(np.random.default_rng(0), 3))
-    order = np.concatenate([[0], np.random.default_rng(1).permutation(np.arange(1, one.first_sink))])
-    number = np.concatenate([np.argsort(order), np.arange(one.first_sink, one.next.shape[1]) + 1])
-    extra = np.full((3, 1, task.vocab_size), one.first_sink + 1)
-    live, sinks = number[one.next[:, order]], number[one.next[:, one.first_sink :]]
-    two = DFA(np.concatenate([live, extra, sinks], axis=1), one.sinks)
+    order = np.concatenate([[0], np.random.default_rng(1).permutation(np.arange(1, one.first_outcome))])
+    number = np.concatenate([np.argsort(order), np.arange(one.first_outcome, one.next.shape[1]) + 1])
+    extra = np.full((3, 1, task.vocab_size), one.first_outcome + 1)
+    live, outcomes = number[one.next[:, order]], number[one.next[:, one.first_outcome :]]
+    two = DFA(np.concatenate([live, extra, outcomes], axis=1), one.outcomes)
     assert all(checks._equivalent(one, two, row) for row in range(3))
-    two.next[1, number[3], 0] = two.first_sink
+    two.next[1, number[3], 0] = two.first_outcome
     assert [checks._equivalent(one, two, row) for row in range(3)] == [True, False, True]

@@ -55,7 +55,7 @@ def graph_of(task: Star, prompt) -> tuple[dict, int]:
 
 @pytest.mark.parametrize("forked", [True, False])
 def test_search_traces_are_accepted_and_the_reader_agrees_everywhere(forked):
-    problems = SEARCHED.hang_off(streams.problems(SEARCHED, 0, "test", 200), np.full(200, forked))
+    problems = SEARCHED.remove_fork(streams.problems(SEARCHED, 0, "test", 200), np.full(200, forked))
     dfa, prompts = SEARCHED.dfa(problems), SEARCHED.prompts(problems)
     traces = SEARCHED.traces(problems, np.full(200, 2))
     lengths = (traces != PAD).sum(axis=1)

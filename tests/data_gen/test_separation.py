@@ -58,7 +58,7 @@ def test_problems_of_the_test_stream_are_seen():
 
 
 def test_test_graphs_without_their_fork_are_seen():
-    problems = REFERENCE.hang_off(streams.test_problems(REFERENCE, 40), np.zeros(40, dtype=bool))
+    problems = REFERENCE.remove_fork(streams.test_problems(REFERENCE, 40), np.zeros(40, dtype=bool))
     assert names_flagged(REFERENCE, examples_of(REFERENCE, problems), 0.0) >= {"stream", "overlap"}
 
 

@@ -21,7 +21,7 @@ def test_every_problem_is_a_star_of_its_size(forked):
     mixed = MIXED if forked else Sizes(11, ",".join(SIZES))
     problems = mixed.sample(np.random.default_rng(0), 60)
     if not forked:
-        problems = mixed.hang_off(problems, np.arange(60) % 2 == 0)
+        problems = mixed.remove_fork(problems, np.arange(60) % 2 == 0)
     assert np.bincount(problems.size).min() > 5
     mode = np.arange(60) % 2
     prompts, traces, dfa = mixed.prompts(problems), mixed.traces(problems, mode), mixed.dfa(problems)

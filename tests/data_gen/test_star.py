@@ -117,7 +117,7 @@ def test_identity_ignores_the_printed_order(given_problems):
     task, problems = given_problems
     shuffled = np.random.default_rng(0).permuted(problems.order, axis=1)
     assert (task.identity(replace(problems, order=shuffled)) == task.identity(problems)).all()
-    drawn = task.hang_off(problems, np.ones(len(problems), dtype=bool))
+    drawn = task.remove_fork(problems, np.ones(len(problems), dtype=bool))
     assert (task.identity(drawn) == task.identity(problems)).all()
     graphs = {frozenset(Graph(task, prompt).edges) for prompt in task.prompts(drawn)}
     assert len(set(task.identity(problems).tolist())) == len(graphs)
@@ -131,9 +131,9 @@ def test_star_names_the_key():
 def test_hang_off_needs_a_spare_label():
     task = Star(7, 2, 4)
     problems = task.sample(np.random.default_rng(0), 2)
-    assert len(task.hang_off(problems, np.array([True, True]))) == 2
+    assert len(task.remove_fork(problems, np.array([True, True]))) == 2
     with pytest.raises(ValueError, match="nodes.*second root"):
-        task.hang_off(problems, np.array([True, False]))
+        task.remove_fork(problems, np.array([True, False]))
 
 
 # verifier
@@ -147,7 +147,7 @@ def test_dfa_agrees_with_the_grader_everywhere(given_problems):
     assert dfa.next.dtype == np.uint8
     for i, prompt in enumerate(task.prompts(problems)):
         reached = assert_graded(dfa, i, task.vocab_size, partial(grade, task, Graph(task, prompt)))
-        assert reached == set(range(dfa.first_sink))
+        assert reached == set(range(dfa.first_outcome))
 
 
 @hypothesis_settings
@@ -160,6 +160,6 @@ def test_shortest_counts_the_tokens_to_acceptance(given_problems):
     for i, trace in enumerate(task.traces(problems, np.arange(len(problems)) % len(task.mode_names))):
         states = [dfa.run(i, trace[:length]) for length in range(len(trace) + 1)]
         assert fewest[i, states].tolist() == list(range(len(trace), -1, -1))
-        for state in range(dfa.first_sink):
+        for state in range(dfa.first_outcome):
             assert fewest[i, state] == 1 + min(fewest[i, dfa.next[i, state]])
-        assert (fewest[i, dfa.first_sink + 1 :] > never).all() and fewest[i, dfa.first_sink] == 0
+        assert (fewest[i, dfa.first_outcome + 1 :] > never).all() and fewest[i, dfa.first_outcome] == 0

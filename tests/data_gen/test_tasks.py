@@ -10,7 +10,7 @@ from data_gen.task import Task
 from examples.new_task import Maze
 from experiments.cli import main
 from experiments.figures import fork
-from experiments.results import load
+from experiments.results import load_results
 from minifork import config as configs
 from minifork.schema import TASKS, Config
 from minifork.storage import files
@@ -35,7 +35,7 @@ class TaskPipeline(Pipeline):
         return super().arguments(command, f"--config={self.task}", *overrides)
 
     def config(self, *overrides: str) -> Config:
-        return configs.load(self.task, [*self.small, *overrides])
+        return configs.load_config(self.task, [*self.small, *overrides])
 
 
 PUBLISHED = ["data.branch_order=published", "sft.allow_leak=true"]
@@ -132,7 +132,7 @@ def test_mixed(tmp_path):
     assert all(check["agrees"] for check in result["checks"]) and result["task"] == "mixed"
     assert pipeline("claims") == 0
     config = pipeline.config()
-    figure = fork(load(config), [0])
+    figure = fork(load_results(config), [0])
     (words,) = [text for text in figure.axes[1].texts if "undecided" in text.get_text()]
     branches = np.array([2, 4])[streams.test_problems(config.data, config.eval.problems).size]
     assert words.get_text() == "mean ln d: undecided" and words.xy[1] == pytest.approx(np.log(branches).mean())

@@ -25,7 +25,7 @@ RUNS = {"base": {}, "data": {}, "x": {"sft.loss": "gem=0.5"}}  # the base and tw
 def run_of(name: str, pair: int) -> Run:
     """A run of RUNS as its record has it, of a pair of seeds."""
     stage = "base" if name == "base" else "sft"
-    config = configs.changed(configs.load("star"), RUNS[name] | {"seed": pair, "base_seed": pair})
+    config = configs.changed(configs.load_config("star"), RUNS[name] | {"seed": pair, "base_seed": pair})
     return Run(Path(f"{name}-seed{pair}"), {"stage": stage, "identity": runs.identity(config, stage)}, config)
 
 
@@ -39,7 +39,7 @@ def results_of(p: dict[tuple[str, int], np.ndarray], **arrays: np.ndarray) -> Re
         named[run.name] = run
         for what, array in (arrays | {"free": values}).items():
             stored[evaluate.array_name(records[-1], what)] = array
-    return Results(configs.load("star"), named, records, stored)
+    return Results(configs.load_config("star"), named, records, stored)
 
 
 def judged(results: Results, pairs: int, **terms) -> dict:
@@ -63,7 +63,7 @@ def two_pairs():
 
 
 def test_the_file_that_ships():
-    wanted, listed = claims.read(claims.FILE)
+    wanted, listed = claims.read_claims(claims.FILE)
     assert wanted == 5 and len(listed) >= 20
     assert {c.of for c in listed} == {"star", "search", "arith"} and {c.by for c in listed} == {"paper", "us"}
 
@@ -71,11 +71,11 @@ def test_the_file_that_ships():
 @pytest.mark.parametrize("name", ["star", "search", "arith"])
 def test_claims_are_about_runs_that_studies_make(name):
     """Every term's run is one of its study, of the RL study or one that these start from, on a test set of that run."""
-    config = configs.load("star", ["preset=search"]) if name == "search" else configs.load(name)
-    plans = study.plans(config, [*study.read(name), *(study.read("rl") if name == "star" else [])], [0])
+    config = configs.load_config("star", ["preset=search"]) if name == "search" else configs.load_config(name)
+    plans = study.plans(config, [*study.read_study(name), *(study.read_study("rl") if name == "star" else [])], [0])
     planned = {(runs.identity(plan.config, stage), test_set) for plan in plans
             for stage in ("base", "sft", plan.stage) for test_set in ("plain", plan.test_set)}  # fmt: skip
-    for claim in [claim for claim in claims.read(claims.FILE)[1] if claim.of == name]:
+    for claim in [claim for claim in claims.read_claims(claims.FILE)[1] if claim.of == name]:
         for part in claim.terms.values():
             decide = runs.deciding_values(config, part.stage)
             keys = {configs.full_key(key, decide, claim.id): value for key, value in part.keys.items()}
@@ -252,7 +252,7 @@ def test_malformed_claims_are_named(tmp_path, changes, named):
     entry, path = {key: value for key, value in (GOOD | changes).items() if value is not None}, tmp_path / "claims.yaml"
     path.write_text(json.dumps({"pairs": 5, "claims": [entry]}).replace("NaN", ".nan"), encoding="utf-8")
     with pytest.raises(ValueError, match="claims.yaml: claim 'a'") as error:
-        claims.read(path)
+        claims.read_claims(path)
     assert named in str(error.value)
 
 
@@ -273,7 +273,7 @@ def test_malformed_files_are_named(tmp_path, text, named):
     path = tmp_path / "claims.yaml"
     path.write_text(text, encoding="utf-8")
     with pytest.raises(ValueError, match=rf"claims\.yaml: {named}"):
-        claims.read(path)
+        claims.read_claims(path)
 
 
 def test_the_command_judges_the_runs_of_its_config_only(copy, capsys):

@@ -11,7 +11,7 @@ import torch
 from data_gen import streams
 from experiments.explorer import LIVE, unfold
 from experiments.report import claims_table
-from experiments.results import load
+from experiments.results import load_results
 from minifork import measure, runs
 from minifork.decoding.exact import exact
 from minifork.decoding.policy import Policy
@@ -60,11 +60,11 @@ def test_is_one_small_file_that_asks_for_nothing(report_file):
 def test_trees_of_the_explorer_are_the_models(trained):
     """Every prefix's probability is the product of the model's own next-token probabilities; ends add up to p."""
     config = trained.config()
-    model = runs.require(config, "sft").model(4)
+    model = runs.require_run(config, "sft").model(4)
     problems = problem_set(config.data, streams.test_problems(config.data, 6), "cpu")
-    tree = measure.tree_of(model, problems, Policy())
+    tree = measure.trace_tree(model, problems, Policy())
     for i, nodes in enumerate(unfold(tree, least=0.0)):
-        accepted = sum(share for *_, share, sink in nodes if sink == 0) / 1000
+        accepted = sum(share for *_, share, outcome in nodes if outcome == 0) / 1000
         assert accepted == pytest.approx(exact(tree).p_lo[i], abs=0.001 * len(nodes))
     for i, nodes in enumerate(unfold(tree, least=0.05)):
         assert nodes and all(share >= 50 for _, _, share, _ in nodes)
@@ -98,7 +98,7 @@ def test_slider_and_picker(page, trained):
     def choose(name: str, value: int, event: str) -> None:
         page.js(f"(($) => {{$.value = {value}; $.dispatchEvent(new Event('{event}'))}})({name})")
 
-    results = load(trained.config())
+    results = load_results(trained.config())
     names = page.js("[...document.querySelectorAll('#run option')].map((option) => option.textContent)")
     rates = [f"FORK_RATE {rate}" for rate in ("0.5", "1")]  # the cued run is about another test set
     assert names == [*rates, "both modes for every problem", "FORK_RATE 1, fresh traces every epoch"]

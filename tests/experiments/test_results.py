@@ -31,7 +31,7 @@ def world(trained, small, tmp_path_factory):
 
 @pytest.fixture(scope="module")
 def loaded(world) -> Results:
-    return results.load(world.config(*RL))
+    return results.load_results(world.config(*RL))
 
 
 def names(records: list[dict]) -> set[str]:
@@ -74,10 +74,12 @@ def test_selects_by_resolved_values(world, loaded, keys, stage, expected):
 
 def test_other_keys_have_the_values_of_the_study(world):
     """The label, the study, the number of workers and leave to leak are no part of a run."""
-    assert not results.load(world.config()).where({"rl.mode": ANY}, "rl")  # which has more updates
-    of_half = results.load(world.config("sft.fork_rate=0.5", "name=cold"))
+    assert not results.load_results(world.config()).where({"rl.mode": ANY}, "rl")  # which has more updates
+    of_half = results.load_results(world.config("sft.fork_rate=0.5", "name=cold"))
     assert names(of_half.where()) == names(of_half.tuned(0, 0.5)) == {world.run("fork0.5").name}
-    alike = results.load(world.config("name=x", "reproduce.study=rl", "reproduce.workers=3", "sft.allow_leak=true"))
+    alike = results.load_results(
+        world.config("name=x", "reproduce.study=rl", "reproduce.workers=3", "sft.allow_leak=true")
+    )
     assert names(alike.where()) == {world.run("fork1").name, world.at("sft", *SECOND).name} and alike.pairs() == [0, 1]
 
 
@@ -111,7 +113,7 @@ def test_a_run_that_is_there_twice_is_refused(copy):
     pipeline = copy("base", "fork0.5", "fork1", measured=True)
     folder = pipeline.run("fork1")
     again = shutil.copytree(folder, folder.with_name(f"my-copy-{folder.name[-8:]}"))
-    loaded = results.load(pipeline.config())
+    loaded = results.load_results(pipeline.config())
     (plan,) = study.plans(loaded.config, [{"sft.fork_rate": 1}], [0])
     for select in (
         loaded.where,
@@ -143,14 +145,14 @@ def test_the_records_of_a_plan(world, loaded):
 def test_pairs_of_a_study(world, tmp_path):
     """A pair that lacks a run of the study does not count, unless all pairs lack one."""
     mine = tmp_path / "mine.yaml"
-    loaded = results.load(world.config(f"reproduce.study={mine}"))
+    loaded = results.load_results(world.config(f"reproduce.study={mine}"))
     for text, pairs in {"[1]": [0, 1], "[0.5, 1]": [0], "[0, 0.5, 1]": [0, 1]}.items():
         mine.write_text(f"- {{sft.fork_rate: {text}}}\n", encoding="utf-8")
         assert loaded.complete_pairs() == pairs
     assert loaded.pairs() == [0, 1] and loaded.fork_rates(0) == [0.5, 1] and loaded.fork_rates(1) == [1]
     assert loaded.base(1)["run"] == world.at("base", *SECOND).name
     with pytest.raises(ValueError, match="no pair of a base and its fine-tuning was measured"):
-        results.load(world.config("sft.epochs=5")).complete_pairs()
+        results.load_results(world.config("sft.epochs=5")).complete_pairs()
 
 
 def test_settings_lie_side_by_side(copy, capsys):
@@ -159,21 +161,21 @@ def test_settings_lie_side_by_side(copy, capsys):
     for command in ("figures", "claims", "report"):
         assert "run `minifork eval` with them first" in pipeline.refused(capsys, command, hot)
     evaluate.measure_missing(pipeline.config(hot), lambda checkpoint: checkpoint.run.stage == "base")
-    cold, warm = (results.load(pipeline.config(*words)) for words in ([], [hot]))
+    cold, warm = (results.load_results(pipeline.config(*words)) for words in ([], [hot]))
     assert names(warm.records) == {pipeline.run("base").name} and not warm.where()
     assert names(cold.records) == {pipeline.run("base").name, pipeline.run("fork1").name}
     assert (cold.array(cold.base(0)) != warm.array(warm.base(0))).any() and cold.fingerprint != warm.fingerprint
-    assert results.load(pipeline.config("seed=3")).fingerprint == cold.fingerprint
+    assert results.load_results(pipeline.config("seed=3")).fingerprint == cold.fingerprint
 
 
 def test_measurements_belong_to_weights(copy):
     """What was measured of a checkpoint does not count for new weights, nor for runs that started from the old ones."""
     pipeline = copy("base", "fork0.5", "fork1", measured=True)
     replace_weights(pipeline.run("fork1"), "epochs/e4.pt")
-    assert [record["epoch"] for record in results.load(pipeline.config()).tuned(0, 1)] == [1, 2]
+    assert [record["epoch"] for record in results.load_results(pipeline.config()).tuned(0, 1)] == [1, 2]
     replace_weights(pipeline.run("base"), runs.WEIGHTS)
     with pytest.raises(ValueError, match="nothing was measured with these settings"):
-        results.load(pipeline.config())
+        results.load_results(pipeline.config())
 
 
 def test_what_figures_cannot_use_is_refused(copy, capsys):
@@ -187,28 +189,29 @@ def test_what_figures_cannot_use_is_refused(copy, capsys):
 def test_records_of_another_version_are_counted(copy, capsys, monkeypatch):
     pipeline = copy("base", "fork1", measured=True)
     monkeypatch.setattr(evaluate, "_version", lambda *_: "another")
-    assert len(results.load(pipeline.config()).records) == 4
+    assert len(results.load_results(pipeline.config()).records) == 4
     assert "4 of 4 records are of another version of the code" in capsys.readouterr().out
 
 
 def test_a_run_that_cannot_be_read_is_left_out(copy, capsys):
     pipeline = copy("base", "fork1", measured=True)
     write_json(pipeline.folder / "junk" / runs.RECORD, {})
-    assert results.load(pipeline.config()).pairs() == [0] and "junk: left out" in capsys.readouterr().out
+    assert results.load_results(pipeline.config()).pairs() == [0] and "junk: left out" in capsys.readouterr().out
 
 
 def test_arrays(copy):
     """p and the share of problems that k samples solve, computed and sampled, free and forced."""
     pipeline, sampled = copy("base", measured=True), ["eval.engine=split", "eval.rollouts=64"]
     assert pipeline("eval", *sampled) == 0
-    exact, split = (results.load(pipeline.config(*words)) for words in ([], sampled))
+    exact, split = (results.load_results(pipeline.config(*words)) for words in ([], sampled))
     computed, drawn = exact.base(0), split.base(0)
     for mode in (None, "FWD"):
-        np.testing.assert_allclose(exact.solved(computed, 16, mode), 1 - (1 - exact.array(computed, mode)) ** 16)
+        p = exact.array(computed, mode)
+        np.testing.assert_allclose(exact.problem_pass_at_k(computed, 16, mode), 1 - (1 - p) ** 16)
         counts = np.rint(split.array(drawn, mode) * 64).astype(int)
-        np.testing.assert_allclose(split.solved(drawn, 16, mode), passk.unbiased(counts, 64, 16))
+        np.testing.assert_allclose(split.problem_pass_at_k(drawn, 16, mode), passk.unbiased(counts, 64, 16))
     for one, record in ((exact, computed), (split, drawn)):
-        solved = one.solve_rates(record, (1, 64)).mean(axis=1)
+        solved = one.problem_pass_at_ks(record, (1, 64)).mean(axis=1)
         assert solved == pytest.approx([record["pass_at"][k] for k in ("1", "64")])
     with pytest.raises(ValueError, match="the evaluation holds no .*/base/plain/fork_train"):
         exact.array(computed, "fork_train")

@@ -42,7 +42,7 @@ def test_notation():
          "sft.fresh": True, "test_set": "cue1"},
         {"stage": "rl", "rl.epoch": 2, "choose": "rl.epoch"},
     ]  # fmt: skip
-    plans = study.plans(configs.load("star"), entries, [3, 4])
+    plans = study.plans(configs.load_config("star"), entries, [3, 4])
     first = [f"w{width} r{rate} true" for width in (32, 64) for rate in ("0.25", "1")]
     assert [plan.name for plan in plans] == [*first, "rl"] * 2
     assert [(plan.config.seed, plan.config.base_seed) for plan in plans] == [(3, 3)] * 5 + [(4, 4)] * 5
@@ -55,7 +55,7 @@ def test_notation():
 
 
 def test_multiples_of_the_config():
-    config = configs.load("star", ["sft.traces=200", "sft.epochs=6"])
+    config = configs.load_config("star", ["sft.traces=200", "sft.epochs=6"])
     plans = study.plans(config, [{"sft.traces": ["x4", "/4", 100], "sft.epochs": "/4"}, {"sft.epochs": "/100"}], [0])
     assert [plan.config.sft.traces for plan in plans] == [800, 50, 100, 200]
     assert [plan.config.sft.epochs for plan in plans] == [1] * 4
@@ -67,7 +67,7 @@ def test_multiples_of_the_config():
 )
 def test_entries_need_their_mode(words, names):
     entries = [{"as": mode, "needs": mode} for mode in ("FWD", "RAT", "SEARCH")]
-    assert [plan.name for plan in study.plans(configs.load(words[0], words[1:]), entries, [0])] == names
+    assert [plan.name for plan in study.plans(configs.load_config(words[0], words[1:]), entries, [0])] == names
 
 
 @pytest.mark.parametrize(
@@ -93,7 +93,7 @@ def test_entries_need_their_mode(words, names):
 def test_what_cannot_be_run_is_refused_with_its_entry(entry, named):
     """At once, not hours later."""
     with pytest.raises(ValueError, match="entry {") as error:
-        study.plans(configs.load("star"), [{}, entry], [0])
+        study.plans(configs.load_config("star"), [{}, entry], [0])
     assert named in str(error.value) and f"entry {entry}" in str(error.value)
 
 
@@ -113,19 +113,19 @@ def test_files_that_hold_no_study_are_named(tmp_path, text, named):
     if text is not None:
         path.write_text(text, encoding="utf-8")
     with pytest.raises(ValueError, match=rf"mine\.yaml: .*{named}"):
-        study.read(str(path))
+        study.read_study(str(path))
 
 
 @pytest.mark.parametrize("name", sorted(path.stem for path in study.FOLDER.glob("*.yaml")))
 def test_shipped_studies_can_be_planned(name):
     """All runs differ, but for decoders on one; the commands that make them read back as the same configs."""
     for task, _, preset in (words.partition(":") for words in SHIPPED[name].split()):
-        config = configs.load(task, [f"preset={preset}"] if preset else [])
-        plans = study.plans(config, study.read(name), [1])
+        config = configs.load_config(task, [f"preset={preset}"] if preset else [])
+        plans = study.plans(config, study.read_study(name), [1])
         assert len({(plan.identity, plan.config.eval) for plan in plans}) == len(plans) >= 1
         for plan in plans:
             _, source, *words = configs.arguments(plan.config)
-            assert configs.load(source, words) == plan.config
+            assert configs.load_config(source, words) == plan.config
             values = {each.value for each in plans if each.name == plan.name and each.choose}
             assert bool(plan.choose) == (len(values) > 1)
 
@@ -140,7 +140,7 @@ def test_pairs_that_nobody_has_looked_at_are_refused(copy, capsys, command):
 
 def test_reserved_pairs_are_run_by_nobody(copy):
     with pytest.raises(ValueError, match="pair 5: pairs 5 to 9 are kept for a confirmation"):
-        executors.run(study.plans(copy().config(), [{}], [4, 5]))
+        executors.run_plans(study.plans(copy().config(), [{}], [4, 5]))
 
 
 def test_what_runs_start_from_is_made_once_and_first(copy, monkeypatch):
@@ -152,7 +152,7 @@ def test_what_runs_start_from_is_made_once_and_first(copy, monkeypatch):
         {"eval.policy": ["temperature=1", "temperature=2"]},  # decoders on a run that is there already
         {"stage": "rl", "rl.epoch": 0},
     ]
-    executors.run(study.plans(copy().config("reproduce.workers=1"), entries, [0, 1]))
+    executors.run_plans(study.plans(copy().config("reproduce.workers=1"), entries, [0, 1]))
     assert starts.commands == ["pretrain"] * 2 + ["sft"] * 4 + ["wise"] * 4 + ["rl"] * 6
     assert starts.threads == [None] * 2 + ["1"] * 14
 
@@ -164,7 +164,7 @@ def test_what_runs_start_from_is_made_once_and_first(copy, monkeypatch):
 def test_a_base_that_fails_and_ctrl_c_stop_the_study(copy, monkeypatch, stage, code, error):
     starts = Starts(monkeypatch, lambda command: code * (command[0] == stage))
     with pytest.raises(error, match="failed .see above.: -m minifork pretrain --resume" if code == 1 else None):
-        executors.run(study.plans(copy().config("reproduce.workers=1"), [{}, {"stage": "rl"}], [0, 1]))
+        executors.run_plans(study.plans(copy().config("reproduce.workers=1"), [{}, {"stage": "rl"}], [0, 1]))
     assert starts.commands[-1] == stage and "rl" not in starts.commands
 
 
@@ -180,12 +180,12 @@ def test_killed_runs_are_repeated_and_finished_ones_skipped(copy, small, tmp_pat
     monkeypatch.setattr(sys, "executable", str(wrapper))
     pipeline = copy("base")
     plans = study.plans(pipeline.config("reproduce.workers=2"), [GRAPHS], [0])
-    executors.run(plans)
+    executors.run_plans(plans)
     assert "[2/2]" in capsys.readouterr().out and len(count.read_text(encoding="utf-8").split()) == 4
-    folders = [runs.require(plan.config, "sft").folder for plan in plans]
+    folders = [runs.require_run(plan.config, "sft").folder for plan in plans]
     logs = [(pipeline.folder / "logs" / f"{folder.name}.log").read_text(encoding="utf-8") for folder in folders]
     assert all("16 steps in" in log for log in logs)
-    executors.run(plans)
+    executors.run_plans(plans)
     assert len(count.read_text(encoding="utf-8").split()) == 4
     single = Pipeline(tmp_path / "alone", small)
     assert single("pretrain") == single("sft", "sft.fork_in_graph=true") == 0
@@ -196,7 +196,7 @@ def test_failures_are_named_after_all_others(copy, monkeypatch):
     Starts(monkeypatch)
     leaking, *plans = study.plans(copy("base").config(), [{"sft.cue_rate": 1}, GRAPHS], [0])
     with pytest.raises(ValueError, match=r"1 of 2 runs failed: .*logs/sft-fork1-seed0-\w+\.log: minifork: leak audit"):
-        executors.run([leaking, plans[1]])
+        executors.run_plans([leaking, plans[1]])
     assert runs.finished(plans[1].config, "sft") and not runs.finished(leaking.config, "sft")
 
 
@@ -212,7 +212,7 @@ def test_a_failure_is_reported_with_its_own_error(copy, monkeypatch):
 
     Starts(monkeypatch, fail)
     with pytest.raises(ValueError) as error:
-        executors.run([plan])
+        executors.run_plans([plan])
     assert str(error.value) == f"1 of 1 runs failed: {plan.log}: minifork: the disk is full"
     lines = plan.log.read_text(encoding="utf-8").splitlines()
     assert sorted(lines) == ["a warning", "minifork: of another process", "minifork: the disk is full"]
@@ -222,7 +222,7 @@ def test_a_failure_is_reported_with_its_own_error(copy, monkeypatch):
 def test_a_failure_without_a_word(copy, monkeypatch, code, reason):
     Starts(monkeypatch, lambda command: code)
     with pytest.raises(ValueError, match=reason):
-        executors.run(study.plans(copy("base").config(), [{}], [0]))
+        executors.run_plans(study.plans(copy("base").config(), [{}], [0]))
 
 
 @pytest.mark.parametrize("stage", ["base", "sft"])
@@ -233,7 +233,7 @@ def test_a_run_that_another_process_makes_is_waited_for(copy, trained, monkeypat
     starts = Starts(monkeypatch, lambda command: 0)
     folder = pipeline.at(stage)
     folder.mkdir(parents=True)
-    waiting = threading.Thread(target=executors.run, args=([plan],))
+    waiting = threading.Thread(target=executors.run_plans, args=([plan],))
     with locks.locked(folder):
         waiting.start()
         waiting.join(0.6)
@@ -247,7 +247,7 @@ def test_a_run_that_another_process_makes_is_waited_for(copy, trained, monkeypat
 def test_a_run_that_another_process_began_first_is_asked_for_again(copy, monkeypatch):
     codes = iter([HELD, HELD, 0])
     starts = Starts(monkeypatch, lambda command: next(codes))
-    executors.run(study.plans(copy("base").config(), [{}], [0]))
+    executors.run_plans(study.plans(copy("base").config(), [{}], [0]))
     assert starts.commands == ["sft"] * 3
 
 

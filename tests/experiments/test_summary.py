@@ -5,14 +5,14 @@ from dataclasses import replace
 import pytest
 
 from experiments.figures import drawn
-from experiments.results import load
+from experiments.results import load_results
 from experiments.summary import rows, summary, table
 from minifork.storage.files import read_json
 
 
 def test_rows_are_means_of_the_last_checkpoints(trained):
     """One row for the base and for each run of the study that was made, of the test set that the run is about."""
-    results = load(trained.config())
+    results = load_results(trained.config())
     summed = summary(trained.config())
     assert read_json(trained.folder / "summary.json") == summed
     assert (summed["study"], summed["pairs"]) == ("star", 1) and summed["command"] and summed["config_hash"]
@@ -37,7 +37,7 @@ def test_rows_are_means_of_the_last_checkpoints(trained):
 
 def test_a_task_without_a_fork(trained):
     """Its records say so; it has no accuracy at the fork, and no figure of it."""
-    loaded = load(trained.config())
+    loaded = load_results(trained.config())
     forkless = replace(loaded, records=[record | {"fork": None, "fork_train": None} for record in loaded.records])
     summed = rows(forkless, [0])
     assert [row["fork_accuracy"] for row in summed] == [None] * 6 and table({"rows": summed}).count("| - |") == 6

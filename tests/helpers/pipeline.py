@@ -47,7 +47,7 @@ class Pipeline:
         return main(self.arguments(command, *overrides))
 
     def config(self, *overrides: str) -> Config:
-        return configs.load("star", [*self.small, *overrides])
+        return configs.load_config("star", [*self.small, *overrides])
 
     def run(self, name: str) -> Path:
         """The folder of the base, or of one of SFT, by name."""
@@ -108,7 +108,7 @@ def assert_same_training(folder: Path, reference: Path) -> None:
         assert_equal(weights.load_weights(folder / file), weights.load_weights(reference / file), file)
     assert logged_steps(folder) == logged_steps(reference)
     assert not [p for p in folder.rglob(".*") if p.is_file()]  # no temporary file is left
-    assert runs.read(folder).complete
+    assert runs.read_run(folder).complete
 
 
 def assert_equal(one: dict, other: dict, where: str) -> None:

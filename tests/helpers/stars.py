@@ -37,7 +37,7 @@ def tasks_with_problems(draw, n: int = 6) -> tuple[Star, Problems]:
     """A task and n of its problems, some with decoys on a second root."""
     task = draw(tasks())
     rng = np.random.default_rng(draw(st.integers(0, 2**32)))
-    return task, task.hang_off(task.sample(rng, n), rng.random(n) < 0.7)
+    return task, task.remove_fork(task.sample(rng, n), rng.random(n) < 0.7)
 
 
 class Graph:
@@ -89,9 +89,9 @@ def grade(task: Star, graph: Graph, answer) -> str:
 
 
 def verdict(dfa: DFA, problem: int, answer) -> str:
-    """The sink in which an answer ends, "live" when it is not finished."""
-    state = dfa.run(problem, answer) - dfa.first_sink
-    return dfa.sinks[state] if state >= 0 else "live"
+    """The outcome in which an answer ends, "live" when it is not finished."""
+    state = dfa.run(problem, answer) - dfa.first_outcome
+    return dfa.outcomes[state] if state >= 0 else "live"
 
 
 def assert_graded(dfa: DFA, problem: int, vocab_size: int, grader: Callable[[list[int]], str], first=()) -> set[int]:
@@ -100,8 +100,8 @@ def assert_graded(dfa: DFA, problem: int, vocab_size: int, grader: Callable[[lis
     Every answer is a live prefix, a token, and a rest that no longer matters: all cases are covered.
     """
     assert (dfa.next < dfa.next.shape[1]).all()
-    sinks = np.arange(dfa.first_sink, dfa.next.shape[1])
-    assert (dfa.next[:, sinks, :] == sinks[:, None]).all()
+    outcomes = np.arange(dfa.first_outcome, dfa.next.shape[1])
+    assert (dfa.next[:, outcomes, :] == outcomes[:, None]).all()
     live, reached = [list(first)], set()
     while live:
         prefix = live.pop()

@@ -50,7 +50,7 @@ def folder(tmp_path, monkeypatch):
 def refused(source, *overrides: str) -> str:
     """The message of the ValueError, which must be one line."""
     with pytest.raises(ValueError) as error:
-        configs.load(source, overrides)
+        configs.load_config(source, overrides)
     assert "\n" not in str(error.value)
     return str(error.value)
 
@@ -71,7 +71,7 @@ def test_every_key_has_one_default(task):
         defaults[key.removesuffix(".default")] = defaults.pop(key)
     defaults = {key: value for key, value in defaults.items() if not key.endswith(".before")}
     assert set(defaults) == keys - data and {key for key in differing if key.startswith("data.")} == data
-    assert configs.flat(configs.load(task)) == defaults | differing
+    assert configs.flat(configs.load_config(task)) == defaults | differing
     assert not [key for key in differing.keys() - data - {"task"} if defaults[key] == differing[key]]
 
 
@@ -92,19 +92,21 @@ def test_presets(task):
     presets = configs._shipped_values(configs.FOLDER, task)[1]
     assert set(presets) >= {"small", "paper"}
     for name in presets:
-        config = configs.load(task, [f"preset={name}"])
+        config = configs.load_config(task, [f"preset={name}"])
         assert config.preset == name and config.context >= config.data.prompt_len + config.data.trace_len
-        assert configs.load(task, ["sft.lr=0.5", f"preset={name}", "seed=7"]).sft.lr == 0.5  # overrides come on top
-    folders = {configs.load(task, [f"preset={name}"] if name else []).runs for name in ["", *presets]}
+        assert (
+            configs.load_config(task, ["sft.lr=0.5", f"preset={name}", "seed=7"]).sft.lr == 0.5
+        )  # overrides come on top
+    folders = {configs.load_config(task, [f"preset={name}"] if name else []).runs for name in ["", *presets]}
     assert len(folders) == 1 + len(presets)
     assert "no preset 'huge'" in refused(task, "preset=huge")
 
 
 def test_a_shipped_config_is_there_in_every_folder(tmp_path, monkeypatch, capsys):
-    plain = configs.load("star")
-    assert configs.load(configs.FOLDER / "star.yaml") == plain  # a path works too
+    plain = configs.load_config("star")
+    assert configs.load_config(configs.FOLDER / "star.yaml") == plain  # a path works too
     monkeypatch.chdir(tmp_path)
-    assert configs.load("star") == plain
+    assert configs.load_config("star") == plain
     assert main(["config", "--config", "sizes"]) == 0 and "task: sizes" in capsys.readouterr().out
     message = refused(tmp_path / "none.yaml")
     assert "none.yaml" in message and "arith, sizes, star" in message
@@ -113,15 +115,15 @@ def test_a_shipped_config_is_there_in_every_folder(tmp_path, monkeypatch, capsys
 
 def test_the_old_name_of_a_task(file):
     """It means the same and is kept, as it is part of what its runs are: by name, in a file and in a record."""
-    config, old = configs.load("sizes"), configs.load("mixed")
+    config, old = configs.load_config("sizes"), configs.load_config("mixed")
     assert old == dataclasses.replace(config, task="mixed") and not configs.tags(old)
-    assert configs.load(file("task: mixed")) == old == configs.load(file(configs.described(old)))
+    assert configs.load_config(file("task: mixed")) == old == configs.load_config(file(configs.described(old)))
     assert configs.arguments(old) == ["--config", "mixed"]
     assert configs.from_record({"task": "mixed"} | configs.before("mixed"), "run.json") == configs.changed(
         old, configs.before("mixed")
     )
     assert configs.changed(config, ["task=mixed"]) == old
-    assert configs.load("mixed", ["preset=small"]).runs == "runs/small"
+    assert configs.load_config("mixed", ["preset=small"]).runs == "runs/small"
 
 
 # A file of your own
@@ -129,13 +131,13 @@ def test_the_old_name_of_a_task(file):
 
 def test_a_file_holds_differences_only(file):
     path = file("task: arith\nsft: {fork_rate: 0.5}\nmodel: {}\npresets:\n  mine: {seed: 4}\n  small: {seed: 5}\n")
-    assert configs.load(path) == configs.load("arith", ["sft.fork_rate=0.5"])
-    mine, small = (configs.load(path, [f"preset={name}"]) for name in ("mine", "small"))
+    assert configs.load_config(path) == configs.load_config("arith", ["sft.fork_rate=0.5"])
+    mine, small = (configs.load_config(path, [f"preset={name}"]) for name in ("mine", "small"))
     assert (mine.seed, mine.runs) == (4, "runs") and (small.seed, small.runs) == (5, "runs/small")
-    assert configs.load(path, ["preset=mine", "seed=6"]).seed == 6
-    assert configs.load(file("seed: 3")) == configs.load("star", ["seed=3"])
-    asks = configs.load(file("preset: small\nsft: {epochs: 3}"))  # what else it says comes on top
-    assert asks == configs.load("star", ["preset=small", "sft.epochs=3"])
+    assert configs.load_config(path, ["preset=mine", "seed=6"]).seed == 6
+    assert configs.load_config(file("seed: 3")) == configs.load_config("star", ["seed=3"])
+    asks = configs.load_config(file("preset: small\nsft: {epochs: 3}"))  # what else it says comes on top
+    assert asks == configs.load_config("star", ["preset=small", "sft.epochs=3"])
 
 
 WRONG_FILES = {
@@ -177,25 +179,25 @@ def test_what_yaml_chokes_on(file, value):
 
 
 def test_overrides_change_only_what_they_name():
-    changed = configs.load("star", ["sft.fork_rate=0.5", "seed=1", "seed=3", "runs=elsewhere/deep"])
+    changed = configs.load_config("star", ["sft.fork_rate=0.5", "seed=1", "seed=3", "runs=elsewhere/deep"])
     differing = {"runs": "elsewhere/deep", "seed": 3, "sft.fork_rate": 0.5}
-    assert configs.flat(changed) == configs.flat(configs.load("star")) | differing
-    short = configs.load("star", ["fork_rate=0.5", "stop=.2"])
-    assert short == configs.load("star", ["sft.fork_rate=0.5", "walks.stop=.2"])
+    assert configs.flat(changed) == configs.flat(configs.load_config("star")) | differing
+    short = configs.load_config("star", ["fork_rate=0.5", "stop=.2"])
+    assert short == configs.load_config("star", ["sft.fork_rate=0.5", "walks.stop=.2"])
 
 
 @pytest.mark.parametrize("text", ["3e-3", "1", ".5", "1E-2", "0.25"])
 def test_floats(file, text):
     """As Python reads them."""
-    for config in (configs.load("star", [f"sft.lr={text}"]), configs.load(file(f"sft: {{lr: {text}}}"))):
+    for config in (configs.load_config("star", [f"sft.lr={text}"]), configs.load_config(file(f"sft: {{lr: {text}}}"))):
         assert config.sft.lr == float(text) and type(config.sft.lr) is float
 
 
 def test_words_stay_words_and_numbers_are_decimal():
     """In YAML 1.1, 010 is eight and 1:30 ninety."""
     for word in ("true", "12", "null", "1e3", "a: b", "[x", "a=b", ""):
-        assert configs.load("star", [f"name={word}"]).name == word
-    assert configs.load("star", ["seed=010"]).seed == 10
+        assert configs.load_config("star", [f"name={word}"]).name == word
+    assert configs.load_config("star", ["seed=010"]).seed == 10
 
 
 TYPES = {  # what a key must be, and what it is
@@ -278,7 +280,7 @@ def test_hopeless_keys_get_the_list():
 
 
 def test_changes_in_a_mapping():
-    config = configs.load("star")
+    config = configs.load_config("star")
     changes = {"sft.fork_rate": 0.5, "seed": 2}
     assert configs.changed(config, changes) == configs.changed(config, ["sft.fork_rate=0.5", "seed=2"]) != config
     with pytest.raises(ValueError, match="this study: unknown key 'sft.forks'"):
@@ -292,16 +294,18 @@ def test_changes_in_a_mapping():
 
 def test_records_that_lack_keys_or_have_others(capsys):
     """What lacks has the default of the record's task; what is gone is named in one line, however many have it."""
-    tree = configs.to_tree(configs.load("arith", ["seed=3"]))
+    tree = configs.to_tree(configs.load_config("arith", ["seed=3"]))
     assert tree["walks"].pop("seq_len") == 80 and tree.pop("save_every") and tree.pop("rl")
     configs.SAID.clear()
     for _ in range(2):
         gone = {"sft": tree["sft"] | {"tail": 1}, "old": {"a": 1, "b": 2}}
-        expected = configs.load("arith", ["seed=3", "rl.muon=torch", "rl.kl_form=k3"])  # as before there were these
+        expected = configs.load_config(
+            "arith", ["seed=3", "rl.muon=torch", "rl.kl_form=k3"]
+        )  # as before there were these
         assert configs.from_record(tree | gone, "run.json") == expected
     printed = capsys.readouterr().out.splitlines()
     assert printed == [f"run.json: {key} no longer exists and is ignored" for key in ("old.a", "old.b", "sft.tail")]
-    assert configs.from_record({}, "run.json") == configs.changed(configs.load("star"), configs.before("star"))
+    assert configs.from_record({}, "run.json") == configs.changed(configs.load_config("star"), configs.before("star"))
 
 
 @pytest.mark.parametrize(
@@ -321,7 +325,7 @@ def test_a_default_that_runs_before_it_did_not_have(folder, name, key):
     )
     path.write_text(text, encoding="utf-8")
     assert edits == 1
-    config = configs.load("star")
+    config = configs.load_config("star")
     assert configs.flat(config)[key] == 9 and not configs.tags(config)
     tree = configs.to_tree(config)
     assert configs.flat(configs.from_record(tree, "run.json"))[key] == 9
@@ -334,8 +338,8 @@ def test_a_task_that_does_not_ship(folder, monkeypatch):
     monkeypatch.setitem(TASKS, "ordered", Ordered)
     with pytest.raises(ValueError, match="run.json: missing key data"):
         configs.from_record({"task": "ordered"}, "run.json")
-    config = configs.load("star", ["task=ordered", "seed=2"])
+    config = configs.load_config("star", ["task=ordered", "seed=2"])
     assert configs.from_record(configs.to_tree(config), "run.json") == config
     with pytest.raises(ValueError, match="task is 'ordered': a study runs tasks that ship"):
         configs.arguments(config)
-    assert [configs.load(task, ["preset=small"]).runs for task in SHIPPED] == ["runs/small"] * len(SHIPPED)
+    assert [configs.load_config(task, ["preset=small"]).runs for task in SHIPPED] == ["runs/small"] * len(SHIPPED)

@@ -30,7 +30,7 @@ VALUES = {
 def changed_configs(draw) -> Config:
     """A config of some task and preset after a few changes that are legal."""
     task = draw(st.sampled_from([*TASKS]))
-    config = configs.load(task, draw(st.sampled_from([[], ["preset=small"], ["preset=paper"]])))
+    config = configs.load_config(task, draw(st.sampled_from([[], ["preset=small"], ["preset=paper"]])))
     kinds = configs.keys(Config, task=task)
     for key in draw(st.lists(st.sampled_from(sorted(kinds.keys() - {"task"})), max_size=8)):
         value = draw(st.sampled_from(CHOICES[key]) if key in CHOICES else VALUES[kinds[key]])
@@ -46,10 +46,10 @@ def changed_configs(draw) -> Config:
 def test_every_config_can_be_asked_for(tmp_path_factory, config):
     """By the words of a command line, by a file with what `minifork config` prints, and by a run's record."""
     options = cli.parser().parse_args(["config", *configs.arguments(config)])
-    assert configs.load(options.config, options.overrides) == config
+    assert configs.load_config(options.config, options.overrides) == config
     path = tmp_path_factory.getbasetemp() / "printed.yaml"
     path.write_text(configs.described(config), encoding="utf-8")
-    assert configs.load(path) == config
+    assert configs.load_config(path) == config
     assert configs.from_record(json.loads(json.dumps(configs.to_tree(config))), "run.json") == config
 
 
@@ -60,8 +60,8 @@ def test_changed_configs_are_of_all_kinds():
 
 
 def test_tags():
-    study = configs.load("star", ["preset=small", "sft.epochs=4"])
-    assert configs.tags(configs.load("star", ["preset=small"])) == {}  # a preset is no difference
+    study = configs.load_config("star", ["preset=small", "sft.epochs=4"])
+    assert configs.tags(configs.load_config("star", ["preset=small"])) == {}  # a preset is no difference
     assert configs.tags(study) == {"sft.epochs": 4}
     changed = configs.changed(study, {"sft.fork_rate": 0.5, "sft.fresh": True, "seed": 1, "sft.lr": 0.5})
     differing = {"seed": 1, "sft.fork_rate": 0.5, "sft.fresh": True, "sft.lr": 0.5}
@@ -76,7 +76,7 @@ def test_short_names_of_keys():
 
 
 def test_configs_are_frozen():
-    config = configs.load("star")
+    config = configs.load_config("star")
     for section, key in ((config, "seed"), (config.sft, "epochs")):
         with pytest.raises(dataclasses.FrozenInstanceError):
             setattr(section, key, 4)

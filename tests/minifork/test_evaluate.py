@@ -15,7 +15,7 @@ from minifork import evaluate, runs, tables
 from minifork import measure as measuring
 from minifork.decoding import stratified
 from minifork.decoding.rollout import rollout
-from minifork.decoding.traces import Result, Tree
+from minifork.decoding.traces import Result, TraceTree
 from minifork.evaluate import array_name
 from minifork.measuring import quantities
 from minifork.statistics import passk
@@ -109,7 +109,7 @@ def test_stratified_decoders(two_runs, monkeypatch, where):
     for record in result["records"]:
         p = arrays[array_name(record, "strata")]
         assert p.shape == (64, 3) and record["rho"] is record["forced"] is None
-        assert record["pass_at"]["16"] == pytest.approx(stratified.solve_rate(p, [16]).mean())
+        assert record["pass_at"]["16"] == pytest.approx(stratified.dealt_pass_at_k(p, [16]).mean())
         assert (record["hit_rate"] is not None) == (where == "entropy")
     assert all(check["agrees"] for check in result["checks"])
     assert seeds and len(set(seeds[:3])) == 3 and measuring.SEED not in seeds
@@ -219,7 +219,7 @@ def test_the_valid_stream_is_another_set(two_runs):
     assert test["records"][0]["pass_at"]["1"] != valid["records"][0]["pass_at"]["1"]
 
 
-def change_results(monkeypatch, change: Callable[[Tree, Result], Result]) -> None:
+def change_results(monkeypatch, change: Callable[[TraceTree, Result], Result]) -> None:
     """Have the enumeration answer with changed results."""
     real = measuring.exact_below
 
@@ -232,8 +232,8 @@ def change_results(monkeypatch, change: Callable[[Tree, Result], Result]) -> Non
 def test_a_wrong_result_fails_the_cross_check(two_runs, monkeypatch, capsys):
     """An engine whose p are a little too large: eval says which runs disagree and exits with 1."""
 
-    def too_large(tree: Tree, result: Result) -> Result:
-        ends = result.ends.copy()
+    def too_large(tree: TraceTree, result: Result) -> Result:
+        ends = result.outcomes.copy()
         ends[:, 0] = ends[:, 0] * 0.7 + 0.3
         return replace(result, ends=ends)
 
@@ -243,8 +243,8 @@ def test_a_wrong_result_fails_the_cross_check(two_runs, monkeypatch, capsys):
 
 
 def test_bounds_that_rollouts_contradict_fail_the_cross_check(two_runs, monkeypatch):
-    def inverted(tree: Tree, result: Result) -> Result:
-        return replace(result, ends=0.9 * (1 - rollout(tree, 64, 5).ends), unknown=np.full(len(tree), 0.05))
+    def inverted(tree: TraceTree, result: Result) -> Result:
+        return replace(result, ends=0.9 * (1 - rollout(tree, 64, 5).outcomes), unknown=np.full(len(tree), 0.05))
 
     change_results(monkeypatch, inverted)
     assert two_runs("eval", "eval.engine=exact", "eval.check_rollouts=64") == 1

@@ -16,14 +16,14 @@ from hypothesis import strategies as st
 
 from experiments import claims, study
 from experiments.cli import main
-from experiments.results import load
+from experiments.results import load_results
 from minifork import config as configs
 from minifork import evaluate, listing, runs
 from minifork.config import from_tree, to_tree
 from minifork.storage import files
 from tests.helpers.pipeline import BASE
 
-TREES = [to_tree(configs.load(name)) for name in ("arith", "sizes", "star")]
+TREES = [to_tree(configs.load_config(name)) for name in ("arith", "sizes", "star")]
 fuzz = settings(max_examples=100, deadline=None, derandomize=True, database=None)
 scalars = st.one_of(
     st.none(), st.booleans(), st.integers(), st.floats(), st.text(max_size=12),
@@ -76,14 +76,14 @@ def test_any_value_anywhere_in_a_config(index, data):
 def test_any_text_as_a_config(tmp_path_factory, text):
     path = tmp_path_factory.getbasetemp() / "fuzzed.yaml"
     path.write_text(text, encoding="utf-8", errors="surrogatepass")
-    taken_or_refused(configs.load, str(path), [])
+    taken_or_refused(configs.load_config, str(path), [])
 
 
 @fuzz
 @given(st.sampled_from(keys(TREES[-1])), st.one_of(st.text(max_size=12), scalars.map(str)), st.text(max_size=8))
 def test_any_override(key, value, name):
     for override in (f"{key}={value}", f"{key}.{name}={value}", f"{name}={value}", name):
-        taken_or_refused(configs.load, "star", [override])
+        taken_or_refused(configs.load_config, "star", [override])
 
 
 entries = st.lists(
@@ -102,8 +102,8 @@ entries = st.lists(
 def test_any_study(tmp_path_factory, content):
     path = tmp_path_factory.getbasetemp() / "study.yaml"
     path.write_text(yaml.safe_dump(content), encoding="utf-8")
-    config = configs.load("star", [f"reproduce.study={path}", f"runs={path.parent / 'none'}"])
-    taken_or_refused(lambda: [plan.command for plan in study.plans(config, study.read(str(path)), range(2))])
+    config = configs.load_config("star", [f"reproduce.study={path}", f"runs={path.parent / 'none'}"])
+    taken_or_refused(lambda: [plan.command for plan in study.plans(config, study.read_study(str(path)), range(2))])
 
 
 @fuzz
@@ -115,7 +115,7 @@ def test_any_value_anywhere_in_the_claims(tmp_path_factory, data):
     claim[data.draw(st.sampled_from([*claim, "minus", "rising", "x"]))] = data.draw(values)
     path = tmp_path_factory.getbasetemp() / "claims.yaml"
     path.write_text(yaml.safe_dump(tree), encoding="utf-8")
-    taken_or_refused(claims.read, path)
+    taken_or_refused(claims.read_claims, path)
 
 
 @pytest.fixture(scope="module")
@@ -156,7 +156,7 @@ changes = st.one_of(st.none(), st.none(), values)
 def test_any_value_anywhere_in_a_record(measured, content, data, stage):
     with spoilt(runs.folder_of(measured, stage) / runs.RECORD, content, data):
         taken_or_refused(listing.list_runs, measured, [], False)
-        taken_or_refused(load, measured)
+        taken_or_refused(load_results, measured)
         taken_or_refused(runs.finished, measured, "sft")
 
 
@@ -166,7 +166,7 @@ def test_any_value_anywhere_in_a_measurement(measured, content, data, of_this_ve
     (path,) = runs.folder_of(measured, "base").glob("eval/*.json")
     version = evaluate._version if of_this_version else lambda *_: "another"
     with spoilt(path, content, data), mock.patch("minifork.evaluate._version", version):
-        results = taken_or_refused(load, measured)
+        results = taken_or_refused(load_results, measured)
     assert results is None or results.records[0]["current"] == of_this_version
 
 

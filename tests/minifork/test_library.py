@@ -61,8 +61,8 @@ def test_problems_are_all_different():
 
 
 def test_runs_in_memory_are_those_of_the_command_line(base, tuned, trained):
-    assert_same_weights(base, runs.read(trained.run("base")))
-    assert_same_weights(tuned, runs.read(trained.run("fork1")))
+    assert_same_weights(base, runs.read_run(trained.run("base")))
+    assert_same_weights(tuned, runs.read_run(trained.run("fork1")))
     assert not Path(base.folder).exists() and [line["step"] for line in base.memory[runs.METRICS]] == [10, 20, 30, 40]
 
 
@@ -80,7 +80,9 @@ def test_a_moved_folder_keeps_what_goes_on_from_it(tmp_path, monkeypatch):
     made = mf.pretrain(TASK, folder="runs", silent=True, steps=1, batch=1, layers=1, width=32, heads=1)
     (tmp_path / "there" / "runs").rename(tmp_path / "moved")
     tuned = mf.sft(mf.load(tmp_path / "moved" / made.folder.relative_to("runs")), silent=True, epochs=1, traces=32)
-    assert tuned.folder.parent == tmp_path / "moved" / "star" and runs.require(tuned.config, "base").name == made.name
+    assert (
+        tuned.folder.parent == tmp_path / "moved" / "star" and runs.require_run(tuned.config, "base").name == made.name
+    )
 
 
 def test_a_task_of_ones_own(tmp_path):

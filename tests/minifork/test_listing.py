@@ -30,16 +30,16 @@ PRINTED = [
 @pytest.mark.parametrize("words", PRINTED)
 def test_config_prints_what_can_be_read_again(tmp_path, capsys, words):
     task, *overrides = re.split(r",(?!top_)", words)
-    config = configs.load(task, overrides)
+    config = configs.load_config(task, overrides)
     assert main(["config", "--config", task, *overrides]) == 0
     printed = capsys.readouterr().out
     path = tmp_path / "again.yaml"
     path.write_text(printed, encoding="utf-8")
-    assert configs.load(path) == config
+    assert configs.load_config(path) == config
     lines = [line for line in printed.splitlines() if line and not line.endswith(":")]
     assert len(lines) == len(configs.keys(Config, task=task))
     assert all(re.search(r" # (\[changed, \S* ships\] )?\S{2}", line) for line in lines)  # a comment for every key
-    shipped = configs.flat(configs.load(task, [word for word in overrides if word.startswith("preset=")]))
+    shipped = configs.flat(configs.load_config(task, [word for word in overrides if word.startswith("preset=")]))
     marks = re.findall(r"^ *(\w+):.* # \[changed, (\S*) ships\]", printed, re.MULTILINE)
     changed = [word.partition("=")[0] for word in overrides if not word.startswith("preset=")]
     assert sorted(marks) == sorted((key.split(".")[-1], configs.word(shipped[key])) for key in changed)
@@ -73,7 +73,7 @@ def test_runs_are_listed_by_filters(trained, capsys, filters):
     size = 0
     for folder in folders:
         stage, progress, megabytes, _, path, *tags = rows[folder.name]
-        run = runs.read(folder)
+        run = runs.read_run(folder)
         assert (stage, progress, path) == (run.stage, "complete", str(folder))
         assert ("seed=0" in tags) == (stage == "sft") and "base_seed=0" in tags and "width=32" in tags
         assert ("fresh=true" in tags) == run.config.sft.fresh

@@ -81,7 +81,7 @@ def test_records_of_the_evaluation(trained, evaluation):
             low, high = r["ci95"][k]
             assert 0 <= low <= high <= 1 + 1e-12
         assert r["n"] is None and r["base_seed"] == 0 and r["current"] is True
-        assert set(r["errors"]) == set(star.SINKS[1:]) and in_unit(r["errors"].values())
+        assert set(r["errors"]) == set(star.OUTCOMES[1:]) and in_unit(r["errors"].values())
         assert sum(r["errors"].values()) + r["pass_at"]["1"] == pytest.approx(1, abs=1e-9)
         fork = r["fork"]
         shares = [r["mode"]["p_forward"], fork["confidence_right"], fork["confidence_wrong"], fork["train_p_right"]]
@@ -232,10 +232,10 @@ def test_losses_and_seeds_matter(copy):
     pipeline = copy(BASE, "fork1")
     before = snapshot(pipeline.run(BASE))
     losses = ["label_smoothing=0.1", "gem=0.7", "coverage=8", "drop_tail=0.25"]
-    hashes = {runs.read(pipeline.run("fork1")).record["weights"]["ckpt.pt"]}
+    hashes = {runs.read_run(pipeline.run("fork1")).record["weights"]["ckpt.pt"]}
     for override in ("seed=1", *(f"sft.loss={loss}" for loss in losses)):
         assert pipeline("sft", override) == 0
-        hashes.add(runs.read(pipeline.at("sft", override)).record["weights"]["ckpt.pt"])
+        hashes.add(runs.read_run(pipeline.at("sft", override)).record["weights"]["ckpt.pt"])
     assert len(hashes) == 2 + len(losses) and snapshot(pipeline.run(BASE)) == before
 
 

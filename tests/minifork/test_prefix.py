@@ -7,7 +7,7 @@ import torch
 from data_gen import streams
 from minifork import runs
 from minifork.decoding.exact import exact
-from minifork.decoding.traces import Tree
+from minifork.decoding.traces import TraceTree
 from minifork.measuring import problems
 from minifork.training import stages
 from tests.helpers.pipeline import BASE, seen_targets
@@ -40,12 +40,12 @@ def test_p_is_the_mean_over_prefixes(copy):
     assert record["run"] == pipeline.at("sft", PREFIXED).name and record["tags"] == {"sft.prefix": PREFIX}
     p = pipeline.arrays()[f"{record['run']}/e4/plain/free"]
     config = pipeline.config(PREFIXED)
-    model = runs.require(config, "sft").model(4)
+    model = runs.require_run(config, "sft").model(4)
     plain = problems.problem_set(config.data, streams.test_problems(config.data, 64), "cpu")
     by_prefix = []
     for drawn in range(PREFIX):
         prompts = model.prefill(torch.cat([plain.prompts, torch.full((64, 1), drawn)], dim=1))
-        tree = Tree(model, prompts, plain.dfa, len(plain.sinks), config.data.trace_len)
+        tree = TraceTree(model, prompts, plain.dfa, len(plain.outcomes), config.data.trace_len)
         by_prefix.append(exact(tree).p_lo)
     np.testing.assert_allclose(p, np.mean(by_prefix, axis=0), rtol=1e-4)
     assert (np.ptp(by_prefix, axis=0) > 1e-3 * p).any()  # the prefix matters

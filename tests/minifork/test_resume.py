@@ -104,7 +104,7 @@ def test_output_that_nobody_reads_ends_nothing(empty, tmp_path, ending):
     redirect = "" if "2>" in ending else f"2> {errors}"
     script = f"set -o pipefail; {command} {redirect} {ending}"
     subprocess.run(["bash", "-c", script], check=ending != "| true", stdout=subprocess.DEVNULL)
-    assert runs.read(empty.run("base")).complete
+    assert runs.read_run(empty.run("base")).complete
     assert not errors.exists() or errors.read_text(encoding="utf-8") == ""
 
 

@@ -34,8 +34,8 @@ def folder(tmp_path_factory) -> Iterator[Path]:
         patch.chdir(root)
         commands = ["pretrain", "sft", "sft sft.fork_rate=0.5", "eval", "claims", "report"]
         assert [main(command.split()) for command in commands] == [0] * len(commands)
-        config = configs.load()
-        assert all(runs.require(config, stage).config == config for stage in ("base", "sft"))
+        config = configs.load_config()
+        assert all(runs.require_run(config, stage).config == config for stage in ("base", "sft"))
         yield root / "runs" / "star"
 
 
@@ -62,7 +62,7 @@ def tiny_configs(folder: Path) -> Path:
 @contextlib.contextmanager
 def edited_records(without: Iterable[str] = (), more: dict | None = None) -> Iterator[None]:
     """The records of the base and the plain fine-tuning with config keys taken out or put in, put right again."""
-    paths = [runs.folder_of(configs.load(), stage) / runs.RECORD for stage in ("base", "sft")]
+    paths = [runs.folder_of(configs.load_config(), stage) / runs.RECORD for stage in ("base", "sft")]
     before = {path: path.read_text(encoding="utf-8") for path in paths}
     for path in paths:
         record = files.read_json(path)
@@ -81,9 +81,9 @@ def edited_records(without: Iterable[str] = (), more: dict | None = None) -> Ite
 
 def check_recognised(folder: Path, capsys: pytest.CaptureFixture) -> None:
     """Both runs are read as the defaults' own, finished ones, and everything that was measured of them is there."""
-    config = configs.load()
+    config = configs.load_config()
     for stage in ("base", "sft"):
-        run = runs.read(runs.folder_of(config, stage))
+        run = runs.read_run(runs.folder_of(config, stage))
         assert run.config == config and run.identity == runs.identity(run.config, stage)
         assert runs.find(config, stage) == runs.finished(config, stage) == run
         capsys.readouterr()
@@ -127,11 +127,11 @@ def test_results_are_the_same(folder, capsys, keys):
 @pytest.mark.parametrize("keys", [KEYS[::2], KEYS[1::2]], ids=["even", "odd"])
 def test_a_fine_tuning_of_such_a_base(folder, keys):
     """It has the weights that it has of a whole record."""
-    config, weights = configs.load(overrides=["seed=1"]), []
+    config, weights = configs.load_config(overrides=["seed=1"]), []
     for without in ([], keys):
         with edited_records(without):
             assert main(["sft", "seed=1"]) == 0
-        run = runs.require(config, "sft")
+        run = runs.require_run(config, "sft")
         weights.append(run.record["weights"])
         runs.remove(run)
     assert weights[0] == weights[1] and len(weights[0]) == 4

@@ -21,7 +21,7 @@ RL, HALF = ["rl", "rl.updates=2", "rl.problems=8", "rl.prompts=4"], ["wise", "wi
 
 @pytest.mark.parametrize("name", ["base", *SFT])
 def test_what_a_record_says(trained, name):
-    run, base = runs.read(trained.run(name)), runs.read(trained.run("base"))
+    run, base = runs.read_run(trained.run(name)), runs.read_run(trained.run("base"))
     record, config = files.read_json(run.folder / runs.RECORD), trained.config(*SFT.get(name, []))
     assert (record["format"], record["version"]) == ("minifork-run", 2)
     assert record["stage"] == ("sft" if name in SFT else "base") and run.tags()["model.width"] == 32
@@ -44,9 +44,9 @@ def test_legs_of_an_interrupted_run(empty, threads, capsys):
         assert empty("pretrain") == 130
     threads(1)
     assert empty("pretrain", "--resume") == 0
-    record = runs.read(empty.run("base")).record
+    record = runs.read_run(empty.run("base")).record
     made = {
-        "machine": runs.machine(),
+        "machine": runs.processor(),
         "architecture": platform.machine(),
         "capability": torch.backends.cpu.get_cpu_capability(),
         "device": "cpu",
@@ -81,7 +81,7 @@ def test_going_on_elsewhere_is_said(empty, capsys, words, before):
     assert empty("pretrain", "--resume") == 0
     said = [line for line in capsys.readouterr().out.splitlines() if "goes on with" in line]
     assert [f"goes on with {words}" in line for line in said] == ([True] if words else [])
-    assert [leg["from"] for leg in runs.read(empty.run("base")).record["legs"]] == [0, 4]
+    assert [leg["from"] for leg in runs.read_run(empty.run("base")).record["legs"]] == [0, 4]
 
 
 def test_a_kill_between_checkpoint_and_record_loses_no_leg(empty, monkeypatch):
@@ -91,7 +91,7 @@ def test_a_kill_between_checkpoint_and_record_loses_no_leg(empty, monkeypatch):
         patch.setattr(runs.Run, "save", lambda run, **progress: None if "legs" in progress else save(run, **progress))
         assert empty("pretrain") == 130
     assert empty("pretrain", "--resume") == 0
-    assert [(leg["from"], leg["to"]) for leg in runs.read(empty.run("base")).record["legs"]] == [(0, 4), (4, 40)]
+    assert [(leg["from"], leg["to"]) for leg in runs.read_run(empty.run("base")).record["legs"]] == [(0, 4), (4, 40)]
 
 
 # Records that cannot be read
@@ -118,7 +118,11 @@ def test_records_that_cannot_be_read(copy, capsys, way_out, damage):
         (folder / runs.RECORD).write_text(damage, encoding="utf-8")
     else:
         edit_record(folder, **damage)
-    for read in (lambda: runs.read(folder), lambda: runs.find(config, "sft"), lambda: runs.require(config, "sft")):
+    for read in (
+        lambda: runs.read_run(folder),
+        lambda: runs.find(config, "sft"),
+        lambda: runs.require_run(config, "sft"),
+    ):
         with pytest.raises(ValueError) as error:
             read()
         assert str(folder / runs.RECORD) in str(error.value) and way_out in str(error.value)
@@ -161,13 +165,13 @@ def test_a_base_that_was_made_anew_is_named(copy, capsys):
     for command in (["sft"], ["sft", "--resume"], RL, ["rl", "rl.updates=1", *RL[2:]], ["wise"], HALF):
         assert line in pipeline.refused(capsys, *command)
     with pytest.raises(ValueError, match="started from other weights than"):
-        executors.run(study.plans(pipeline.config(), [{}], [0]))
+        executors.run_plans(study.plans(pipeline.config(), [{}], [0]))
     assert pipeline("eval") == 0
     printed = capsys.readouterr().out
     assert all(f"{folder}: left out, {line}" in printed for folder in (tuned, pipeline.at(*RL), pipeline.at(*HALF)))
     assert {record["stage"] for record in pipeline.view()["records"]} == {"base"}
     assert pipeline("sft", "seed=1", "sft.epochs=1") == 0
-    assert runs.read(pipeline.at("sft", "seed=1", "sft.epochs=1")).record["parent"]["weights"] == weights_hash(base)
+    assert runs.read_run(pipeline.at("sft", "seed=1", "sft.epochs=1")).record["parent"]["weights"] == weights_hash(base)
     pipeline.run("base").rename(pipeline.folder / f"other{base.parent.name[-9:]}")  # the label is for people
     assert "started from other weights" in pipeline.refused(capsys, "sft")
 

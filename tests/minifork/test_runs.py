@@ -42,7 +42,7 @@ def differing(config: Config, key: str) -> tuple[Config, Config]:
     if key == "task":
         return config, dataclasses.replace(config, task="sizes")
     if key == "eval.grading":  # star has one value only
-        config = configs.load("arith")
+        config = configs.load_config("arith")
     if key == "sft.allocation":
         config = configs.changed(config, {"sft.fork_rate": 0.5})
     value = configs.flat(config)[key]
@@ -106,7 +106,7 @@ def test_a_record_from_before_a_key_existed(copy, monkeypatch, capsys):
     folder.mkdir()
     files.write_json(folder / runs.RECORD, record | {"identity": runs.identity(config, "base")})
     shutil.copy(pipeline.run("base") / runs.WEIGHTS, folder)
-    assert runs.read(folder).config.walks.informed == 0.5
+    assert runs.read_run(folder).config.walks.informed == 0.5
     assert pipeline("pretrain", "walks.informed=0.5") == 0
     assert "nothing to do" in capsys.readouterr().out
 
@@ -145,7 +145,7 @@ def test_a_folder_may_be_renamed(copy, capsys, name):
     pipeline.run("base").rename(folder)
     assert pipeline.run("base") == folder and pipeline("pretrain") == 0
     assert pipeline("sft", "sft.epochs=1") == 0
-    assert runs.read(pipeline.at("sft", "sft.epochs=1")).record["parent"]["run"] == folder.name
+    assert runs.read_run(pipeline.at("sft", "sft.epochs=1")).record["parent"]["run"] == folder.name
 
 
 def test_all_runs_may_be_moved(copy, capsys):
@@ -191,7 +191,7 @@ def test_two_processes_that_want_one_run(empty, capsys):
         assert empty("pretrain", "base_seed=1") == 0  # other runs are free
         first.kill()
     assert empty("pretrain", "name=second") == 0
-    assert runs.read(folder).complete and len(list(empty.folder.iterdir())) == 2
+    assert runs.read_run(folder).complete and len(list(empty.folder.iterdir())) == 2
 
 
 def test_two_processes_that_begin_at_once(empty):
@@ -207,7 +207,7 @@ def test_states_of_a_run(copy):
     """New, unfinished, complete; nothing stays of a run in which nothing was written."""
     pipeline = copy("base")
     config, folder = pipeline.config(), pipeline.run("fork1")
-    start = runs.require(config, "base").checkpoint(None)
+    start = runs.require_run(config, "base").checkpoint(None)
     assert runs.find(config, "sft") is runs.finished(config, "sft") is None
     with runs.hold(config, "sft", start, resume=False) as run:
         assert run.folder == folder and folder.is_dir() and not run.complete and run.record["step"] == 0
@@ -247,7 +247,9 @@ def test_a_folder_of_somebody_elses_files(copy):
         mine = pipeline.at(*words) / "notes.txt"
         mine.parent.mkdir()
         mine.write_text("mine", encoding="utf-8")
-        assert pipeline(*words) == 0 and mine.read_text(encoding="utf-8") == "mine" and runs.read(mine.parent).complete
+        assert (
+            pipeline(*words) == 0 and mine.read_text(encoding="utf-8") == "mine" and runs.read_run(mine.parent).complete
+        )
 
 
 def test_a_record_keeps_the_config_of_the_last_command(copy):
@@ -256,7 +258,7 @@ def test_a_record_keeps_the_config_of_the_last_command(copy):
     with ctrl_c("before", 3):
         assert pipeline("sft", "name=mine", "save_every=5") == 130
     assert pipeline("sft", "--resume", "save_every=2", "eval.problems=32") == 0
-    run = runs.read(pipeline.run("fork1"))
+    run = runs.read_run(pipeline.run("fork1"))
     assert run.name.startswith("mine-") and (run.config.name, run.config.save_every) == ("", 2)
     assert run.config == pipeline.config("save_every=2", "eval.problems=32")
     assert run.identity == runs.identity(run.config, "sft")

@@ -14,4 +14,4 @@ def test_agreement(copy, capsys):
     assert capsys.readouterr().out.count("agree   ") == 16
     tests = json.loads((pipeline.folder / "agreement.json").read_text(encoding="utf-8"))["tests"]
     assert {t["test"] for t in tests} == {"exact/split", "exact/rollout", "split/rollout"}
-    assert len({t["sink"] for t in tests}) > 3 and len(tests) > 100
+    assert len({t["outcome"] for t in tests}) > 3 and len(tests) > 100

@@ -28,7 +28,9 @@ def test_bench(copy, monkeypatch, capsys):
 
 def test_a_step_of_every_stage_changes_the_model(small):
     """The step that is timed trains, and the optimizers that are timed alone have gradients."""
-    trainer = bench._Trainer(config := configs.load("star", small), "cpu", stages.sft_batches(config), config.sft)
+    trainer = bench._Trainer(
+        config := configs.load_config("star", small), "cpu", stages.sft_batches(config), config.sft
+    )
     before, matrix = trainer.model.head.weight.clone(), 2 * config.model.width * config.data.vocab_size
     assert trainer.flops() > 3 * matrix and not torch.equal(trainer.model.head.weight, before)
     steps, _ = bench.training_steps(config, "cpu")

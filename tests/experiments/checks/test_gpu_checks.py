@@ -84,8 +84,8 @@ def small_check(tmp_path, monkeypatch, gpu_tests):
         monkeypatch.setattr(bench_gpu, name, value)
     monkeypatch.setattr(agreement, "POLICIES", agreement.POLICIES[:1])
     monkeypatch.setattr(agreement, "SPLITS", 50)
-    monkeypatch.setattr(backends, "machine", lambda device: gpu)
-    monkeypatch.setattr(agreement, "sample", lambda tree, n, seed: kernel.run(tree, n, seed, gpu, 16, False))
+    monkeypatch.setattr(backends, "cuda_device", lambda device: gpu)
+    monkeypatch.setattr(agreement, "sample", lambda tree, n, seed: kernel.run_kernel(tree, n, seed, gpu, 16, False))
     return tmp_path / "gpu-host-twin.json"
 
 
@@ -109,7 +109,7 @@ def test_the_whole_check(small_check, empty, capsys):
     reference = result["bench"]["reference"]
     assert set(reference["backends"]) == set(bench_gpu.BACKENDS) and len(reference["summary"]) == 5
     assert reference["backends"]["kernel bf16"][0]["tokens_per_s"] > 0 and result["bench"]["eval_2_fp32_s"] > 0
-    trained = [runs.read(path.parent) for path in (empty.root / "gpu-check" / "star").glob("*/run.json")]
+    trained = [runs.read_run(path.parent) for path in (empty.root / "gpu-check" / "star").glob("*/run.json")]
     assert {(run.config.base_seed, run.config.seed) for run in trained} == {(gpu_check.SEED, gpu_check.SEED)}
     assert [run.config.sft.epochs for run in trained if run.stage == "sft"] == [3] * 3 and gpu_check.SEED >= 100
 
@@ -209,7 +209,7 @@ def test_the_sanitizer(tmp_path, monkeypatch):
 def test_samples_and_scores_hold(case, tmp_path, monkeypatch, precision):
     """Every bar is met by the twin; an exact p that is .1 higher misses them."""
     tree, problems, _ = case
-    monkeypatch.setattr(backends, "machine", lambda device: TwinGPU(tmp_path))
+    monkeypatch.setattr(backends, "cuda_device", lambda device: TwinGPU(tmp_path))
     monkeypatch.setattr(gpu_check, "SAMPLES", {precision: 100})
     monkeypatch.setattr(gpu_check, "seconds_of", lambda *given: 1.0)
     accepted = torch.from_numpy(np.stack([TASK.traces(problems, np.full(5, mode)) for mode in range(2)], axis=1))

@@ -38,7 +38,7 @@ def last(pipeline) -> list[dict]:
     ],
 )
 def test_the_sentence(tuned, what):
-    said = sentence(configs.load("star", ["preset=demo"]), BASE, tuned)
+    said = sentence(configs.load_config("star", ["preset=demo"]), BASE, tuned)
     assert f"pass@1 from 0.200 to {tuned['1']:.3f} and pass@64 from 1.000 to {tuned['64']:.3f}: {what} (" in said
     assert "2 layers of width 64" in said
 

@@ -9,10 +9,10 @@ import pytest
 
 from experiments import study
 from experiments.estimates import KS
-from experiments.results import load
+from experiments.results import load_results
 from experiments.studies import frontier
-from experiments.studies.early_stopping import curve, gap
-from experiments.studies.spread import recovered_shares, spread_line
+from experiments.studies.early_stopping import curve, early_stopping_gap
+from experiments.studies.stratified import recovered_shares, stratified_line
 from minifork.storage import files
 from tests.helpers.pipeline import Pipeline
 from tests.helpers.starts import Starts
@@ -34,7 +34,7 @@ def finished(trained, small, tmp_path_factory):
     for name in ("base", "fork0.5", "fork1"):
         shutil.copytree(trained.run(name), pipeline.folder / trained.run(name).name)
     with pytest.MonkeyPatch.context() as patch, contextlib.redirect_stdout(io.StringIO()) as printed:
-        patch.setattr(study, "read", lambda _: ENTRIES)
+        patch.setattr(study, "read_study", lambda _: ENTRIES)
         starts = Starts(patch)
         assert pipeline("frontier") == 0
     assert starts.commands == ["sft"] * 2 + ["wise"] * 2 + ["sft"] * 2  # values first, then what has none to choose
@@ -48,7 +48,10 @@ def test_values_are_chosen_on_validation_problems(finished):
     """The scores are gaps above the curve, computed here from what was measured on validation problems."""
     assert "pass@16 above early stopping on validation problems" in finished.printed
     scores, valid = finished.chosen["scores"], ["eval.split=valid"]
-    results, hot = load(finished.config(*valid)), load(finished.config(*valid, "eval.policy=temperature=2"))
+    results, hot = (
+        load_results(finished.config(*valid)),
+        load_results(finished.config(*valid, "eval.policy=temperature=2")),
+    )
     (plain,) = study.plans(results.config, [{}], [0])
     stopped = curve(results, plain, None).mean(axis=2)
     assert len(stopped) == 4 and stopped[0, 1] == pytest.approx(results.base(0)["pass_at"]["16"])
@@ -61,8 +64,8 @@ def test_values_are_chosen_on_validation_problems(finished):
     for name, by_value in tried.items():
         assert scores[name].keys() == by_value.keys()
         for value, (one, keys, stage) in by_value.items():
-            solved = one.solve_rates(one.where(keys, stage)[-1], KS).mean(axis=1)
-            assert scores[name][value] == pytest.approx(gap(solved[None], stopped[None])[0, 0], abs=1e-9)
+            solved = one.problem_pass_at_ks(one.where(keys, stage)[-1], KS).mean(axis=1)
+            assert scores[name][value] == pytest.approx(early_stopping_gap(solved[None], stopped[None])[0, 0], abs=1e-9)
         assert scores[name][finished.chosen["chosen"][name]] == max(scores[name].values())
 
 
@@ -74,7 +77,7 @@ def test_compares_the_runs_that_it_made(finished):
     at_one = [frontier.PLAIN, "fresh", *names.values()]
     assert list(rows) == [(name, rate, mode) for rate, listed in ((0.5, [frontier.PLAIN, "fresh"]), (1.0, at_one))
                           for mode in ("free", "FWD") for name in listed]  # fmt: skip
-    results = load(finished.config())
+    results = load_results(finished.config())
     records = {
         (frontier.PLAIN, 0.5): results.tuned(0, 0.5),
         (frontier.PLAIN, 1.0): results.tuned(0, 1),
@@ -100,7 +103,7 @@ def test_samples_that_miss_nothing_have_nothing_to_recover():
     spread = {"iid": (np.ones(50), 0.0), "the top first tokens": (np.ones(50), 0.0)}
     (row,) = recovered_shares(1.0, [spread, spread])
     assert row["recovered"] == [None, None] and row["ci95"] is None
-    assert "recovered - - [too little missed]" in spread_line(row)
+    assert "recovered - - [too little missed]" in stratified_line(row)
 
 
 def test_spreads_samples_over_branches_and_draws(finished):

@@ -5,7 +5,7 @@ import pytest
 
 from experiments import study
 from experiments.estimates import KS
-from experiments.results import load
+from experiments.results import load_results
 from experiments.studies import rl as contrast
 from experiments.studies.early_stopping import curve
 from minifork.storage.files import read_json
@@ -19,7 +19,7 @@ def test_compares_all_runs(copy, monkeypatch, capsys):
     starts, pipeline = Starts(monkeypatch), copy("base", "fork0.5", "fork1", measured=True)
     assert pipeline("contrast", *SMALL) == 0 and starts.commands == ["sft"] + ["rl"] * 6
     compared, config = read_json(pipeline.folder / "contrast.json"), pipeline.config(*SMALL)
-    plans, results = study.plans(config, study.read("rl"), [0]), load(config)
+    plans, results = study.plans(config, study.read_study("rl"), [0]), load_results(config)
     rows = {row["run"]: row for row in compared["runs"]}
     assert list(rows) == [plan.name for plan in plans]
     for plan, row in zip(plans, rows.values(), strict=True):
@@ -33,7 +33,7 @@ def test_compares_all_runs(copy, monkeypatch, capsys):
             "rl.kl_form": rl.kl_form,
         }
         (first,) = results.where({"fork_rate": rate}, epoch=1)
-        before, after = (results.solve_rates(record, KS, mode).mean(axis=1)
+        before, after = (results.problem_pass_at_ks(record, KS, mode).mean(axis=1)
                          for record in (first, results.where(keys, "rl")[-1]))  # fmt: skip
         assert row["start"] == pytest.approx(before) and row["end"] == pytest.approx(after)
         assert [change["mean"] for change in row["change"].values()] == pytest.approx(after - before)
@@ -48,4 +48,4 @@ def test_compares_all_runs(copy, monkeypatch, capsys):
 def test_a_missing_run_is_named(copy):
     config = copy("base", "fork1", measured=True).config(*SMALL)
     with pytest.raises(ValueError, match="no forward, GRPO of pair 0 to compare with"):
-        contrast.compare(config, study.plans(config, study.read("rl"), [0]))
+        contrast.compare(config, study.plans(config, study.read_study("rl"), [0]))

@@ -3,7 +3,7 @@
 import pytest
 
 from experiments import study
-from experiments.results import load
+from experiments.results import load_results
 from minifork import config as configs
 from minifork import runs
 from minifork.storage.files import read_json
@@ -11,7 +11,7 @@ from tests.helpers.starts import Starts
 
 
 def test_every_width_and_number_of_branches_has_a_base():
-    plans = study.plans(configs.load("star"), study.read("sensitivity"), [0, 1])
+    plans = study.plans(configs.load_config("star"), study.read_study("sensitivity"), [0, 1])
     shapes = {runs.identity(plan.config, "base"): (plan.config.model.width, plan.config.data.branches, plan.config.seed)
               for plan in plans}  # fmt: skip
     assert sorted(shapes.values()) == [(w, d, s) for w in (128, 192) for d in (2, 3) for s in (0, 1)]
@@ -21,7 +21,7 @@ def test_every_width_and_number_of_branches_has_a_base():
 def test_a_whole_map_small(copy, monkeypatch, capsys):
     """Bases, runs, evaluations and the figure, as the command makes them."""
     entry = {"as": "lr {sft.lr}", "model.width": [16, 32], "sft.lr": [0.001, 0.01]}
-    monkeypatch.setattr(study, "read", lambda _: [entry])
+    monkeypatch.setattr(study, "read_study", lambda _: [entry])
     starts, pipeline = Starts(monkeypatch), copy()
     assert pipeline("sensitivity", "pretrain.steps=4") == 0 and starts.commands == ["pretrain"] * 2 + ["sft"] * 4
     written = read_json(pipeline.folder / "sensitivity.json")
@@ -29,7 +29,7 @@ def test_a_whole_map_small(copy, monkeypatch, capsys):
     shapes = [(panel["width"], panel["branches"], panel["epochs"]) for panel in written["panels"]]
     assert shapes == [(width, 2, [1, 2, 4]) for width in (16, 32)]
     for panel in written["panels"]:
-        results = load(pipeline.config(f"model.width={panel['width']}", "pretrain.steps=4"))
+        results = load_results(pipeline.config(f"model.width={panel['width']}", "pretrain.steps=4"))
         base = results.base(0)["pass_at"]["16"]
         assert [row["run"] for row in panel["rows"]] == ["lr 0.001", "lr 0.01"]
         for row, lr in zip(panel["rows"], (0.001, 0.01), strict=True):

@@ -15,7 +15,7 @@ from minifork.decoding.rollout import rollout
 from minifork.decoding.split import split
 from minifork.settings import Shape
 from tests.helpers.dag import by_hand
-from tests.helpers.engines import SINKS, TASK, ends, poisoned, random_case, star_case
+from tests.helpers.engines import OUTCOMES, TASK, outcome_probabilities, poisoned, random_case, star_case
 
 
 @pytest.mark.parametrize("scale", [0.02, 0.15, 0.3])
@@ -30,33 +30,33 @@ def test_exact_is_brute_force(make_model, scale):
         p = torch.softmax(logits, dim=2).gather(2, trace[..., None])[..., 0].numpy()
         free += p.prod(axis=1)
         for length in range(1, TASK.trace_len):
-            forced = ends(tree.force(trace[:, :length]))
+            forced = outcome_probabilities(tree.force(trace[:, :length]))
             np.testing.assert_allclose(forced[:, 0], p[:, length:].prod(axis=1), rtol=1e-4)
-    np.testing.assert_allclose(ends(tree)[:, 0], free, rtol=1e-4)
+    np.testing.assert_allclose(outcome_probabilities(tree)[:, 0], free, rtol=1e-4)
 
 
 def test_exact_is_the_mixture_of_its_first_tokens(make_model):
-    """free = sum over first tokens of P(token) times the sinks under that forced token, for every sink."""
+    """free = sum over first tokens of P(token) times the outcomes under that forced token, for every outcome."""
     tree = star_case(make_model)[0]
     first = torch.softmax(tree.prompts.logits.double(), dim=1).numpy()
-    forced = (ends(tree.force(torch.full((len(tree), 1), token))) for token in range(TASK.vocab_size))
+    forced = (outcome_probabilities(tree.force(torch.full((len(tree), 1), token))) for token in range(TASK.vocab_size))
     mixture = sum(p[:, None] * each for p, each in zip(first.T, forced, strict=True))
-    np.testing.assert_allclose(ends(tree), mixture, atol=1e-7)
+    np.testing.assert_allclose(outcome_probabilities(tree), mixture, atol=1e-7)
 
 
 def test_exact_forced_past_an_error(make_model):
     tree, problems, _ = star_case(make_model)
     wrong = np.concatenate([TASK.fork_prefix(problems), TASK.children(problems)[:, 1:2]], axis=1)
-    forced = ends(tree.force(torch.from_numpy(wrong)))
-    np.testing.assert_allclose(forced[:, star.SINKS.index("wrong_branch")], 1, atol=1e-9)
+    forced = outcome_probabilities(tree.force(torch.from_numpy(wrong)))
+    np.testing.assert_allclose(forced[:, star.OUTCOMES.index("wrong_branch")], 1, atol=1e-9)
 
 
-def test_exact_sinks_are_brute_force(make_model):
-    """Every sink, on two problems of the smallest task, against all token sequences up to the limit."""
+def test_exact_outcomes_are_brute_force(make_model):
+    """Every outcome, on two problems of the smallest task, against all token sequences up to the limit."""
     tree, _, prompt = star_case(make_model, 2, task=Star(nodes=3, branches=2, length=2))
     expected = np.stack([by_hand(tree, prompt[i].tolist(), i) for i in range(2)])
-    np.testing.assert_allclose(ends(tree), expected, atol=1e-6)
-    assert (expected > 0).all(axis=0)[: SINKS - 1].all()
+    np.testing.assert_allclose(outcome_probabilities(tree), expected, atol=1e-6)
+    assert (expected > 0).all(axis=0)[: OUTCOMES - 1].all()
 
 
 @pytest.mark.parametrize("n", [1, 64])
@@ -73,16 +73,16 @@ def test_rollouts_do_not_depend_on_threads(make_model, threads, n):
 
 
 def test_exact_length_limit(make_model):
-    """What still lives at the limit goes to the last sink, and only that."""
+    """What still lives at the limit goes to the last outcome, and only that."""
     tree = star_case(make_model)[0]
     full, shortest, short, longer = (
-        ends(replace(tree, max_new=tree.max_new + n)) for n in (0, 1 - tree.max_new, -1, 1)
+        outcome_probabilities(replace(tree, max_new=tree.max_new + n)) for n in (0, 1 - tree.max_new, -1, 1)
     )
     modes = torch.softmax(tree.prompts.logits.double(), dim=1)[:, [TASK.fwd, TASK.rev]].sum(dim=1).numpy()
     np.testing.assert_allclose(shortest[:, -1], modes, atol=1e-9)
     np.testing.assert_allclose(shortest[:, 1], 1 - modes, atol=1e-9)
     assert (short[:, 0] == 0).all() and (full[:, 0] > 0).all()
-    shared = [i for i, sink in enumerate(star.SINKS) if sink not in ("accept", "early_stop", "too_long")]
+    shared = [i for i, outcome in enumerate(star.OUTCOMES) if outcome not in ("accept", "early_stop", "too_long")]
     assert (short[:, shared] <= full[:, shared] + 1e-9).all()
     np.testing.assert_array_equal(longer, full)  # nothing lives that long
 

@@ -11,8 +11,8 @@ import torch
 import minifork.decoding.exact as enumeration
 import minifork.decoding.traces as trees
 from minifork.decoding.exact import exact, exact_below
-from minifork.decoding.policy import parse
-from minifork.decoding.traces import Tree
+from minifork.decoding.policy import parse_policy
+from minifork.decoding.traces import TraceTree
 from minifork.gpt import GPT
 from minifork.statistics import passk
 from tests.helpers.dag import by_hand, dag_tree
@@ -29,11 +29,11 @@ def contains(outer, inner, slack: float = 1e-7) -> bool:
 
 @pytest.mark.parametrize("decoder", ["temperature=1", "temperature=0.5,top_p=0.8", "top_k=2", "greedy"])
 def test_exact_is_brute_force_on_many_paths(make_model, decoder):
-    tree, prompt = dag_tree(make_model, problems=4, policy=parse(decoder))
+    tree, prompt = dag_tree(make_model, problems=4, policy=parse_policy(decoder))
     result = exact(tree)
     assert result.exact and (result.unknown == 0).all()
     expected = [by_hand(tree, prompt[problem].tolist(), problem) for problem in range(4)]
-    np.testing.assert_allclose(result.ends, expected, atol=2e-6)
+    np.testing.assert_allclose(result.outcomes, expected, atol=2e-6)
 
 
 @pytest.mark.parametrize("rows", [1, 5, 64])
@@ -48,7 +48,7 @@ def test_blocks_do_not_matter(make_model, monkeypatch, rows):
     monkeypatch.setattr(enumeration, "ROWS", rows)
     result = exact(tree)
     assert result.evaluated == expected.evaluated
-    np.testing.assert_allclose(result.ends, expected.ends, atol=1e-6)
+    np.testing.assert_allclose(result.outcomes, expected.outcomes, atol=1e-6)
 
 
 def test_p_does_not_depend_on_the_batch(make_model, threads):
@@ -78,7 +78,7 @@ def test_little_memory_loses_nothing(make_model, monkeypatch):
     for limit in (0, 2**40):
         monkeypatch.setattr(enumeration, "FRONTIER_BYTES", limit)
         waiting.append(0)
-        np.testing.assert_allclose(exact(tree).ends, expected.ends, atol=1e-6)
+        np.testing.assert_allclose(exact(tree).outcomes, expected.outcomes, atol=1e-6)
     assert waiting[0] <= 4 + 8 * 3 * 7 < waiting[1] / 3
 
 
@@ -90,7 +90,7 @@ def test_bounds_close_in_as_the_budget_grows(make_model):
         result = exact(tree, max_prefixes=budget)
         assert result.evaluated <= budget
         assert (result.p_lo >= 0).all() and (result.p_lo <= result.p_hi).all() and (result.p_hi <= 1).all()
-        np.testing.assert_allclose(result.ends.sum(axis=1) + result.unknown, 1, atol=1e-9)
+        np.testing.assert_allclose(result.outcomes.sum(axis=1) + result.unknown, 1, atol=1e-9)
         assert contains(result, final)
         assert result.exact == (budget >= final.evaluated)
         if before is not None:
@@ -104,7 +104,7 @@ def test_a_budget_goes_where_the_mass_is(make_model, monkeypatch):
     breadth_first = exact(replace(tree, max_new=tree.max_new - 3))
     monkeypatch.setattr(enumeration, "ROWS", 1)
     best = exact(tree, max_prefixes=breadth_first.evaluated)
-    assert best.unknown.sum() < breadth_first.ends[:, -1].sum()
+    assert best.unknown.sum() < breadth_first.outcomes[:, -1].sum()
 
 
 def test_width(make_model):
@@ -137,7 +137,7 @@ def test_bounds_after_a_million_paths(make_model):
 
 
 def prefixes_of(tree, seed):
-    """Nested prefixes, equal ones, some that differ between problems, some that end in a sink at once."""
+    """Nested prefixes, equal ones, some that differ between problems, some that end in an outcome at once."""
     rng = np.random.default_rng(seed)
     one = torch.zeros(len(tree), 1, dtype=torch.int64)
     drawn = torch.from_numpy(rng.integers(tree.dfa.shape[2], size=(len(tree), 3)))
@@ -150,20 +150,20 @@ def prefixes_of(tree, seed):
 @pytest.mark.parametrize("policy", ["temperature=1", "greedy", "top_p=0.6", "temperature=0.7,top_k=2"])
 def test_one_enumeration_gives_what_forcing_every_prefix_gives(make_model, policy):
     """To 1e-12 of a model in fp64; in fp32 a row's last bits depend on the rows that it is decoded with."""
-    tree, prompt = dag_tree(make_model, layers=5, scale=0.6, policy=parse(policy))
+    tree, prompt = dag_tree(make_model, layers=5, scale=0.6, policy=parse_policy(policy))
     with torch.no_grad():
         tree = replace(tree, model=tree.model.double(), prompts=tree.model.double().prefill(prompt))
     prefixes = prefixes_of(tree, 0)
     for name, below in exact_below(tree, prefixes).items():
         alone = exact(tree.force(prefixes[name]))
-        for array in ("ends", "tokens", "unknown"):
+        for array in ("outcomes", "tokens", "unknown"):
             expected = getattr(alone, array)
             np.testing.assert_allclose(getattr(below.result, array), expected, rtol=0, atol=1e-12, err_msg=name)
         assert torch.equal(below.logits, tree.force(prefixes[name]).after_forced()[1])
 
 
 def test_one_enumeration_decodes_no_prefix_twice(make_model, monkeypatch):
-    """Every live prefix passes through the model once; one that is asked for but ends in a sink does so too."""
+    """Every live prefix passes through the model once; one that is asked for but ends in an outcome does so too."""
     tree, _ = dag_tree(make_model, layers=5, scale=0.6)
     rows, decode = [], GPT.decode
     monkeypatch.setattr(
@@ -172,7 +172,7 @@ def test_one_enumeration_decodes_no_prefix_twice(make_model, monkeypatch):
     prefixes = {name: prefix for name, prefix in prefixes_of(tree, 0).items() if name != "drawn"}
     together, decoded = exact_below(tree, prefixes)["free"].result, sum(rows)
     states = [tree.force(prefixes[name]).forced_states()[0] for name in ("one", "other", "ends", "two", "three")]
-    dead = sum(int((state >= tree.first_sink).sum()) for state in states)
+    dead = sum(int((state >= tree.first_outcome).sum()) for state in states)
     assert decoded == together.evaluated == exact(tree).evaluated + dead and dead >= len(tree)
 
 
@@ -188,7 +188,7 @@ def test_bad_budgets(make_model, argument, value):
 def test_trees_that_do_not_fit(make_model):
     """The argument that does not fit is named; the meta device stands for a GPU."""
     tree, _ = dag_tree(make_model, problems=3)
-    outside = [("sinks", 0), ("sinks", 99), ("max_new", 0), ("max_new", 9)]
+    outside = [("outcomes", 0), ("outcomes", 99), ("max_new", 0), ("max_new", 9)]
     dfa, zeros = tree.dfa, lambda *shape: torch.zeros(shape, dtype=torch.int64)
     cases = [
         ("dfa reads 3 tokens, the model has 4", dict(dfa=dfa[:, :, :3])),
@@ -202,10 +202,10 @@ def test_trees_that_do_not_fit(make_model):
         ("prompts is on meta, dfa on cpu", dict(prompts=replace(tree.prompts, k=tree.prompts.k.to("meta")))),
         ("forced is on meta", dict(forced=zeros(3, 1).to("meta"))),
     ]
-    arguments = dict(model=tree.model, prompts=tree.prompts, dfa=dfa, sinks=3, max_new=tree.max_new)
+    arguments = dict(model=tree.model, prompts=tree.prompts, dfa=dfa, outcomes=3, max_new=tree.max_new)
     for message, change in cases:
         with pytest.raises(ValueError, match=message):
-            Tree(**arguments | change)
+            TraceTree(**arguments | change)
 
 
 def test_a_policy_that_removes_every_token(make_model):

@@ -14,7 +14,7 @@ from hypothesis import given, settings
 from hypothesis import strategies as st
 
 from minifork.decoding.philox import philox4x32, uniform
-from minifork.decoding.rollout import draw
+from minifork.decoding.rollout import draw_token
 from minifork.statistics import agreement
 from tests.helpers.engines import KS_LEVEL, Z, chi_square_z
 
@@ -83,14 +83,14 @@ def test_draw_is_the_inverse_cdf():
     """Probabilities 1/8 1/8 1/4 0 1/2."""
     logits = torch.tensor([1.0, 1.0, 2.0, 0.0, 4.0]).log() + 3.0
     u = torch.tensor([0, 0.124, 0.126, 0.249, 0.251, 0.499, 0.501, 0.99, BELOW_1])
-    assert draw(logits.expand(9, 5), u).tolist() == [0, 0, 1, 1, 2, 2, 4, 4, 4]
+    assert draw_token(logits.expand(9, 5), u).tolist() == [0, 0, 1, 1, 2, 2, 4, 4, 4]
 
 
 def test_draw_on_exact_boundaries():
     """Each belongs to the token above it."""
     boundary = torch.tensor([0.0, 0.25, 0.5, 0.75])
     for u in (boundary, boundary + 0.25 - 2.0**-24):
-        assert draw(torch.zeros(4, 4), u).tolist() == [0, 1, 2, 3]
+        assert draw_token(torch.zeros(4, 4), u).tolist() == [0, 1, 2, 3]
 
 
 @settings(max_examples=300, deadline=None, derandomize=True, database=None)
@@ -104,7 +104,7 @@ def test_draw_never_draws_the_impossible(row, grid):
     weights = np.exp(np.array(row) - max(row))
     above = np.cumsum(weights) / weights.sum()
     for u in (0.0, grid / 2**24, BELOW_1):
-        token = draw(torch.tensor([row]), torch.tensor([u])).item()
+        token = draw_token(torch.tensor([row]), torch.tensor([u])).item()
         assert row[token] > -math.inf
         assert above[token] - weights[token] / weights.sum() - 1e-6 <= u <= above[token] + 1e-6
         assert u > 0 or token == np.flatnonzero(weights)[0]
@@ -113,7 +113,7 @@ def test_draw_never_draws_the_impossible(row, grid):
 def test_draw_has_the_right_frequencies():
     logits, n = torch.tensor([0.3, -1.0, -math.inf, 2.0, 0.0, 1.1, -3.0]), 100_000
     ids = torch.arange(n)
-    tokens = draw(logits.expand(n, 7), uniform(11, ids, 0, torch.zeros_like(ids), 0))
+    tokens = draw_token(logits.expand(n, 7), uniform(11, ids, 0, torch.zeros_like(ids), 0))
     counts = np.bincount(tokens.numpy(), minlength=7)
     expected = n * torch.softmax(logits.double(), dim=0).numpy()
     possible = expected > 0

@@ -12,7 +12,7 @@ import torch
 from hypothesis import assume, example, given, settings
 from hypothesis import strategies as st
 
-from minifork.decoding.policy import STEPS, Policy, parse
+from minifork.decoding.policy import STEPS, Policy, parse_policy
 
 NEAR = 1e-5
 hypothesis_settings = settings(max_examples=50, deadline=None, derandomize=True, database=None)
@@ -136,7 +136,7 @@ def test_equal_logits_stay_by_lower_id():
     row = torch.tensor([1.0, 3.0, 3.0, 0.0, 3.0, 1.0])
     cases = "greedy:1 temperature=0:1 top_k=2:12 top_k=4:0124 top_p=0.4:12 min_p=1:124 top_n_sigma=0:124"
     for text, ids in (case.split(":") for case in cases.split()):
-        assert parse(text)(row).isfinite().nonzero().flatten().tolist() == [int(i) for i in ids], text
+        assert parse_policy(text)(row).isfinite().nonzero().flatten().tolist() == [int(i) for i in ids], text
 
 
 def test_top_p_keeps_the_token_that_reaches_it():
@@ -161,13 +161,13 @@ def test_min_p_and_top_n_sigma_by_hand():
 @example([0.0, *[-40.0] * 10, -200.0])  # a tail too thin for fp32
 def test_identities(row):
     for text in ("temperature=1", "top_p=1", "min_p=0", "top_k=12", "top_k=1e300", "top_n_sigma=1e300"):
-        assert parse(text)(torch.tensor(row)).tolist() == row, text
+        assert parse_policy(text)(torch.tensor(row)).tolist() == row, text
 
 
 @pytest.mark.parametrize("text", ["temperature=1e-20", "temperature=1e20", "temperature=1e-20,top_p=0.9,min_p=0.1"])
 def test_extreme_temperatures_leave_a_distribution(text):
     logits = torch.tensor([12.0, 1000.0, -1000.0, -math.inf, 3.0])
-    p = torch.softmax(parse(text)(logits).double(), dim=-1)
+    p = torch.softmax(parse_policy(text)(logits).double(), dim=-1)
     cold = "e-20" in text
     assert p.tolist() == pytest.approx([0, 1, 0, 0, 0] if cold else [1 / 4, 1 / 4, 1 / 4, 0, 1 / 4])
 
@@ -197,7 +197,7 @@ def test_steps_apply_in_the_order_written(chain, row):
     ],
 )
 def test_order_matters(text, count):
-    assert int((parse(text)(torch.tensor([0.5, 0.3, 0.2]).log()) > -math.inf).sum()) == count
+    assert int((parse_policy(text)(torch.tensor([0.5, 0.3, 0.2]).log()) > -math.inf).sum()) == count
 
 
 def test_arithmetic_is_fp32_and_the_input_stays():
@@ -205,8 +205,8 @@ def test_arithmetic_is_fp32_and_the_input_stays():
     for dtype in (torch.bfloat16, torch.float16, torch.float64, torch.float32):
         typed, before = logits.to(dtype), logits.to(dtype).clone()
         for text in ("temperature=1", "temperature=0.7,top_p=0.7", "top_k=2", "min_p=0.5", "top_n_sigma=1", "greedy"):
-            got = parse(text)(typed)
-            assert got.dtype == torch.float32 and torch.equal(got, parse(text)(logits))
+            got = parse_policy(text)(typed)
+            assert got.dtype == torch.float32 and torch.equal(got, parse_policy(text)(logits))
             assert torch.equal(typed, before)
 
 
@@ -224,13 +224,15 @@ def test_arithmetic_is_fp32_and_the_input_stays():
 )
 def test_parse(text, expected):
     """To a policy that equals by value."""
-    assert parse(text) == Policy(expected) == parse(str(parse(text)))
-    assert hash(parse(text)) == hash(Policy(expected)) and parse(text) != Policy((*expected, ("top_k", 6.0)))
+    assert parse_policy(text) == Policy(expected) == parse_policy(str(parse_policy(text)))
+    assert hash(parse_policy(text)) == hash(Policy(expected)) and parse_policy(text) != Policy(
+        (*expected, ("top_k", 6.0))
+    )
 
 
 def test_text_is_kept():
     texts = "temperature=0.7,top_p=0.95 greedy temperature=1 temperature=0 top_k=1234567 top_p=0.99999999 min_p=1e-10"
-    assert [str(parse(text)) for text in texts.split()] == texts.split()
+    assert [str(parse_policy(text)) for text in texts.split()] == texts.split()
 
 
 @hypothesis_settings
@@ -238,7 +240,7 @@ def test_text_is_kept():
 def test_a_policy_survives_its_text(chain):
     """To the last digit: results name their policy by this text."""
     chain = tuple(step for step in chain if step != ("temperature", 1.0))
-    assert parse(str(Policy(chain))) == Policy(chain)
+    assert parse_policy(str(Policy(chain))) == Policy(chain)
 
 
 BAD = {
@@ -253,7 +255,7 @@ def test_bad_text_is_refused_by_name(says, text):
     """The step that is wrong is the last one."""
     name = text.split(",")[-1] if says.startswith("write") else text.split(",")[-1].partition("=")[0]
     with pytest.raises(ValueError, match=f"^policy '?{name}.*{says}"):
-        parse(text)
+        parse_policy(text)
 
 
 @pytest.mark.parametrize("value", [-1.0, math.nan, math.inf, -math.inf])

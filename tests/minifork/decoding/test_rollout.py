@@ -1,7 +1,7 @@
 """Rollouts against exact on random automata, whose probabilities are spread over (0, 1), and against planted errors.
 
 Statistical tests have fixed seeds. Under the null, with seeds drawn anew, the p-value of a `fit` is below 1e-4 with
-probability 3e-4 (one test for each of three sinks), and |z| above 4.5 with probability 7e-6: together below 4e-3 for
+probability 3e-4 (one test for each of three outcomes), and |z| above 4.5 with probability 7e-6: together below 4e-3 for
 the whole file.
 """
 
@@ -17,12 +17,24 @@ import minifork.decoding.rollout as rollouts
 from data_gen import star
 from minifork.decoding.exact import exact
 from minifork.decoding.philox import uniform
-from minifork.decoding.policy import parse
+from minifork.decoding.policy import parse_policy
 from minifork.decoding.rollout import rollout
 from minifork.decoding.split import split
 from minifork.gpt import Rows
 from minifork.settings import Shape
-from tests.helpers.engines import DEAD, SINKS, TASK, Z, agrees, chi_square_z, counts, ends, fit, random_case, star_case
+from tests.helpers.engines import (
+    DEAD,
+    OUTCOMES,
+    TASK,
+    Z,
+    agrees,
+    chi_square_z,
+    counts,
+    fit,
+    outcome_probabilities,
+    random_case,
+    star_case,
+)
 
 VOCAB, LONGEST = 8, 5
 PROBLEMS, N, MANY = 200, 64, 512  # MANY where a sampler is broken and must be caught
@@ -35,7 +47,7 @@ def tree(make_model):
 
 @pytest.fixture(scope="module")
 def p(tree):
-    p = ends(tree)
+    p = outcome_probabilities(tree)
     assert p[:, 0].std() > 0.1
     return p
 
@@ -45,10 +57,10 @@ def roll(tree, n: int = N, seed: int = 3) -> np.ndarray:
 
 
 def test_rollouts_agree_with_exact_on_stars(make_model):
-    """The real automata: at least four sinks that a random model reaches."""
+    """The real automata: at least four outcomes that a random model reaches."""
     tree = star_case(make_model, n=150, scale=0.25)[0]
     drawn = roll(tree, 40, seed=7)
-    assert (drawn.sum(axis=0) > 0).sum() >= 4 and agrees(drawn, ends(tree))
+    assert (drawn.sum(axis=0) > 0).sum() >= 4 and agrees(drawn, outcome_probabilities(tree))
 
 
 @pytest.mark.parametrize(
@@ -56,8 +68,8 @@ def test_rollouts_agree_with_exact_on_stars(make_model):
 )
 def test_rollouts_agree_with_exact(tree, decoder):
     """As many as where a broken sampler is to be caught; what exact gives no mass is never drawn."""
-    tree = replace(tree, policy=parse(decoder))
-    p, drawn = ends(tree), roll(tree, MANY)
+    tree = replace(tree, policy=parse_policy(decoder))
+    p, drawn = outcome_probabilities(tree), roll(tree, MANY)
     assert (drawn[p == 0] == 0).all() and agrees(drawn, p)
 
 
@@ -101,12 +113,12 @@ def test_off_by_one_positions_are_caught(tree, p):
 
 
 def test_first_tokens_are_independent(make_model):
-    """With a sink for each first token the counts are multinomial in every problem: chi-square over 60 problems."""
+    """With an outcome for each first token the counts are multinomial in every problem: chi-square over 60 problems."""
     tree = star_case(make_model, n=60)[0]
     vocab, n = TASK.vocab_size, 400
     one_step = torch.arange(vocab).add(1).expand(60, 1 + vocab, vocab).clone()
     one_step[:, 1:] = torch.arange(1, vocab + 1)[:, None]
-    drawn = roll(replace(tree, dfa=one_step, sinks=vocab, max_new=1), n, seed=1)
+    drawn = roll(replace(tree, dfa=one_step, outcomes=vocab, max_new=1), n, seed=1)
     expected = n * torch.softmax(tree.prompts.logits.double(), dim=1).numpy()
     common = expected > 5
     rest = np.where(common, 0, expected).sum(axis=1), np.where(common, 0, drawn).sum(axis=1)
@@ -139,11 +151,11 @@ def test_more_rollouts_go_on_from_fewer(tree):
 
 
 def test_rollout_length_limit(make_model):
-    """At a limit of one token the modes go to the last sink."""
+    """At a limit of one token the modes go to the last outcome."""
     tree = replace(star_case(make_model, n=20)[0], max_new=1)
     drawn = roll(tree, 50, seed=0)
-    assert drawn[:, [0, *range(2, SINKS - 1)]].sum() == 0 < drawn[:, -1].sum()
-    assert agrees(drawn, ends(tree))
+    assert drawn[:, [0, *range(2, OUTCOMES - 1)]].sum() == 0 < drawn[:, -1].sum()
+    assert agrees(drawn, outcome_probabilities(tree))
 
 
 @pytest.mark.parametrize("n", [0, -3])
@@ -156,15 +168,15 @@ def test_no_rollouts_are_refused(tree, n):
 
 
 def test_lengths_agree(tree):
-    """Mean lengths by sink: exact within five standard errors of split's and rollout's; lengths add up."""
+    """Mean lengths by outcome: exact within five standard errors of split's and rollout's; lengths add up."""
     mean, n = exact(tree).tokens.sum(axis=1), 2000
     assert (mean >= 1).all() and (mean <= LONGEST + 1e-9).all()
     error = LONGEST / 2 / math.sqrt(n)  # the standard error of a length is at most this
     for sampled in (split(tree, n, 3), rollout(tree, n, 3)):
         apart = sampled.tokens.sum(axis=1) - mean
         assert np.abs(apart).max() < 5 * error and abs(apart.mean()) < 5 * error / math.sqrt(len(tree))
-        assert (sampled.tokens >= sampled.ends - 1e-9).all()
-        assert (sampled.tokens <= LONGEST * sampled.ends + 1e-9).all()
+        assert (sampled.tokens >= sampled.outcomes - 1e-9).all()
+        assert (sampled.tokens <= LONGEST * sampled.outcomes + 1e-9).all()
 
 
 @torch.no_grad()
@@ -173,7 +185,7 @@ def follow(tree, problem: int, drawn: list[int]) -> tuple[int, list[float]]:
     rows = Rows(tree.prompts[problem : problem + 1], torch.tensor([0]), LONGEST)
     state, logits, logp = 0, tree.prompts.logits[problem : problem + 1], []
     for token in drawn:
-        assert state < tree.first_sink
+        assert state < tree.first_outcome
         state = int(tree.dfa[problem, state, token])
         logp.append(float(torch.log_softmax(tree.policy(logits), dim=1)[0, token]))
         logits = tree.model.decode(torch.tensor([token]), rows) if len(logp) < LONGEST else logits
@@ -182,30 +194,30 @@ def follow(tree, problem: int, drawn: list[int]) -> tuple[int, list[float]]:
 
 @pytest.mark.parametrize("decoder", ["temperature=1", "temperature=0.5,top_k=3"])
 def test_traces(tree, decoder):
-    """Tokens lead to the sink, -1 follows, log-probabilities are those of the policy."""
-    tree = replace(tree[:10], policy=parse(decoder))
+    """Tokens lead to the outcome, -1 follows, log-probabilities are those of the policy."""
+    tree = replace(tree[:10], policy=parse_policy(decoder))
     result, plain = rollout(tree, 12, 1, traces=True), rollout(tree, 12, 1)
-    assert plain.traces is None and np.array_equal(plain.ends, result.ends)
-    tokens, logp, sink = result.traces.tokens, result.traces.logp, result.traces.sink
+    assert plain.traces is None and np.array_equal(plain.outcomes, result.outcomes)
+    tokens, logp, outcome = result.traces.tokens, result.traces.logp, result.traces.outcome
     for problem in range(10):
-        ended, lengths = sink[problem].numpy(), (tokens[problem] >= 0).sum(dim=1).numpy()
+        ended, lengths = outcome[problem].numpy(), (tokens[problem] >= 0).sum(dim=1).numpy()
         assert np.array_equal(np.bincount(ended, minlength=DEAD), counts(result)[problem])
         np.testing.assert_allclose(result.tokens[problem] * 12, np.bincount(ended, lengths, minlength=DEAD))
         for trace, end, each in zip(tokens[problem].tolist(), ended, logp[problem], strict=True):
             drawn = [token for token in trace if token >= 0]
             state, expected = follow(tree, problem, drawn)
             assert trace[len(drawn) :] == [-1] * (LONGEST - len(drawn)) and (each[len(drawn) :] == 0).all()
-            assert end == (state - tree.first_sink if state >= tree.first_sink else DEAD - 1)
-            assert state >= tree.first_sink or len(drawn) == LONGEST
+            assert end == (state - tree.first_outcome if state >= tree.first_outcome else DEAD - 1)
+            assert state >= tree.first_outcome or len(drawn) == LONGEST
             np.testing.assert_allclose(each[: len(drawn)], expected, atol=1e-4)
 
 
 def test_traces_begin_with_the_forced_tokens(make_model):
     tree, problems, _ = star_case(make_model, n=6)
-    fork, malformed = torch.from_numpy(TASK.fork_prefix(problems)), star.SINKS.index("malformed")
+    fork, malformed = torch.from_numpy(TASK.fork_prefix(problems)), star.OUTCOMES.index("malformed")
     traces = rollout(tree.force(fork), 9, 0, traces=True).traces
     assert (traces.tokens[:, :, :2] == fork[:, None]).all() and (traces.logp[:, :, :2] == 0).all()
     result = rollout(tree.force(torch.full((6, 3), TASK.sep)), 9, 0, traces=True)
     tokens = result.traces.tokens
-    assert (result.ends[:, malformed] == 1).all() and (result.traces.sink == malformed).all()
+    assert (result.outcomes[:, malformed] == 1).all() and (result.traces.outcome == malformed).all()
     assert (tokens[:, :, 0] == TASK.sep).all() and (tokens[:, :, 1:] == -1).all()

@@ -10,10 +10,10 @@ import torch
 
 import minifork.decoding.split as splitting
 from minifork.decoding.exact import exact
-from minifork.decoding.policy import parse
+from minifork.decoding.policy import parse_policy
 from minifork.decoding.rollout import rollout
 from minifork.decoding.split import split
-from minifork.decoding.traces import Tree
+from minifork.decoding.traces import TraceTree
 from minifork.gpt import Rows
 from minifork.statistics import agreement
 from tests.helpers.dag import dag_tree
@@ -29,21 +29,21 @@ def tree(make_model):
 
 @pytest.fixture(scope="module")
 def p(tree):
-    return exact(tree).ends
+    return exact(tree).outcomes
 
 
 @pytest.mark.parametrize("decoder", DECODERS)
 def test_split_follows_exact(make_model, decoder):
-    """PIT of the counts in every sink, over 150 problems; and, for sums over problems, the normal bound."""
-    tree, _ = dag_tree(make_model, problems=150, policy=parse(decoder))
-    assert agrees(counts(split(tree, 300, seed=5)), exact(tree).ends)
+    """PIT of the counts in every outcome, over 150 problems; and, for sums over problems, the normal bound."""
+    tree, _ = dag_tree(make_model, problems=150, policy=parse_policy(decoder))
+    assert agrees(counts(split(tree, 300, seed=5)), exact(tree).outcomes)
 
 
 @pytest.mark.parametrize("n", [1, 10, 2000])
 def test_split_and_rollouts_are_the_same_in_distribution(tree, n):
     first, second = counts(split(tree, n, 1)), counts(rollout(tree, 50, 2))
-    for sink in range(2):
-        pit = agreement.two_sample_pit(first[:, sink], n, second[:, sink], 50, np.random.default_rng(3))
+    for outcome in range(2):
+        pit = agreement.two_sample_pit(first[:, outcome], n, second[:, outcome], 50, np.random.default_rng(3))
         assert agreement.uniform_p(pit) > KS_LEVEL
 
 
@@ -54,8 +54,8 @@ def test_a_billion_rollouts(tree, p):
     assert (counts(result).sum(axis=1) == n).all() and result.evaluated == exact(tree).evaluated
     spread = np.sqrt(np.maximum(p * (1 - p), 1e-12) / n)
     # the probabilities behind the two differ in fp32's last bits between batch shapes
-    assert (np.abs(result.ends - p) < Z * spread + 2e-6).all()
-    assert np.abs(result.ends - p)[:, 0].mean() > 1e-6
+    assert (np.abs(result.outcomes - p) < Z * spread + 2e-6).all()
+    assert np.abs(result.outcomes - p)[:, 0].mean() > 1e-6
 
 
 def test_split_repeats_itself(tree):
@@ -136,7 +136,7 @@ def test_a_broadcast_first_token_is_caught(tree, p, monkeypatch):
 
 def test_bf16_softmax_is_caught(tree, p, monkeypatch):
     """bf16 moves p by about 0.3 %: invisible to ten thousand rollouts, plain to a hundred million."""
-    real, p = Tree.sampled_from, p[:, 0]
+    real, p = TraceTree.sampled_from, p[:, 0]
 
     def rounded(self, logits, problem):
         return torch.log_softmax(real(self, logits, problem).bfloat16(), dim=-1).float()
@@ -147,14 +147,14 @@ def test_bf16_softmax_is_caught(tree, p, monkeypatch):
 
     # under the null the mean of 150 squared z is 1 +- .12; fp32 noise of 1e-7 adds nothing visible
     assert chi_square(10**8) < 1.5
-    monkeypatch.setattr(Tree, "sampled_from", rounded)
+    monkeypatch.setattr(TraceTree, "sampled_from", rounded)
     assert chi_square(10**4) < 1.5 and chi_square(10**8) > 5
 
 
 def test_an_off_by_one_cache_is_caught(make_model, monkeypatch):
     """A cache that writes each new token over the one before it, and so forgets all but the last."""
     tree, _ = dag_tree(make_model, problems=150, scale=1.0)  # a model that looks back at its last tokens
-    p, attend = exact(tree).ends, Rows.attend
+    p, attend = exact(tree).outcomes, Rows.attend
 
     def late(self, layer, q, k, v):
         shift = 1 if self.length else 0

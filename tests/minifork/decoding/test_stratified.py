@@ -21,11 +21,11 @@ NOWHERE = torch.zeros(20, dtype=torch.int64)
 
 @settings(max_examples=100, deadline=None, derandomize=True, database=None)
 @given(st.lists(st.sampled_from([0.0, 1.0, 0.5, 0.1, 1e-9, 0.999]), min_size=1, max_size=4), st.integers(1, 9))
-def test_solve_rate_deals_samples_in_turn(p, k):
+def test_dealt_pass_at_k_deals_samples_in_turn(p, k):
     miss = 1.0
     for _, chance in zip(range(k), itertools.cycle(p), strict=False):
         miss *= 1 - chance
-    assert stratified.solve_rate(np.array([p]), [k])[0, 0] == pytest.approx(1 - miss, rel=1e-9, abs=1e-15)
+    assert stratified.dealt_pass_at_k(np.array([p]), [k])[0, 0] == pytest.approx(1 - miss, rel=1e-9, abs=1e-15)
 
 
 @pytest.fixture(scope="module")
@@ -47,7 +47,7 @@ def test_one_stratum_is_the_greedy_first_token(tree):
 @pytest.mark.parametrize("decoder", ["temperature=1", "temperature=2"])
 def test_all_strata_make_up_the_tree(tree, decoder):
     """Weighted by the tokens' probabilities, the strata of the whole vocabulary give p without strata."""
-    tree, vocab = replace(tree, policy=policy.parse(decoder)), tree.model.vocab_size
+    tree, vocab = replace(tree, policy=policy.parse_policy(decoder)), tree.model.vocab_size
     result = first_tokens(tree, vocab)
     weights = torch.softmax(tree.policy(tree.prompts.logits).double(), dim=1).gather(1, torch.tensor(result.tokens))
     np.testing.assert_allclose((weights.numpy() * result.p_lo).sum(axis=1), exact(tree).p_lo, atol=1e-6)
@@ -84,8 +84,8 @@ def test_strata_against_sampling(tree):
     solved = np.zeros((20, games), dtype=bool)
     for j in range(3):
         sampled = rollout(tree.force(torch.tensor(result.tokens[:, j : j + 1])), 2 * games, seed=j, traces=True)
-        solved |= (sampled.traces.sink == 0).reshape(20, games, 2).any(dim=2).numpy()
-    expected = stratified.solve_rate(result.p_lo, [6])[:, 0]
+        solved |= (sampled.traces.outcome == 0).reshape(20, games, 2).any(dim=2).numpy()
+    expected = stratified.dealt_pass_at_k(result.p_lo, [6])[:, 0]
     spread = np.sqrt((expected * (1 - expected) / games).sum()) / 20
     assert abs(solved.mean() - expected.mean()) < 4.5 * spread
 
@@ -100,7 +100,7 @@ def test_strata_by_rollouts(tree):
 def test_spreading_beats_chance_where_the_fork_is():
     """With one right and one wrong branch of a polarised model, d samples spread over d branches always solve it."""
     p = np.array([[0.0, 1.0], [1.0, 0.0]])  # the model's first choice is wrong in problem 0
-    assert stratified.solve_rate(p, [1, 2, 3]).mean(axis=0).tolist() == [0.5, 1.0, 1.0]
+    assert stratified.dealt_pass_at_k(p, [1, 2, 3]).mean(axis=0).tolist() == [0.5, 1.0, 1.0]
 
 
 @torch.no_grad()
@@ -113,7 +113,7 @@ def test_highest_entropy(make_model):
         tokens, state, entropies = prompt[i].tolist(), 0, []
         for token in trace[i]:
             logp = torch.log_softmax(tree.model(torch.tensor([tokens]))[0, -1].double(), dim=0)
-            if state < tree.first_sink:
+            if state < tree.first_outcome:
                 entropies.append(-(logp.exp() * logp).sum().item())
                 assert token == logp.argmax()
             state = int(tree.dfa[i, state, token])

@@ -11,7 +11,7 @@ import pytest
 import torch
 
 from minifork.decoding.rollout import rollout
-from minifork.decoding.traces import Tree
+from minifork.decoding.traces import TraceTree
 from minifork.gpt import Prompts
 from minifork.gpu import backends, kernel
 from minifork.gpu.driver import GPU
@@ -26,7 +26,7 @@ pytestmark = [pytest.mark.gpu, pytest.mark.skipif(not torch.cuda.is_available(),
 PROBLEMS, ROLLOUTS = 33, 301  # of the runs that are repeated
 
 
-def on_gpu(tree: Tree) -> Tree:
+def on_gpu(tree: TraceTree) -> TraceTree:
     """The same tree on the GPU, the very same numbers in its prompts."""
     prompts = Prompts(*(t.cuda() for t in (tree.prompts.logits, tree.prompts.k, tree.prompts.v)))
     moved = {name: getattr(tree, name).cuda() for name in ("model", "dfa", "forced", "ids")}
@@ -38,7 +38,7 @@ def gpu(tmp_path_factory) -> GPU:
     return GPU(torch.device("cuda", torch.cuda.current_device()), tmp_path_factory.mktemp("kernels"))
 
 
-def tiles(gpu: GPU, tree: Tree, bf16: bool) -> list[int]:
+def tiles(gpu: GPU, tree: TraceTree, bf16: bool) -> list[int]:
     """The rows a block that fit this GPU's shared memory, the smallest first."""
     return sorted({backends.ready(gpu, tree, rows, bf16) for rows in kernel.TILES})
 
@@ -47,10 +47,10 @@ def tiles(gpu: GPU, tree: Tree, bf16: bool) -> list[int]:
 @pytest.mark.parametrize("policy", POLICIES[:-1])
 def test_fp32_is_bit_equal_to_the_host_twin(make_model, gpu, twin, case, policy):
     tree = make_tree(make_model, case, 24, policy)
-    host = kernel.run(tree, 25, 3, twin, CASES[case][-1], False, traces=True)
+    host = kernel.run_kernel(tree, 25, 3, twin, CASES[case][-1], False, traces=True)
     rows = backends.ready(gpu, on_gpu(tree), CASES[case][-1], False)
-    device = kernel.run(on_gpu(tree), 25, 3, gpu, rows, False, traces=True)
-    assert np.array_equal(host.ends, device.ends) and np.array_equal(host.tokens, device.tokens)
+    device = kernel.run_kernel(on_gpu(tree), 25, 3, gpu, rows, False, traces=True)
+    assert np.array_equal(host.outcomes, device.outcomes) and np.array_equal(host.tokens, device.tokens)
     assert torch.equal(host.traces.tokens, device.traces.tokens.cpu())
     assert torch.equal(host.traces.logp, device.traces.logp.cpu())
 
@@ -60,9 +60,9 @@ def test_fp32_is_bit_equal_to_the_host_twin(make_model, gpu, twin, case, policy)
 def test_runs_again_alike_on_every_tiling(make_model, gpu, case, bf16):
     tree = on_gpu(make_tree(make_model, case, PROBLEMS))
     fitting = tiles(gpu, tree, bf16)
-    results = [kernel.run(tree, ROLLOUTS, 7, gpu, rows, bf16, traces=True) for rows in (*fitting, fitting[-1])]
+    results = [kernel.run_kernel(tree, ROLLOUTS, 7, gpu, rows, bf16, traces=True) for rows in (*fitting, fitting[-1])]
     for result in results[1:]:
-        assert np.array_equal(results[0].ends, result.ends)
+        assert np.array_equal(results[0].outcomes, result.outcomes)
         assert torch.equal(results[0].traces.logp, result.traces.logp)
 
 
@@ -83,7 +83,7 @@ def test_backends_agree(make_model, case):
         fused = backends.sample(tree, 400, 1)
     plain, graph = rollout(tree, 400, 1), graphed(tree, 400, 1, rows=7000)
     for other in (fused, graph):
-        moved = np.abs(other.ends - plain.ends).sum() * 400 / 2
+        moved = np.abs(other.outcomes - plain.outcomes).sum() * 400 / 2
         assert moved <= 1 + 50 * 400 * 2e-4
 
 
@@ -110,12 +110,12 @@ def test_falls_back_with_one_line(make_model, monkeypatch):
     tree = on_gpu(make_tree(make_model, "narrow", 20, "top_n_sigma=1"))
     with pytest.warns(UserWarning, match="without the fused kernel, several times slower: the policy top_n_sigma=1"):
         result = backends.sample(tree, 30, 1)
-    assert np.array_equal(result.ends, graphed(tree, 30, 1).ends)
+    assert np.array_equal(result.outcomes, graphed(tree, 30, 1).outcomes)
 
     def fails(device):
         raise UnavailableError("no NVRTC")
 
-    monkeypatch.setattr(backends, "machine", fails)
+    monkeypatch.setattr(backends, "cuda_device", fails)
     with pytest.warns(UserWarning, match="no NVRTC"):
         backends.sample(on_gpu(make_tree(make_model, "narrow", 20)), 30, 1)
 
@@ -123,15 +123,15 @@ def test_falls_back_with_one_line(make_model, monkeypatch):
 def test_a_broken_kernel_is_not_used(make_model, monkeypatch, tmp_path):
     """The self-test catches it, and torch answers instead."""
     tree = on_gpu(make_tree(make_model, "reference", 40))
-    monkeypatch.setattr(backends, "machine", lambda device: GPU(device, tmp_path))
+    monkeypatch.setattr(backends, "cuda_device", lambda device: GPU(device, tmp_path))
     pack = kernel.pack
     monkeypatch.setattr(kernel, "pack", lambda model, bf16: pack(model, bf16).roll(64))
     with pytest.warns(UserWarning, match="disagrees with torch|not finite"):
         result = backends.sample(tree, 100, 1, bf16=True)
-    assert np.array_equal(result.ends, graphed(tree, 100, 1).ends)
+    assert np.array_equal(result.outcomes, graphed(tree, 100, 1).outcomes)
 
 
 def test_memory_is_enough_for_a_million_rollouts_a_problem(make_model, gpu):
     tree = on_gpu(make_tree(make_model, "narrow", 10))
-    result = kernel.run(tree, 10**6, 1, gpu, backends.ready(gpu, tree, 64, True), True)
-    assert (np.rint(result.ends.sum(axis=1) * 10**6) == 10**6).all()
+    result = kernel.run_kernel(tree, 10**6, 1, gpu, backends.ready(gpu, tree, 64, True), True)
+    assert (np.rint(result.outcomes.sum(axis=1) * 10**6) == 10**6).all()

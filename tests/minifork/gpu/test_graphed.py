@@ -17,7 +17,7 @@ def test_graphed_is_the_torch_engine(make_model, rows, forced):
     tree = make_tree(make_model, "reference", 11, "temperature=0.9,top_k=7")
     tree = tree.force(torch.ones(11, forced, dtype=torch.int64))
     first, second = graphed(tree, 30, 5, rows), rollout(tree, 30, 5)
-    assert np.array_equal(first.ends, second.ends) and np.array_equal(first.tokens, second.tokens)
+    assert np.array_equal(first.outcomes, second.outcomes) and np.array_equal(first.tokens, second.tokens)
 
 
 def test_graphed_with_torchs_own_draws(make_model):
@@ -25,7 +25,7 @@ def test_graphed_with_torchs_own_draws(make_model):
     torch.manual_seed(0)
     first, second = graphed(tree, 200, None), rollout(tree, 200, 5)
     pits = agreement.two_sample_pit(first.accepted, 200, second.accepted, 200, np.random.default_rng(0))
-    assert agreement.uniform_p(pits) > 1e-4 and not np.array_equal(first.ends, second.ends)
+    assert agreement.uniform_p(pits) > 1e-4 and not np.array_equal(first.outcomes, second.outcomes)
 
 
 def test_logits_that_are_not_finite(make_model):

@@ -18,9 +18,9 @@ from hypothesis import given, settings
 from hypothesis import strategies as st
 
 from minifork.decoding.philox import uniform
-from minifork.decoding.policy import parse
+from minifork.decoding.policy import parse_policy
 from minifork.decoding.rollout import SAMPLE, rollout
-from minifork.decoding.traces import Tree
+from minifork.decoding.traces import TraceTree
 from minifork.gpu import backends, kernel
 from minifork.gpu.kernel import Build, UnavailableError
 from minifork.settings import Shape
@@ -32,19 +32,19 @@ BUILD = Build(64, 4, 1, 7, 3, 2, 64, 0)
 ORDERS = ["forward", "reversed", "shuffled"]
 
 
-def force(tree: Tree, length: int) -> Tree:
+def force(tree: TraceTree, length: int) -> TraceTree:
     """The same tree, forced to random tokens."""
     shape = len(tree), length
     return tree.force(torch.from_numpy(np.random.default_rng(1).integers(tree.model.vocab_size, size=shape)))
 
 
 def run(twin, tree, n, case, bf16=False, seed=3):
-    return kernel.run(tree, n, seed, twin, CASES[case][-1], bf16, traces=True)
+    return kernel.run_kernel(tree, n, seed, twin, CASES[case][-1], bf16, traces=True)
 
 
 def bits(result) -> list[bytes]:
     traces = [tensor.numpy().tobytes() for tensor in vars(result.traces).values()]
-    return [result.ends.tobytes(), result.tokens.tobytes(), *traces]
+    return [result.outcomes.tobytes(), result.tokens.tobytes(), *traces]
 
 
 # the same answers as torch
@@ -89,7 +89,7 @@ def shapes(draw):
 def test_fp32_follows_the_fp64_model_at_any_shape(make_model, twin, case, problems, n):
     tree, prompts = random_case(make_model, case, problems)
     kernel.require_supported(tree)
-    assert_follows(make_model, tree, prompts, kernel.run(tree, n, 3, twin, case[-1], False, traces=True).traces)
+    assert_follows(make_model, tree, prompts, kernel.run_kernel(tree, n, 3, twin, case[-1], False, traces=True).traces)
 
 
 @pytest.mark.parametrize(
@@ -104,8 +104,10 @@ def test_fp32_is_the_torch_engine(make_model, twin, case, problems, n, forced):
     """Ends, lengths, traces: all alike (a draw on a boundary could differ; with these seeds none does)."""
     tree = force(make_tree(make_model, case, problems), forced)
     fused, plain = run(twin, tree, n, case), rollout(tree, n, 3, traces=True)
-    assert np.array_equal(fused.ends, plain.ends) and np.array_equal(fused.tokens, plain.tokens)
-    assert torch.equal(fused.traces.tokens, plain.traces.tokens) and torch.equal(fused.traces.sink, plain.traces.sink)
+    assert np.array_equal(fused.outcomes, plain.outcomes) and np.array_equal(fused.tokens, plain.tokens)
+    assert torch.equal(fused.traces.tokens, plain.traces.tokens) and torch.equal(
+        fused.traces.outcome, plain.traces.outcome
+    )
     assert (fused.traces.logp - plain.traces.logp).abs().max() < 1e-4 and (fused.traces.logp[:, :, :forced] == 0).all()
     assert (forced or fused.evaluated == plain.evaluated) and fused.n == n and (fused.unknown == 0).all()
 
@@ -145,7 +147,7 @@ def test_bf16_samples_as_it_scores(make_model, twin):
     pairs = torch.tensor(list(product(range(vocab), repeat=2))).expand(6, -1, -1)
     p = kernel.score(tree, pairs.contiguous(), twin, 64, True).sum(dim=2).exp().numpy()
     np.testing.assert_allclose(p.sum(axis=1), 1, atol=1e-5)
-    tokens = kernel.run(tree, n, 1, twin, 64, True, traces=True).traces.tokens.numpy()
+    tokens = kernel.run_kernel(tree, n, 1, twin, 64, True, traces=True).traces.tokens.numpy()
     counts = np.stack([np.bincount(t[:, 0] * vocab + t[:, 1], minlength=vocab**2) for t in tokens])
     pits = agreement.randomised_pit(counts.ravel(), n, p.ravel(), np.random.default_rng(0))
     assert agreement.uniform_p(pits) > 1e-4
@@ -179,7 +181,7 @@ def test_bits_do_not_depend_on_the_tiling(make_model, twin, bf16):
     for tiles in (2, 3, 65, 100):  # more blocks than rollouts, too
         assert bits(run(replace(twin, tiles=tiles), tree, 13, "narrow", bf16)) == first
     for rows in (16, 32):
-        assert bits(kernel.run(tree, 13, 3, twin, rows, bf16, traces=True)) == first
+        assert bits(kernel.run_kernel(tree, 13, 3, twin, rows, bf16, traces=True)) == first
 
 
 RACES = {  # two neighbouring phases, and both in one
@@ -284,12 +286,12 @@ def test_what_it_refuses(make_model, shape, vocab, policy, reason):
 
 
 def test_steps_that_keep_all_or_one_token():
-    assert kernel.policy_steps(parse("temperature=0,top_p=1,greedy")) == [(kernel.STEPS["top_k"], 1.0)] * 2
+    assert kernel.policy_steps(parse_policy("temperature=0,top_p=1,greedy")) == [(kernel.STEPS["top_k"], 1.0)] * 2
 
 
 def test_a_cpu_uses_torch(make_model):
     tree = make_tree(make_model, "narrow", 5)
-    assert np.array_equal(backends.sample(tree, 20, 1).ends, rollout(tree, 20, 1).ends)
+    assert np.array_equal(backends.sample(tree, 20, 1).outcomes, rollout(tree, 20, 1).outcomes)
 
 
 # the source itself

@@ -38,8 +38,11 @@ def fork(z: np.ndarray) -> np.ndarray:
 
 STATISTICS: dict[str, tuple[Callable[[np.ndarray], np.ndarray], bool]] = {  # of z [n], whether it is a probability
     "pass@1": (lambda z: REST * right(z), True),
-    "pass@16": (lambda z: passk.solve_rate(REST * right(z), 16), True),
-    "index@16": (lambda z: quantities.index_values(REST * right(z), passk.solve_rate(REST * right(z), 16), 16), False),
+    "pass@16": (lambda z: passk.problem_pass_at_k(REST * right(z), 16), True),
+    "index@16": (
+        lambda z: quantities.index_values(REST * right(z), passk.problem_pass_at_k(REST * right(z), 16), 16),
+        False,
+    ),
     "fork accuracy": (lambda z: quantities.fork_values(fork(z), "accuracy"), True),
     "fork entropy": (lambda z: quantities.fork_values(fork(z), "entropy"), False),
     "confidence right": (lambda z: quantities.fork_values(fork(z), "confidence_right"), False),
@@ -87,7 +90,7 @@ def two_arms(rng: np.random.Generator) -> tuple[np.ndarray, np.ndarray]:
         / math.sqrt(2)
         for spread in (3.0, 5.0)
     ]
-    better, worse = (passk.solve_rate(REST * right(of_arm), 16) for of_arm in z)
+    better, worse = (passk.problem_pass_at_k(REST * right(of_arm), 16) for of_arm in z)
     return better, worse
 
 

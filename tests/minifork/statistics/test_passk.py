@@ -101,20 +101,20 @@ def test_unbiased_refuses_impossible_counts(correct):
 # pass@k from p
 
 
-def test_solve_rate_is_stable():
-    assert passk.solve_rate(1e-18, 1) == pytest.approx(1e-18, rel=1e-12)
-    assert passk.solve_rate(1e-18, 10**15) == pytest.approx(1e-3, rel=1e-3)
-    assert passk.solve_rate(1e-18, 10**18) == pytest.approx(-math.expm1(-1), rel=1e-12)
-    assert passk.solve_rate(1 - 1e-12, 1) == pytest.approx(1 - 1e-12, rel=1e-15)
-    assert (passk.solve_rate([0.0, 1.0], [[1], [10**18]]) == [[0, 1], [0, 1]]).all()
-    assert passk.solve_rate(1 + 1e-15, 3) == 1.0 and passk.solve_rate(-1e-17, 3) == 0.0
+def test_problem_pass_at_k_is_stable():
+    assert passk.problem_pass_at_k(1e-18, 1) == pytest.approx(1e-18, rel=1e-12)
+    assert passk.problem_pass_at_k(1e-18, 10**15) == pytest.approx(1e-3, rel=1e-3)
+    assert passk.problem_pass_at_k(1e-18, 10**18) == pytest.approx(-math.expm1(-1), rel=1e-12)
+    assert passk.problem_pass_at_k(1 - 1e-12, 1) == pytest.approx(1 - 1e-12, rel=1e-15)
+    assert (passk.problem_pass_at_k([0.0, 1.0], [[1], [10**18]]) == [[0, 1], [0, 1]]).all()
+    assert passk.problem_pass_at_k(1 + 1e-15, 3) == 1.0 and passk.problem_pass_at_k(-1e-17, 3) == 0.0
 
 
 @hypothesis_settings
 @given(st.integers(0, 1000), st.integers(1, 50))
-def test_solve_rate_is_the_closed_form(thousandths, k):
+def test_problem_pass_at_k_is_the_closed_form(thousandths, k):
     exact = 1 - (1 - Fraction(thousandths, 1000)) ** k
-    assert passk.solve_rate(thousandths / 1000, k) == pytest.approx(float(exact), rel=1e-12)
+    assert passk.problem_pass_at_k(thousandths / 1000, k) == pytest.approx(float(exact), rel=1e-12)
 
 
 def test_pass_at_k_averages_problems():
@@ -208,7 +208,7 @@ def test_polarisation_is_within_its_bounds(values):
     """And at k = 2 the index is rho."""
     p, ks = np.array(values), [1, 2, 4, 16, 1024]
     passed = passk.pass_at_k(p, ks)
-    assert (passed <= passk.solve_rate(p.mean(), ks) + 1e-12).all()  # Jensen, without the clip
+    assert (passed <= passk.problem_pass_at_k(p.mean(), ks) + 1e-12).all()  # Jensen, without the clip
     loss, index = passk.polarisation(p.mean(), passed, ks)
     assert (loss >= 0).all() and loss[0] < 1e-12
     assert (index >= 0).all() and (index <= 1 + 1e-6).all() and index[0] == 0
@@ -226,7 +226,7 @@ def test_polarisation_is_complete(solved):
     p, ks = np.repeat([1.0, 0.0], [solved, 10 - solved]), [2, 4, 64, 1024]
     loss, index = polarisation(p, ks)
     np.testing.assert_allclose(index, 1, rtol=1e-12)
-    np.testing.assert_allclose(loss, passk.solve_rate(solved / 10, ks) - solved / 10, rtol=1e-12)
+    np.testing.assert_allclose(loss, passk.problem_pass_at_k(solved / 10, ks) - solved / 10, rtol=1e-12)
     assert passk.rho(p) == pytest.approx(1)
 
 

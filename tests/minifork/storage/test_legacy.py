@@ -29,7 +29,7 @@ MADE = {  # what 0.1 called a run, and how today's command line asks for it
 
 def age(folder: Path, name: str, **rl: str | int) -> Path:
     """Make a folder what 0.1 left of the same run, which it called ``name``; returns where it is then."""
-    run, old = runs.read(folder), folder.parent / name
+    run, old = runs.read_run(folder), folder.parent / name
     config, record = configs.to_tree(run.config), run.record
     del config["preset"]
     config["name"] = name if name == "started-seed0" else ""
@@ -89,7 +89,7 @@ def test_what_a_run_was_is_what_it_is(today, old):
     read = {run.name: run for run in runs.all_runs(old.config())}
     assert read.keys() == MADE.keys()
     for name, asked in MADE.items():
-        run, same = read[name], runs.read(today.at(*asked))
+        run, same = read[name], runs.read_run(today.at(*asked))
         assert old.at(*asked) == run.folder
         assert (run.identity, run.stage, run.complete, run.epochs) == (same.identity, same.stage, True, same.epochs)
         assert run.values == same.values and run.tags() == same.tags()
@@ -139,7 +139,7 @@ def test_new_runs_start_from_old_ones(old):
     parents = [("base-seed0", "ckpt.pt"), ("sft-fork1-seed0", "epochs/e4.pt")]
     for run, (name, file) in zip((old.at("sft", *short), old.at("wise", "wise.weights=0.75")), parents, strict=True):
         parent = {"run": name, "file": file, "weights": weights_hash(old.folder / name / file)}
-        assert runs.read(run).record["parent"] == parent
+        assert runs.read_run(run).record["parent"] == parent
 
 
 @pytest.mark.parametrize(("name", "asked", "step"), [("base-seed0", ("base",), 10), ("sft-fork1-seed0", ("sft",), 6)])

@@ -76,21 +76,21 @@ def test_found_by_its_key_and_by_no_other(tmp_path_factory, key, field, data):
     strategy = versions if field == "version" else sections if isinstance(old, dict) else words
     changed = data.draw(strategy.filter(lambda value: value != old))
     other = replace(key, **{field: changed})
-    assert measurements.load(folder, key) is measurements.load_other_version(folder, key) is None
-    measurements.save(folder, key, MEASUREMENT)
-    assert same(measurements.load(folder, key), MEASUREMENT)
-    assert measurements.load(folder, other) is None
+    assert measurements.load_measurement(folder, key) is measurements.load_other_version(folder, key) is None
+    measurements.save_measurement(folder, key, MEASUREMENT)
+    assert same(measurements.load_measurement(folder, key), MEASUREMENT)
+    assert measurements.load_measurement(folder, other) is None
     elsewhere = measurements.load_other_version(folder, other)
     assert same(elsewhere, MEASUREMENT) if field == "version" else elsewhere is None
     for suffix in ("json", "npz"):
         (folder / "eval" / f"{key.digits}.{suffix}").rename(folder / "eval" / f"{other.digits}.{suffix}")
     with pytest.raises(ValueError, match="damaged or edited"):  # its name is another key's
-        measurements.load(folder, other)
+        measurements.load_measurement(folder, other)
 
 
 def test_what_changes_a_key(trained, monkeypatch):
     """Weights, run, every setting, test set, device and version; nothing else, and not how a decoder is written."""
-    config, fork1, fresh = trained.config(), runs.read(trained.run("fork1")), runs.read(trained.run("fresh"))
+    config, fork1, fresh = trained.config(), runs.read_run(trained.run("fork1")), runs.read_run(trained.run("fresh"))
 
     def digits(run=fork1, epoch=1, test_set=PLAIN, config=config) -> str:
         return evaluate.key_of(config, Target(run.checkpoint(epoch), test_set)).digits
@@ -181,7 +181,7 @@ DAMAGE = {  # what a file holds then; None: the file is lost
 @pytest.mark.parametrize(("suffix", "damage"), [(suffix, how) for suffix, listed in DAMAGE.items() for how in listed])
 def test_what_is_damaged_is_named(copy, suffix, damage):
     pipeline = copy(BASE, measured=True)
-    config, run = pipeline.config(), runs.read(pipeline.run(BASE))
+    config, run = pipeline.config(), runs.read_run(pipeline.run(BASE))
     target = Target(run.checkpoint(), PLAIN)
     assert evaluate.stored(config, target).current
     (path,) = run.folder.glob(f"eval/*.{suffix}")

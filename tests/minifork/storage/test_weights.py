@@ -137,7 +137,7 @@ def test_random_bytes_are_refused(tmp_path_factory, content):
 def test_weights_are_those_that_their_run_recorded(copy, capsys):
     """A whole file of another epoch in its place is refused by all that read it."""
     pipeline = copy("base", "fork1")
-    tuned = runs.read(pipeline.run("fork1"))
+    tuned = runs.read_run(pipeline.run("fork1"))
     assert weights.hash_of(tuned.checkpoint(1).state()) == tuned.record["weights"]["epochs/e1.pt"]
     shutil.copy(tuned.folder / "epochs" / "e4.pt", tuned.folder / "epochs" / "e1.pt")
     with pytest.raises(ValueError, match=r"e1\.pt: holds other weights than its run recorded"):

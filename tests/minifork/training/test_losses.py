@@ -10,7 +10,7 @@ from hypothesis import strategies as st
 
 from data_gen.walks import IGNORE
 from minifork.training import losses
-from minifork.training.losses import LOSSES, parse
+from minifork.training.losses import LOSSES, parse_loss
 
 EXAMPLES = ["cross_entropy", "label_smoothing=0.2", "entropy_bonus=0.3", "gem=0.7", "coverage=8", "drop_tail=0.5"]
 hypothesis_settings = settings(max_examples=40, deadline=None, derandomize=True, database=None)
@@ -42,7 +42,7 @@ def two_tokens(p: float) -> torch.Tensor:
     ],
 )
 def test_by_hand(text, expected):
-    assert float(parse(text)(two_tokens(0.25), torch.tensor([[0]]))) == pytest.approx(expected, rel=1e-5)
+    assert float(parse_loss(text)(two_tokens(0.25), torch.tensor([[0]]))) == pytest.approx(expected, rel=1e-5)
 
 
 def test_coverage_is_of_whole_sequences():
@@ -50,7 +50,7 @@ def test_coverage_is_of_whole_sequences():
     logits = torch.zeros(2, 2, 2)
     targets = torch.tensor([[0, 1], [1, IGNORE]])
     expected = -(math.log(1 - 0.75**4) + math.log(1 - 0.5**4)) / 2
-    assert float(parse("coverage=4")(logits, targets)) == pytest.approx(expected, rel=1e-6)
+    assert float(parse_loss("coverage=4")(logits, targets)) == pytest.approx(expected, rel=1e-6)
 
 
 def test_drop_tail_drops_the_best_learned():
@@ -59,9 +59,9 @@ def test_drop_tail_drops_the_best_learned():
     logits[0, 0, 0], logits[1, :, 0], logits[2, 0, 0] = 5, 1, -3
     targets = torch.tensor([[0, IGNORE, IGNORE], [0, 0, 0], [0, IGNORE, IGNORE], [0, 0, IGNORE]])
     expected = losses.cross_entropy(logits[2:], targets[2:])
-    assert float(parse("drop_tail=0.5")(logits, targets)) == pytest.approx(float(expected), rel=1e-6)
+    assert float(parse_loss("drop_tail=0.5")(logits, targets)) == pytest.approx(float(expected), rel=1e-6)
     logits.requires_grad_()
-    parse("drop_tail=0.5")(logits, targets).backward()
+    parse_loss("drop_tail=0.5")(logits, targets).backward()
     assert (logits.grad[:2] == 0).all() and (logits.grad[2:, 0] != 0).all()
 
 
@@ -71,7 +71,7 @@ def test_gradients(text, seed, monkeypatch):
     """Against central differences, in fp64 (not GEM: its q is held fixed, see below)."""
     monkeypatch.setattr(torch.Tensor, "float", lambda self: self)  # losses work in fp32; the check needs fp64
     logits, targets = batch(seed)
-    assert torch.autograd.gradcheck(lambda z: parse(text)(z, targets).double(), logits.requires_grad_(), atol=1e-6)
+    assert torch.autograd.gradcheck(lambda z: parse_loss(text)(z, targets).double(), logits.requires_grad_(), atol=1e-6)
 
 
 @pytest.mark.parametrize("beta", [0.3, 0.7, 1.0, 2.0])
@@ -79,7 +79,7 @@ def test_gradient_of_gem(beta):
     """softmax(logits / beta) - onehot(target), the mean over targets; at beta 1 that of cross-entropy."""
     logits, targets = batch(0, dtype=torch.float32)
     logits.requires_grad_()
-    parse(f"gem={beta}")(logits, targets).backward()
+    parse_loss(f"gem={beta}")(logits, targets).backward()
     present = targets != IGNORE
     onehot = torch.nn.functional.one_hot(targets.clamp(min=0), 7) * present[..., None]
     expected = ((logits.detach() / beta).softmax(dim=-1) * present[..., None] - onehot) / present.sum()
@@ -91,7 +91,7 @@ def test_places_without_a_target_do_not_count(text):
     logits, targets = batch(1, dtype=torch.float32)
     other = logits.clone()
     other[targets == IGNORE] = torch.randn(int((targets == IGNORE).sum()), 7)
-    assert float(parse(text)(logits, targets)) == float(parse(text)(other, targets))
+    assert float(parse_loss(text)(logits, targets)) == float(parse_loss(text)(other, targets))
 
 
 @hypothesis_settings
@@ -133,7 +133,7 @@ IMPOSSIBLE = {
 def test_impossible_losses_are_refused(message):
     for text in IMPOSSIBLE[message].split():
         with pytest.raises(ValueError, match=message):
-            parse(text)
+            parse_loss(text)
 
 
 def test_every_loss_is_tried():

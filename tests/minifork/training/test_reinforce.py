@@ -35,7 +35,7 @@ RL = ["rl.problems=24", "rl.prompts=8", "rl.group=6", "rl.updates=12", "rl.lr=0.
 def start(trained):
     """The config of an RL run from the trained pipeline, and the model it starts from."""
     settings = trained.config(*RL)
-    return settings, runs.require(settings, "sft").model(4)
+    return settings, runs.require_run(settings, "sft").model(4)
 
 
 def logged(folder: Path) -> list[dict]:
@@ -79,7 +79,7 @@ def test_sequences_score_as_the_rollouts_were_drawn(start):
     """Teacher-forced log-probabilities of the targets are those the sampler reports; forced tokens are no targets."""
     settings, model = start
     problems = problem_set(settings.data, learning.problems_of(settings, 0), "cpu")
-    tree = measure.tree_of(model, problems, Policy())
+    tree = measure.trace_tree(model, problems, Policy())
     for one in (tree, measure.force_mode(tree, settings.data, "REV")):
         traces = rollout(one, 5, 1, traces=True).traces
         inputs, targets = sequences(problems.prompts, traces.tokens, settings.data.eos, one.forced_len)
@@ -98,7 +98,7 @@ def test_exact_objective_is_pass_at_k(start, mode, k):
     settings = configs.changed(settings, {"rl.k": k, "rl.mode": mode})
     loss, tokens, metrics = learning.exact_objective(settings, "cpu")(model, 3)
     problems = problem_set(settings.data, learning.problems_of(settings, 3), "cpu")
-    tree = measure.tree_of(model, problems, Policy())
+    tree = measure.trace_tree(model, problems, Policy())
     p = exact(tree if mode == "free" else measure.force_mode(tree, settings.data, mode)).p_lo
     assert float(loss.detach()) == pytest.approx(-float(np.mean(1 - (1 - p) ** k)), abs=1e-5) and tokens > 0
     assert {name: float(value) for name, value in metrics.items()} == {"reward": pytest.approx(p.mean(), abs=1e-5)}
@@ -200,7 +200,7 @@ def test_the_published_form_is_unchanged(start, seed):
 def rolled_again(settings, model: GPT):
     """The traces of the first update, and their inputs and targets."""
     problems, mode = problem_set(settings.data, learning.problems_of(settings, 0), "cpu"), settings.rl.mode
-    tree = measure.tree_of(model, problems, Policy())
+    tree = measure.trace_tree(model, problems, Policy())
     tree = tree if mode == "free" else measure.force_mode(tree, settings.data, mode)
     traces = rollout(tree, settings.rl.group, settings.seed, traces=True).traces
     return traces, *sequences(problems.prompts, traces.tokens, settings.data.eos, tree.forced_len)
@@ -212,13 +212,13 @@ def test_metrics_of_an_update(start, mode):
     log-ratio and mean surprisal; a correct program fails that in 1 of 8,000 tests."""
     settings, model = start
     settings = configs.changed(settings, {"rl.mode": mode, "rl.group": 500})
-    reference = runs.require(settings, "base").model()
+    reference = runs.require_run(settings, "base").model()
     with torch.no_grad():
         metrics = learning.group_objective(settings, reference, "cpu")(model, 0)[2]
         traces, inputs, targets = rolled_again(settings, model)
         anchor = whole_logp(reference(inputs), targets)
     values = {name: float(value) for name, value in metrics.items()}
-    right = traces.sink == 0
+    right = traces.outcome == 0
     assert values["reward"] == pytest.approx(float(right.float().mean()))
     assert values["signal"] == pytest.approx(float((right.any(dim=1) & ~right.all(dim=1)).float().mean()))
     drawn = (targets != IGNORE)[:, -traces.tokens.shape[2] :].unflatten(0, right.shape)
@@ -232,7 +232,7 @@ def test_the_form_is_that_of_the_config(start, monkeypatch, form, same):
     """Without advantages, the loss is rl.kl times the KL that is logged, but in the published form."""
     monkeypatch.setitem(learning.ADVANTAGES, "grpo", lambda reward, k: reward * 0)
     settings, model = configs.changed(start[0], {"rl.kl": 0.5, "rl.kl_form": form}), start[1]
-    loss, _, metrics = learning.group_objective(settings, runs.require(settings, "base").model(), "cpu")(model, 0)
+    loss, _, metrics = learning.group_objective(settings, runs.require_run(settings, "base").model(), "cpu")(model, 0)
     assert metrics["kl"] > 0.1 and (float(loss.detach()) == pytest.approx(0.5 * float(metrics["kl"]))) == same
 
 
@@ -281,7 +281,7 @@ def test_resumes_bit_for_bit(copy, monkeypatch):
         return real(*arguments, **named)
 
     monkeypatch.setattr(learning, "sample", interrupted)
-    assert pipeline("rl", *RL) == 130 and not runs.read(folder).complete
+    assert pipeline("rl", *RL) == 130 and not runs.read_run(folder).complete
     assert pipeline("rl", "--resume", *RL) == 0
     halves = load_weights(folder / "ckpt.pt")["model"]
     assert all(torch.equal(whole[key], halves[key]) for key in whole) and logged(folder) == metrics
@@ -311,10 +311,10 @@ def test_a_run_names_its_start(copy):
     pipeline = copy(BASE, "fork1")
     from_base = [*RL, "rl.epoch=0", "rl.updates=1"]
     assert pipeline("rl", *RL, "rl.updates=1") == pipeline("rl", *from_base) == 0
-    tuned, base = runs.read(pipeline.at("rl", *RL, "rl.updates=1")), runs.read(pipeline.at("rl", *from_base))
+    tuned, base = runs.read_run(pipeline.at("rl", *RL, "rl.updates=1")), runs.read_run(pipeline.at("rl", *from_base))
     start = {"run": pipeline.run("fork1").name, "file": "epochs/e4.pt"}
-    assert tuned.record["parent"] == start | {"weights": runs.read(pipeline.run("fork1")).checkpoint(4).weights}
-    assert base.record["parent"] == runs.read(pipeline.run("fork1")).record["parent"]
+    assert tuned.record["parent"] == start | {"weights": runs.read_run(pipeline.run("fork1")).checkpoint(4).weights}
+    assert base.record["parent"] == runs.read_run(pipeline.run("fork1")).record["parent"]
     assert pipeline.at("rl", *from_base, "sft.fork_rate=0.5") == base.folder
     assert pipeline.at("rl", *RL, "rl.updates=1", "sft.fork_rate=0.5") != tuned.folder
 
@@ -325,7 +325,7 @@ def test_training_forks_are_those_of_the_run_it_started_from(copy):
     assert pipeline("sft", "seed=5") == pipeline("rl", *seeded) == pipeline("rl", *seeded, "rl.epoch=0") == 0
     assert pipeline("eval") == 0
     config = pipeline.config(*seeded)
-    task, model = config.data, runs.require(config, "rl").model(1)
+    task, model = config.data, runs.require_run(config, "rl").model(1)
     forks = problem_set(task, training_forks(task, config.sft, 5, 64, 64), "cpu")
     expected = measure.branch_probabilities(model, forks)
     arrays, name = pipeline.arrays(), pipeline.at("rl", *seeded).name

@@ -38,8 +38,8 @@ def test_each_share_is_a_run_of_its_own(copy):
     """It names the run that it is a mixture of; made again it stays as it is, however the shares are listed."""
     pipeline = copy("base", "fresh")
     assert pipeline("wise", "sft.fresh=true", "wise.weights=0.25,0.5") == 0
-    run = runs.read(mixture(pipeline, "0.5", "sft.fresh=true"))
-    tuned = runs.read(pipeline.run("fresh"))
+    run = runs.read_run(mixture(pipeline, "0.5", "sft.fresh=true"))
+    tuned = runs.read_run(pipeline.run("fresh"))
     assert run.complete and run.stage == "wise"
     assert run.tags(pipeline.config()) == {"sft.fresh": True, "wise.weights": "0.5"}
     last = {"run": tuned.name, "file": "epochs/e4.pt", "weights": tuned.record["weights"]["epochs/e4.pt"]}

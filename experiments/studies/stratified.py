@@ -11,13 +11,13 @@ from experiments.study import Plan
 from minifork import measure
 from minifork.checkpoints import pick_device
 from minifork.decoding import policy, stratified
-from minifork.decoding.traces import Tree
+from minifork.decoding.traces import TraceTree
 from minifork.evaluate import problems_for
 from minifork.statistics import intervals
 
 
-def spread_of(results: Results, plan: Plan) -> dict[str, tuple[np.ndarray, float]]:
-    """`spread` of the last checkpoint of a run, after what as many i.i.d. samples find, under the name iid.
+def stratified_study(results: Results, plan: Plan) -> dict[str, tuple[np.ndarray, float]]:
+    """`stratified_passes` of the last checkpoint of a run, after what as many i.i.d. samples find, under the name iid.
 
     Problems without a fork or of several sizes have no one d: nothing.
     """
@@ -27,13 +27,13 @@ def spread_of(results: Results, plan: Plan) -> dict[str, tuple[np.ndarray, float
     if problems.branches is None or (problems.branches == PAD).any():
         return {}
     model = results.runs[record["run"]].model(record["epoch"]).to(device)
-    tree = measure.tree_of(model, problems, policy.parse(config.eval.policy))
-    iid = results.solved(record, problems.branches.shape[1])
-    return {"iid": (iid, 0.0)} | spread(tree, *problems.at_fork())
+    tree = measure.trace_tree(model, problems, policy.parse_policy(config.eval.policy))
+    iid = results.problem_pass_at_k(record, problems.branches.shape[1])
+    return {"iid": (iid, 0.0)} | stratified_passes(tree, *problems.at_fork())
 
 
-def spread(tree: Tree, fork: Tensor, branches: Tensor) -> dict[str, tuple[np.ndarray, float]]:
-    """Solve rates float64[n] at k = d of samples spread over d tokens at four places, and the share of problems where
+def stratified_passes(tree: TraceTree, fork: Tensor, branches: Tensor) -> dict[str, tuple[np.ndarray, float]]:
+    """pass@d float64[n] of samples spread over d tokens at four places, and the share of problems where
     that place is the fork, which comes after the prefix ``fork`` int64[n, F] and has the branches int64[n, d]."""
     d = branches.shape[1]
     at_start = torch.zeros(len(tree), dtype=torch.int64, device=fork.device)
@@ -42,7 +42,7 @@ def spread(tree: Tree, fork: Tensor, branches: Tensor) -> dict[str, tuple[np.nda
     hits = float(stratified.right_after(fork, trace, place).float().mean())
 
     def solved(prefix: Tensor, length: Tensor, tokens: int | Tensor) -> np.ndarray:
-        return stratified.solve_rate(stratified.stratify(tree, prefix, length, tokens).p_lo, [d])[:, 0]
+        return stratified.dealt_pass_at_k(stratified.stratify(tree, prefix, length, tokens).p_lo, [d])[:, 0]
 
     return {
         "the branches at the fork": (solved(fork, at_fork, branches), 1.0),
@@ -55,7 +55,7 @@ def spread(tree: Tree, fork: Tensor, branches: Tensor) -> dict[str, tuple[np.nda
 def recovered_shares(rate: float, spreads: list[dict[str, tuple[np.ndarray, float]]]) -> list[dict]:
     """The share of what i.i.d. samples miss that stratified ones find, (strat - iid) / (1 - iid) at pass@d.
 
-    By pair of seeds, and together with its interval; spreads: of every pair, from `spread_of`.
+    By pair of seeds, and together with its interval; spreads: of every pair, from `stratified_study`.
     """
     if not all(spreads):
         return []
@@ -82,7 +82,7 @@ def _share(solved: float, iid: float) -> float | None:
     return float((solved - iid) / (1 - iid)) if iid < 1 else None
 
 
-def spread_line(row: dict) -> str:
+def stratified_line(row: dict) -> str:
     """A row of `recovered_shares` as a line."""
     ends = "[too little missed]" if row["ci95"] is None else interval_text(row["ci95"], "")
     by_pair = " ".join("-" if value is None else f"{value:.3f}" for value in row["recovered"])
