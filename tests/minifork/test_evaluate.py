@@ -17,7 +17,7 @@ from minifork.decoding import stratified
 from minifork.decoding.rollout import rollout
 from minifork.decoding.traces import Result, TraceTree
 from minifork.evaluate import array_name
-from minifork.measuring import quantities
+from minifork.measuring import cross_check, quantities
 from minifork.statistics import passk
 from minifork.storage import files, locks
 from tests.helpers.pipeline import BASE, snapshot
@@ -102,8 +102,8 @@ def test_stratified_decoders(two_runs, monkeypatch, where):
 
     Or the p-values of one problem's strata would depend on each other, and the false-alarm rate would not hold.
     """
-    seeds, real = [], measuring.sample
-    monkeypatch.setattr(measuring, "sample", lambda tree, n, seed: seeds.append(seed) or real(tree, n, seed))
+    seeds, real = [], cross_check.sample
+    monkeypatch.setattr(cross_check, "sample", lambda tree, n, seed: seeds.append(seed) or real(tree, n, seed))
     result, arrays = evaluated(two_runs, f"eval.stratify={where}", "eval.strata=3")
     assert result["policy"] == f"temperature=1 {where}=3"
     for record in result["records"]:
