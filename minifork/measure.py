@@ -55,22 +55,22 @@ def measure(
     that is no policy.
     """
     tree = trace_tree(model, problems, policy.parse_policy(settings.policy))
-    computed = enumerate_traces(settings, tree, problems)
+    answers = enumerate_traces(settings, tree, problems)
     if settings.stratify == "none":
-        samples = measure_iid(settings, tree, problems, computed, checked)
+        samples = measure_iid(settings, tree, problems, answers, checked)
     else:
         samples = measure_stratified(settings, tree, problems, checked)
-    fork, fork_arrays = measure_fork(model, problems, training, computed)
+    fork, fork_arrays = measure_fork(model, problems, training, answers)
     modes = mode_probabilities(tree, problems)
     record = samples.record | fork | {"mode": quantities.mode_statistics(modes, problems.task.mode_names)}
     return Measurement(record, samples.arrays | fork_arrays | {"modes": modes}, samples.check)
 
 
 def enumerate_traces(settings: Eval, tree: TraceTree, problems: ProblemSet) -> dict[str, Below]:
-    """Where traces end and what the model says next, by what the traces begin with, from one enumeration.
+    """Where the traces below each prefix that matters end, and the logits there, by the prefix's name.
 
-    "free" (nothing) and each mode where p is to be computed; the tokens before the "fork"; those and the right branch
-    as "rest" where every step is graded. Each is bounded where eval.budget does not suffice.
+    "free" is the empty prefix. It and the modes matter if p is to be computed. "fork" is the trace up to the fork, and
+    "rest" adds the right branch, if every step is graded. Where eval.budget does not suffice, results are bounds.
     """
     prefixes = {}
     if settings.stratify == "none" and settings.engine in ("auto", "exact"):
@@ -84,14 +84,14 @@ def enumerate_traces(settings: Eval, tree: TraceTree, problems: ProblemSet) -> d
 
 
 def measure_iid(
-    settings: Eval, tree: TraceTree, problems: ProblemSet, computed: dict[str, Below], checked: bool
+    settings: Eval, tree: TraceTree, problems: ProblemSet, answers: dict[str, Below], checked: bool
 ) -> Measurement:
     """pass@k of i.i.d. samples, free and with each mode forced.
 
     record: the keys of `quantities.coverage` for free traces, "forced" and "errors".
     """
     ks, trees = powers_of_two(settings.max_k), _trees_by_mode(tree, problems.task)
-    by_row = {name: _result(settings, part, computed.get(name)) for name, part in trees.items()}
+    by_row = {name: _result(settings, part, answers.get(name)) for name, part in trees.items()}
     results = {name: _average_over_prefixes(problems, result) for name, result in by_row.items()}
     record = quantities.coverage(results["free"], ks) | {"forced": {}}
     for mode in problems.task.mode_names:
@@ -103,10 +103,9 @@ def measure_iid(
         if not result.exact:
             arrays[f"{name}_lo"], arrays[f"{name}_hi"] = quantities.p_interval(result)
     # Rollouts in bf16 have p of their own, which no other engine can check.
-    rounded = settings.bf16 and by_row["free"].engine == "rollout" and tree.dfa.is_cuda
-    return Measurement(
-        record, arrays, check_result(settings, tree, by_row["free"]) if checked and not rounded else None
-    )
+    in_bf16 = settings.bf16 and by_row["free"].engine == "rollout" and tree.dfa.is_cuda
+    check = check_result(settings, tree, by_row["free"]) if checked and not in_bf16 else None
+    return Measurement(record, arrays, check)
 
 
 def _trees_by_mode(tree: TraceTree, task: Task) -> dict[str, TraceTree]:
@@ -114,17 +113,17 @@ def _trees_by_mode(tree: TraceTree, task: Task) -> dict[str, TraceTree]:
     return {"free": tree} | {mode: force_mode(tree, task, mode) for mode in task.mode_names}
 
 
-def _result(settings: Eval, tree: TraceTree, computed: Below | None) -> Result:
-    """Where traces end: as computed, or from eval.rollouts samples a problem if that was not asked for or not done."""
-    if computed is not None and (settings.engine == "exact" or computed.result.exact):
-        return computed.result
+def _result(settings: Eval, tree: TraceTree, answer: Below | None) -> Result:
+    """The computed result if there is one, exact or asked for; else that of eval.rollouts samples a problem."""
+    if answer is not None and (settings.engine == "exact" or answer.result.exact):
+        return answer.result
     if settings.engine == "rollout":
         return sample(tree, settings.rollouts, SEED, bf16=settings.bf16)
     return split(tree, settings.rollouts, SEED)
 
 
 def _average_over_prefixes(problems: ProblemSet, result: Result) -> Result:
-    """The result when every sample draws its prefix; raises NotComputedError where p was sampled at each prefix."""
+    """The result if every sample draws its prefix; raises NotComputedError where p was not computed."""
     if problems.prefixes == 1:
         return result
     if result.n is not None:
@@ -155,18 +154,18 @@ def measure_stratified(settings: Eval, tree: TraceTree, problems: ProblemSet, ch
 
 
 def measure_fork(
-    model: GPT, problems: ProblemSet, training: ProblemSet | None, computed: dict[str, Below]
+    model: GPT, problems: ProblemSet, training: ProblemSet | None, answers: dict[str, Below]
 ) -> tuple[dict, dict[str, np.ndarray]]:
     """The "fork" and "fork_train" of a record, null where there are none, and the arrays behind them."""
     if problems.fork is None:
         return {"fork_train": None, "fork": None}, {}
-    arrays = {"fork": _among_branches(problems, computed["fork"].logits)}
+    arrays = {"fork": _among_branches(problems, answers["fork"].logits)}
     if training is not None:
         arrays["fork_train"] = branch_probabilities(model, training)
     record: dict = {"fork_train": None} | {name: quantities.fork_statistics(p) for name, p in arrays.items()}
     record["fork"]["train_p_right"] = record["fork_train"] and record["fork_train"]["p_right"]
-    if "rest" in computed:
-        rest = computed["rest"].result
+    if "rest" in answers:
+        rest = answers["rest"].result
         arrays |= {"rest": over_prefixes(problems, rest.p_lo)} if rest.exact else {}
         record["fork"]["p_rest"] = float(arrays["rest"].mean()) if rest.exact else None
     return record, arrays

@@ -32,7 +32,7 @@ def coverage(result: Result, ks: Sequence[int]) -> dict:
         errors = by_k(ks, [passk.sampling_error(p, n, k) for k in ks])
     passed = per_problem.mean(axis=0)
     loss, index = passk.polarisation(p.mean(), passed, ks)
-    determined = result.exact or n is not None
+    mean_known = result.exact or n is not None
     return {
         "engine": result.engine,
         "n": n,
@@ -41,9 +41,9 @@ def coverage(result: Result, ks: Sequence[int]) -> dict:
         "pass_at_lo": low,
         "pass_at_hi": high,
         "ci95": ci95(ks, per_problem),
-        "J": by_k(ks, loss) if determined else None,
-        "index": by_k(ks, index) if determined else None,
-        "rho": rho if determined else None,
+        "J": by_k(ks, loss) if mean_known else None,
+        "index": by_k(ks, index) if mean_known else None,
+        "rho": rho if mean_known else None,
         "cover_at": {f"{tau:g}": float(share) for tau, share in zip(TAUS, passk.cover_at(p, TAUS), strict=True)},
         "sampling_error": errors,
     }
@@ -104,8 +104,8 @@ def errors(result: Result, outcomes: Sequence[str]) -> dict[str, float]:
 
 def fork_statistics(branch: np.ndarray) -> dict:
     """What a model does at the fork, from float64[n, d] with the right branch first; entropies in nats."""
-    counted = {name: value[~np.isnan(value)] for name, value in fork_quantities(branch).items()}
-    return {name: float(value.mean()) if len(value) else None for name, value in counted.items()} | {"n": len(branch)}
+    values = {name: value[~np.isnan(value)] for name, value in fork_quantities(branch).items()}
+    return {name: float(value.mean()) if len(value) else None for name, value in values.items()} | {"n": len(branch)}
 
 
 def fork_quantities(branch: np.ndarray) -> dict[str, np.ndarray]:
@@ -127,12 +127,12 @@ def fork_values(branch: np.ndarray, quantity: str) -> np.ndarray:
     All are nan if its mean is over fewer than COUNTED problems, too few for an interval.
     """
     value = fork_quantities(branch)[quantity]
-    counted = ~np.isnan(value)
-    if counted.sum() < COUNTED:
+    present = ~np.isnan(value)
+    if present.sum() < COUNTED:
         return np.full(len(value), np.nan)
-    if counted.all():
+    if present.all():
         return value
-    sums = np.stack([np.where(counted, value, 0.0), counted.astype(float)])
+    sums = np.stack([np.where(present, value, 0.0), present.astype(float)])
     return intervals.pseudo_values(lambda means: means[:, 0] / means[:, 1], sums)
 
 

@@ -39,9 +39,9 @@ def _beta_quantiles(a: float, b: float, q: list[float]) -> np.ndarray:
     """Log-odds of quantiles of Beta(a, b), by integrating its density over log-odds, where it is log-concave."""
     mode, spread = math.log(a / b), math.sqrt(1 / a + 1 / b)
     # The tails fall off at least like exp(-a t) to the left and exp(-b t) to the right.
-    left, right = max(12 * spread, 40 / a), max(12 * spread, 40 / b)
+    reach_below, reach_above = max(12 * spread, 40 / a), max(12 * spread, 40 / b)
     grid = np.linspace(-1, 1, 20_001)
-    t = mode + np.where(grid < 0, -left, right) * grid**2
+    t = mode + np.where(grid < 0, -reach_below, reach_above) * grid**2
     log_density = -a * np.logaddexp(0, -t) - b * np.logaddexp(0, t)
     density = np.exp(log_density - log_density.max())
     mass = np.concatenate([[0.0], np.cumsum((density[1:] + density[:-1]) / 2 * np.diff(t))])

@@ -131,6 +131,6 @@ def log_choose(n: int, k: ArrayLike) -> np.ndarray:
     k = np.asarray(k)
     factorial = np.vectorize(math.lgamma, otypes=[float])
     inside = (k >= 0) & (k <= n)
-    within = np.where(inside, k, 0)
-    log = math.lgamma(n + 1) - factorial(within + 1.0) - factorial(n - within + 1.0)
+    clipped = np.where(inside, k, 0)
+    log = math.lgamma(n + 1) - factorial(clipped + 1.0) - factorial(n - clipped + 1.0)
     return np.where(inside, log, -np.inf)

@@ -56,8 +56,8 @@ def coverage(logits: Tensor, targets: Tensor, value: float) -> Tensor:
     logp = sequence_logp(logits, targets).double()
     rare = logp < -30  # there N p replaces 1 - (1 - p)^N, with a relative error of N p / 2 < 5e-5; p could underflow
     miss = value * torch.log1p(-logp.where(~rare, -1.0).exp().clamp(max=1 - 1e-12))
-    covered = torch.where(rare, logp + math.log(value), torch.log(-torch.expm1(miss)))
-    return -covered.mean().float()
+    log_passed = torch.where(rare, logp + math.log(value), torch.log(-torch.expm1(miss)))
+    return -log_passed.mean().float()
 
 
 def drop_tail(logits: Tensor, targets: Tensor, value: float) -> Tensor:

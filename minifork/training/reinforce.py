@@ -53,10 +53,10 @@ def passk_advantage(reward: Tensor, k: int) -> Tensor:
     """
     n = reward.shape[1]
     mean = 1 - np.array([math.comb(w, k) / math.comb(n, k) for w in range(n + 1)])
-    others_wrong = np.array([math.comb(max(w - 1, 0), k - 1) / math.comb(n - 1, k - 1) for w in range(n + 1)])
+    rest_wrong = np.array([math.comb(max(w - 1, 0), k - 1) / math.comb(n - 1, k - 1) for w in range(n + 1)])
     spread = np.sqrt(mean * (1 - mean))
     scale = np.divide(1, spread, out=np.zeros(n + 1), where=spread > 1e-9)
-    by_wrong = np.stack([(1 - mean - others_wrong) * scale, (1 - mean) * scale])  # of a wrong, of a right rollout
+    by_wrong = np.stack([(1 - mean - rest_wrong) * scale, (1 - mean) * scale])  # of a wrong, of a right rollout
     table = torch.as_tensor(by_wrong, dtype=torch.float32, device=reward.device)
     return table[(reward > 0).long(), (reward == 0).sum(dim=1, keepdim=True)]
 
@@ -81,11 +81,11 @@ def problems_of(config: Config, step: int) -> Problems:
     """The problems of an update: a fixed pool, shuffled anew for every pass over it."""
     plan = config.rl
     passes, places = np.divmod(np.arange(step * plan.prompts, (step + 1) * plan.prompts), plan.problems)
-    chosen = np.empty_like(places)
+    rows = np.empty_like(places)
     for number in np.unique(passes):
         rng = streams.generator(config.seed, "train", POOL_STEP + 1 + int(number), "shuffle")
-        chosen[passes == number] = rng.permutation(plan.problems)[places[passes == number]]
-    return _pool(config.data, config.seed, plan.problems)[chosen]
+        rows[passes == number] = rng.permutation(plan.problems)[places[passes == number]]
+    return _pool(config.data, config.seed, plan.problems)[rows]
 
 
 def group_objective(config: Config, reference: GPT, device: str) -> Objective:
@@ -175,15 +175,15 @@ def exact_objective(config: Config, device: str) -> Objective:
     This is the policy gradient of pass@k without variance. It needs one accepted trace a mode, and SEARCH has more. It
     logs the reward, the mean of p_i; there are no rollouts and no KL.
     """
-    plan, task, forced = config.rl, config.data, int(config.rl.mode != FREE)
-    modes = (plan.mode,) if forced else task.mode_names
+    plan, task, forced_len = config.rl, config.data, int(config.rl.mode != FREE)
+    modes = (plan.mode,) if forced_len else task.mode_names
 
     def update(model: GPT, step: int) -> tuple[Tensor, int, dict[str, Tensor]]:
         problems = problems_of(config, step)
         prompts = torch.from_numpy(task.prompts(problems)).to(device)
         traces = [task.traces(problems, np.full(len(problems), task.mode_names.index(mode))) for mode in modes]
         tokens = torch.from_numpy(np.stack(traces, axis=1)).to(device)
-        inputs, targets = sequences(prompts, tokens, task.eos, forced)
+        inputs, targets = sequences(prompts, tokens, task.eos, forced_len)
         logp = sequence_logp(model(inputs, (targets != IGNORE).cpu()), targets).view(len(problems), len(modes))
         p = logp.double().exp().sum(dim=1).clamp(max=1 - 1e-9)
         loss = torch.expm1(plan.k * torch.log1p(-p)).mean().float()

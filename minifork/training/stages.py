@@ -143,10 +143,9 @@ def _audit(config: Config, data: streams.Examples) -> tuple[list[str], str]:
 
 
 def _verdict(leaks: list[str]) -> str:
-    what = (
-        f"the branch is given away by {', '.join(leaks)}" if leaks else "nothing on the surface gives the branch away"
-    )
-    return f"leak audit: {what}"
+    if leaks:
+        return f"leak audit: the branch is given away by {', '.join(leaks)}"
+    return "leak audit: nothing on the surface gives the branch away"
 
 
 # batches

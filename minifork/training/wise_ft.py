@@ -35,9 +35,9 @@ def _mix(run: runs.Run, before: runs.Checkpoint, tuned: runs.Run, share: float) 
     """Write the snapshots of a mixture, ``share`` of the tuned weights, and its record."""
     start, hashes = before.state(), {}
     for epoch in run.epochs:
-        later = tuned.checkpoint(epoch)
-        payload = {"model": interpolate(start, later.state(), share), "step": epoch}
-        hashes[later.file] = run.write(later.file, payload)
+        after = tuned.checkpoint(epoch)
+        payload = {"model": interpolate(start, after.state(), share), "step": epoch}
+        hashes[after.file] = run.write(after.file, payload)
     run.save(step=len(hashes), steps=len(hashes), complete=True, seconds=tuned.record["seconds"], weights=hashes)
 
 

@@ -1,7 +1,4 @@
-"""The statistics of pass@k against brute force, exact fractions, closed forms and simulation.
-
-Simulations have fixed seeds; with seeds drawn anew, |z| < 4.5 fails with probability 7e-6.
-"""
+"""The statistics of pass@k against brute force, exact fractions and closed forms."""
 
 import math
 from decimal import Decimal, localcontext
@@ -14,7 +11,6 @@ from hypothesis import strategies as st
 
 from minifork.statistics import passk
 
-Z = 4.5
 hypothesis_settings = settings(max_examples=100, deadline=None, derandomize=True, database=None)
 probabilities = st.lists(st.one_of(st.floats(0, 1), st.sampled_from([0.0, 1.0])), min_size=1, max_size=20)
 
@@ -56,21 +52,12 @@ def test_unbiased_for_any_number_of_rollouts(n, c, k):
     assert values == pytest.approx([share_of_subsets(c, n, k)] * 2, rel=2e-10)
 
 
-@pytest.mark.parametrize("n", [10, 1024, 10**6, 10**9])
+@pytest.mark.parametrize("n", [10, 1024, 10**9])
 def test_unbiased_at_its_ends(n):
-    for k in {1, 3, n // 2, min(n, 1000), min(n, 1001), n - 1, n}:
+    for k in {1, n // 2, min(n, 1001), n}:
         zero, one = passk.unbiased([0, n], n, k)
         assert (zero, one) == (0, 1) and not np.signbit(zero)  # not "-0"
     assert (passk.unbiased([0, 1, n // 2, n - 1, n], n, n) == [0, 1, 1, 1, 1]).all()
-    np.testing.assert_allclose(passk.unbiased([1, n // 2, n - 1], n, 1), [1 / n, 0.5, 1 - 1 / n], rtol=1e-14)
-
-
-@hypothesis_settings
-@given(st.integers(2, 10**9), st.data())
-def test_unbiased_is_monotone(n, data):
-    c, k = data.draw(st.integers(0, n - 1)), data.draw(st.integers(1, n - 1))
-    at_k, at_next = passk.unbiased([c, c + 1], n, k), passk.unbiased([c, c + 1], n, k + 1)
-    assert 0 <= at_k[0] <= min(at_k[1], at_next[0]) * (1 + 1e-9) and max(at_k[1], at_next[0]) <= 1
 
 
 @pytest.mark.parametrize(("correct", "k"), [([0, 3], 11), ([0, 3], 0), ([0, 3], 10**9), (-1, 2), ([3, 12], 2)])
@@ -152,15 +139,6 @@ def test_estimator_variance_for_large_k(k, monkeypatch):
         monkeypatch.setattr(passk, "_BLOCK", size)
         np.testing.assert_allclose(passk.estimator_variance(p, 10**9, k), limit, rtol=1e-5)
         np.testing.assert_allclose(passk.estimator_variance(p, k, k), passed * (1 - passed), rtol=1e-9)
-
-
-def test_sampling_error_is_the_spread_of_simulated_estimates():
-    rng = np.random.default_rng(0)
-    p, n, k, worlds = rng.beta(0.3, 0.5, size=30), 16, 4, 10_000
-    estimates = passk.unbiased(rng.binomial(n, p, size=(worlds, 30)), n, k).mean(axis=1)
-    error = passk.sampling_error(p, n, k)
-    assert abs(estimates.mean() - passk.pass_at_k(p, [k])[0]) < Z * error / math.sqrt(worlds)
-    assert abs(estimates.std() / error - 1) < Z / math.sqrt(2 * worlds)
 
 
 # Polarisation
