@@ -98,13 +98,14 @@ Loss = Callable[[Tensor, Tensor], Tensor]  # of logits and targets, a scalar
 def parse_loss(text: str) -> Loss:
     """The loss written as "name" or "name=value"; raises ValueError naming what does not exist or is out of range."""
     name, equals, number = text.partition("=")
-    if name.strip() not in LOSSES:
-        raise ValueError(f"sft.loss {name.strip()!r} does not exist: choose from {', '.join(LOSSES)}")
-    function, fits, need = LOSSES[name.strip()]
+    name = name.strip()
+    if name not in LOSSES:
+        raise ValueError(f"sft.loss {name!r} does not exist: choose from {', '.join(LOSSES)}")
+    function, fits, need = LOSSES[name]
     try:
         value = float(number) if equals else 0.0
     except ValueError:
         raise ValueError(f"sft.loss is {text!r}: write it as name=value") from None
     if not fits(value):
-        raise ValueError(f"sft.loss is {text!r}: {need}")
+        raise ValueError(f"sft.loss {name} is {value:g}: {need}")
     return lambda logits, targets: function(logits, targets, value)
