@@ -53,14 +53,14 @@ def evaluation_problems(task: Task, settings: Eval, order: str = "shuffled", cue
     return streams.test_problems(task, settings.problems, cue_rate, forked=settings.forked, stream=settings.split)
 
 
-def training_forks(task: Task, mixture: streams.Mixture, seed: int, traces: int, most: int) -> Problems | None:
-    """The fine-tuning problems whose trace passed the fork, the first ``most`` of them; None if there are none."""
+def training_forks(task: Task, mixture: streams.Mixture, seed: int, traces: int, limit: int) -> Problems | None:
+    """The fine-tuning problems whose trace passed the fork, the first ``limit`` of them; None if there are none."""
     data = streams.sft_examples(task, mixture, seed, traces, 0)
     prefix = task.fork_prefix(data.problems)
     if prefix is None:
         return None
     passed = (data.tokens[:, task.prompt_len :][:, : prefix.shape[1]] == prefix).all(axis=1)
-    crossed = (passed & task.forked(data.problems)).nonzero()[0][:most]
+    crossed = (passed & task.forked(data.problems)).nonzero()[0][:limit]
     return data.problems[crossed] if len(crossed) else None
 
 

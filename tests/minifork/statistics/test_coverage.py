@@ -65,15 +65,15 @@ def test_intervals_near_one_cover(worlds, sd):
     At sd 1 an interval is shown in .86 of the worlds, of which it covers .91. Pairs that differ more are not always
     seen: at sd 1.5 it is shown in .47, of which it covers .77.
     """
-    truth, least = 0.01 * math.exp(sd**2 / 2), 0.93 if sd == 0.5 else 0.90
+    truth, lowest = 0.01 * math.exp(sd**2 / 2), 0.93 if sd == 0.5 else 0.90
     tables = [near_one(np.random.default_rng([11, world]), sd) for world in range(worlds)]
     shown = np.array([not intervals.pairs_differ(values) for values in tables])
     ends = np.array([intervals.probability_interval(values) for values in tables])
     loss = np.array([intervals.difference_interval(np.ones_like(values), values) for values in tables])
     for low, high, at in ((*ends.T, 1 - truth), (*loss.T, truth)):
         covered = (low <= at) & (at <= high)
-        assert is_right(covered.mean(), worlds, least), covered.mean()
-        assert is_right(covered[shown].mean(), worlds, least), covered[shown].mean()
+        assert is_right(covered.mean(), worlds, lowest), covered.mean()
+        assert is_right(covered[shown].mean(), worlds, lowest), covered[shown].mean()
     assert shown.mean() > (0.97 if sd == 0.5 else 0.7)
 
 
