@@ -1,7 +1,5 @@
-"""Measuring one model on one set of problems: the engines' answers, a check of them, and what happens at the fork."""
+"""Measures one model on one set of problems: pass@k, where its traces end, what it does at the fork."""
 
-import itertools
-import time
 from dataclasses import dataclass, replace
 
 import numpy as np
@@ -13,21 +11,20 @@ from minifork.decoding import policy, stratified
 from minifork.decoding.exact import Below, Limits, exact, exact_below
 from minifork.decoding.policy import Policy
 from minifork.decoding.split import split
-from minifork.decoding.stratified import Strata
 from minifork.decoding.traces import EXACT, Result, TraceTree
 from minifork.gpt import GPT, SEQUENCES
 from minifork.gpu.backends import sample
 from minifork.measuring import quantities
+from minifork.measuring.cross_check import check_result, check_strata
 from minifork.measuring.problems import ProblemSet, over_prefixes
 from minifork.settings import Eval
-from minifork.statistics import agreement, intervals
 
-SEED, CHECK_SEED = 0, 1  # the samples that check a result are not those that made it
+SEED = 0
 
 
 @dataclass(frozen=True)
 class Measurement:
-    """What was measured: a record of plain values, arrays by name (see `measure`), the verdict of a check if any."""
+    """A record of plain values, arrays by name (see `measure`), and the verdict of the cross-check, if any."""
 
     record: dict
     arrays: dict[str, np.ndarray]
@@ -35,54 +32,49 @@ class Measurement:
 
 
 class NotComputedError(ValueError):
-    """p is needed itself, but the budget was too small to compute it."""
+    """p itself is needed, but eval.budget is too small to compute it."""
 
 
 def measure(
     model: GPT, problems: ProblemSet, settings: Eval, training: ProblemSet | None, checked: bool
 ) -> Measurement:
-    """pass@k of a model and what it is made of.
+    """The measurement of a model on problems.
 
-    training: problems whose trace passed the fork in fine-tuning, if any; checked: whether another engine checks the
-    result. Arrays: p float64[n] as "free" and by forced mode, with "_lo" and "_hi" added its interval where it is not
-    exact; "strata", p_ij float64[n, m]; "fork" and "fork_train", probabilities of the branches float64[n, d] on these
-    and on training problems; "modes", those of the modes float64[n, modes]; "rest", the probability float64[n] of the
-    rest of a trace given the right branch (graded by steps); on a task without a fork neither of the three. Raises
-    NotComputedError, and ValueError for a policy that is none.
+    training: problems whose trace passed the fork in fine-tuning, if any. checked: whether another engine checks the
+    result. The record joins what `measure_iid` or `measure_stratified`, `measure_fork` and `mode_statistics` give.
+    Arrays, one row a problem:
+
+        "free", one a mode    float64[n], p of free traces and of those with the mode forced; "_lo" and "_hi" added to
+                              the name: the interval of p where it is not exact
+        "strata"              float64[n, m], p_ij of a stratified decoder, instead of these
+        "fork", "fork_train"  float64[n, d], probabilities of the branches, here and on training problems
+        "rest"                float64[n], probability of the rest of a trace after the right branch (graded by steps)
+        "modes"               float64[n, modes], probabilities of the modes
+
+    A task without a fork has neither "fork", "fork_train" nor "rest". Raises NotComputedError, and ValueError for text
+    that is no policy.
     """
-    decoder = policy.parse_policy(settings.policy)
-    tree = trace_tree(model, problems, decoder)
-    below = compute(settings, tree, problems)
+    tree = trace_tree(model, problems, policy.parse_policy(settings.policy))
+    answers = enumerate_traces(settings, tree, problems)
     if settings.stratify == "none":
-        measured = measure_iid(settings, tree, problems, below, checked)
+        samples = measure_iid(settings, tree, problems, answers, checked)
     else:
-        measured = measure_stratified(settings, tree, problems, checked)
-    record, arrays = measured.record | {"fork_train": None, "fork": None}, {}
-    if problems.fork is not None:
-        arrays["fork"] = _among_branches(problems, below["fork"].logits)
-        if training is not None:
-            arrays["fork_train"] = branch_probabilities(model, training)
-        record |= {name: quantities.fork_statistics(p) for name, p in arrays.items()}
-        record["fork"]["train_p_right"] = record["fork_train"] and record["fork_train"]["p_right"]
-    if "rest" in below:
-        rest = below["rest"].result
-        arrays |= {"rest": over_prefixes(problems, rest.p_lo)} if rest.exact else {}
-        record["fork"]["p_rest"] = float(arrays["rest"].mean()) if rest.exact else None
-    arrays["modes"] = mode_probabilities(tree, problems)
-    record["mode"] = quantities.mode_statistics(arrays["modes"], problems.task.mode_names)
-    return Measurement(record, measured.arrays | arrays, measured.check)
+        samples = measure_stratified(settings, tree, problems, checked)
+    fork, fork_arrays = measure_fork(model, problems, training, answers)
+    modes = mode_probabilities(tree, problems)
+    record = samples.record | fork | {"mode": quantities.mode_statistics(modes, problems.task.mode_names)}
+    return Measurement(record, samples.arrays | fork_arrays | {"modes": modes}, samples.check)
 
 
-def compute(settings: Eval, tree: TraceTree, problems: ProblemSet) -> dict[str, Below]:
-    """What one enumeration says of the traces that begin with nothing ("free"), with each mode, with the tokens before
-    the "fork", and with the right branch ("rest"), as far as an evaluation needs it and has the budget.
+def enumerate_traces(settings: Eval, tree: TraceTree, problems: ProblemSet) -> dict[str, Below]:
+    """Where the traces below each prefix that matters end, and the logits there, by the prefix's name.
 
-    Free traces and those in a mode are needed where p is computed, the rest where every step is graded.
+    "free" is the empty prefix. It and the modes matter if p is to be computed. "fork" is the trace up to the fork, and
+    "rest" adds the right branch, if every step is graded. Where eval.budget does not suffice, results are bounds.
     """
     prefixes = {}
     if settings.stratify == "none" and settings.engine in ("auto", "exact"):
-        prefixes = {"free": tree.forced}
-        prefixes |= {mode: force_mode(tree, problems.task, mode).forced for mode in problems.task.mode_names}
+        prefixes = {name: part.forced for name, part in _trees_by_mode(tree, problems.task).items()}
     if problems.fork is not None:
         fork, branches = problems.at_fork()
         prefixes["fork"] = fork
@@ -91,8 +83,47 @@ def compute(settings: Eval, tree: TraceTree, problems: ProblemSet) -> dict[str, 
     return exact_below(tree, prefixes, Limits(settings.budget, width=EXACT)) if prefixes else {}
 
 
-def _drawn_prefix(problems: ProblemSet, result: Result) -> Result:
-    """What is known of the problems when every sample draws its prefix; raises NotComputedError where p was sampled."""
+def measure_iid(
+    settings: Eval, tree: TraceTree, problems: ProblemSet, answers: dict[str, Below], checked: bool
+) -> Measurement:
+    """pass@k of i.i.d. samples, free and with each mode forced.
+
+    record: the keys of `quantities.coverage` for free traces, "forced" and "errors".
+    """
+    ks, trees = powers_of_two(settings.max_k), _trees_by_mode(tree, problems.task)
+    by_row = {name: _result(settings, part, answers.get(name)) for name, part in trees.items()}
+    results = {name: _average_over_prefixes(problems, result) for name, result in by_row.items()}
+    record = quantities.coverage(results["free"], ks) | {"forced": {}}
+    for mode in problems.task.mode_names:
+        wasted = quantities.wasted(results[mode], problems.shortest_trace(mode))
+        record["forced"][mode] = quantities.coverage(results[mode], ks) | {"wasted": wasted}
+    record["errors"] = quantities.errors(results["free"], problems.outcomes)
+    arrays = {name: result.p_lo for name, result in results.items()}
+    for name, result in results.items():
+        if not result.exact:
+            arrays[f"{name}_lo"], arrays[f"{name}_hi"] = quantities.p_interval(result)
+    # Rollouts in bf16 have p of their own, which no other engine can check.
+    in_bf16 = settings.bf16 and by_row["free"].engine == "rollout" and tree.dfa.is_cuda
+    check = check_result(settings, tree, by_row["free"]) if checked and not in_bf16 else None
+    return Measurement(record, arrays, check)
+
+
+def _trees_by_mode(tree: TraceTree, task: Task) -> dict[str, TraceTree]:
+    """The tree itself as "free", and with each mode forced."""
+    return {"free": tree} | {mode: force_mode(tree, task, mode) for mode in task.mode_names}
+
+
+def _result(settings: Eval, tree: TraceTree, answer: Below | None) -> Result:
+    """The computed result if there is one, exact or asked for; else that of eval.rollouts samples a problem."""
+    if answer is not None and (settings.engine == "exact" or answer.result.exact):
+        return answer.result
+    if settings.engine == "rollout":
+        return sample(tree, settings.rollouts, SEED, bf16=settings.bf16)
+    return split(tree, settings.rollouts, SEED)
+
+
+def _average_over_prefixes(problems: ProblemSet, result: Result) -> Result:
+    """The result if every sample draws its prefix; raises NotComputedError where p was not computed."""
     if problems.prefixes == 1:
         return result
     if result.n is not None:
@@ -101,22 +132,48 @@ def _drawn_prefix(problems: ProblemSet, result: Result) -> Result:
     return replace(result, outcomes=outcomes, unknown=unknown, tokens=tokens)
 
 
-@torch.no_grad()
-def trace_tree(model: GPT, problems: ProblemSet, policy: Policy) -> TraceTree:
-    """The traces of a model on these problems; prompts are encoded here, once for all engines."""
-    return TraceTree(
-        model, model.prefill(problems.prompts), problems.dfa, len(problems.outcomes), problems.task.trace_len, policy
-    )
+def measure_stratified(settings: Eval, tree: TraceTree, problems: ProblemSet, checked: bool) -> Measurement:
+    """pass@k of samples spread over the top tokens at the position that eval.stratify names, within eval.budget.
+
+    hit_rate: the share of problems whose position of highest entropy is the fork; null where the position is given or
+    there is no fork. Raises ValueError for eval.stratify=fork on a task that declares no fork.
+    """
+    hit_rate = None
+    if settings.stratify == "entropy":
+        prefix, length = stratified.highest_entropy(tree)
+        if problems.fork is not None:
+            hit_rate = float(stratified.right_after(problems.fork, prefix, length).float().mean())
+    else:
+        prefix = problems.at_fork()[0] if settings.stratify == "fork" else tree.dfa.new_zeros(len(tree), 0)
+        length = torch.full((len(tree),), prefix.shape[1], device=prefix.device)
+    strata = stratified.stratify(tree, prefix, length, settings.strata, lambda part: exact(part, settings.budget))
+    record = quantities.stratified_coverage(strata, powers_of_two(settings.max_k))
+    record |= {"forced": None, "errors": None, "hit_rate": hit_rate}
+    check = check_strata(settings, tree, strata, prefix, length) if checked else None
+    return Measurement(record, {"strata": strata.p_lo}, check)
 
 
-def force_mode(tree: TraceTree, task: Task, mode: str) -> TraceTree:
-    """The tree with the mode token forced."""
-    return tree.force(torch.full((len(tree), 1), task.mode_token(mode), device=tree.dfa.device))
+def measure_fork(
+    model: GPT, problems: ProblemSet, training: ProblemSet | None, answers: dict[str, Below]
+) -> tuple[dict, dict[str, np.ndarray]]:
+    """The "fork" and "fork_train" of a record, null where there are none, and the arrays behind them."""
+    if problems.fork is None:
+        return {"fork_train": None, "fork": None}, {}
+    arrays = {"fork": _among_branches(problems, answers["fork"].logits)}
+    if training is not None:
+        arrays["fork_train"] = branch_probabilities(model, training)
+    record: dict = {"fork_train": None} | {name: quantities.fork_statistics(p) for name, p in arrays.items()}
+    record["fork"]["train_p_right"] = record["fork_train"] and record["fork_train"]["p_right"]
+    if "rest" in answers:
+        rest = answers["rest"].result
+        arrays |= {"rest": over_prefixes(problems, rest.p_lo)} if rest.exact else {}
+        record["fork"]["p_rest"] = float(arrays["rest"].mean()) if rest.exact else None
+    return record, arrays
 
 
 @torch.no_grad()
 def branch_probabilities(model: GPT, problems: ProblemSet) -> np.ndarray:
-    """float64[n, d]: the model's probability of each branch at the fork under forced FWD, right one first.
+    """float64[n, d]: the model's probability of each branch at the fork under forced FWD, the right branch first.
 
     Renormalised over the branches; the model's own, without a policy.
     """
@@ -139,118 +196,17 @@ def mode_probabilities(tree: TraceTree, problems: ProblemSet) -> np.ndarray:
     return over_prefixes(problems, torch.softmax(tree.prompts.logits[:, tokens].double(), dim=1).cpu().numpy())
 
 
-def shortest_trace(problems: ProblemSet, mode: str) -> np.ndarray:
-    """int64[n]: the tokens of the shortest trace of each problem that is right in this mode."""
-    state = problems.dfa[:, 0, problems.task.mode_token(mode)].cpu()
-    return 1 + problems.shortest.gather(1, state[:, None])[:: problems.prefixes, 0].numpy()
-
-
-def measure_iid(
-    settings: Eval, tree: TraceTree, problems: ProblemSet, below: dict[str, Below], checked: bool
-) -> Measurement:
-    """i.i.d. samples, free and with each mode forced: computed where that was asked for and done, else sampled."""
-    task, ks = problems.task, powers_of_two(settings.max_k)
-    trees = {"free": tree} | {mode: force_mode(tree, task, mode) for mode in task.mode_names}
-    solved = {name: below[name].result if name in below else _sampled(settings, t) for name, t in trees.items()}
-    if settings.engine == "auto":
-        solved = {name: r if r.exact else _sampled(settings, trees[name]) for name, r in solved.items()}
-    results = {mode: _drawn_prefix(problems, result) for mode, result in solved.items()}
-    record = quantities.coverage(results["free"], ks)
-    record["forced"] = {
-        mode: quantities.coverage(results[mode], ks)
-        | {"wasted": quantities.wasted(results[mode], shortest_trace(problems, mode))}
-        for mode in task.mode_names
-    }
-    record["errors"] = quantities.errors(results["free"], problems.outcomes)
-    p = {mode: result.p_lo for mode, result in results.items()}
-    for mode, result in results.items():
-        if not result.exact:
-            p[f"{mode}_lo"], p[f"{mode}_hi"] = p_interval(result)
-    # Rollouts in bf16 have p of their own, which no other engine can check.
-    rounded = settings.bf16 and results["free"].engine == "rollout" and tree.dfa.is_cuda
-    return Measurement(record, p, cross_check(settings, tree, solved["free"]) if checked and not rounded else None)
-
-
-def _sampled(settings: Eval, tree: TraceTree) -> Result:
-    """Where eval.rollouts traces a problem end, run one by one where that is asked for, else by splitting counts."""
-    if settings.engine == "rollout":
-        return sample(tree, settings.rollouts, SEED, bf16=settings.bf16)
-    return split(tree, settings.rollouts, SEED)
-
-
-def measure_stratified(settings: Eval, tree: TraceTree, problems: ProblemSet, checked: bool) -> Measurement:
-    """Samples spread over the top tokens at the position that eval.stratify names, computed within eval.budget.
-
-    hit_rate: the share of problems whose position of highest entropy is the fork; null where it is given or there is
-    none. Raises ValueError for eval.stratify=fork on a task that declares none.
-    """
-    if problems.prefixes > 1:
-        raise ValueError("sft.prefix: its p is averaged over prefixes; eval.stratify spreads over tokens instead")
-    prefix, hit_rate = tree.dfa.new_zeros(len(tree), 0), None
-    if settings.stratify == "fork":
-        prefix, _ = problems.at_fork()
-    length = torch.full((len(tree),), prefix.shape[1], device=prefix.device)
-    if settings.stratify == "entropy":
-        prefix, length = stratified.highest_entropy(tree)
-        if problems.fork is not None:
-            hit_rate = float(stratified.right_after(problems.fork, prefix, length).float().mean())
-    result = stratified.stratify(tree, prefix, length, settings.strata, lambda t: exact(t, settings.budget))
-    record = quantities.stratified_coverage(result, powers_of_two(settings.max_k))
-    record |= {"forced": None, "errors": None, "hit_rate": hit_rate}
-    verdict = _check_strata(settings, tree, result, prefix, length) if checked else None
-    return Measurement(record, {"strata": result.p_lo}, verdict)
-
-
-def _check_strata(settings: Eval, tree: TraceTree, result: Strata, prefix: Tensor, length: Tensor) -> dict:
-    """As `cross_check`, of the p_ij of strata."""
-    first, n = slice(0, settings.check_problems), settings.check_rollouts
-    started, seeds = time.monotonic(), itertools.count(CHECK_SEED)  # one each, or strata would share their draws
-    other = stratified.stratify(
-        tree[first], prefix[first], length[first], settings.strata, lambda t: sample(t, n, next(seeds))
+@torch.no_grad()
+def trace_tree(model: GPT, problems: ProblemSet, policy: Policy) -> TraceTree:
+    """The traces of a model on these problems. The prompts are encoded here, once for all engines."""
+    return TraceTree(
+        model, model.prefill(problems.prompts), problems.dfa, len(problems.outcomes), problems.task.trace_len, policy
     )
-    counts = np.rint(other.p_lo * n).astype(int).ravel()
-    low, high = result.p_lo[first].ravel(), result.p_hi[first].ravel()
-    p_value = _agree_with_bounds(counts, n, low, high, np.array_equal(low, high))
-    return _verdict("exact", "rollout", p_value, len(counts), n, started)
 
 
-def p_interval(result: Result) -> np.ndarray:
-    """float64[2, B]: where p is not known exactly, its certified bounds, or the Jeffreys 95 % interval if sampled."""
-    if result.n is None:
-        return np.stack([result.p_lo, result.p_hi])
-    return intervals.beta_interval(result.accepted, result.n)
-
-
-def cross_check(settings: Eval, tree: TraceTree, result: Result) -> dict:
-    """Test a result against samples of another engine on the first problems.
-
-    Computed p: counts of rollouts follow them (randomised PIT). Sampled p: both samples have the same p
-    (conditional randomised PIT), rollouts being checked by split and split by rollouts. Bounds: no
-    problem's rollouts lie outside them.
-    """
-    count, n, started = settings.check_problems, settings.check_rollouts, time.monotonic()
-    sampler = split if result.engine == "rollout" else sample
-    other = sampler(tree[:count], n, CHECK_SEED)
-    count = len(other.accepted)  # there may be fewer problems
-    if result.n is None:
-        low, high = result.p_lo[:count], result.p_hi[:count]
-        p_value = _agree_with_bounds(other.accepted, n, low, high, result.exact)
-    else:
-        rng, first = np.random.default_rng(0), result.accepted[:count]
-        p_value = agreement.uniform_p(agreement.two_sample_pit(other.accepted, n, first, result.n, rng))
-    return _verdict(result.engine, other.engine, p_value, count, n, started)
-
-
-def _agree_with_bounds(counts: np.ndarray, n: int, low: np.ndarray, high: np.ndarray, exact: bool) -> float:
-    """The p-value of counts out of n given computed p, where these are exact, or given their bounds."""
-    if exact:
-        return agreement.uniform_p(agreement.randomised_pit(counts, n, low, np.random.default_rng(0)))
-    return agreement.outside_p(counts, n, low, high)
-
-
-def _verdict(engine: str, by: str, p_value: float, problems: int, n: int, started: float) -> dict:
-    seconds = time.monotonic() - started
-    return {"engine": engine, "by": by, "p_value": p_value, "problems": problems, "n": n, "seconds": seconds}
+def force_mode(tree: TraceTree, task: Task, mode: str) -> TraceTree:
+    """The tree with the mode token forced."""
+    return tree.force(torch.full((len(tree), 1), task.mode_token(mode), device=tree.dfa.device))
 
 
 def powers_of_two(largest: int) -> list[int]:

@@ -1,1 +1,1 @@
-"""What a measurement takes and says: problems as tensors, and quantities of an engine's result."""
+"""The parts of a measurement: problems as tensors, statistics of an engine's result, and its cross-check."""

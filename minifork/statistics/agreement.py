@@ -1,7 +1,7 @@
-"""Do two engines agree? Tests whose p-values are uniform when they do, at every p.
+"""Do two engines agree? Tests whose p-values are uniform if they do, at every p.
 
-Two-sided binomial p-values are not uniform, and fail on polarised p when the code is right; the randomised
-probability integral transform (PIT) is, exactly.
+Two-sided binomial p-values are not uniform: on polarised p they fail correct code. The randomised probability integral
+transform (PIT) is uniform exactly.
 """
 
 import math
@@ -14,8 +14,8 @@ from minifork.statistics.passk import log_choose
 def randomised_pit(correct: np.ndarray, n: int, p: np.ndarray, rng: np.random.Generator) -> np.ndarray:
     """Randomised PIT float64[m]: uniform exactly if correct[i] ~ Binomial(n, p[i]).
 
-    F(c - 1) + v (F(c) - F(c - 1)) with v uniform and F the distribution function, of which only counts within twelve
-    standard deviations (and 40) of the mean are summed up: what lies beyond weighs less than 1e-30.
+    F(c - 1) + v (F(c) - F(c - 1)) with v uniform and F the distribution function. F sums only counts within twelve
+    standard deviations plus 40 of the mean, as the other counts weigh less than 1e-30.
     """
     p = np.clip(p, 1e-300, 1 - 1e-16)
     reach = min(n, math.ceil(12 * math.sqrt(n * float((p * (1 - p)).max()))) + 40)
@@ -62,7 +62,7 @@ def ks_uniform(u: np.ndarray) -> float:
     u, grid = np.sort(u), np.arange(m)
     distance = max(((grid + 1) / m - u).max(), (u - grid / m).max())
     x = (math.sqrt(m) + 0.12 + 0.11 / math.sqrt(m)) * distance
-    if x < 0.2:  # the series below needs ever more terms there, and the p-value is 1 to 12 digits
+    if x < 0.2:  # the p-value is 1 to 12 digits, and the series below would need more terms
         return 1.0
     j = np.arange(1, 101)
     return float(np.clip(2 * np.sum((-1.0) ** (j - 1) * np.exp(-2 * (j * x) ** 2)), 0.0, 1.0))
@@ -71,6 +71,6 @@ def ks_uniform(u: np.ndarray) -> float:
 def uniform_p(u: np.ndarray) -> float:
     """p-value that u [m] is uniform, also against errors that push some problems up and others down.
 
-    Of the KS tests of u and of u folded at 1/2 the smaller p-value, doubled.
+    It is twice the smaller p-value of the KS tests of u and of u folded at 1/2.
     """
     return min(1.0, 2 * min(ks_uniform(u), ks_uniform(np.abs(2 * u - 1))))

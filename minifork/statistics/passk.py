@@ -16,8 +16,8 @@ import math
 import numpy as np
 from numpy.typing import ArrayLike
 
-_BLOCK = 4_000_000  # entries of an array that is made at a time
-_FACTORS = 1000  # of a product, above which its Stirling series is as accurate
+_BLOCK = 4_000_000  # entries of the largest array, which bounds memory
+_FACTORS = 1000  # of a product; with more, its Stirling series is as accurate
 
 
 def problem_pass_at_k(p: ArrayLike, k: ArrayLike) -> np.ndarray:
@@ -30,11 +30,11 @@ def problem_pass_at_k(p: ArrayLike, k: ArrayLike) -> np.ndarray:
 def pass_at_k(p: ArrayLike, ks: ArrayLike) -> np.ndarray:
     """pass@k for each of ks, float64[K], from the problems' probabilities float64[n].
 
-    Raises ValueError for a p that is no list of probabilities, and for ks below 1.
+    Raises ValueError if p is no list of probabilities or one of ks is below 1.
     """
     p, ks = np.asarray(p, dtype=np.float64), np.atleast_1d(ks)
     if p.ndim != 1 or not len(p) or not ((p >= 0) & (p <= 1)).all():
-        raise ValueError(f"p has the shape {p.shape}: give one probability, in [0, 1], for every problem")
+        raise ValueError(f"p has the shape {p.shape}: give one probability in [0, 1] for every problem")
     if ks.ndim != 1 or not (ks >= 1).all():
         raise ValueError(f"ks is {ks.tolist()}: give numbers of samples, each at least 1")
     return problem_pass_at_k(p[:, None], ks).mean(axis=0)
@@ -59,34 +59,31 @@ def unbiased(correct: ArrayLike, n: int, k: int) -> np.ndarray:
 def _log_miss(c: np.ndarray, n: int, k: int) -> np.ndarray:
     """log C(n-c, k)/C(n, k), float64[m], from c [m]; meaningless where c + k > n.
 
-    The ratio is a product of min(c, k) factors 1 - max(c, k)/(n - j). Where these are many it is the
-    difference of Stirling series, in which the terms of order n log n cancel exactly.
+    The ratio is a product of min(c, k) factors 1 - max(c, k)/(n - j). If there are more than _FACTORS, it is computed
+    as the difference of Stirling series instead, in which the terms of order n log n cancel exactly.
     """
-    few, many = np.minimum(c, k), np.maximum(c, k)
-    j = np.arange(min(_FACTORS, int(few.max(initial=0))))
+    smaller, larger = np.minimum(c, k), np.maximum(c, k)
+    j = np.arange(min(_FACTORS, int(smaller.max(initial=0))))
     with np.errstate(divide="ignore", invalid="ignore"):
-        factors = np.where(j < few[:, None], np.log1p(-many[:, None] / (n - j)), 0.0)
+        factors = np.where(j < smaller[:, None], np.log1p(-larger[:, None] / (n - j)), 0.0)
         c = np.minimum(c, n - k - 1.0)
         a, b, rest = n - c, n - float(k), n - c - k
         series = (a + 0.5) * np.log1p(-c / n) + (b + 0.5) * np.log1p(-k / n) - (rest + 0.5) * np.log1p(-(c + k) / n)
         series += (1 / a + 1 / np.maximum(b, 1) - 1 / n - 1 / rest) / 12
-    return np.where(few > _FACTORS, series, factors.sum(axis=1))
+    return np.where(smaller > _FACTORS, series, factors.sum(axis=1))
 
 
 def estimator_variance(p: np.ndarray, n: int, k: int) -> np.ndarray:
-    """Variance of the unbiased estimator from n rollouts of one problem, float64[m], at p float64[m], in blocks of
-    p that bound memory.
+    """Variance of the unbiased estimator from n rollouts of one problem, float64[m], at p float64[m], for k <= n.
 
-    The estimator averages over all k-subsets; two of them that share j rollouts both miss with probability
-    (1-p)^(2k-j), and covary by the excess over (1-p)^2k. Raises ValueError for k outside 1..n.
+    The estimator averages over all k-subsets. Two that share j rollouts both miss with probability (1-p)^(2k-j), so
+    their covariance is the excess over (1-p)^2k.
     """
-    if not 1 <= k <= n:
-        raise ValueError(f"k is {k}: with n = {n} rollouts pass@k can be estimated for k = 1 .. {n}")
     shared = np.arange(max(0, 2 * k - n), k + 1)
-    # how often two share j, from ratios of neighbours: log factorials have too few digits at large n
+    # The share of pairs of subsets with j in common, from ratios of neighbours: log factorials lack digits at large n.
     j = shared[:-1].astype(np.float64)
-    steps = 2 * np.log(k - j) - np.log(j + 1) - np.log(n - 2 * k + j + 1)
-    log_share = np.concatenate([[0.0], np.cumsum(steps)])
+    log_ratio = 2 * np.log(k - j) - np.log(j + 1) - np.log(n - 2 * k + j + 1)
+    log_share = np.concatenate([[0.0], np.cumsum(log_ratio)])
     share = np.exp(log_share - log_share.max())
     share /= share.sum()
     blocks = np.array_split(p, max(1, min(len(p), len(p) * len(shared) // _BLOCK)))
@@ -94,7 +91,7 @@ def estimator_variance(p: np.ndarray, n: int, k: int) -> np.ndarray:
 
 
 def _covariance(p: np.ndarray, shared: np.ndarray, k: int) -> np.ndarray:
-    """How two k-subsets of rollouts that share so many covary in missing, float64[m, S], from p float64[m, 1]."""
+    """The covariance float64[m, S] of misses by two k-subsets that share this many rollouts, from p float64[m, 1]."""
     with np.errstate(divide="ignore", invalid="ignore"):
         log_miss = np.log1p(-np.clip(p, 0.0, 1.0))
         covariance = np.exp(log_miss * (2 * k - shared)) * -np.expm1(log_miss * shared)
@@ -102,20 +99,20 @@ def _covariance(p: np.ndarray, shared: np.ndarray, k: int) -> np.ndarray:
 
 
 def sampling_error(p: np.ndarray, n: int, k: int) -> float:
-    """Standard error that n rollouts a problem leave in pass@k of these problems, p float64[m].
+    """The standard error of pass@k of these problems, p float64[m], estimated from n rollouts a problem.
 
-    With estimates c/n in place of p, problems of no or of n accepted rollouts seem to leave none.
+    With estimates c/n in place of p, problems with c = 0 or c = n seem to add none.
     """
     return math.sqrt(estimator_variance(p, n, k).sum()) / len(p)
 
 
 def cover_at(p: np.ndarray, taus: ArrayLike) -> np.ndarray:
-    """Cover@tau, float64[T]: the share of problems with p_i >= tau. Large k alone rewards rare luck."""
+    """Cover@tau, float64[T]: the share of problems with p_i >= tau. (pass@k at large k rewards rare luck.)"""
     return (p[:, None] >= np.asarray(taus)).mean(axis=0)
 
 
 def polarisation(mean_p: np.ndarray, passed: np.ndarray, ks: ArrayLike) -> tuple[np.ndarray, np.ndarray]:
-    """J_k and the polarisation index from mean p [...] and pass@k [..., K]; the index is 0/0 = 0 at k = 1."""
+    """J_k and the polarisation index from mean p [...] and pass@k [..., K]. At k = 1 the index, 0/0, is set to 0."""
     mean_p = np.asarray(mean_p)[..., None]
     ceiling = problem_pass_at_k(mean_p, ks)
     loss = np.maximum(ceiling - passed, 0.0)
@@ -134,6 +131,6 @@ def log_choose(n: int, k: ArrayLike) -> np.ndarray:
     k = np.asarray(k)
     factorial = np.vectorize(math.lgamma, otypes=[float])
     inside = (k >= 0) & (k <= n)
-    within = np.where(inside, k, 0)
-    log = math.lgamma(n + 1) - factorial(within + 1.0) - factorial(n - within + 1.0)
+    clipped = np.where(inside, k, 0)
+    log = math.lgamma(n + 1) - factorial(clipped + 1.0) - factorial(n - clipped + 1.0)
     return np.where(inside, log, -np.inf)

@@ -1,7 +1,7 @@
 """Muon, the optimizer of the matrices inside blocks (Jordan et al. 2024, https://kellerjordan.github.io/posts/muon/).
 
-A matrix moves along its momentum with all singular values brought near 1. torch.optim.Muon computes this in bf16 on
-every device. Processors without bf16 instructions emulate it, slowly.
+A step follows the momentum of a matrix, with all singular values brought near 1. torch.optim.Muon computes this in bf16
+on every device, which is slow on processors without bf16 instructions.
 """
 
 from collections import defaultdict
@@ -15,7 +15,7 @@ ITERATIONS = 5
 
 
 class Muon(torch.optim.Optimizer):
-    """Momentum with Nesterov's look-ahead, orthogonalised; weight decay is decoupled, as in torch.optim.Muon.
+    """Orthogonalised Nesterov momentum with decoupled weight decay, as torch.optim.Muon.
 
     The step of a matrix float[rows, columns] is lr * sqrt(max(1, rows / columns)) times an almost orthogonal matrix.
     """
@@ -35,7 +35,7 @@ class Muon(torch.optim.Optimizer):
                 parameter.add_(direction, alpha=-group["lr"] * max(1, rows / columns) ** 0.5)
 
     def _look_ahead(self, parameter: Tensor, momentum: float) -> Tensor:
-        """The gradient mixed with its running mean, which takes the gradient in first."""
+        """The gradient mixed with its running mean, after the mean was updated by the gradient."""
         assert parameter.grad is not None
         state = self.state[parameter]
         if "momentum_buffer" not in state:
@@ -46,7 +46,7 @@ class Muon(torch.optim.Optimizer):
 
 
 def orthogonalised(matrices: list[Tensor]) -> list[Tensor]:
-    """Matrices float[m, n] with their singular vectors and singular values near 1, by a Newton-Schulz iteration.
+    """Matrices with the singular vectors of these float[m, n] and singular values near 1 (Newton-Schulz iteration).
 
     Computed in fp32 on a CPU and in bf16 on a GPU, matrices of one shape (or its transpose) in one product.
     """

@@ -1,7 +1,6 @@
-"""The stages that train: pretraining on random walks, fine-tuning on traces, RL. All hand a Job to `loop.fit`."""
+"""The stages that train: pretraining on random walks, fine-tuning on traces, RL. Each hands a Job to `loop.fit`."""
 
 from functools import lru_cache
-from pathlib import Path
 
 import numpy as np
 
@@ -9,16 +8,17 @@ from data_gen import audit, streams, walks
 from data_gen.task import PAD
 from minifork import runs
 from minifork.checkpoints import new_model, pick_device
-from minifork.config import to_tree
 from minifork.runs import Checkpoint, Run
 from minifork.schema import Config
 from minifork.storage.files import read_json, write_json
 from minifork.training import losses, reinforce
 from minifork.training.loop import BatchAt, Job, fit, supervised
 
+ALLOW = "a control meant to leak needs sft.allow_leak=true"
+
 
 def pretrain(config: Config, resume: bool) -> Run:
-    """The base model that a config asks for, trained on random walks as far as it is not yet.
+    """The base model of a config, trained on random walks from scratch or from where it stopped.
 
     Raises ValueError for an unfinished run without ``resume``.
     """
@@ -37,9 +37,9 @@ def sft(config: Config, resume: bool) -> Run:
 
 
 def rl(config: Config, resume: bool) -> Run:
-    """A fine-tuned run's snapshot, or the base, trained on by rewards, with snapshots at updates 1, 2, 4, ...
+    """A fine-tuned run's snapshot, or the base, trained by rewards, with snapshots at updates 1, 2, 4, ...
 
-    Raises ValueError where `pretrain` does, for a start that is missing, and for sft.prefix.
+    Raises ValueError where `pretrain` does, for a start that is missing, for sft.prefix, and for data that leaks.
     """
     start = runs.require_run(config, "sft" if config.rl.epoch else "base").checkpoint(config.rl.epoch or None)
     with runs.hold(config, "rl", start, resume) as run:
@@ -50,8 +50,7 @@ def complete(run: Run, start: Checkpoint | None) -> Run:
     """The run, trained from ``start`` (a base: from scratch) or from where it stopped."""
     if run.complete:
         run.say(f"{run.folder} is complete: nothing to do")
-        return run
-    if start is None:
+    elif start is None:
         _pretrain(run)
     elif run.stage == "sft":
         _fine_tune(run, start)
@@ -61,55 +60,45 @@ def complete(run: Run, start: Checkpoint | None) -> Run:
 
 
 def _pretrain(run: Run) -> None:
-    config = run.config
-    plan = config.pretrain
+    config, plan = run.config, run.config.pretrain
     model, device = new_model(config, config.base_seed), pick_device(config)
-    parameters = sum(p.numel() for p in model.parameters())
-    run.say(
-        f"{run.name}: pretraining {parameters:,} parameters on random walks, "
-        f"{plan.steps} steps of {plan.batch} x {config.walks.seq_len} tokens"
-    )
+    size = sum(p.numel() for p in model.parameters())
+    run.say(f"{run.name}: {size:,} parameters, {plan.steps} steps of {plan.batch} x {config.walks.seq_len} tokens")
     objective = supervised(walk_batches(config), losses.parse_loss("cross_entropy"), device)
     fit(model, Job(run, objective, plan.steps, plan), device)
 
 
 def _fine_tune(run: Run, start: Checkpoint) -> None:
-    config, plan, loss = run.config, run.config.sft, losses.parse_loss(run.config.sft.loss)
-    data = sft_data(config, 0)
-    check_leaks(run, data)
-    steps = -(-plan.epochs * plan.traces // plan.batch)
-    shape = ", ".join(f"{k} {v}" for k, v in to_tree(config)["model"].items())
-    run.say(
-        f"{run.name}: from {start.run.name} it inherits the weights, the model ({shape}) and the task; "
-        f"optimizer and schedule start afresh: {plan.traces} traces, {plan.epochs} epochs, {steps} steps"
-    )
+    config, plan, device = run.config, run.config.sft, pick_device(run.config)
+    loss, data = losses.parse_loss(plan.loss), sft_data(config, 0)
+    check_traces(run, data)
     run.record["data_hash"] = streams.data_hash(data.tokens)
-    snapshots = {-(-epoch * plan.traces // plan.batch): runs.snapshot(epoch) for epoch in run.epochs}
-    device = pick_device(config)
-    fit(start.model().train(), Job(run, supervised(sft_batches(config), loss, device), steps, plan, snapshots), device)
+
+    def steps(epochs: int) -> int:
+        return -(-epochs * plan.traces // plan.batch)
+
+    run.say(f"{run.name}: from {start.path}, {plan.traces} traces, {plan.epochs} epochs, {steps(plan.epochs)} steps")
+    snapshots = {steps(epoch): runs.snapshot(epoch) for epoch in run.epochs}
+    objective = supervised(sft_batches(config), loss, device)
+    fit(start.model().train(), Job(run, objective, steps(plan.epochs), plan, snapshots), device)
 
 
 def _reinforce(run: Run, start: Checkpoint) -> None:
-    config, plan = run.config, run.config.rl
-    if config.sft.prefix:
-        raise ValueError(f"sft.prefix is {config.sft.prefix}: rl samples traces without a prefix; give 0")
-    if plan.epoch == 0 and config.data.branch_order != "shuffled" and not config.sft.allow_leak:
-        raise ValueError(
-            "data.branch_order gives the right branch away; a control meant to leak needs sft.allow_leak=true"
-        )
-    device = pick_device(config)
-    run.say(
-        f"{run.name}: from {start.path}, {plan.advantage} on {plan.problems} problems, {plan.updates} updates of "
-        f"{plan.prompts} problems" + ("" if plan.advantage == "exact" else f" x {plan.group} rollouts")
-    )
-    learn = reinforce.objective(config, start.model().to(device), device, run.say)
+    config, plan, device = run.config, run.config.rl, pick_device(run.config)
+    check_prompts(config)
+    rollouts = "" if plan.advantage == "exact" else f" x {plan.group} rollouts"
+    run.say(f"{run.name}: from {start.path}, {plan.updates} updates of {plan.prompts} problems{rollouts}")
+    objective = reinforce.objective(config, start.model().to(device), device)
     snapshots = {update: runs.snapshot(update) for update in run.epochs}
-    fit(start.model(), Job(run, learn, plan.updates, plan, snapshots), device)
+    fit(start.model(), Job(run, objective, plan.updates, plan, snapshots), device)
 
 
 def sft_data(config: Config, epoch: int) -> streams.Examples:
     """The examples of an epoch under the config's mixture."""
     return streams.sft_examples(config.data, config.sft, config.seed, config.sft.traces, epoch)
+
+
+# leaks of the right branch
 
 
 def audit_command(config: Config) -> int:
@@ -121,30 +110,29 @@ def audit_command(config: Config) -> int:
     return 1 if leaks else 0
 
 
-def check_leaks(run: Run, data: streams.Examples) -> None:
-    """Audit the SFT set of a run (on disk once, cached by its hash) and refuse a leaking one unless sft.allow_leak.
+def check_traces(run: Run, data: streams.Examples) -> None:
+    """Raise ValueError naming what gives the branch away in the SFT set of a run, unless sft.allow_leak.
 
-    Raises ValueError naming the checks that found the leak.
+    Runs on disk keep the audit of each set beside them, by the set's hash, and do not repeat it.
     """
-    path, allowed = run.folder.parent / "audits" / f"{streams.data_hash(data.tokens)}.json", run.config.sft.allow_leak
-    leaks = _cached(path) if run.memory is None else None
-    if leaks is None:
+    path = run.folder.parent / "audits" / f"{streams.data_hash(data.tokens)}.json"
+    if run.memory is None and path.exists():
+        leaks = read_json(path, "leaks")["leaks"]
+    else:
         leaks, table = _audit(run.config, data)
         if run.memory is None:
             write_json(path, {"leaks": leaks, "table": table.splitlines()})
-    if leaks and not allowed:
-        where = f" (see {path})" if run.memory is None else ""
-        raise ValueError(f"{_verdict(leaks)}{where}; a control meant to leak needs sft.allow_leak=true")
-    run.say(_verdict(leaks) + ("; training all the same (sft.allow_leak=true)" if leaks else ""))
+    if leaks and not run.config.sft.allow_leak:
+        raise ValueError(f"{_verdict(leaks)}; {ALLOW}")
+    run.say(_verdict(leaks))
 
 
-def _cached(path: Path) -> list[str] | None:
-    """The leaks that an earlier audit wrote down, None where its file is missing or damaged."""
-    try:
-        leaks = read_json(path, "leaks")["leaks"]
-    except ValueError:
-        return None
-    return leaks if isinstance(leaks, list) and all(isinstance(name, str) for name in leaks) else None
+def check_prompts(config: Config) -> None:
+    """Raise ValueError for RL with sft.prefix, and from the base on prompts that leak, unless sft.allow_leak."""
+    if config.sft.prefix:
+        raise ValueError(f"sft.prefix is {config.sft.prefix}: rl samples traces without a prefix; give 0")
+    if config.rl.epoch == 0 and config.data.branch_order != "shuffled" and not config.sft.allow_leak:
+        raise ValueError(f"data.branch_order gives the right branch away; {ALLOW}")
 
 
 def _audit(config: Config, data: streams.Examples) -> tuple[list[str], str]:
@@ -160,14 +148,15 @@ def _verdict(leaks: list[str]) -> str:
     return "leak audit: nothing on the surface gives the branch away"
 
 
+# batches
+
+
 def walk_batches(config: Config) -> BatchAt:
     """The batches of pretraining: random walks on the task's graphs."""
-    task, plan = config.data.printed("shuffled"), config.walks
+    task, plan, batch = config.data.printed("shuffled"), config.walks, config.pretrain.batch
 
     def batch_at(step: int) -> tuple[np.ndarray, np.ndarray]:
-        return walks.walk_batch(
-            task, plan.stop, plan.seq_len, config.base_seed, step, config.pretrain.batch, plan.informed
-        )
+        return walks.walk_batch(task, plan.stop, plan.seq_len, config.base_seed, step, batch, plan.informed)
 
     return batch_at
 
@@ -178,7 +167,7 @@ def sft_batches(config: Config) -> BatchAt:
     Loss is on the trace only; of the prompt, only its last token predicts anything. With ``sft.prefix`` a random
     integer, drawn anew whenever an example is shown, stands between prompt and trace, as the prompt's last token.
     """
-    plan, given = config.sft, config.data.prompt_len + bool(config.sft.prefix)
+    plan, prompt_len = config.sft, config.data.prompt_len + bool(config.sft.prefix)
     fixed = None if plan.fresh else sft_data(config, 0).tokens
 
     @lru_cache(maxsize=2)
@@ -187,14 +176,13 @@ def sft_batches(config: Config) -> BatchAt:
         return tokens[streams.generator(config.seed, "train", epoch, "shuffle").permutation(plan.traces)]
 
     def batch_at(step: int) -> tuple[np.ndarray, np.ndarray]:
-        index = np.arange(step * plan.batch, (step + 1) * plan.batch)
-        epochs, rows = np.divmod(index, plan.traces)
-        tokens = np.concatenate([shuffled(int(e))[rows[epochs == e]] for e in np.unique(epochs)])
+        epochs, rows = np.divmod(np.arange(step * plan.batch, (step + 1) * plan.batch), plan.traces)
+        tokens = np.concatenate([shuffled(int(epoch))[rows[epochs == epoch]] for epoch in np.unique(epochs)])
         if plan.prefix:
-            drawn = streams.generator(config.seed, "train", step, "prefix").integers(plan.prefix, size=plan.batch)
-            tokens = np.insert(tokens, config.data.prompt_len, drawn, axis=1)
+            integers = streams.generator(config.seed, "train", step, "prefix").integers(plan.prefix, size=plan.batch)
+            tokens = np.insert(tokens, config.data.prompt_len, integers, axis=1)
         targets = tokens[:, 1:].copy()  # PAD, past the end of a short trace, is IGNORE
-        targets[:, : given - 1] = walks.IGNORE
+        targets[:, : prompt_len - 1] = walks.IGNORE
         return np.where(tokens == PAD, config.data.eos, tokens)[:, :-1], targets
 
     return batch_at

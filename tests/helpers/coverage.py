@@ -17,6 +17,6 @@ def coverage(worlds: int, truth: float, draw: Callable[[np.random.Generator], np
     return float(((ends[:, 0] <= truth) & (truth <= ends[:, 1])).mean())
 
 
-def is_right(share: float, worlds: int, least: float = 0.93) -> bool:
+def is_right(share: float, worlds: int, lowest: float = 0.93) -> bool:
     """Whether a simulated coverage is within the bounds."""
-    return least <= share <= 0.985 if worlds == 4000 else least - 0.035 <= share < 0.9975
+    return lowest <= share <= 0.985 if worlds == 4000 else lowest - 0.035 <= share < 0.9975

@@ -17,7 +17,7 @@ from minifork.decoding import stratified
 from minifork.decoding.rollout import rollout
 from minifork.decoding.traces import Result, TraceTree
 from minifork.evaluate import array_name
-from minifork.measuring import quantities
+from minifork.measuring import cross_check, quantities
 from minifork.statistics import passk
 from minifork.storage import files, locks
 from tests.helpers.pipeline import BASE, snapshot
@@ -102,8 +102,8 @@ def test_stratified_decoders(two_runs, monkeypatch, where):
 
     Or the p-values of one problem's strata would depend on each other, and the false-alarm rate would not hold.
     """
-    seeds, real = [], measuring.sample
-    monkeypatch.setattr(measuring, "sample", lambda tree, n, seed: seeds.append(seed) or real(tree, n, seed))
+    seeds, real = [], cross_check.sample
+    monkeypatch.setattr(cross_check, "sample", lambda tree, n, seed: seeds.append(seed) or real(tree, n, seed))
     result, arrays = evaluated(two_runs, f"eval.stratify={where}", "eval.strata=3")
     assert result["policy"] == f"temperature=1 {where}=3"
     for record in result["records"]:
@@ -235,7 +235,7 @@ def test_a_wrong_result_fails_the_cross_check(two_runs, monkeypatch, capsys):
     def too_large(tree: TraceTree, result: Result) -> Result:
         ends = result.outcomes.copy()
         ends[:, 0] = ends[:, 0] * 0.7 + 0.3
-        return replace(result, ends=ends)
+        return replace(result, outcomes=ends)
 
     change_results(monkeypatch, too_large)
     assert two_runs("eval", "eval.check_problems=64", "eval.check_rollouts=64") == 1
@@ -244,7 +244,7 @@ def test_a_wrong_result_fails_the_cross_check(two_runs, monkeypatch, capsys):
 
 def test_bounds_that_rollouts_contradict_fail_the_cross_check(two_runs, monkeypatch):
     def inverted(tree: TraceTree, result: Result) -> Result:
-        return replace(result, ends=0.9 * (1 - rollout(tree, 64, 5).outcomes), unknown=np.full(len(tree), 0.05))
+        return replace(result, outcomes=0.9 * (1 - rollout(tree, 64, 5).outcomes), unknown=np.full(len(tree), 0.05))
 
     change_results(monkeypatch, inverted)
     assert two_runs("eval", "eval.engine=exact", "eval.check_rollouts=64") == 1

@@ -11,8 +11,8 @@ from tests.helpers.coverage import PAIRS, PROBLEMS, coverage, is_right
 
 def effects(rng: np.random.Generator, pair: float, problem: float, rest: float) -> np.ndarray:
     """Normal values [PAIRS, PROBLEMS] from three standard deviations."""
-    of_pair, of_problem = rng.normal(size=(PAIRS, 1)), rng.normal(size=PROBLEMS)
-    return pair * of_pair + problem * of_problem + rest * rng.normal(size=(PAIRS, PROBLEMS))
+    pairs, problems = rng.normal(size=(PAIRS, 1)), rng.normal(size=PROBLEMS)
+    return pair * pairs + problem * problems + rest * rng.normal(size=(PAIRS, PROBLEMS))
 
 
 @pytest.mark.parametrize(
@@ -32,8 +32,8 @@ def test_mean_interval_of_other_numbers_of_pairs_covers(worlds, pairs):
     problems only."""
 
     def draw(rng: np.random.Generator) -> np.ndarray:
-        of_pair = 0.05 * rng.normal(size=(pairs, 1)) * (pairs > 1)
-        return intervals.mean_interval(of_pair + 0.3 * rng.normal(size=200) + 0.3 * rng.normal(size=(pairs, 200)))
+        effect = 0.05 * rng.normal(size=(pairs, 1)) * (pairs > 1)
+        return intervals.mean_interval(effect + 0.3 * rng.normal(size=200) + 0.3 * rng.normal(size=(pairs, 200)))
 
     share = coverage(worlds, 0.0, draw)
     assert is_right(share, worlds, 0.89 if pairs == 2 else 0.93), share
@@ -65,21 +65,22 @@ def test_intervals_near_one_cover(worlds, sd):
     At sd 1 an interval is shown in .86 of the worlds, of which it covers .91. Pairs that differ more are not always
     seen: at sd 1.5 it is shown in .47, of which it covers .77.
     """
-    truth, least = 0.01 * math.exp(sd**2 / 2), 0.93 if sd == 0.5 else 0.90
-    drawn = [near_one(np.random.default_rng([11, world]), sd) for world in range(worlds)]
-    shown = np.array([not intervals.pairs_differ(values) for values in drawn])
-    ends = np.array([intervals.probability_interval(values) for values in drawn])
-    loss = np.array([intervals.difference_interval(np.ones_like(values), values) for values in drawn])
+    truth, lowest = 0.01 * math.exp(sd**2 / 2), 0.93 if sd == 0.5 else 0.90
+    tables = [near_one(np.random.default_rng([11, world]), sd) for world in range(worlds)]
+    shown = np.array([not intervals.pairs_differ(values) for values in tables])
+    ends = np.array([intervals.probability_interval(values) for values in tables])
+    loss = np.array([intervals.difference_interval(np.ones_like(values), values) for values in tables])
     for low, high, at in ((*ends.T, 1 - truth), (*loss.T, truth)):
         covered = (low <= at) & (at <= high)
-        assert is_right(covered.mean(), worlds, least), covered.mean()
-        assert is_right(covered[shown].mean(), worlds, least), covered[shown].mean()
+        assert is_right(covered.mean(), worlds, lowest), covered.mean()
+        assert is_right(covered[shown].mean(), worlds, lowest), covered[shown].mean()
     assert shown.mean() > (0.97 if sd == 0.5 else 0.7)
 
 
 def test_pairs_that_differ_too_much_are_seen():
     """With sd = 4, where coverage is far below .9, few worlds would show an interval; with sd = .1 all do."""
-    seen = [intervals.pairs_differ(near_one(np.random.default_rng(i), 4.0)) for i in range(200)]
-    assert np.mean(seen) > 0.9
-    assert not any(intervals.pairs_differ(near_one(np.random.default_rng(i), 0.1)) for i in range(200))
+    far, close = (
+        [intervals.pairs_differ(near_one(np.random.default_rng(i), sd)) for i in range(200)] for sd in (4.0, 0.1)
+    )
+    assert np.mean(far) > 0.9 and not any(close)
     assert not intervals.pairs_differ(np.array([[0.0, 1.0] * 500]))

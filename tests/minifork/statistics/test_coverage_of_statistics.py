@@ -32,29 +32,31 @@ def right(z: np.ndarray) -> np.ndarray:
     return 1 / (1 + np.exp(-z))
 
 
-def fork(z: np.ndarray) -> np.ndarray:
-    return np.stack([right(z), right(-z)], axis=-1)
+def solved(z: np.ndarray) -> np.ndarray:
+    """pass@16 of every problem."""
+    return passk.problem_pass_at_k(REST * right(z), 16)
+
+
+def fork_values(z: np.ndarray, quantity: str) -> np.ndarray:
+    return quantities.fork_values(np.stack([right(z), right(-z)], axis=-1), quantity)
 
 
 STATISTICS: dict[str, tuple[Callable[[np.ndarray], np.ndarray], bool]] = {  # of z [n], whether it is a probability
     "pass@1": (lambda z: REST * right(z), True),
-    "pass@16": (lambda z: passk.problem_pass_at_k(REST * right(z), 16), True),
-    "index@16": (
-        lambda z: quantities.index_values(REST * right(z), passk.problem_pass_at_k(REST * right(z), 16), 16),
-        False,
-    ),
-    "fork accuracy": (lambda z: quantities.fork_values(fork(z), "accuracy"), True),
-    "fork entropy": (lambda z: quantities.fork_values(fork(z), "entropy"), False),
-    "confidence right": (lambda z: quantities.fork_values(fork(z), "confidence_right"), False),
-    "confidence wrong": (lambda z: quantities.fork_values(fork(z), "confidence_wrong"), False),
+    "pass@16": (solved, True),
+    "index@16": (lambda z: quantities.index_values(REST * right(z), solved(z), 16), False),
+    "fork accuracy": (lambda z: fork_values(z, "accuracy"), True),
+    "fork entropy": (lambda z: fork_values(z, "entropy"), False),
+    "confidence right": (lambda z: fork_values(z, "confidence_right"), False),
+    "confidence wrong": (lambda z: fork_values(z, "confidence_wrong"), False),
 }
 
 
 def expected(statistic: Callable[[np.ndarray], np.ndarray], spread: float = SPREAD) -> float:
     """A statistic of endless problems and pairs, by quadrature."""
     nodes, weights = HERMITE
-    of_pairs = [statistic(spread * math.exp(0.2 * g) * NORMAL).mean() for g in nodes]
-    return float(np.average(of_pairs, weights=weights))
+    pairs = [statistic(spread * math.exp(0.2 * g) * NORMAL).mean() for g in nodes]
+    return float(np.average(pairs, weights=weights))
 
 
 @pytest.mark.parametrize("name", STATISTICS)
@@ -71,8 +73,8 @@ def test_intervals_of_training_problems_cover(worlds):
     """Every pair has training problems of its own, so there are no effects of problems. Coverage is .97."""
 
     def draw(rng: np.random.Generator) -> np.ndarray:
-        of_pair = 0.2 * rng.normal(size=(PAIRS, 1))
-        return intervals.probability_interval(right(1 + of_pair + rng.normal(size=(PAIRS, 300))))
+        pair_effect = 0.2 * rng.normal(size=(PAIRS, 1))
+        return intervals.probability_interval(right(1 + pair_effect + rng.normal(size=(PAIRS, 300))))
 
     nodes, weights = HERMITE
     truth = float(np.average([right(1 + math.sqrt(1.04) * g) for g in nodes], weights=weights))
@@ -80,34 +82,25 @@ def test_intervals_of_training_problems_cover(worlds):
     assert is_right(share, worlds), share
 
 
-def two_arms(rng: np.random.Generator) -> tuple[np.ndarray, np.ndarray]:
+def two_arms(rng: np.random.Generator) -> list[np.ndarray]:
     """pass@16 [PAIRS, PROBLEMS] of two trainings with spreads 3 and 5, which share effects of problems."""
-    shared = rng.normal(size=PROBLEMS)
-    z = [
-        spread
-        * np.exp(0.2 * rng.normal(size=(PAIRS, 1)))
-        * (shared + rng.normal(size=(PAIRS, PROBLEMS)))
-        / math.sqrt(2)
-        for spread in (3.0, 5.0)
-    ]
-    better, worse = (passk.problem_pass_at_k(REST * right(of_arm), 16) for of_arm in z)
-    return better, worse
+    shared, arms = rng.normal(size=PROBLEMS), []
+    for spread in (3.0, 5.0):
+        scale = spread * np.exp(0.2 * rng.normal(size=(PAIRS, 1)))
+        arms.append(solved(scale * (shared + rng.normal(size=(PAIRS, PROBLEMS))) / math.sqrt(2)))
+    return arms
 
 
 def test_intervals_of_differences_and_shares_cover(worlds):
     """Coverages are .945 to .955."""
-    solved = STATISTICS["pass@16"][0]
     better, worse = expected(solved, 3.0), expected(solved, 5.0)
 
-    def difference(rng: np.random.Generator) -> np.ndarray:
-        arms = two_arms(rng)
-        return intervals.difference_interval(*arms)
-
     def recovered(rng: np.random.Generator) -> np.ndarray:
-        arms = two_arms(rng)
-        ends = intervals.share_interval(arms[0] - arms[1], 1 - arms[1])
+        first, second = two_arms(rng)
+        ends = intervals.share_interval(first - second, 1 - second)
         return np.array([-np.inf, np.inf]) if ends is None else ends
 
-    for draw, truth in ((difference, better - worse), (recovered, (better - worse) / (1 - worse))):
-        share = coverage(worlds, truth, draw)
-        assert is_right(share, worlds), share
+    share = coverage(worlds, better - worse, lambda rng: intervals.difference_interval(*two_arms(rng)))
+    assert is_right(share, worlds), share
+    share = coverage(worlds, (better - worse) / (1 - worse), recovered)
+    assert is_right(share, worlds), share

@@ -17,8 +17,8 @@ def matrices(*shapes: tuple[int, int], seed: int = 0) -> list[torch.Tensor]:
 @pytest.mark.parametrize("scale", [1e-6, 1.0, 1e6])
 def test_singular_vectors_stay_and_singular_values_go_near_one(scale):
     """In one call for square, wide and tall matrices, in whatever order, of any size of gradient."""
-    given = matrices((16, 64), (64, 16), (16, 64), (24, 24), (8, 96), (24, 24), (1, 5))
-    for matrix, result in zip(given, orthogonalised([scale * matrix for matrix in given]), strict=True):
+    gradients = matrices((16, 64), (64, 16), (16, 64), (24, 24), (8, 96), (24, 24), (1, 5))
+    for matrix, result in zip(gradients, orthogonalised([scale * matrix for matrix in gradients]), strict=True):
         u, _, v = torch.linalg.svd(matrix, full_matrices=False)
         values = u.T @ result @ v.T
         if matrix.shape[0] != matrix.shape[1]:  # square Gaussian matrices have singular values near 0, which stay small
@@ -49,6 +49,6 @@ def test_the_steps_are_those_of_torch(monkeypatch, weight_decay):
     rounded = steps(torch.optim.Muon, lr=0.02, weight_decay=weight_decay)
     monkeypatch.setattr(torch.Tensor, "bfloat16", torch.Tensor.float)
     precise = steps(torch.optim.Muon, lr=0.02, weight_decay=weight_decay)
-    for mine, same, near in zip(ours, precise, rounded, strict=True):
-        torch.testing.assert_close(mine, same, rtol=0, atol=1e-5)
-        assert 1e-5 < (mine - near).abs().max() < 0.01
+    for mine, torchs, in_bf16 in zip(ours, precise, rounded, strict=True):
+        torch.testing.assert_close(mine, torchs, rtol=0, atol=1e-5)
+        assert 1e-5 < (mine - in_bf16).abs().max() < 0.01

@@ -1,4 +1,4 @@
-"""Rewards, advantages and objectives by hand, by brute force and against the exact engine; the stage, small."""
+"""Rewards, advantages and objectives by brute force and against the exact engine; the stage, small."""
 
 import itertools
 import json
@@ -11,6 +11,7 @@ import pytest
 import torch
 
 import minifork.training.reinforce as learning
+from data_gen import streams
 from data_gen.task import PAD
 from data_gen.walks import IGNORE
 from minifork import config as configs
@@ -18,9 +19,11 @@ from minifork import measure, runs
 from minifork.decoding.exact import exact
 from minifork.decoding.policy import Policy
 from minifork.decoding.rollout import rollout
+from minifork.decoding.traces import TraceTree
 from minifork.gpt import GPT
 from minifork.gpu import backends
 from minifork.measuring.problems import problem_set, training_forks
+from minifork.schema import Config
 from minifork.settings import Shape
 from minifork.storage.weights import load_weights
 from minifork.training import loop, stages
@@ -38,8 +41,15 @@ def start(trained):
     return settings, runs.require_run(settings, "sft").model(4)
 
 
+def first_update(settings: Config, model: GPT, mode: str) -> tuple[torch.Tensor, TraceTree]:
+    """The prompts of the first update, and the traces after them in a mode."""
+    problems = problem_set(settings.data, learning.problems_of(settings, 0), "cpu")
+    tree = measure.trace_tree(model, problems, Policy())
+    return problems.prompts, tree if mode == "free" else measure.force_mode(tree, settings.data, mode)
+
+
 def logged(folder: Path) -> list[dict]:
-    """The lines of a run's metrics but for the speed."""
+    """The lines of a run's metrics without the speed."""
     lines = (folder / runs.METRICS).read_text(encoding="utf-8").splitlines()
     return [{name: value for name, value in json.loads(line).items() if name != "tokens_per_s"} for line in lines]
 
@@ -47,59 +57,42 @@ def logged(folder: Path) -> list[dict]:
 # advantages
 
 
-def test_grpo_by_hand():
-    """It is pass@k with k = 1."""
-    reward = torch.tensor([[1.0, 0, 0, 0], [1, 1, 1, 1], [0, 0, 0, 0], [1, 1, 0, 0]])
-    right, wrong = 0.75 / math.sqrt(0.1875), -0.25 / math.sqrt(0.1875)
-    expected = torch.tensor([[right, wrong, wrong, wrong], [0] * 4, [0] * 4, [1, 1, -1, -1]])
-    for advantage in (grpo_advantage(reward), passk_advantage(reward, 1)):
-        torch.testing.assert_close(advantage, expected, atol=1e-5, rtol=1e-5)
-
-
 @pytest.mark.parametrize("n", [2, 5, 6])
 def test_passk_is_the_mean_over_all_groups_of_k(n):
-    """(best of the k - mean) / deviation, averaged over the subsets of k that hold the rollout."""
+    """(best of the k - mean) / deviation, averaged over the subsets of k that hold the rollout. GRPO is k = 1."""
     for k, reward in itertools.product(range(1, n + 1), itertools.product((0.0, 1.0), repeat=n)):
-        best = {chosen: max(reward[i] for i in chosen) for chosen in itertools.combinations(range(n), k)}
-        mean = sum(best.values()) / len(best)
+        best = {subset: max(reward[i] for i in subset) for subset in itertools.combinations(range(n), k)}
+        mean = np.mean([*best.values()])
         deviation = math.sqrt(mean * (1 - mean))
-        expected = [0.0] * n
-        if deviation > 1e-6:
-            for i in range(n):
-                mine = [value for chosen, value in best.items() if i in chosen]
-                expected[i] = (sum(mine) / len(mine) - mean) / deviation
-        advantage = passk_advantage(torch.tensor([reward]), k)[0]
-        np.testing.assert_allclose(advantage, expected, atol=1e-5)
+        with_rollout = [np.mean([value for subset, value in best.items() if i in subset]) for i in range(n)]
+        expected = (np.array(with_rollout) - mean) / deviation if deviation > 1e-6 else np.zeros(n)
+        for advantage in [passk_advantage, grpo_advantage][: 1 + (k == 1)]:
+            np.testing.assert_allclose(advantage(torch.tensor([reward]), k)[0], expected, atol=1e-5)
 
 
 # objectives
 
 
-def test_sequences_score_as_the_rollouts_were_drawn(start):
+@pytest.mark.parametrize("mode", ["free", "REV"])
+def test_sequences_score_as_the_rollouts_were_sampled(start, mode):
     """Teacher-forced log-probabilities of the targets are those the sampler reports; forced tokens are no targets."""
-    settings, model = start
-    problems = problem_set(settings.data, learning.problems_of(settings, 0), "cpu")
-    tree = measure.trace_tree(model, problems, Policy())
-    for one in (tree, measure.force_mode(tree, settings.data, "REV")):
-        traces = rollout(one, 5, 1, traces=True).traces
-        inputs, targets = sequences(problems.prompts, traces.tokens, settings.data.eos, one.forced_len)
-        with torch.no_grad():
-            logp = token_logp(model(inputs, targets != IGNORE), targets)
-        given = problems.prompts.shape[1] - 1
-        np.testing.assert_allclose(logp[:, given:], traces.logp.flatten(0, 1), atol=1e-4)
-        assert (targets[:, : given + one.forced_len] == IGNORE).all()
-        assert torch.equal(targets[:, given + one.forced_len :], traces.tokens.flatten(0, 1)[:, one.forced_len :])
+    prompts, tree = first_update(*start, mode)
+    traces = rollout(tree, 5, 1, traces=True).traces
+    inputs, targets = sequences(prompts, traces.tokens, start[0].data.eos, tree.forced_len)
+    with torch.no_grad():
+        logp = token_logp(tree.model(inputs, targets != IGNORE), targets)
+    first = prompts.shape[1] - 1
+    np.testing.assert_allclose(logp[:, first:], traces.logp.flatten(0, 1), atol=1e-4)
+    assert (targets[:, : first + tree.forced_len] == IGNORE).all()
+    assert torch.equal(targets[:, first + tree.forced_len :], traces.tokens.flatten(0, 1)[:, tree.forced_len :])
 
 
 @pytest.mark.parametrize("mode", ["free", "FWD", "REV"])
 @pytest.mark.parametrize("k", [1, 7])
 def test_exact_objective_is_pass_at_k(start, mode, k):
-    settings, model = start
-    settings = configs.changed(settings, {"rl.k": k, "rl.mode": mode})
-    loss, tokens, metrics = learning.exact_objective(settings, "cpu")(model, 3)
-    problems = problem_set(settings.data, learning.problems_of(settings, 3), "cpu")
-    tree = measure.trace_tree(model, problems, Policy())
-    p = exact(tree if mode == "free" else measure.force_mode(tree, settings.data, mode)).p_lo
+    settings = configs.changed(start[0], {"rl.k": k, "rl.mode": mode})
+    loss, tokens, metrics = learning.exact_objective(settings, "cpu")(start[1], 0)
+    p = exact(first_update(settings, start[1], mode)[1]).p_lo
     assert float(loss.detach()) == pytest.approx(-float(np.mean(1 - (1 - p) ** k)), abs=1e-5) and tokens > 0
     assert {name: float(value) for name, value in metrics.items()} == {"reward": pytest.approx(p.mean(), abs=1e-5)}
 
@@ -120,15 +113,15 @@ def test_the_group_gradient_is_the_exact_one_on_average(start, monkeypatch):
     assert torch.cosine_similarity(*gradients, dim=0) > 0.9
 
 
-def test_every_update_draws_anew_and_problems_come_round(start):
-    settings, model = start
-    identity = settings.data.identity
-    seen = np.concatenate([identity(learning.problems_of(settings, step)) for step in range(3)])
-    assert len(set(seen.tolist())) == 24  # 24 problems, 8 an update: every pass holds each once
-    again = np.concatenate([identity(learning.problems_of(settings, step)) for step in range(3, 6)])
-    assert sorted(again.tolist()) == sorted(seen.tolist()) and again.tolist() != seen.tolist()
-    fine_tuned = set(identity(stages.sft_data(settings, 0).problems).tolist())
-    assert len(set(seen.tolist()) & fine_tuned) < 24
+def test_every_update_takes_other_problems_and_every_pass_holds_each_once(start):
+    """24 problems, 8 an update: a pass is three updates. They are not those of fine-tuning."""
+    identity = start[0].data.identity
+    first, second = (
+        np.concatenate([identity(learning.problems_of(start[0], step)) for step in steps]).tolist()
+        for steps in (range(3), range(3, 6))
+    )
+    assert len(set(first)) == 24 and sorted(first) == sorted(second) and first != second
+    assert not {*first} <= {*identity(stages.sft_data(start[0], 0).problems).tolist()}
 
 
 # the divergence from the start
@@ -157,53 +150,41 @@ def test_the_gradient_is_that_of_the_divergence(make_model, start, forced):
     assert float(logp.exp().sum().detach()) == pytest.approx(1, abs=1e-12)
 
     def gradient(value: torch.Tensor) -> torch.Tensor:
-        parameters = [*model.parameters()]
-        parts = torch.autograd.grad(value, parameters, retain_graph=True)
+        parts = torch.autograd.grad(value, [*model.parameters()], retain_graph=True)
         return torch.cat([part.flatten() for part in parts])
 
-    def of_form(form: str) -> torch.Tensor:
+    def mean_loss(form: str) -> torch.Tensor:
         plan = configs.changed(start[0], {"rl.kl": 1.0, "rl.kl_form": form}).rl
-        one = [learning.group_loss(*rows, torch.zeros(1), plan)
-               for rows in zip(logits.split(1), anchor.split(1), targets.split(1), strict=True)]  # fmt: skip
-        return (logp.exp().detach() * torch.stack(one)).sum()
+        rows = zip(logits.split(1), anchor.split(1), targets.split(1), strict=True)
+        losses = torch.stack([learning.group_loss(*row, torch.zeros(1), plan) for row in rows])
+        return (logp.exp().detach() * losses).sum()
 
     divergence = (logp.exp() * (logp - whole_logp(anchor, targets))).sum()
     expected = gradient(divergence)
-    torch.testing.assert_close(of_form("sequence"), divergence, atol=1e-12, rtol=0)
-    torch.testing.assert_close(gradient(of_form("sequence")), expected, atol=1e-12, rtol=0)
-    assert expected.norm() > 0.1 and torch.cosine_similarity(gradient(of_form("k3")), expected, dim=0) < 0.99
+    torch.testing.assert_close(mean_loss("sequence"), divergence, atol=1e-12, rtol=0)
+    torch.testing.assert_close(gradient(mean_loss("sequence")), expected, atol=1e-12, rtol=0)
+    assert expected.norm() > 0.1 and torch.cosine_similarity(gradient(mean_loss("k3")), expected, dim=0) < 0.99
 
 
-@pytest.mark.parametrize("seed", range(100, 110))
-def test_the_published_form_is_unchanged(start, seed):
-    """Loss and gradient are, bit for bit, those of the code from before there was a choice, repeated here."""
+@pytest.mark.parametrize("seed", range(100, 103))
+def test_the_published_form(start, seed):
+    """Loss and gradient are, bit for bit, those of the formula at the top of the module."""
     generator = torch.Generator().manual_seed(seed)
     logits, anchor = (torch.randn(2, 7, 9, generator=generator) for _ in range(2))
     targets, advantage = torch.randint(9, (2, 7), generator=generator), torch.randn(2, generator=generator)
     targets[:, :2], targets[:1, 5:] = IGNORE, IGNORE
     plan = configs.changed(start[0], {"rl.kl": 0.3, "rl.kl_form": "k3"}).rl
-    one, other = logits.clone().requires_grad_(), logits.clone().requires_grad_()
-    loss = learning.group_loss(one, anchor, targets, advantage, plan)
+    loss = learning.group_loss(logits.requires_grad_(), anchor, targets, advantage, plan)
 
-    present, logp = targets != IGNORE, token_logp(other, targets)
+    present, logp = targets != IGNORE, token_logp(logits, targets)
     ratio = token_logp(anchor, targets) - logp
-    kl = ratio.exp() - ratio - 1
-    each = (kl * plan.kl - advantage.reshape(-1, 1) * logp) * present
-    expected = (each.sum(dim=1) / present.sum(dim=1).clamp(min=1)).mean()
+    per_token = ((ratio.exp() - ratio - 1) * plan.kl - advantage.reshape(-1, 1) * logp) * present
+    expected = (per_token.sum(dim=1) / present.sum(dim=1).clamp(min=1)).mean()
     assert torch.equal(loss, expected)
-    assert torch.equal(*(torch.autograd.grad(*pair)[0] for pair in ((loss, one), (expected, other))))
+    assert torch.equal(*(torch.autograd.grad(value, logits)[0] for value in (loss, expected)))
 
 
 # what is logged
-
-
-def rolled_again(settings, model: GPT):
-    """The traces of the first update, and their inputs and targets."""
-    problems, mode = problem_set(settings.data, learning.problems_of(settings, 0), "cpu"), settings.rl.mode
-    tree = measure.trace_tree(model, problems, Policy())
-    tree = tree if mode == "free" else measure.force_mode(tree, settings.data, mode)
-    traces = rollout(tree, settings.rl.group, settings.seed, traces=True).traces
-    return traces, *sequences(problems.prompts, traces.tokens, settings.data.eos, tree.forced_len)
 
 
 @pytest.mark.parametrize("mode", ["free", "FWD"])
@@ -215,34 +196,24 @@ def test_metrics_of_an_update(start, mode):
     reference = runs.require_run(settings, "base").model()
     with torch.no_grad():
         metrics = learning.group_objective(settings, reference, "cpu")(model, 0)[2]
-        traces, inputs, targets = rolled_again(settings, model)
+        prompts, tree = first_update(settings, model, mode)
+        traces = rollout(tree, 500, settings.seed, traces=True).traces
+        inputs, targets = sequences(prompts, traces.tokens, settings.data.eos, tree.forced_len)
         anchor = whole_logp(reference(inputs), targets)
-    values = {name: float(value) for name, value in metrics.items()}
-    right = traces.outcome == 0
+    values, right = {name: float(value) for name, value in metrics.items()}, traces.outcome == 0
     assert values["reward"] == pytest.approx(float(right.float().mean()))
     assert values["signal"] == pytest.approx(float((right.any(dim=1) & ~right.all(dim=1)).float().mean()))
-    drawn = (targets != IGNORE)[:, -traces.tokens.shape[2] :].unflatten(0, right.shape)
+    sampled = (targets != IGNORE)[:, -traces.tokens.shape[2] :].unflatten(0, right.shape)
     ratio = traces.logp.sum(dim=2).flatten() - anchor
-    for name, samples in (("kl", ratio), ("entropy", -traces.logp[drawn])):
+    for name, samples in (("kl", ratio), ("entropy", -traces.logp[sampled])):
         assert abs(values[name] - float(samples.mean())) < 4 * float(samples.std()) / math.sqrt(len(samples)), name
 
 
-@pytest.mark.parametrize(("form", "same"), [("sequence", True), ("k3", False)])
-def test_the_form_is_that_of_the_config(start, monkeypatch, form, same):
-    """Without advantages, the loss is rl.kl times the KL that is logged, but in the published form."""
-    monkeypatch.setitem(learning.ADVANTAGES, "grpo", lambda reward, k: reward * 0)
-    settings, model = configs.changed(start[0], {"rl.kl": 0.5, "rl.kl_form": form}), start[1]
-    loss, _, metrics = learning.group_objective(settings, runs.require_run(settings, "base").model(), "cpu")(model, 0)
-    assert metrics["kl"] > 0.1 and (float(loss.detach()) == pytest.approx(0.5 * float(metrics["kl"]))) == same
-
-
-@pytest.mark.parametrize("advantage", ["grpo", "exact"])
-def test_metrics_are_written_and_shown(copy, capsys, monkeypatch, advantage):
+def test_metrics_are_written_and_shown(copy, capsys, monkeypatch):
     monkeypatch.setattr(loop, "_SECONDS_BETWEEN_LINES", -1)
-    pipeline, changes = copy(BASE, "fork1"), [*RL, f"rl.advantage={advantage}"]
-    assert pipeline("rl", *changes) == 0
-    names = ["loss", "reward"] + ["kl", "signal", "entropy"] * (advantage == "grpo")
-    lines = logged(pipeline.at("rl", *changes))
+    pipeline, names = copy(BASE, "fork1"), ["loss", "reward", "kl", "signal", "entropy"]
+    assert pipeline("rl", *RL) == 0
+    lines = logged(pipeline.at("rl", *RL))
     assert [[*line] for line in lines] == [["step", *names]] * 2
     shown = " ".join(f"{name} {lines[-1][name]:.4f}" for name in names)
     assert f"step 12/12 {shown} " in capsys.readouterr().out
@@ -251,20 +222,21 @@ def test_metrics_are_written_and_shown(copy, capsys, monkeypatch, advantage):
 # the stage
 
 
-@pytest.mark.parametrize("advantage", ["grpo", "passk", "exact"])
-def test_rewards_raise_pass_at_1(copy, advantage):
-    pipeline = copy(BASE)
-    tuned = ["sft.fork_rate=0.5", "sft.traces=512", "sft.epochs=4", "sft.lr=0.01"]  # right often enough to learn from
+def test_rewards_raise_pass_at_1(copy):
+    pipeline, tuned = copy(BASE), ["sft.fork_rate=0.5", "sft.traces=512", "sft.epochs=4", "sft.lr=0.01"]
+    problems = problem_set(pipeline.config().data, streams.test_problems(pipeline.config().data, 64), "cpu")
+
+    def pass_at_1(run: runs.Run) -> float:
+        return float(exact(measure.trace_tree(run.model(), problems, Policy())).p_lo.mean())
+
     assert pipeline("sft", *tuned) == 0
-    changes = [*RL, *tuned, "rl.updates=60", "rl.k=2", f"rl.advantage={advantage}"]
-    assert pipeline("rl", *changes) == pipeline("eval") == 0
-    records = pipeline.view()["records"]
-    mine = [record for record in records if record["run"] == pipeline.at("rl", *changes).name]
-    assert [record["epoch"] for record in mine] == [1, 2, 4, 8, 16, 32, 60]
-    assert mine == [record for record in records if record["stage"] == "rl"] and mine[0]["fork_rate"] == 0.5
-    assert mine[0]["tags"].get("rl.advantage", "grpo") == advantage and mine[0]["tags"]["sft.traces"] == 512
-    before = next(r for r in records if r["run"] == pipeline.at("sft", *tuned).name and r["epoch"] == 4)
-    assert mine[-1]["pass_at"]["1"] > before["pass_at"]["1"] + 0.02
+    before = pass_at_1(runs.require_run(pipeline.config(*tuned), "sft"))
+    for advantage in ("grpo", "passk", "exact"):
+        changes = [*RL, *tuned, "rl.updates=32", "rl.k=2", f"rl.advantage={advantage}"]
+        assert pipeline("rl", *changes) == 0
+        run = runs.require_run(pipeline.config(*changes), "rl")
+        assert run.epochs == [1, 2, 4, 8, 16, 32] and run.tags().get("rl.advantage", "grpo") == advantage
+        assert pass_at_1(run) > before + 0.02
 
 
 def test_resumes_bit_for_bit(copy, monkeypatch):
@@ -274,11 +246,11 @@ def test_resumes_bit_for_bit(copy, monkeypatch):
     whole, metrics, calls = load_weights(folder / "ckpt.pt")["model"], logged(folder), []
     shutil.rmtree(folder)
 
-    def interrupted(*arguments, **named):
+    def interrupted(*arguments, **options):
         calls.append(1)
         if len(calls) == 8:
             raise KeyboardInterrupt
-        return real(*arguments, **named)
+        return real(*arguments, **options)
 
     monkeypatch.setattr(learning, "sample", interrupted)
     assert pipeline("rl", *RL) == 130 and not runs.read_run(folder).complete
@@ -287,52 +259,31 @@ def test_resumes_bit_for_bit(copy, monkeypatch):
     assert all(torch.equal(whole[key], halves[key]) for key in whole) and logged(folder) == metrics
 
 
-def test_groups_without_signal_are_said(copy, capsys, monkeypatch):
-    monkeypatch.setattr(learning, "PATIENCE", 3)
-    monkeypatch.setitem(learning.ADVANTAGES, "grpo", lambda reward, k: reward * 0)
-    pipeline = copy(BASE, "fork1")
-    assert pipeline("rl", *RL) == 0
-    assert capsys.readouterr().out.count("no group had both right and wrong rollouts for 3 updates") == 1
-
-
 def test_bad_starts_are_refused(copy, capsys):
-    """A start that was not made, an epoch that is not kept; the base is a start too."""
-    pipeline = copy(BASE, "fork1")
+    """A missing start, an epoch that is not kept, prefixes, prompts that leak; the base is a start."""
+    pipeline, from_base = copy(BASE, "fork1"), [*RL, "rl.epoch=0", "rl.updates=1"]
     for override in ("sft.fork_rate=0.5", "model.width=64", "sft.epochs=2"):
         error = pipeline.refused(capsys, "rl", *RL, override)
         assert f"{pipeline.at('sft', override)}: no such finished run; make it with `minifork sft" in error
     assert "e3.pt: no such weights" in pipeline.refused(capsys, "rl", *RL, "rl.epoch=3")
+    assert "sft.prefix is 3" in pipeline.refused(capsys, "rl", *from_base, "sft.prefix=3")
+    assert "sft.allow_leak=true" in pipeline.refused(capsys, "rl", *from_base, "data.branch_order=published")
     assert sorted(pipeline.folder.iterdir()) == sorted([pipeline.run(BASE), pipeline.run("fork1")])
-    assert pipeline("rl", *RL, "rl.epoch=0", "rl.updates=1", "sft.fork_rate=0.5") == 0
+    assert pipeline("rl", *from_base, "sft.fork_rate=0.5") == 0
 
 
-def test_a_run_names_its_start(copy):
-    """A fine-tuned run's snapshot, or the base; the sft section decides the run only if it starts from there."""
-    pipeline = copy(BASE, "fork1")
-    from_base = [*RL, "rl.epoch=0", "rl.updates=1"]
-    assert pipeline("rl", *RL, "rl.updates=1") == pipeline("rl", *from_base) == 0
-    tuned, base = runs.read_run(pipeline.at("rl", *RL, "rl.updates=1")), runs.read_run(pipeline.at("rl", *from_base))
-    start = {"run": pipeline.run("fork1").name, "file": "epochs/e4.pt"}
-    assert tuned.record["parent"] == start | {"weights": runs.read_run(pipeline.run("fork1")).checkpoint(4).weights}
-    assert base.record["parent"] == runs.read_run(pipeline.run("fork1")).record["parent"]
-    assert pipeline.at("rl", *from_base, "sft.fork_rate=0.5") == base.folder
-    assert pipeline.at("rl", *RL, "rl.updates=1", "sft.fork_rate=0.5") != tuned.folder
-
-
-def test_training_forks_are_those_of_the_run_it_started_from(copy):
+def test_a_run_names_its_start_and_has_its_training_forks(copy):
     """A run that started from the base has none."""
-    pipeline, seeded = copy(BASE), [*RL, "seed=5", "rl.updates=1"]
-    assert pipeline("sft", "seed=5") == pipeline("rl", *seeded) == pipeline("rl", *seeded, "rl.epoch=0") == 0
+    pipeline, from_snapshot = copy(BASE), [*RL, "seed=5", "rl.updates=1"]
+    from_base = [*from_snapshot, "rl.epoch=0"]
+    assert pipeline("sft", "seed=5") == pipeline("rl", *from_snapshot) == pipeline("rl", *from_base) == 0
     assert pipeline("eval") == 0
-    config = pipeline.config(*seeded)
-    task, model = config.data, runs.require_run(config, "rl").model(1)
-    forks = problem_set(task, training_forks(task, config.sft, 5, 64, 64), "cpu")
-    expected = measure.branch_probabilities(model, forks)
-    arrays, name = pipeline.arrays(), pipeline.at("rl", *seeded).name
-    np.testing.assert_array_equal(arrays[f"{name}/e1/plain/fork_train"], expected)
-    assert f"{pipeline.at('rl', *seeded, 'rl.epoch=0').name}/e1/plain/fork_train" not in arrays
-
-
-def test_k_must_fit_the_group():
-    with pytest.raises(ValueError, match="rl.k is 9"):
-        passk_advantage(torch.zeros(1, 8), 9)
+    tuned, base = (runs.read_run(pipeline.at("rl", *changes)) for changes in (from_snapshot, from_base))
+    start = runs.read_run(pipeline.at("sft", "seed=5"))
+    expected = {"run": start.name, "file": "epochs/e4.pt", "weights": start.checkpoint(4).weights}
+    assert tuned.record["parent"] == expected and base.record["parent"] == start.record["parent"]
+    task, arrays = tuned.config.data, pipeline.arrays()
+    forks = problem_set(task, training_forks(task, tuned.config.sft, 5, 64, 64), "cpu")
+    probabilities = measure.branch_probabilities(tuned.model(1), forks)
+    np.testing.assert_array_equal(arrays[f"{tuned.name}/e1/plain/fork_train"], probabilities)
+    assert f"{base.name}/e1/plain/fork_train" not in arrays
