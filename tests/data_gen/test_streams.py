@@ -90,17 +90,6 @@ def test_fork_shares_are_exact(n, twentieths, in_graph, fresh, seed):
     assert crossing == round(rate * n) and abs(crossing - rate * n) <= 0.5 + 1e-9
 
 
-@hypothesis_settings
-@given(st.integers(1, 60), st.integers(0, 99))
-def test_problem_allocation_gives_both_modes(n, seed):
-    mixture = replace(PLAIN, allocation="problem")
-    examples = streams.sft_examples(TINY, mixture, seed, 2 * n)
-    prompt, mode = examples.tokens[:, : TINY.prompt_len], examples.tokens[:, TINY.prompt_len]
-    assert (prompt[::2] == prompt[1::2]).all()
-    assert (mode[::2] == TINY.fwd).all() and (mode[1::2] == TINY.rev).all()
-    assert (streams.sft_examples(TINY, mixture, seed, 2 * n - 1).tokens == examples.tokens[:-1]).all()
-
-
 def test_epochs_repeat_unless_fresh():
     def tokens(fresh: bool, epoch: int, seed: int = 0) -> bytes:
         return streams.sft_examples(TINY, replace(PLAIN, fresh=fresh), seed, 50, epoch).tokens.tobytes()
