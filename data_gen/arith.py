@@ -83,7 +83,7 @@ class Arith(Stars[Problems]):
     prompt_len = property(lambda self: self.graph_len + 4)
 
     def __post_init__(self) -> None:
-        self.require_fields(MODES, branches=1, length=1, labels=self.edges + 1)
+        self.require_fields(MODES, f"{self.branches} chains of {self.length} additions", branches=1, length=1)
         if self.modulus is not None and not (self.modulus < LARGEST_MODULUS and _is_prime(self.modulus)):
             raise ValueError(f"modulus is {self.modulus}: give a prime below {LARGEST_MODULUS}, or null for integers")
 
@@ -238,28 +238,29 @@ class Arith(Stars[Problems]):
         paths = random_paths(self.branches, length + 1, shape, names, stop, rng)
         value = self._premises(rng, shape)
         rows = np.arange(len(problems))[:, None]
-        other = labels[rows, rng.integers(self.edges + 1, size=shape)]
+        target = labels[rows, rng.integers(self.edges + 1, size=shape)]
         forward, first = paths.mode == "FWD", labels[rows, paths.nodes[..., 0]]
         if informed > 0:  # the target slot names where a FWD walk ends
             last = np.take_along_axis(paths.nodes, paths.steps[..., None], axis=2)[..., 0]
-            other = np.where((rng.random(shape) < informed) & forward, labels[rows, last], other)
+            target = np.where((rng.random(shape) < informed) & forward, labels[rows, last], target)
         depth, chain = rng.integers(length + 1, size=shape), rng.integers(self.branches, size=shape)
-        asked = labels[rows, np.where(depth == 0, 0, chain * length + depth)]  # as often the root as in FWD
+        premise = labels[rows, np.where(depth == 0, 0, chain * length + depth)]  # as often the root as in FWD
 
         walking = np.arange(1, length + 1) <= paths.steps[..., None]
-        here, after = paths.nodes[..., :-1], paths.nodes[..., 1:]
-        lower = np.where(walking, np.where(forward[..., None], after, here), 1)  # the edge's end, further from the root
+        before, after = paths.nodes[..., :-1], paths.nodes[..., 1:]
+        lower = np.where(forward[..., None], after, before)  # the edge's end that is further from the root
+        lower = np.where(walking, lower, 1)
         constant = problems.constant[rows[..., None], lower - 1]
         total = np.cumsum(constant * walking, axis=2) + np.where(forward, value, 0)[..., None]
         triples = np.stack([labels[rows[..., None], after], self.number(constant), self.number(total)], axis=3)
         triples = np.where(walking[..., None], triples, PAD).reshape(*shape, -1)
 
-        premise, eos = self.number(value), np.full(shape, self.eos)
-        query = [np.where(forward, first, asked), premise, np.where(forward, other, first), np.full(shape, self.sep)]
+        number, eos = self.number(value), np.full(shape, self.eos)
+        query = [np.where(forward, first, premise), number, np.where(forward, target, first), np.full(shape, self.sep)]
         mode = np.where(forward, self.mode_token("FWD"), self.mode_token("REV"))
         at_root = ~forward & (paths.steps == paths.first) & (depth == 0)
-        end = [np.where(at_root, premise, PAD), np.where(at_root, self.number(value + total[..., -1]), PAD), eos]
-        head = np.stack([*query, mode, first, np.where(forward, premise, PAD)], axis=2)
+        end = [np.where(at_root, number, PAD), np.where(at_root, self.number(value + total[..., -1]), PAD), eos]
+        head = np.stack([*query, mode, first, np.where(forward, number, PAD)], axis=2)
         return np.concatenate([head, triples, np.stack(end, axis=2)], axis=2)
 
 

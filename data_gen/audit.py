@@ -1,11 +1,11 @@
 """Leak audit: does any surface feature of an SFT set predict which branch is right at the fork?
 
-Forks only teach what they are meant to teach if nothing but the goal itself tells the branches apart. A
-generator that, say, always prints the right branch first turns the fork into a look-up, and coverage then
-shrinks or not for the wrong reason. The audit reads the examples as a reader of the prompt would (tokens in,
-no canonical numbers), describes each branch by surface features (where its edges are printed, what its
-nodes are called), and asks whether the right branch stands out. Of a task that prints no star it takes the first
-token of each branch, and where the prompt shows that token first and last.
+A fork is a decision point only if nothing but the goal tells the branches apart. A generator that always prints
+the right branch first turns the fork into a look-up, and coverage then shrinks or not for the wrong reason. The
+audit reads the examples as a reader of the prompt would (tokens, no canonical numbers). It describes each branch by
+surface features: where its edges are printed, and what its nodes are called. Then it asks whether the right branch
+stands out. For a task that prints no star the features of a branch are its first token, and the first and the last
+place of that token in the prompt.
 
 Null hypothesis: given the printed graph, each of the d branches is the right one with probability 1/d,
 independently over problems. It can be simulated exactly, by redrawing which branch is right, so every p
@@ -80,8 +80,8 @@ def audit(task: Task[Batch], examples: Examples, fork_rate: float, seed: int = 0
     """All checks of an SFT set made with ``fork_rate`` as the share of ``mode``; ``seed`` drives the simulated null.
 
     A problem that occurs several times (as with allocation=problem) counts once in the checks of the
-    branches. Raises ValueError when the task has too few graphs to fill the valid and test streams. Of a task that
-    declares no fork only the streams are checked.
+    branches. Raises ValueError when the task has too few graphs to fill the valid and test streams. If a task
+    declares no fork, only the streams are checked.
     """
     forked, parts = read_stars(task, examples) if isinstance(task, Stars) else read_tokens(task, examples)
     checks = []
@@ -130,12 +130,12 @@ def read_branches(task: Stars, star: Star, tokens: np.ndarray) -> Branches:
     position = np.stack(positions, axis=2)
     nodes = child[rows[..., None], position]
     right = np.argmax(nodes[..., -1] == query[:, 1:], axis=1)
-    said = _one_hot(np.moveaxis(extra[rows, first], 2, 0), task.vocab_size)
-    return Branches(position, nodes, right, star.edges, star.nodes, STAR, said)
+    extra_one_hot = _one_hot(np.moveaxis(extra[rows, first], 2, 0), task.vocab_size)
+    return Branches(position, nodes, right, star.edges, star.nodes, STAR, extra_one_hot)
 
 
 def read_tokens(task: Task[Batch], examples: Examples) -> tuple[np.ndarray, list[tuple[str, Branches]]]:
-    """As `read_stars`, of a task that prints something else: branches by how many there are, sorted by their token."""
+    """As `read_stars`, for a task that prints no star. Parts have one number of branches, sorted by their token."""
     forked, children, parts = task.forked(examples.problems), task.children(examples.problems), []
     if children is None:
         return forked, []
@@ -167,8 +167,8 @@ def categories(branches: Branches) -> dict[tuple[str, str], np.ndarray]:
     places, tokens, count = branches.places, branches.tokens, first.shape[1]
     values = [(first, places), (_rank(first), count), (last, places), (_rank(child), count), (child, tokens)]
     extra = {(f"first edge says {i}", TOKEN): one_hot for i, one_hot in enumerate(branches.extra)}
-    named = zip(branches.features.items(), values, strict=True)
-    return extra | {label: _one_hot(*value) for label, value in named}
+    labels = zip(branches.features.items(), values, strict=True)
+    return extra | {label: _one_hot(*value) for label, value in labels}
 
 
 def probe_features(branches: Branches) -> np.ndarray:
@@ -208,24 +208,25 @@ def held_out_accuracy(features: np.ndarray, right: np.ndarray) -> np.ndarray:
 
     features: float32[n, d, F] as from `probe_features`; right: uint[R, n]. Ridge regression of "is right" on
     the features of a branch; the branch with the highest score is the guess. The fit is linear in the
-    targets, so all assignments share one hat matrix and none is fitted on its own.
+    targets, so one matrix serves all assignments.
     """
     hits = np.zeros(len(right))
     for fold in (0, 1):
-        fit, held = slice(fold, None, 2), slice(1 - fold, None, 2)
+        fit, test = slice(fold, None, 2), slice(1 - fold, None, 2)
         flat = features[fit].reshape(-1, features.shape[2])
         gram = flat.T @ flat + (1 + RIDGE * len(flat)) * np.eye(flat.shape[1], dtype=np.float32)
         weights = _chosen_sum(features[fit], right[:, fit]) @ np.linalg.inv(gram)
-        scores = [weights @ features[held, j].T for j in range(features.shape[1])]
+        scores = [weights @ features[test, j].T for j in range(features.shape[1])]
         best = np.maximum.reduce(scores)
-        hits += sum(((right[:, held] == j) & (scores[j] == best)).sum(axis=1) for j in range(len(scores)))
+        hits += sum(((right[:, test] == j) & (scores[j] == best)).sum(axis=1) for j in range(len(scores)))
     return hits / right.shape[1]
 
 
 def branch_checks(branches: Branches, seed: int, times: int = 1) -> list[Check]:
     """Every check that asks: does this feature tell the right branch from the others?
 
-    times: how often as many checks are made, each of which then needs as many times DRAWS.
+    times: how many calls one audit makes. With more checks each p must be able to be smaller, so it takes ``times``
+    DRAWS.
     ``chance`` is the mean of the simulated null: about the number of classes for chi2, 1/d for accuracy.
     """
     tests = categories(branches)
@@ -240,9 +241,9 @@ def branch_checks(branches: Branches, seed: int, times: int = 1) -> list[Check]:
     total, exceed = np.zeros(len(labels)), np.zeros(len(labels))
     draws, index = DRAWS * times, np.min_scalar_type(count - 1)  # a small type is faster
     for _ in range(draws // BLOCK):
-        drawn = rng.integers(count, size=(BLOCK, n), dtype=index)
+        assignments = rng.integers(count, size=(BLOCK, n), dtype=index)
         # The observed assignment goes through the same arithmetic as the drawn ones, so that ties are ties.
-        right = np.concatenate([branches.right[None].astype(index), drawn])
+        right = np.concatenate([branches.right[None].astype(index), assignments])
         counts = np.split(_chosen_sum(joined, right), ends, axis=1)
         squares = [chi_square(*pair) for pair in zip(tests.values(), counts, strict=True)]
         observed, *simulated = np.stack([*squares, held_out_accuracy(features, right)], axis=1)

@@ -38,8 +38,8 @@ def _requirements(task: Task[Batch], problems: Batch) -> Iterator[Requirement]:
     prompts, reprinted = task.prompts(problems), task.reprint(problems, np.random.default_rng(1))
     yield from _tokens(task, "prompts(problems)", prompts, (PROBLEMS, task.prompt_len))
     yield prompts >= 0, "prompts(problems) gives negative tokens"
-    same = task.prompts(task.sample(np.random.default_rng(0), PROBLEMS))
-    yield prompts == same, "sample(rng, n) gives other problems for the same rng"
+    resampled = task.prompts(task.sample(np.random.default_rng(0), PROBLEMS))
+    yield prompts == resampled, "sample(rng, n) gives other problems for the same rng"
     identity, changes = task.identity(problems), "changes when reprint(problems, rng) prints a problem anew"
     is_hash = identity.dtype == np.uint64 and identity.shape == (PROBLEMS,)
     yield is_hash, f"identity(problems) is {identity.dtype}{list(identity.shape)}, not uint64[n]"

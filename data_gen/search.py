@@ -1,12 +1,12 @@
 """SEARCH, the third mode of `data_gen.star`: try a branch, go BACK at its dead end, try the next.
 
-The small analogue of a reasoning model that backtracks: a wrong choice at the fork costs tokens, not the
-answer. On the problem in `data_gen.star`'s docstring (right branch 2 -> 3 -> 4, decoy 2 -> 1 -> 7) both
+This is the small analogue of a reasoning model that backtracks: a wrong choice at the fork costs tokens, not
+the answer. On the problem in `data_gen.star`'s docstring (right branch 2 -> 3 -> 4, decoy 2 -> 1 -> 7) both
 
     SEARCH 2 3 4 EOS              the right branch first
     SEARCH 2 1 7 BACK 3 4 EOS     the decoy first; BACK leads to the start, which is not written again
 
-are right. Fine-tuning traces visit the branches in a random order that nothing printed tells.
+are right. Fine-tuning traces visit the branches in a random order. Nothing in the prompt tells that order.
 """
 
 from dataclasses import dataclass

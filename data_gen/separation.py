@@ -75,10 +75,10 @@ def _as_read_both_ways(task: Task[Batch], problems: Batch) -> list[bytes]:
 
 
 def near_repeats(task: Task[Batch], trained: Batch, held_out: list[Batch], seed: int, draws: int) -> Check:
-    """Does training answer held-out forks? Counts queries that were seen there with the right or with a wrong branch.
+    """Does training answer held-out forks? Counts held-out branches that training shows as the answer to their query.
 
-    The query of a star is start and goal. A branch is given by its first token. Null hypothesis: of the branches of a
-    held-out problem each is the right one with equal probability, whichever were seen.
+    The query of a star is start and goal, and the first token of a branch stands for it. Null hypothesis: each branch
+    of a held-out problem is the right one with equal probability, whichever branches training shows.
     """
     answers, tested = task.children(trained), concatenate(held_out)
     branches = task.children(tested)

@@ -31,7 +31,7 @@ class Problems(star.Problems):
 class Sizes(Printed[Problems]):
     """Star problems of several sizes. Raises ValueError naming the argument that does not fit.
 
-    nodes: number of node tokens; sizes: "dxl,dxl,..." with equal numbers d (l - 1) of edges, drawn evenly;
+    nodes: number of node tokens; sizes: "dxl,dxl,..." with equal numbers d (l - 1) of edges, graphs evenly;
     branch_order, modes: as for `Star`.
     """
 
@@ -78,8 +78,8 @@ class Sizes(Printed[Problems]):
     def sample(self, rng: Generator, n: int) -> Problems:
         """n problems, each of a random size."""
         size = rng.integers(len(self.stars), size=n)
-        drawn = self.stars[0].sample(rng, n)
-        problems = Problems(drawn.labels, drawn.order, drawn.forked, size)
+        graphs = self.stars[0].sample(rng, n)
+        problems = Problems(graphs.labels, graphs.order, graphs.forked, size)
         if self.branch_order == "published":
             for index, one in enumerate(self.stars):
                 rows = size == index
@@ -92,8 +92,8 @@ class Sizes(Printed[Problems]):
 
     def children(self, problems: Problems) -> np.ndarray:
         """The first node of every branch, int64[n, largest d], PAD where there are fewer. Column 0 is right."""
-        most = max(one.branches for one in self.stars)
-        return self._gather(problems, most, lambda one, part, rows: one.children(part))
+        width = max(one.branches for one in self.stars)
+        return self._gather(problems, width, lambda one, part, rows: one.children(part))
 
     def prompts(self, problems: Problems) -> np.ndarray:
         return self._gather(problems, self.prompt_len, lambda one, part, rows: one.prompts(part))
@@ -107,9 +107,9 @@ class Sizes(Printed[Problems]):
         live = max(dfa.first_outcome for _, dfa in parts)
         table = verifier.blank(len(problems), live, self.vocab_size, OUTCOMES)
         for rows, dfa in parts:
-            own_live = dfa.first_outcome
-            states = dfa.next[:, :own_live].astype(np.int64)
-            table[rows, :own_live] = np.where(states < own_live, states, states + live - own_live)
+            fewer = dfa.first_outcome
+            states = dfa.next[:, :fewer].astype(np.int64)
+            table[rows, :fewer] = np.where(states < fewer, states, states + live - fewer)
         return DFA(table, OUTCOMES)
 
     def walks(self, problems: Problems, stop: float, informed: float, rng: Generator, count: int) -> np.ndarray:

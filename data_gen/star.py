@@ -69,10 +69,11 @@ class Stars(Task[S]):
     def shapes(self, problems: S) -> list[tuple[str, "Star", np.ndarray]]:
         """The problems by the size of their star: a name for the size, the star, the rows bool[n]."""
 
-    def require_fields(self, modes: tuple[str, ...], **least: int) -> None:
+    def require_fields(self, modes: tuple[str, ...], size: str, **least: int) -> None:
         """Raise ValueError naming the field that does not fit.
 
-        ``modes`` are the modes that the task has. Each field in ``least`` needs at least that value.
+        ``modes`` are the modes that the task has. Each field in ``least`` needs at least that value. ``size`` says in
+        words what needs labels.
         """
         names = set(self.mode_names)
         if not {"FWD"} <= names <= set(modes) or len(names) < len(self.mode_names):
@@ -81,7 +82,9 @@ class Stars(Task[S]):
             raise ValueError(f"branch_order is {self.branch_order!r}: choose shuffled or published")
         for key, smallest in least.items():
             if getattr(self, key) < smallest:
-                raise ValueError(f"{key} is {getattr(self, key)}: this task needs at least {smallest}")
+                raise ValueError(f"{key} is {getattr(self, key)}: give at least {smallest}")
+        if self.label_count <= self.edges:
+            raise ValueError(f"{self.label_key} is {self.label_count}: {size} need at least {self.edges + 1}")
 
     def forked(self, problems: S) -> np.ndarray:
         return problems.forked
@@ -92,8 +95,8 @@ class Stars(Task[S]):
         Two problems on the same graph differ at most in the goal, so streams that share no identity share
         no problem and no graph with a fork. Problems keep their identity when `remove_fork` changes them.
         """
-        drawn = replace(problems, forked=np.ones(len(problems), dtype=bool))
-        parent, child, _, _ = self.read_graph(self.prompts(drawn))
+        original = replace(problems, forked=np.ones(len(problems), dtype=bool))
+        parent, child, _, _ = self.read_graph(self.prompts(original))
         return hashed(np.sort(parent * (self.label_count + 4) + child, axis=1))
 
     def reprint(self, problems: S, rng: Generator) -> S:
@@ -165,7 +168,7 @@ class Star(Printed[Problems]):
     modes: str = "FWD,REV"
 
     def __post_init__(self) -> None:
-        self.require_fields(MODES, branches=1, length=2, nodes=self.graph_nodes)
+        self.require_fields(MODES, f"{self.branches} branches of length {self.length}", branches=1, length=2)
         if "SEARCH" in self.mode_names and self.branches > MOST_BRANCHES:
             raise ValueError(f"branches is {self.branches}: SEARCH keeps track of {MOST_BRANCHES} at most")
 
@@ -287,12 +290,12 @@ class Star(Printed[Problems]):
     def walks(self, problems: Problems, stop: float, informed: float, rng: Generator, count: int) -> np.ndarray:
         """``count`` queries with walks on every graph, int64[n, count, 3 + trace_len], PAD in gaps.
 
-        Modes are drawn evenly. The slot of the query that the walk does not start from names a random node.
+        Modes are drawn evenly. The free slot of the query, where the walk does not start, names a random node.
         """
         labels, shape = problems.labels, (len(problems), count)
         paths = random_paths(self.branches, self.length, shape, self.mode_names, stop, rng)
         rows = np.arange(len(labels))[:, None]
-        other = labels[rows, rng.integers(self.graph_nodes, size=shape)]
+        free = labels[rows, rng.integers(self.graph_nodes, size=shape)]
         nodes = np.full((*shape, self.trace_len - 2), PAD)
         walked = np.arange(self.length) <= paths.steps[..., None]
         nodes[..., : self.length] = np.where(walked, labels[rows[..., None], paths.nodes], PAD)
@@ -300,11 +303,11 @@ class Star(Printed[Problems]):
             search = self.searching.walks(labels, stop, rng, count)
             nodes = np.where((paths.mode == "SEARCH")[..., None], search, nodes)
         origin = nodes[..., 0]
-        if informed > 0:  # the other slot names where the walk ends
+        if informed > 0:  # the free slot names where the walk ends
             end = (nodes != PAD).sum(axis=2, keepdims=True) - 1
             last = np.take_along_axis(nodes, end, axis=2)[..., 0]
-            other = np.where((rng.random(shape) < informed) & (last < self.nodes), last, other)
-        query = np.where((paths.mode == "REV")[..., None], np.stack([other, origin], 2), np.stack([origin, other], 2))
+            free = np.where((rng.random(shape) < informed) & (last < self.nodes), last, free)
+        query = np.where((paths.mode == "REV")[..., None], np.stack([free, origin], 2), np.stack([origin, free], 2))
         mode = np.select([paths.mode == name for name in MODES], [self.mode_token(name) for name in MODES])
         head = np.stack([np.full(shape, self.sep), mode], axis=2)
         return np.concatenate([query, head, nodes, np.full((*shape, 1), self.eos)], axis=2)

@@ -34,12 +34,11 @@ _PATIENCE = 25  # draws without a new problem, for each problem that was drawn, 
 class Mixture:
     """How SFT examples are made from problems. Raises ValueError for a share outside [0, 1].
 
-    modes: the forms of traces, comma-separated. fork_rate: share of traces in the first of them (FWD, the one
-    that passes the fork, unless the study is about another); the others share the rest. cue_rate: share of
-    problems whose printed order gives the branch away; fork_in_graph: what the other traces are, traces in
-    the other modes (False) or FWD traces on graphs whose start has one child (True); allocation: "data" (one
-    trace a problem) or "problem" (all modes for every problem, at the same number of traces); fresh: new
-    problems every epoch.
+    modes: the forms of traces, comma-separated. fork_rate: share of traces in the first mode, usually FWD, which
+    passes the fork. The other modes share the rest. cue_rate: share of problems whose printed order gives the branch
+    away. fork_in_graph: whether the rest are FWD traces on graphs whose start has one child, instead of traces in the
+    other modes. allocation: "data" (one trace a problem) or "problem" (all modes for every problem, at the same number
+    of traces). fresh: new problems every epoch.
     """
 
     modes: str
@@ -68,7 +67,7 @@ class Mixture:
 
     @property
     def mode_names(self) -> tuple[str, ...]:
-        """The forms of traces, the one that fork_rate is about first."""
+        """The forms of traces. The share of the first is fork_rate."""
         return tuple(self.modes.split(","))
 
     @property
@@ -103,12 +102,12 @@ def problems(task: Task[P], seed: int, stream: str, n: int, step: int = 0) -> P:
     Raises ValueError for a task that contradicts itself (`data_gen.checks`), and when the task has too few graphs for
     the stream to hold any.
     """
-    drawn: list[P] = []
+    batches: list[P] = []
     for batch, _ in _batches(task, seed, stream, step):
-        drawn.append(batch)
-        if sum(map(len, drawn)) >= n:
+        batches.append(batch)
+        if sum(map(len, batches)) >= n:
             break
-    return concatenate(drawn)[:n]
+    return concatenate(batches)[:n]
 
 
 def distinct_problems(task: Task[P], seed: int, stream: str, n: int, step: int = 0) -> P:
@@ -117,27 +116,27 @@ def distinct_problems(task: Task[P], seed: int, stream: str, n: int, step: int =
     A stream counts as exhausted when many draws in a row gave nothing new: of equally likely problems one more is
     missed with a probability below n exp(-_PATIENCE). Raises ValueError as `problems` does.
     """
-    drawn: list[P] = []
+    batches: list[P] = []
     seen: set[int] = set()
     idle = 0
     for batch, identities in _batches(task, seed, stream, step):
         first = np.sort(np.unique(identities, return_index=True)[1])
         new = [row for row in first if int(identities[row]) not in seen]
-        drawn.append(batch[np.array(new, dtype=np.int64)])
+        batches.append(batch[np.array(new, dtype=np.int64)])
         seen.update(identities.tolist())
         idle = 0 if new else idle + len(batch)
         if len(seen) >= n or idle > _PATIENCE * len(seen):
             break
-    return concatenate(drawn)[:n]
+    return concatenate(batches)[:n]
 
 
 def training_problems(task: Task[P], seed: int, n: int, step: int = 0) -> P:
     """n different problems of the training stream. Raises ValueError with their number if there are fewer."""
-    drawn = distinct_problems(task, seed, "train", n, step)
-    if len(drawn) < n:
-        holds = f"the train stream holds {len(drawn)} different problems, and {n} are asked for"
+    batch = distinct_problems(task, seed, "train", n, step)
+    if len(batch) < n:
+        holds = f"the train stream holds {len(batch)} different problems, and {n} are asked for"
         raise ValueError(f"{_size(task)}: {holds}; ask for fewer traces or problems, or choose a larger task")
-    return drawn
+    return batch
 
 
 def _batches(task: Task[P], seed: int, stream: str, step: int) -> Iterator[tuple[P, np.ndarray]]:
@@ -172,20 +171,20 @@ def sft_examples(task: Task[P], mixture: Mixture, seed: int, n: int, epoch: int 
     names, step = mixture.mode_names, epoch if mixture.fresh else 0
     traces_each = len(names) if mixture.allocation == "problem" else 1
     count = -(-n // traces_each)
-    drawn = training_problems(task, seed, count, step)
+    batch = training_problems(task, seed, count, step)
     rng = generator(seed, "train", step, "mixture")
     crossing, cued = _share(rng, count, mixture.fork_rate), _share(rng, count, mixture.cue_rate)
     if mixture.cue_rate > 0:
-        drawn = task.give_cue(drawn, cued)
+        batch = task.give_cue(batch, cued)
     if traces_each > 1:
-        drawn, mode = drawn[np.arange(n) // traces_each], np.arange(n) % traces_each
+        batch, mode = batch[np.arange(n) // traces_each], np.arange(n) % traces_each
     elif mixture.fork_in_graph:
-        drawn, mode = task.remove_fork(drawn, crossing), np.zeros(n, dtype=np.int64)
+        batch, mode = task.remove_fork(batch, crossing), np.zeros(n, dtype=np.int64)
     else:
         mode = np.where(crossing, 0, 1 + np.cumsum(~crossing) % max(1, len(names) - 1))
     mode = np.array([task.mode_names.index(name) for name in names])[mode]
-    tokens = np.concatenate([task.prompts(drawn), task.traces(drawn, mode)], axis=1)
-    return Examples(drawn, mode, tokens)
+    tokens = np.concatenate([task.prompts(batch), task.traces(batch, mode)], axis=1)
+    return Examples(batch, mode, tokens)
 
 
 def test_problems(
@@ -196,12 +195,12 @@ def test_problems(
     All problems are different. Where the stream holds fewer than n there are fewer. If ``forked`` is False the decoys
     hang off another root, so that the start has one child. stream: "test", or "valid" to choose hyper-parameters on.
     """
-    drawn = distinct_problems(task, seed, stream, n)
+    batch = distinct_problems(task, seed, stream, n)
     if not forked:
-        drawn = task.remove_fork(drawn, np.zeros(len(drawn), dtype=bool))
+        batch = task.remove_fork(batch, np.zeros(len(batch), dtype=bool))
     if cue_rate == 0:
-        return drawn
-    return task.give_cue(drawn, _share(generator(seed, stream, 0, "mixture"), len(drawn), cue_rate))
+        return batch
+    return task.give_cue(batch, _share(generator(seed, stream, 0, "mixture"), len(batch), cue_rate))
 
 
 def data_hash(array: np.ndarray) -> str:

@@ -152,25 +152,25 @@ def test_walks_follow_and_add_up(task, stop, informed, seed):
         inputs, targets = walks.walk_batch(task, stop, seq_len, seed, 0, 4, informed)
     except ValueError:  # too few graphs for the stream
         assume(False)
-    for row, wanted in zip(inputs.tolist(), targets, strict=True):
+    for row, expected in zip(inputs.tolist(), targets, strict=True):
         cuts = np.flatnonzero(np.array(row) == task.eos) + 1
         for start, end in itertools.pairwise([task.graph_len, *cuts]):
             premise, value, target, sep, mode, *body, _ = query = row[start:end]
-            assert (wanted[start : start + 3] == PAD).all() and (wanted[start + 3 : end - 1] == query[4:]).all()
+            assert (expected[start : start + 3] == PAD).all() and (expected[start + 3 : end - 1] == query[4:]).all()
             assert value >= task.labels
             forward = mode == task.mode_token("FWD")
             home = not forward and len(body) % 3 == 0  # back at a root, whose value the walk adds at the end
             steps = body[2:] if forward else body[1 : len(body) - 2 * home]
-            here = steps[-3] if steps else body[0]
-            ends = (premise, value, here) if forward else (premise if home else here, value, target)
+            last = steps[-3] if steps else body[0]
+            ends = (premise, value, last) if forward else (premise if home else last, value, target)
             sheet = Sheet(task, [*row[: task.graph_len], *ends, sep])
             right, came_from = sheet.right_trace("FWD" if forward else "REV"), sheet.came_from
             assert [mode, *body] == (right[:-1] if forward or home else right[:-3])
             if forward:
-                assert not informed or target == here
+                assert not informed or target == last
             else:
-                assert home == (here not in came_from and premise not in came_from)
-            assert stop or here not in ([parent for parent, _ in came_from.values()] if forward else came_from)
+                assert home == (last not in came_from and premise not in came_from)
+            assert stop or last not in ([parent for parent, _ in came_from.values()] if forward else came_from)
 
 
 def test_the_audit_passes_and_flags_arithmetic():

@@ -84,11 +84,11 @@ def test_cue_is_flagged(cue_rate):
 def test_leaks_in_labels():
     """One token in 16 gives the branch away in the second case: only the check of label identity is sharp enough."""
     problems = train_problems(500)
-    left, right = REFERENCE.children(problems).T
+    first, second = REFERENCE.children(problems).T
     goals = problems.labels[:, [3, 6]].T
     cases = [
-        (left > right, {"child label order", "child label", "linear probe"}),
-        (right == 8, {"child label"}),
+        (first > second, {"child label order", "child label", "linear probe"}),
+        (second == 8, {"child label"}),
         (goals[0] > goals[1], {"linear probe"}),
     ]
     for rows, expected in cases:

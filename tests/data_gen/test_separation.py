@@ -35,9 +35,9 @@ class Fixed(Star):
     """A star whose right branch is a function of start, goal and the first node of the branch."""
 
     def sample(self, rng: np.random.Generator, n: int) -> Problems:
-        drawn = super().sample(rng, 8 * n)
-        path = self.path(drawn)
-        return drawn[hashed(path[:, [0, 1, -1]]) % np.uint64(2) == 0][:n]
+        problems = super().sample(rng, 8 * n)
+        path = self.path(problems)
+        return problems[hashed(path[:, [0, 1, -1]]) % np.uint64(2) == 0][:n]
 
 
 def test_an_identity_of_the_print_is_seen():
@@ -54,8 +54,8 @@ def test_test_graphs_without_their_fork_are_seen():
 def test_a_reprinted_repeat_is_seen():
     """The second print of a graph is no second problem; both modes of one problem are no repeat."""
     problems = streams.training_problems(REFERENCE, 0, 40)
-    both = concatenate([problems, REFERENCE.reprint(problems[:1], np.random.default_rng(0))])
-    assert names_flagged(REFERENCE, examples_of(REFERENCE, both), 1.0) == {"repeats"}
+    reprinted = concatenate([problems, REFERENCE.reprint(problems[:1], np.random.default_rng(0))])
+    assert names_flagged(REFERENCE, examples_of(REFERENCE, reprinted), 1.0) == {"repeats"}
     examples = streams.sft_examples(REFERENCE, replace(PLAIN, allocation="problem"), 0, 80)
     assert names_flagged(REFERENCE, examples, 0.5) == set()
 

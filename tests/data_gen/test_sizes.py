@@ -38,10 +38,10 @@ def test_every_problem_is_a_star_of_its_size(forked):
 def test_walks_stay_on_their_own_graph():
     inputs, targets = walks.walk_batch(MIXED, 0.0, 60, 0, 0, 40)
     sizes = streams.problems(MIXED, 0, "walks", 40).size
-    for row, wanted, size in zip(inputs, targets, sizes, strict=True):
+    for row, expected, size in zip(inputs, targets, sizes, strict=True):
         edges = row[: MIXED.graph_len].reshape(-1, 2).tolist()
-        ends = np.flatnonzero(wanted == MIXED.eos)
-        for walk in np.split(wanted, ends + 1)[: len(ends)]:
+        ends = np.flatnonzero(expected == MIXED.eos)
+        for walk in np.split(expected, ends + 1)[: len(ends)]:
             mode, *nodes, _ = walk[walk != PAD].tolist()
             nodes = nodes if mode == MIXED.mode_token("FWD") else nodes[::-1]
             assert all([u, v] in edges for u, v in zip(nodes, nodes[1:], strict=False))

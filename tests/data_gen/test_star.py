@@ -110,10 +110,10 @@ def test_the_cue_keeps_the_places_of_the_first_edges():
 def test_identity_ignores_the_printed_order(task_with_problems):
     task, problems = task_with_problems
     identity = task.identity(problems)
-    drawn = task.remove_fork(problems, np.ones(len(problems), dtype=bool))
-    for changed in (task.reprint(problems, np.random.default_rng(0)), drawn):
+    original = task.remove_fork(problems, np.ones(len(problems), dtype=bool))
+    for changed in (task.reprint(problems, np.random.default_rng(0)), original):
         assert (task.identity(changed) == identity).all()
-    graphs = {frozenset(Graph(task, prompt).edges) for prompt in task.prompts(drawn)}
+    graphs = {frozenset(Graph(task, prompt).edges) for prompt in task.prompts(original)}
     assert len(set(identity.tolist())) == len(graphs)
 
 

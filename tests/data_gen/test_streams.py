@@ -37,10 +37,10 @@ def test_streams_are_pure_and_nested(seed, stream, step, n):
 @given(st.integers(0, 2**40), st.sampled_from(list(streams.STREAMS)), st.integers(0, 1000), st.integers(1, 300))
 def test_distinct_problems_are_the_first_of_each(seed, stream, step, n):
     """Nested, without repeats, in the order in which they are drawn."""
-    drawn = streams.distinct_problems(TINY, seed, stream, n, step)
+    short = streams.distinct_problems(TINY, seed, stream, n, step)
     long = streams.distinct_problems(TINY, seed, stream, n + 40, step)
-    identities = TINY.identity(drawn).tolist()
-    assert len(drawn) == n == len(set(identities)) and identities == TINY.identity(long)[:n].tolist()
+    identities = TINY.identity(short).tolist()
+    assert len(short) == n == len(set(identities)) and identities == TINY.identity(long)[:n].tolist()
     raw = TINY.identity(streams.problems(TINY, seed, stream, 3 * n, step)).tolist()
     assert identities[: len(set(raw))] == list(dict.fromkeys(raw))[:n]
 
