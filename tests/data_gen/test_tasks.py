@@ -21,7 +21,7 @@ GENERAL = [override for override in SMALL if not override.startswith(("data.", "
 FEW = ["sft.epochs=1", "eval.problems=32"]
 ARITH = [*GENERAL, *FEW, "data.labels=8", "data.length=2", "data.modulus=5", "walks.seq_len=40"]
 SEARCH = [*SMALL, *FEW, "data.modes=FWD,REV,SEARCH", "walks.seq_len=36"]
-MIXED = [*GENERAL, *FEW, "data.nodes=8", "data.sizes=2x3,4x2", "walks.seq_len=30"]
+SIZES = [*GENERAL, *FEW, "data.nodes=8", "data.sizes=2x3,4x2", "walks.seq_len=30"]
 
 
 class TaskPipeline(Pipeline):
@@ -125,11 +125,11 @@ def test_search(tmp_path, capsys):
     assert "claims hold on 1 pair" in out and "is missing" not in out
 
 
-def test_mixed(tmp_path):
-    pipeline = TaskPipeline(tmp_path, "mixed", MIXED)
+def test_sizes(tmp_path):
+    pipeline = TaskPipeline(tmp_path, "sizes", SIZES)
     assert pipeline("sft") == pipeline("eval") == 0
     result = pipeline.view()
-    assert all(check["agrees"] for check in result["checks"]) and result["task"] == "mixed"
+    assert all(check["agrees"] for check in result["checks"]) and result["task"] == "sizes"
     assert pipeline("claims") == 0
     config = pipeline.config()
     figure = fork(load_results(config), [0])
