@@ -114,8 +114,10 @@ def distinct_problems(task: Task[P], seed: int, stream: str, n: int, step: int =
     """The first n different problems (by `Task.identity`) that `problems` gives, or all of them where there are fewer.
 
     A stream counts as exhausted when many draws in a row gave nothing new: of equally likely problems one more is
-    missed with a probability below n exp(-_PATIENCE). Raises ValueError as `problems` does.
+    missed with a probability below n exp(-_PATIENCE). Raises ValueError for n < 1, and as `problems` does.
     """
+    if n < 1:
+        raise ValueError(f"n is {n}: ask for at least 1 problem")
     batches: list[P] = []
     seen: set[int] = set()
     idle = 0
