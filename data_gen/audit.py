@@ -1,11 +1,11 @@
 """Leak audit: does any surface feature of an SFT set predict which branch is right at the fork?
 
-Forks only teach what they are meant to teach if nothing but the goal itself tells the branches apart. A
-generator that, say, always prints the right branch first turns the fork into a look-up, and coverage then
-shrinks or not for the wrong reason. The audit reads the examples as a reader of the prompt would (tokens in,
-no canonical numbers), describes each branch by surface features (where its edges are printed, what its
-nodes are called), and asks whether the right branch stands out. Of a task that prints no star it takes the first
-token of each branch, and where the prompt shows that token first and last.
+A fork is a decision point only if nothing but the goal tells the branches apart. A generator that always prints
+the right branch first turns the fork into a look-up, and coverage then shrinks or not for the wrong reason. The
+audit reads the examples as a reader of the prompt would (tokens, no canonical numbers). It describes each branch by
+surface features: where its edges are printed, and what its nodes are called. Then it asks whether the right branch
+stands out. For a task that prints no star the features of a branch are its first token, and the first and the last
+place of that token in the prompt.
 
 Null hypothesis: given the printed graph, each of the d branches is the right one with probability 1/d,
 independently over problems. It can be simulated exactly, by redrawing which branch is right, so every p
@@ -27,12 +27,11 @@ at most 1e-3. The leaky control, 1,000 examples of ``Star(16, 2, 4, branch_order
     near repeats         right ones of 1028 seen branches    0.4874     0.5    0.36  ok
 """
 
-import math
 from dataclasses import dataclass, replace
 
 import numpy as np
 
-from data_gen.separation import separation_rows
+from data_gen.separation import Check, separation_checks
 from data_gen.star import Star, Stars
 from data_gen.streams import Examples
 from data_gen.task import PAD, Batch, Task
@@ -44,21 +43,18 @@ DRAWS = 20_000
 BLOCK = 250
 # Ridge penalty a branch, on features of unit variance: mild, it only has to keep the Gram matrix invertible.
 RIDGE = 0.01
-
-
-@dataclass(frozen=True)
-class Check:
-    """One row of the audit: what was measured, what chance gives, and the p value of the difference.
-
-    Where a check does not apply, because no problem shows a fork, value and chance are nan and p is 1.
-    """
-
-    name: str
-    measures: str
-    value: float
-    chance: float
-    p: float
-    flagged: bool = False
+# The names of the features of a branch and what their checks measure: first place, its rank among the branches, last
+# place, rank of the first token, first token.
+RANK, TOKEN = "chi2 of its rank among branches", "chi2 of the token itself"
+EDGE_PLACE, PROMPT_PLACE = "chi2 of its place among the edges", "chi2 of its place in the prompt"
+STAR = {
+    "first edge position": EDGE_PLACE, "first edge order": RANK, "goal edge position": EDGE_PLACE,
+    "child label order": RANK, "child label": TOKEN,
+}  # fmt: skip
+PROMPT = {
+    "first place": PROMPT_PLACE, "order of first places": RANK, "last place": PROMPT_PLACE, "token order": RANK,
+    "token": TOKEN,
+}  # fmt: skip
 
 
 @dataclass(frozen=True)
@@ -66,40 +62,34 @@ class Branches:
     """The branches of the n problems that show a fork, in an order that does not depend on which is right.
 
     position: int64[n, d, L], where a branch is printed, from its first place to its last; node: int64[n, d, M], the
-    tokens of its nodes, the first one first; extra: int64[n, d, X], what its first edge also says; right: int64[n], the
-    branch that is right; places, tokens: how many values positions and nodes can have; names: of the features.
+    tokens of its nodes, the first one first; right: int64[n], the branch that is right; places, tokens: how many values
+    positions and nodes can have; features: STAR or PROMPT; extra: float32[X, n, d, V], what its first edge also says,
+    one-hot.
     """
 
     position: np.ndarray
     node: np.ndarray
-    extra: np.ndarray
     right: np.ndarray
     places: int
     tokens: int
-    names: tuple[str, ...]
-    vocab_size: int
-
-
-# What a first position, its rank, a last position, the rank of a first token and that token are called.
-STAR = ("first edge position", "first edge order", "goal edge position", "child label order", "child label")
-PROMPT = ("first place", "order of first places", "last place", "token order", "token")
+    features: dict[str, str]
+    extra: np.ndarray | tuple[()] = ()
 
 
 def audit(task: Task[Batch], examples: Examples, fork_rate: float, seed: int = 0, mode: str = "FWD") -> list[Check]:
     """All checks of an SFT set made with ``fork_rate`` as the share of ``mode``; ``seed`` drives the simulated null.
 
     A problem that occurs several times (as with allocation=problem) counts once in the checks of the
-    branches. Raises ValueError when a star's prompt has not one branch that ends in the goal, or when the task has too
-    few graphs to fill the valid and test streams. Of a task that declares no fork only the streams are checked.
+    branches. Raises ValueError when the task has too few graphs to fill the valid and test streams. If a task
+    declares no fork, only the streams are checked.
     """
     forked, parts = read_stars(task, examples) if isinstance(task, Stars) else read_tokens(task, examples)
-    checks = [
-        replace(check, name=name + check.name)
-        for name, branches in parts
-        for check in branch_checks(branches, seed, len(parts))
-    ]
-    separation = [Check(*row) for row in separation_rows(task, examples, seed, DRAWS * len(parts))]
-    checks += [fork_share(task, examples, forked, fork_rate, mode), *separation]
+    checks = []
+    for name, branches in parts:
+        tests = branch_checks(branches, seed, len(parts))
+        checks += [replace(check, name=name + check.name) for check in tests]
+    checks.append(fork_share(task, examples, forked, fork_rate, mode))
+    checks += separation_checks(task, examples, seed, DRAWS * len(parts))
     return [replace(check, flagged=check.p * len(checks) < FALSE_ALARM_RATE) for check in checks]
 
 
@@ -112,73 +102,53 @@ def table(checks: list[Check]) -> str:
     return "\n".join(lines)
 
 
-def _distinct(prompts: np.ndarray) -> np.ndarray:
-    """The rows with a new prompt, in their order: repeats are no independent evidence."""
-    return np.sort(np.unique(prompts, axis=0, return_index=True)[1])
-
-
 def read_stars(task: Stars, examples: Examples) -> tuple[np.ndarray, list[tuple[str, Branches]]]:
     """Which prompts show a fork, bool[n], and the branches of those of each size, with the size's name."""
     parent, _, _, query = task.read_graph(examples.tokens)
     forked = (parent == query[:, :1]).sum(axis=1) > 1
-    parts = []
-    for name, star, rows in task.shapes(examples.problems):
-        prompts = examples.tokens[rows & forked, : task.prompt_len]
-        parts.append((name, read_branches(task, star, prompts[_distinct(prompts)])))
-    return forked, parts
+    shapes = task.shapes(examples.problems)
+    parts = [(name, star, _distinct(task, examples, forked & rows)) for name, star, rows in shapes]
+    return forked, [(name, read_branches(task, star, examples.tokens[rows])) for name, star, rows in parts]
+
+
+def _distinct(task: Task[Batch], examples: Examples, rows: np.ndarray) -> np.ndarray:
+    """int64[m]: the first row of every different prompt among bool[n] ``rows``. Repeats are no independent evidence."""
+    chosen = np.flatnonzero(rows)
+    return chosen[np.sort(np.unique(examples.tokens[rows, : task.prompt_len], axis=0, return_index=True)[1])]
 
 
 def read_branches(task: Stars, star: Star, tokens: np.ndarray) -> Branches:
-    """Follow every branch from the start to its leaf. tokens: int64[n, >= prompt_len], all with a fork.
-
-    Raises ValueError where the start has not d children, or not exactly one branch ends in the goal.
-    """
+    """Follow every branch from the start to its leaf. tokens: int64[n, >= prompt_len], all with a fork."""
     parent, child, extra, query = task.read_graph(tokens)
-    start, goal = query[:, :1], query[:, 1:]
     rows = np.arange(len(tokens))[:, None]
     # A stable sort puts the edges that leave the start first and keeps them in printed order.
-    at = np.argsort(parent != start, axis=1, kind="stable")[:, : star.branches]
-    position, node, first_extra = [at], [child[rows, at]], extra[rows, at]
+    first = np.argsort(parent != query[:, :1], axis=1, kind="stable")[:, : star.branches]
+    positions = [first]
     for _ in range(star.length - 2):
-        at = np.argmax(parent[:, None, :] == node[-1][:, :, None], axis=2)
-        position.append(at)
-        node.append(child[rows, at])
-    ends_in_goal = node[-1] == goal
-    broken = ((parent == start).sum(axis=1) != star.branches) | (ends_in_goal.sum(axis=1) != 1)
-    if broken.any():
-        example = task.decode(tokens[np.argmax(broken)])
-        raise ValueError(f"not a star with {star.branches} branches of which one ends in the goal: {example}")
-    right = np.argmax(ends_in_goal, axis=1)
-    positions, nodes = np.stack(position, axis=2), np.stack(node, axis=2)
-    return Branches(positions, nodes, first_extra, right, star.edges, star.nodes, STAR, task.vocab_size)
+        node = child[rows, positions[-1]]
+        positions.append(np.argmax(parent[:, None] == node[..., None], axis=2))
+    position = np.stack(positions, axis=2)
+    nodes = child[rows[..., None], position]
+    right = np.argmax(nodes[..., -1] == query[:, 1:], axis=1)
+    extra_one_hot = _one_hot(np.moveaxis(extra[rows, first], 2, 0), task.vocab_size)
+    return Branches(position, nodes, right, star.edges, star.nodes, STAR, extra_one_hot)
 
 
 def read_tokens(task: Task[Batch], examples: Examples) -> tuple[np.ndarray, list[tuple[str, Branches]]]:
-    """As `read_stars`, of a task that prints something else: branches by how many there are, sorted by their token."""
-    forked, children = task.forked(examples.problems), task.children(examples.problems)
+    """As `read_stars`, for a task that prints no star. Parts have one number of branches, sorted by their token."""
+    forked, children, parts = task.forked(examples.problems), task.children(examples.problems), []
     if children is None:
         return forked, []
-    prompts, parts = examples.tokens[:, : task.prompt_len], []
-    counts = (children != PAD).sum(axis=1)
+    counts, end = (children != PAD).sum(axis=1), task.prompt_len
     for count in np.unique(counts[forked]):
-        rows = np.flatnonzero(forked & (counts == count))
-        rows = rows[_distinct(prompts[rows])]
+        rows = _distinct(task, examples, forked & (counts == count))
         tokens = np.sort(children[rows, :count], axis=1)
-        shown = prompts[rows, None] == tokens[..., None]
-        last = task.prompt_len - 1 - shown[..., ::-1].argmax(axis=2)
-        places = np.where(shown.any(axis=2)[..., None], np.stack([shown.argmax(axis=2), last], axis=2), task.prompt_len)
+        shown = examples.tokens[rows, None, :end] == tokens[..., None]
+        places = np.stack([shown.argmax(axis=2), end - 1 - shown[..., ::-1].argmax(axis=2)], axis=2)
+        places[~shown.any(axis=2)] = end
         right = np.argmax(tokens == children[rows, :1], axis=1)
-        read = Branches(
-            places,
-            tokens[..., None],
-            tokens[..., None][..., :0],
-            right,
-            task.prompt_len + 1,
-            task.vocab_size,
-            PROMPT,
-            0,
-        )
-        parts.append((f"{count} branches, ", read))
+        branches = Branches(places, tokens[..., None], right, end + 1, task.vocab_size, PROMPT)
+        parts.append((f"{count} branches, ", branches))
     return forked, parts
 
 
@@ -194,24 +164,11 @@ def _one_hot(codes: np.ndarray, classes: int) -> np.ndarray:
 def categories(branches: Branches) -> dict[tuple[str, str], np.ndarray]:
     """The features tested one by one: (name, what it measures) -> one-hot float32[n, d, classes]."""
     first, last, child = branches.position[:, :, 0], branches.position[:, :, -1], branches.node[:, :, 0]
-    place, rank = (
-        f"chi2 of its place {'among the edges' if branches.names is STAR else 'in the prompt'}",
-        "chi2 of its rank among branches",
-    )
-    token, count = "chi2 of the token itself", first.shape[1]
-    said = {
-        (f"first edge says {i}", token): _one_hot(values, branches.vocab_size)
-        for i, values in enumerate(np.moveaxis(branches.extra, 2, 0))
-    }
-    features = [
-        (place, _one_hot(first, branches.places)),
-        (rank, _one_hot(_rank(first), count)),
-        (place, _one_hot(last, branches.places)),
-        (rank, _one_hot(_rank(child), count)),
-        (token, _one_hot(child, branches.tokens)),
-    ]
-    named = zip(branches.names, features, strict=True)
-    return said | {(name, measures): one_hot for name, (measures, one_hot) in named}
+    places, tokens, count = branches.places, branches.tokens, first.shape[1]
+    values = [(first, places), (_rank(first), count), (last, places), (_rank(child), count), (child, tokens)]
+    extra = {(f"first edge says {i}", TOKEN): one_hot for i, one_hot in enumerate(branches.extra)}
+    labels = zip(branches.features.items(), values, strict=True)
+    return extra | {label: _one_hot(*value) for label, value in labels}
 
 
 def probe_features(branches: Branches) -> np.ndarray:
@@ -251,31 +208,32 @@ def held_out_accuracy(features: np.ndarray, right: np.ndarray) -> np.ndarray:
 
     features: float32[n, d, F] as from `probe_features`; right: uint[R, n]. Ridge regression of "is right" on
     the features of a branch; the branch with the highest score is the guess. The fit is linear in the
-    targets, so all assignments share one hat matrix and none is fitted on its own.
+    targets, so one matrix serves all assignments.
     """
     hits = np.zeros(len(right))
     for fold in (0, 1):
-        fit, held = slice(fold, None, 2), slice(1 - fold, None, 2)
+        fit, test = slice(fold, None, 2), slice(1 - fold, None, 2)
         flat = features[fit].reshape(-1, features.shape[2])
         gram = flat.T @ flat + (1 + RIDGE * len(flat)) * np.eye(flat.shape[1], dtype=np.float32)
         weights = _chosen_sum(features[fit], right[:, fit]) @ np.linalg.inv(gram)
-        scores = [weights @ features[held, j].T for j in range(features.shape[1])]
+        scores = [weights @ features[test, j].T for j in range(features.shape[1])]
         best = np.maximum.reduce(scores)
-        hits += sum(((right[:, held] == j) & (scores[j] == best)).sum(axis=1) for j in range(len(scores)))
+        hits += sum(((right[:, test] == j) & (scores[j] == best)).sum(axis=1) for j in range(len(scores)))
     return hits / right.shape[1]
 
 
 def branch_checks(branches: Branches, seed: int, times: int = 1) -> list[Check]:
     """Every check that asks: does this feature tell the right branch from the others?
 
-    times: how often as many checks are made, each of which then needs as many times DRAWS.
+    times: how many calls one audit makes. With more checks each p must be able to be smaller, so it takes ``times``
+    DRAWS.
     ``chance`` is the mean of the simulated null: about the number of classes for chi2, 1/d for accuracy.
     """
     tests = categories(branches)
     labels = [*tests, ("linear probe", "accuracy on held-out problems")]
     n, count = branches.node.shape[:2]
     if n == 0:
-        return [Check(name, "no fork", math.nan, math.nan, 1.0) for name, _ in labels]
+        return [Check(name, "no fork") for name, _ in labels]
     features = probe_features(branches)
     joined = np.concatenate([*tests.values()], axis=2)  # counted in one go, which is faster
     ends = np.cumsum([one_hot.shape[2] for one_hot in tests.values()])[:-1]
@@ -283,9 +241,9 @@ def branch_checks(branches: Branches, seed: int, times: int = 1) -> list[Check]:
     total, exceed = np.zeros(len(labels)), np.zeros(len(labels))
     draws, index = DRAWS * times, np.min_scalar_type(count - 1)  # a small type is faster
     for _ in range(draws // BLOCK):
-        drawn = rng.integers(count, size=(BLOCK, n), dtype=index)
+        assignments = rng.integers(count, size=(BLOCK, n), dtype=index)
         # The observed assignment goes through the same arithmetic as the drawn ones, so that ties are ties.
-        right = np.concatenate([branches.right[None].astype(index), drawn])
+        right = np.concatenate([branches.right[None].astype(index), assignments])
         counts = np.split(_chosen_sum(joined, right), ends, axis=1)
         squares = [chi_square(*pair) for pair in zip(tests.values(), counts, strict=True)]
         observed, *simulated = np.stack([*squares, held_out_accuracy(features, right)], axis=1)
@@ -302,7 +260,7 @@ def fork_share(task: Task[Batch], examples: Examples, forked: np.ndarray, fork_r
     """
     children, tokens = task.children(examples.problems), examples.tokens
     if children is None or children.shape[1] == 1:
-        return Check("fork share", "no fork" + " declared" * (children is None), math.nan, math.nan, 1.0)
+        return Check("fork share", "no fork declared" if children is None else "no fork")
     passes = forked & (tokens[:, task.prompt_len] == task.mode_token(mode))
     share = float(passes.mean())
     # Less than a trace of rounding (the last problem of a problem-level set may not get all modes).

@@ -1,42 +1,57 @@
 """What training problems share with held-out ones and with each other: rows of the audit.
 
 Streams are kept apart by `Task.identity`. These rows compare what is printed, so they also see a task whose identity is
-wrong. A row is a name, what it measures, the value, what chance gives, and the p value of the difference.
+wrong.
 """
 
 import math
+from dataclasses import dataclass
 
 import numpy as np
 
 from data_gen import streams
 from data_gen.streams import Examples
-from data_gen.task import PAD, Batch, Task
+from data_gen.task import PAD, Batch, Task, concatenate
 
 HELD_OUT = 1_000  # problems of the valid and of the test stream that are compared with the training set
-Row = tuple[str, str, float, float, float]
 
 
-def separation_rows(task: Task[Batch], examples: Examples, seed: int, draws: int) -> list[Row]:
-    """Whether the problems keep to the train stream, and what they share; where chance plays no part p is 1 or 0.
+@dataclass(frozen=True)
+class Check:
+    """One row of the audit: what it measures, the value, what chance gives, and the p value of the difference.
+
+    Where a check does not apply, because no problem shows a fork, value and chance are nan and p is 1.
+    """
+
+    name: str
+    measures: str
+    value: float = math.nan
+    chance: float = math.nan
+    p: float = 1.0
+    flagged: bool = False
+
+
+def separation_checks(task: Task[Batch], examples: Examples, seed: int, draws: int) -> list[Check]:
+    """Whether the problems keep to the train stream, and what they share. Where chance plays no part p is 1 or 0.
 
     seed, draws: of the simulated null of `near_repeats`.
     """
-    outside = int((streams.stream_of(task, examples.problems) != streams.STREAMS["train"]).sum())
+    streams_of = streams.stream_of(task.identity(examples.problems))
     held_out = [streams.distinct_problems(task, 0, name, HELD_OUT) for name in ("valid", "test")]
     graphs = graphs_as_read(task, examples.tokens[:, : task.prompt_len])
-    shared = len({*graphs} & {graph for problems in held_out for graph in _as_read_both_ways(task, problems)})
+    held_out_graphs = {graph for problems in held_out for graph in _as_read_both_ways(task, problems)}
     modes = examples.tokens[:, task.prompt_len].tolist()
-    repeats = len(graphs) - len({*zip(graphs, modes, strict=True)})
-    return [
-        ("stream", "problems outside the train stream", outside, 0.0, float(outside == 0)),
-        ("overlap", "graphs shared with valid or test", shared, 0.0, float(shared == 0)),
-        ("repeats", "graphs again in the same mode", repeats, 0.0, float(repeats == 0)),
-        near_repeats(task, examples.problems, held_out, seed, draws),
+    counts = [
+        ("stream", "problems outside the train stream", int((streams_of != streams.STREAMS["train"]).sum())),
+        ("overlap", "graphs shared with valid or test", len({*graphs} & held_out_graphs)),
+        ("repeats", "graphs again in the same mode", len(graphs) - len({*zip(graphs, modes, strict=True)})),
     ]
+    checks = [Check(name, measures, count, 0.0, float(count == 0)) for name, measures, count in counts]
+    return [*checks, near_repeats(task, examples.problems, held_out, seed, draws)]
 
 
 def graphs_as_read(task: Task[Batch], prompts: np.ndarray) -> list[bytes]:
-    """What each of the prompts int64[n, P] shows: its start and its edges, in an order of their own.
+    """What each of the prompts int64[n, P] shows: its start and its edges, sorted.
 
     The start counts, as problems without a fork can differ in it alone. A task that prints no graph shows the prompt.
     """
@@ -59,28 +74,27 @@ def _as_read_both_ways(task: Task[Batch], problems: Batch) -> list[bytes]:
     return graphs + graphs_as_read(task, task.prompts(without))
 
 
-def near_repeats(task: Task[Batch], trained: Batch, held_out: list[Batch], seed: int, draws: int) -> Row:
-    """Does training answer held-out forks? Counts queries that were seen there with the right or with a wrong branch.
+def near_repeats(task: Task[Batch], trained: Batch, held_out: list[Batch], seed: int, draws: int) -> Check:
+    """Does training answer held-out forks? Counts held-out branches that training shows as the answer to their query.
 
-    The query of a star is start and goal. A branch is given by its first token. Null hypothesis: of the branches of a
-    held-out problem each is the right one with equal probability, whichever were seen.
+    The query of a star is start and goal, and the first token of a branch stands for it. Null hypothesis: each branch
+    of a held-out problem is the right one with equal probability, whichever branches training shows.
     """
-    name, answers = "near repeats", task.children(trained)
-    branches = [children for problems in held_out if (children := task.children(problems)) is not None]
-    if answers is None or not branches:
-        return name, "no fork declared", math.nan, math.nan, 1.0
+    answers, tested = task.children(trained), concatenate(held_out)
+    branches = task.children(tested)
+    if answers is None or branches is None:
+        return Check("near repeats", "no fork declared")
     trained_on = {*zip(_queries(task, trained), answers[:, 0].tolist(), strict=True)}
-    queries = [query for problems in held_out for query in _queries(task, problems)]
-    rows = zip(queries, np.concatenate(branches).tolist(), strict=True)
+    rows = zip(_queries(task, tested), branches.tolist(), strict=True)
     seen = np.array([[(query, child) in trained_on for child in children] for query, children in rows])
     if not seen.any():
-        return name, "none seen in training", math.nan, math.nan, 1.0
+        return Check("near repeats", "none seen in training")
     right, total = int(seen[:, 0].sum()), int(seen.sum())
-    share, problems = np.unique(seen.sum(axis=1) / (np.concatenate(branches) != PAD).sum(axis=1), return_counts=True)
-    rng, chance = np.random.default_rng(seed), float(share @ problems)
-    simulated = rng.binomial(problems, share, size=(draws, len(share))).sum(axis=1)
-    exceed = int((np.abs(simulated - chance) >= abs(right - chance) - 1e-9).sum())
-    return name, f"right ones of {total} seen branches", right / total, chance / total, (1 + exceed) / (1 + draws)
+    share, problems = np.unique(seen.sum(axis=1) / (branches != PAD).sum(axis=1), return_counts=True)
+    chance = float(share @ problems)
+    simulated = np.random.default_rng(seed).binomial(problems, share, size=(draws, len(share))).sum(axis=1)
+    p = (1 + int((np.abs(simulated - chance) >= abs(right - chance) - 1e-9).sum())) / (1 + draws)
+    return Check("near repeats", f"right ones of {total} seen branches", right / total, chance / total, p)
 
 
 def _queries(task: Task[Batch], problems: Batch) -> list[bytes]:

@@ -1,20 +1,23 @@
 """Star problems of several sizes in one set, so that some are hard: d branches of l nodes, d and l per problem.
 
 Sizes must print as many edges (2 x 7, 3 x 5, 4 x 4, 6 x 3 and 12 x 2 all print 12), so that prompts have one
-length and nothing needs padding but traces. Every problem is a `data_gen.star.Star` of its size; this task
-sorts the problems by size, asks the stars and puts their answers together.
+length and nothing needs padding but traces. Every problem is a `data_gen.star.Star` of its size. This task
+sorts the problems by size, calls the star of each size, and puts the results together.
 """
 
-from collections.abc import Callable, Iterator
-from dataclasses import dataclass
+from collections.abc import Callable
+from dataclasses import dataclass, replace
 from functools import cached_property
 
 import numpy as np
+from numpy.random import Generator
 
 from data_gen import star, verifier
 from data_gen.star import OUTCOMES, Printed, Star
 from data_gen.task import PAD
 from data_gen.verifier import DFA
+
+Call = Callable[[Star, "Problems", np.ndarray], np.ndarray]
 
 
 @dataclass(frozen=True)
@@ -28,7 +31,7 @@ class Problems(star.Problems):
 class Sizes(Printed[Problems]):
     """Star problems of several sizes. Raises ValueError naming the argument that does not fit.
 
-    nodes: number of node tokens; sizes: "dxl,dxl,..." with equal numbers d (l - 1) of edges, drawn evenly;
+    nodes: number of node tokens; sizes: "dxl,dxl,..." with equal numbers d (l - 1) of edges, graphs evenly;
     branch_order, modes: as for `Star`.
     """
 
@@ -36,108 +39,80 @@ class Sizes(Printed[Problems]):
     branch_order: str = "shuffled"
     modes: str = "FWD,REV"
 
+    edges = property(lambda self: self.stars[0].edges)
+    trace_len = property(lambda self: max(one.trace_len for one in self.stars))
+
     def __post_init__(self) -> None:
-        edges = {f"{s.branches}x{s.length}": s.edges for s in self.stars}
-        if len(set(edges.values())) > 1:
-            text = ", ".join(f"{size} prints {count}" for size, count in edges.items())
-            raise ValueError(f"sizes is {self.sizes!r}: all must print as many edges, but {text}")
+        edges = [one.edges for one in self.stars]
+        if len(set(edges)) > 1:
+            raise ValueError(f"sizes is {self.sizes!r}: all must print as many edges, but they print {edges}")
 
     @cached_property
     def stars(self) -> tuple[Star, ...]:
         """The star of each size."""
         stars = []
         for size in self.sizes.split(","):
-            branches, _, length = size.strip().partition("x")
-            if not (branches.isdecimal() and length.isdecimal()):
-                raise ValueError(f"sizes is {self.sizes!r}: write sizes as 2x4,3x3 (branches x nodes of a branch)")
+            branches, _, length = size.partition("x")
             try:
                 stars.append(Star(self.nodes, int(branches), int(length), self.branch_order, self.modes))
             except ValueError as error:
-                raise ValueError(f"sizes is {self.sizes!r}, of which {size.strip()} is no star: {error}") from None
+                wrong = f"sizes is {self.sizes!r}: write branches x nodes of a branch, as in 2x4,3x3; {size!r} fails"
+                raise ValueError(f"{wrong}: {error}") from None
         return tuple(stars)
 
-    @property
-    def edges(self) -> int:
-        return self.stars[0].edges
+    def shapes(self, problems: Problems) -> list[tuple[str, Star, np.ndarray]]:
+        parts = [(f"{one.branches}x{one.length} ", one, problems.size == i) for i, one in enumerate(self.stars)]
+        return [part for part in parts if part[2].any()]
 
-    @property
-    def trace_len(self) -> int:
-        return max(one.trace_len for one in self.stars)
+    def _gather(self, problems: Problems, width: int, call: Call) -> np.ndarray:
+        """One array [n, ..., width] of the results [n', ..., <= width] of call(star, problems, rows) for every size.
 
-    def _by_size(self, problems: Problems) -> Iterator[tuple[Star, np.ndarray, Problems]]:
-        """Each size's star, the rows bool[n] of its problems, and these."""
-        for index, one in enumerate(self.stars):
-            rows = problems.size == index
-            if rows.any():
-                yield one, rows, problems[rows]
-
-    def _gather(self, problems: Problems, ask: Callable[[Star, Problems, np.ndarray], np.ndarray]) -> np.ndarray:
-        """The stars' answers to ask(star, problems, rows) in the problems' order, PAD past the end of narrower ones."""
-        answers = [(rows, ask(one, part, rows)) for one, rows, part in self._by_size(problems)]
-        widest = max((answer for _, answer in answers), key=lambda answer: answer.shape[-1])
-        out = np.full((len(problems), *widest.shape[1:]), PAD).astype(widest.dtype)
-        for rows, answer in answers:
-            out[rows, ..., : answer.shape[-1]] = answer
+        PAD fills the ends of narrower results.
+        """
+        results = [(rows, call(one, problems[rows], rows)) for _, one, rows in self.shapes(problems)]
+        out = np.full((len(problems), *results[0][1].shape[1:-1], width), PAD)
+        for rows, result in results:
+            out[rows, ..., : result.shape[-1]] = result
         return out
 
-    def shapes(self, problems: Problems) -> list[tuple[str, Star, np.ndarray]]:
-        """The problems of each size: its name, its star, the rows bool[n]."""
-        return [(f"{one.branches}x{one.length} ", one, rows) for one, rows, _ in self._by_size(problems)]
-
-    def sample(self, rng: np.random.Generator, n: int) -> Problems:
+    def sample(self, rng: Generator, n: int) -> Problems:
         """n problems, each of a random size."""
         size = rng.integers(len(self.stars), size=n)
-        drawn = self.stars[0].sample(rng, n)
-        order = drawn.order
+        graphs = self.stars[0].sample(rng, n)
+        problems = Problems(graphs.labels, graphs.order, graphs.forked, size)
         if self.branch_order == "published":
             for index, one in enumerate(self.stars):
                 rows = size == index
-                order[rows] = one.sample(rng, int(rows.sum())).order
-        return Problems(drawn.labels, order, drawn.forked, size)
-
-    def reprint(self, problems: Problems, rng: np.random.Generator) -> Problems:
-        return self.stars[0].reprint(problems, rng)
+                problems.order[rows] = one.sample(rng, int(rows.sum())).order
+        return problems
 
     def give_cue(self, problems: Problems, cued: np.ndarray) -> Problems:
-        order = self._gather(problems, lambda s, p, rows: s.give_cue(p, cued[rows]).order)
-        return Problems(problems.labels, order, problems.forked, problems.size)
-
-    def remove_fork(self, problems: Problems, forked: np.ndarray) -> Problems:
-        return self.stars[0].remove_fork(problems, forked)
-
-    def identity(self, problems: Problems) -> np.ndarray:
-        return self._gather(problems, lambda s, p, rows: s.identity(p)[:, None])[:, 0]
+        order = self._gather(problems, self.edges, lambda one, part, rows: one.give_cue(part, cued[rows]).order)
+        return replace(problems, order=order)
 
     def children(self, problems: Problems) -> np.ndarray:
-        """The first node of every branch, int64[n, largest d], PAD where there are fewer; column 0 is right."""
-        children = self._gather(problems, lambda s, p, rows: s.children(p))
-        missing = max(s.branches for s in self.stars) - children.shape[1]
-        return np.pad(children, ((0, 0), (0, missing)), constant_values=PAD)
+        """The first node of every branch, int64[n, largest d], PAD where there are fewer. Column 0 is right."""
+        width = max(one.branches for one in self.stars)
+        return self._gather(problems, width, lambda one, part, rows: one.children(part))
 
     def prompts(self, problems: Problems) -> np.ndarray:
-        return self._gather(problems, lambda s, p, rows: s.prompts(p))
+        return self._gather(problems, self.prompt_len, lambda one, part, rows: one.prompts(part))
 
     def traces(self, problems: Problems, mode: np.ndarray) -> np.ndarray:
-        traces = self._gather(problems, lambda s, p, rows: s.traces(p, mode[rows]))
-        return np.pad(traces, ((0, 0), (0, self.trace_len - traces.shape[1])), constant_values=PAD)
-
-    def fork_prefix(self, problems: Problems) -> np.ndarray:
-        return self._gather(problems, lambda s, p, rows: s.fork_prefix(p))
+        return self._gather(problems, self.trace_len, lambda one, part, rows: one.traces(part, mode[rows]))
 
     def dfa(self, problems: Problems) -> DFA:
-        """The DFA of each problem's star; those with fewer live states leave the last ones unused."""
-        parts = [(rows, one.dfa(part)) for one, rows, part in self._by_size(problems)]
+        """The DFA of each problem's star. Those with fewer live states leave the last ones unused."""
+        parts = [(rows, one.dfa(problems[rows])) for _, one, rows in self.shapes(problems)]
         live = max(dfa.first_outcome for _, dfa in parts)
         table = verifier.blank(len(problems), live, self.vocab_size, OUTCOMES)
         for rows, dfa in parts:
-            narrow = dfa.next[:, : dfa.first_outcome].astype(np.int64)
-            table[rows, : dfa.first_outcome] = np.where(
-                narrow >= dfa.first_outcome, narrow + live - dfa.first_outcome, narrow
-            )
+            fewer = dfa.first_outcome
+            states = dfa.next[:, :fewer].astype(np.int64)
+            table[rows, :fewer] = np.where(states < fewer, states, states + live - fewer)
         return DFA(table, OUTCOMES)
 
-    def walks(
-        self, problems: Problems, stop: float, informed: float, rng: np.random.Generator, count: int
-    ) -> np.ndarray:
+    def walks(self, problems: Problems, stop: float, informed: float, rng: Generator, count: int) -> np.ndarray:
         """As `Star.walks`, on every problem's own graph."""
-        return self._gather(problems, lambda s, p, rows: s.walks(p, stop, informed, rng, count))
+        width = 3 + self.trace_len
+        return self._gather(problems, width, lambda one, part, rows: one.walks(part, stop, informed, rng, count))

@@ -15,12 +15,13 @@ The first two SFT examples of ``Star(nodes=8, branches=2, length=3)`` at seed 0,
 
 import hashlib
 from collections.abc import Iterator
-from dataclasses import dataclass, fields
+from dataclasses import dataclass
 
 import numpy as np
+from numpy.random import Generator
 
 from data_gen.checks import check_task
-from data_gen.task import Batch, P, Task
+from data_gen.task import Batch, P, Task, concatenate
 
 STREAMS = {"walks": 0, "train": 1, "valid": 2, "test": 3}
 PURPOSES = {"graphs": 0, "walks": 1, "mixture": 2, "shuffle": 3, "prefix": 4}
@@ -33,12 +34,11 @@ _PATIENCE = 25  # draws without a new problem, for each problem that was drawn, 
 class Mixture:
     """How SFT examples are made from problems. Raises ValueError for a share outside [0, 1].
 
-    modes: the forms of traces, comma-separated. fork_rate: share of traces in the first of them (FWD, the one
-    that passes the fork, unless the study is about another); the others share the rest. cue_rate: share of
-    problems whose printed order gives the branch away; fork_in_graph: what the other traces are, traces in
-    the other modes (False) or FWD traces on graphs whose start has one child (True); allocation: "data" (one
-    trace a problem) or "problem" (all modes for every problem, at the same number of traces); fresh: new
-    problems every epoch.
+    modes: the forms of traces, comma-separated. fork_rate: share of traces in the first mode, usually FWD, which
+    passes the fork. The other modes share the rest. cue_rate: share of problems whose printed order gives the branch
+    away. fork_in_graph: whether the rest are FWD traces on graphs whose start has one child, instead of traces in the
+    other modes. allocation: "data" (one trace a problem) or "problem" (all modes for every problem, at the same number
+    of traces). fresh: new problems every epoch.
     """
 
     modes: str
@@ -49,30 +49,25 @@ class Mixture:
     fresh: bool
 
     def __post_init__(self) -> None:
-        names = self.mode_names
-        if len(set(names)) < len(names):
-            raise ValueError(f"modes is {self.modes!r}: list different ones")
-        for name in ("fork_rate", "cue_rate"):
-            value = getattr(self, name)
-            if not 0 <= value <= 1:
-                raise ValueError(f"{name} is {value}: it is a share, give a number in [0, 1]")
-        if len(names) == 1 and self.fork_rate < 1 and not self.fork_in_graph:
-            raise ValueError(f"fork_rate is {self.fork_rate}: modes={self.modes!r} leaves no other mode")
-        if self.allocation not in ("data", "problem"):
-            raise ValueError(f"allocation is {self.allocation!r}: choose data or problem")
-        if self.allocation == "problem" and (abs(self.fork_rate * len(names) - 1) > 0.02 or self.fork_in_graph):
-            raise ValueError(
-                f"allocation=problem gives every problem all modes: with modes={self.modes!r} it needs "
-                f"fork_rate={1 / len(names):.3g} and fork_in_graph=false"
-            )
-        if self.cue_rate > 0 and self.fork_rate < 1:
-            raise ValueError(
-                f"cue_rate is {self.cue_rate}: it needs fork_rate=1, as the cue is studied at fixed exposure"
-            )
+        modes, share = self.mode_names, "it is a share, give a number in [0, 1]"
+        all_modes = abs(self.fork_rate * len(modes) - 1) <= 0.02 and not self.fork_in_graph
+        needs = f"it gives every problem all modes, so it needs fork_rate={1 / len(modes):.3g} and fork_in_graph=false"
+        rules = [
+            ("modes", len(set(modes)) == len(modes), "list different ones"),
+            ("fork_rate", 0 <= self.fork_rate <= 1, share),
+            ("cue_rate", 0 <= self.cue_rate <= 1, share),
+            ("fork_rate", len(modes) > 1 or self.fork_rate == 1 or self.fork_in_graph, "there is no other mode"),
+            ("allocation", self.allocation in ("data", "problem"), "choose data or problem"),
+            ("allocation", self.allocation == "data" or all_modes, needs),
+            ("cue_rate", self.cue_rate == 0 or self.fork_rate == 1, "it needs fork_rate=1, a fixed exposure"),
+        ]
+        for key, holds, need in rules:
+            if not holds:
+                raise ValueError(f"{key} is {getattr(self, key)!r}: {need}")
 
     @property
     def mode_names(self) -> tuple[str, ...]:
-        """The forms of traces, the one that fork_rate is about first."""
+        """The forms of traces. The share of the first is fork_rate."""
         return tuple(self.modes.split(","))
 
     @property
@@ -91,78 +86,70 @@ class Examples:
     tokens: np.ndarray
 
 
-def generator(seed: int, stream: str, step: int, purpose: str) -> np.random.Generator:
+def generator(seed: int, stream: str, step: int, purpose: str) -> Generator:
     """The random generator of one batch for one purpose, keyed by (seed, stream, step, purpose)."""
     return np.random.default_rng([seed, STREAMS[stream], step, PURPOSES[purpose]])
 
 
-def stream_of(task: Task[P], problems: P) -> np.ndarray:
-    """int64[n]: the number of the one stream (see STREAMS) each problem belongs to."""
-    return _stream(task.identity(problems))
-
-
-def _stream(identities: np.ndarray) -> np.ndarray:
+def stream_of(identities: np.ndarray) -> np.ndarray:
+    """int64[n]: the number of the one stream (see STREAMS) of problems with these identities, uint64[n]."""
     return (identities % np.uint64(len(STREAMS))).astype(np.int64)
 
 
 def problems(task: Task[P], seed: int, stream: str, n: int, step: int = 0) -> P:
-    """n problems of a stream, which may repeat; a smaller n gives the first of a larger one.
+    """n problems of a stream, which may repeat. A smaller n gives the first of a larger one.
 
-    Raises ValueError for n < 1, for a task that contradicts itself (`data_gen.checks`), and when the task has too few
-    graphs for the stream to hold any.
+    Raises ValueError for a task that contradicts itself (`data_gen.checks`), and when the task has too few graphs for
+    the stream to hold any.
     """
-    drawn: list[P] = []
-    count = 0
-    for batch, _ in _batches(task, seed, stream, n, step):
-        drawn.append(batch)
-        count += len(batch)
-        if count >= n:
+    batches: list[P] = []
+    for batch, _ in _batches(task, seed, stream, step):
+        batches.append(batch)
+        if sum(map(len, batches)) >= n:
             break
-    return _concatenate(drawn)[:n]
+    return concatenate(batches)[:n]
 
 
 def distinct_problems(task: Task[P], seed: int, stream: str, n: int, step: int = 0) -> P:
-    """The first n different problems (by `Task.identity`) that `problems` gives; all of them where there are fewer.
+    """The first n different problems (by `Task.identity`) that `problems` gives, or all of them where there are fewer.
 
     A stream counts as exhausted when many draws in a row gave nothing new: of equally likely problems one more is
-    missed with a probability below n exp(-_PATIENCE). Raises ValueError as `problems` does.
+    missed with a probability below n exp(-_PATIENCE). Raises ValueError for n < 1, and as `problems` does.
     """
-    drawn: list[P] = []
+    if n < 1:
+        raise ValueError(f"n is {n}: ask for at least 1 problem")
+    batches: list[P] = []
     seen: set[int] = set()
     idle = 0
-    for batch, identities in _batches(task, seed, stream, n, step):
-        first = {identity: row for row, identity in reversed([*enumerate(identities.tolist())])}
-        new = sorted(row for identity, row in first.items() if identity not in seen)
-        drawn.append(batch[np.array(new, dtype=np.int64)])
-        seen |= first.keys()
+    for batch, identities in _batches(task, seed, stream, step):
+        first = np.sort(np.unique(identities, return_index=True)[1])
+        new = [row for row in first if int(identities[row]) not in seen]
+        batches.append(batch[np.array(new, dtype=np.int64)])
+        seen.update(identities.tolist())
         idle = 0 if new else idle + len(batch)
         if len(seen) >= n or idle > _PATIENCE * len(seen):
             break
-    return _concatenate(drawn)[:n]
+    return concatenate(batches)[:n]
 
 
 def training_problems(task: Task[P], seed: int, n: int, step: int = 0) -> P:
-    """n different problems of the training stream; raises ValueError saying how many there are when there are fewer."""
-    drawn = distinct_problems(task, seed, "train", n, step)
-    if len(drawn) < n:
-        raise ValueError(
-            f"{_size(task)}: the train stream holds {len(drawn)} different problems, and {n} are asked for; "
-            f"ask for fewer traces or problems, or choose a larger task"
-        )
-    return drawn
+    """n different problems of the training stream. Raises ValueError with their number if there are fewer."""
+    batch = distinct_problems(task, seed, "train", n, step)
+    if len(batch) < n:
+        holds = f"the train stream holds {len(batch)} different problems, and {n} are asked for"
+        raise ValueError(f"{_size(task)}: {holds}; ask for fewer traces or problems, or choose a larger task")
+    return batch
 
 
-def _batches(task: Task[P], seed: int, stream: str, n: int, step: int) -> Iterator[tuple[P, np.ndarray]]:
-    """Batches of a stream, without end, and the identities of their problems; raises ValueError as `problems` does."""
-    if n < 1:
-        raise ValueError(f"n is {n}: ask for at least 1 problem")
+def _batches(task: Task[P], seed: int, stream: str, step: int) -> Iterator[tuple[P, np.ndarray]]:
+    """Batches of a stream, without end, and the identities of their problems. Raises ValueError as `problems` does."""
     check_task(task)
     rng = generator(seed, stream, step, "graphs")
     misses = 0
     while misses < _MAX_CHUNKS_WITHOUT_ONE:
         batch = task.sample(rng, _CHUNK)
         identities = task.identity(batch)
-        inside = _stream(identities) == STREAMS[stream]
+        inside = stream_of(identities) == STREAMS[stream]
         misses = 0 if inside.any() else misses + 1
         yield batch[inside], identities[inside]
     raise ValueError(f"{_size(task)}: too few graphs to fill the {stream} stream; raise it")
@@ -173,12 +160,7 @@ def _size(task: Task[P]) -> str:
     return f"{task.label_key} is {task.label_count}" if task.label_key else str(task)
 
 
-def _concatenate(parts: list[P]) -> P:
-    names = [field.name for field in fields(parts[0])]
-    return type(parts[0])(*(np.concatenate([getattr(p, name) for p in parts]) for name in names))
-
-
-def _share(rng: np.random.Generator, n: int, rate: float) -> np.ndarray:
+def _share(rng: Generator, n: int, rate: float) -> np.ndarray:
     """bool[n] with exactly round(rate*n) True, placed at random."""
     return rng.permutation(n) < round(rate * n)
 
@@ -188,26 +170,23 @@ def sft_examples(task: Task[P], mixture: Mixture, seed: int, n: int, epoch: int 
 
     Raises ValueError as `training_problems` does, and when no label is left for a graph without a fork.
     """
-    step = epoch if mixture.fresh else 0
-    names = mixture.mode_names
-    at_once = len(names) if mixture.allocation == "problem" else 1
-    count = -(-n // at_once)
-    drawn = training_problems(task, seed, count, step)
+    names, step = mixture.mode_names, epoch if mixture.fresh else 0
+    traces_each = len(names) if mixture.allocation == "problem" else 1
+    count = -(-n // traces_each)
+    batch = training_problems(task, seed, count, step)
     rng = generator(seed, "train", step, "mixture")
-    crossing = _share(rng, count, mixture.fork_rate)
-    cued = _share(rng, count, mixture.cue_rate)
+    crossing, cued = _share(rng, count, mixture.fork_rate), _share(rng, count, mixture.cue_rate)
     if mixture.cue_rate > 0:
-        drawn = task.give_cue(drawn, cued)
-    if at_once > 1:
-        drawn = drawn[np.repeat(np.arange(count), at_once)[:n]]
-        mode = np.arange(n) % at_once
+        batch = task.give_cue(batch, cued)
+    if traces_each > 1:
+        batch, mode = batch[np.arange(n) // traces_each], np.arange(n) % traces_each
     elif mixture.fork_in_graph:
-        drawn, mode = task.remove_fork(drawn, crossing), np.zeros(count, dtype=np.int64)
+        batch, mode = task.remove_fork(batch, crossing), np.zeros(n, dtype=np.int64)
     else:
         mode = np.where(crossing, 0, 1 + np.cumsum(~crossing) % max(1, len(names) - 1))
     mode = np.array([task.mode_names.index(name) for name in names])[mode]
-    tokens = np.concatenate([task.prompts(drawn), task.traces(drawn, mode)], axis=1)
-    return Examples(drawn, mode, tokens)
+    tokens = np.concatenate([task.prompts(batch), task.traces(batch, mode)], axis=1)
+    return Examples(batch, mode, tokens)
 
 
 def test_problems(
@@ -215,23 +194,17 @@ def test_problems(
 ) -> P:
     """The test set, the same for every run; ``cue_rate`` > 0 gives the set matched to a cued mixture.
 
-    All problems are different. Where the stream holds fewer than n there are fewer.
-
-    Not ``forked``, the decoys hang off another root, so that the start has one child. stream: "test", or "valid" to
-    choose hyper-parameters on.
+    All problems are different. Where the stream holds fewer than n there are fewer. If ``forked`` is False the decoys
+    hang off another root, so that the start has one child. stream: "test", or "valid" to choose hyper-parameters on.
     """
-    drawn = distinct_problems(task, seed, stream, n)
+    batch = distinct_problems(task, seed, stream, n)
     if not forked:
-        drawn = task.remove_fork(drawn, np.zeros(len(drawn), dtype=bool))
+        batch = task.remove_fork(batch, np.zeros(len(batch), dtype=bool))
     if cue_rate == 0:
-        return drawn
-    return task.give_cue(drawn, _share(generator(seed, stream, 0, "mixture"), len(drawn), cue_rate))
+        return batch
+    return task.give_cue(batch, _share(generator(seed, stream, 0, "mixture"), len(batch), cue_rate))
 
 
-def data_hash(*arrays: np.ndarray) -> str:
-    """Twelve hex digits that name a data set."""
-    digest = hashlib.sha256()
-    for array in arrays:
-        digest.update(f"{array.dtype}{array.shape}".encode())
-        digest.update(np.ascontiguousarray(array).tobytes())
-    return digest.hexdigest()[:12]
+def data_hash(array: np.ndarray) -> str:
+    """Twelve hex digits that name a data set, from its values, shape and dtype."""
+    return hashlib.sha256(f"{array.dtype}{array.shape}".encode() + array.tobytes()).hexdigest()[:12]

@@ -1,19 +1,21 @@
 """What a task is to the rest of the project: problems as tokens, traces, automata and walks.
 
 The tasks that ship are `data_gen.star.Star`, `data_gen.sizes.Sizes` (stars of several sizes) and
-`data_gen.arith.Arith`; `examples/new_task.py` is one from scratch. A problem is a prompt of ``prompt_len`` tokens; a
-trace answers it in one of the task's ``modes``, names its mode first and ends with EOS. Problems come in batches of a
-type of the task's own, a subclass of `Batch`.
+`data_gen.arith.Arith`. `examples/new_task.py` is one from scratch. A problem is a prompt of ``prompt_len`` tokens. A
+trace answers it in one of the task's ``modes``: it begins with the token of its mode and ends with EOS. Problems come
+in batches. The type of a task's batches is a subclass of `Batch`.
 """
 
+from abc import ABC, abstractmethod
 from dataclasses import dataclass, fields, replace
-from typing import Any, Generic, TypeVar
+from typing import Generic, TypeVar
 
 import numpy as np
+from numpy.random import Generator
 
 from data_gen.verifier import DFA
 
-PAD = -1  # stands in arrays where a trace or a walk is over
+PAD = -1  # fills arrays after the end of a trace or a walk
 GRADINGS = ("steps", "answer")
 
 P = TypeVar("P", bound="Batch")
@@ -22,7 +24,7 @@ T = TypeVar("T", bound="Task")
 
 @dataclass(frozen=True)
 class Batch:
-    """Problems as arrays whose first axis is the problem; the fields are a subclass's."""
+    """Problems as arrays whose first axis is the problem. A subclass has the fields."""
 
     def __len__(self) -> int:
         return len(getattr(self, fields(self)[0].name))
@@ -34,39 +36,18 @@ class Batch:
 Problems = Batch  # of any task
 
 
-class MissingMemberError(NotImplementedError, ValueError):
-    """A task lacks a member that it has to write."""
-
-    def __init__(self, task: "Task[Any]", member: str):
-        super().__init__(f"{type(task).__name__} lacks {member}: data_gen/task.py says what it must give")
+def concatenate(batches: list[P]) -> P:
+    """One batch with the problems of all."""
+    names = [field.name for field in fields(batches[0])]
+    return type(batches[0])(*(np.concatenate([getattr(batch, name) for batch in batches]) for name in names))
 
 
 @dataclass(frozen=True)
-class Task(Generic[P]):
+class Task(ABC, Generic[P]):
     """The base of every task: a frozen dataclass whose fields are the data section of its config.
 
-    Methods are pure functions, arrays are int64, n is the number of problems. A task has to write:
-
-        vocab_size               how many tokens there are: 0, 1, 2, ...
-        eos                      the token that ends a trace
-        prompt_len               tokens of a prompt, the same for all problems
-        trace_len                tokens of the longest trace, mode and EOS included
-        mode_token(mode)         the token that a trace in this mode begins with
-        sample(rng, n)           n problems
-        prompts(problems)        [n, prompt_len]
-        traces(problems, mode)   [n, trace_len], PAD past EOS; mode [n], an index into ``mode_names`` for each
-        dfa(problems)            the automata that accept the right traces (see `data_gen.verifier`)
-
-    and most tasks also write:
-
-        reprint(problems, rng)   the same problems printed in another way
-        identity(problems)       uint64[n]: equal for equal problems, however printed; it decides a problem's stream
-        fork_prefix(problems)    [n, F]: the tokens of a trace that end right before the fork, mode first
-        children(problems)       [n, d]: the tokens that may come next there, PAD past the last; column 0 is right
-        walks(problems, ...)     what the base model learns from
-
-    All else has a default that works. ``modes``, a class attribute or a field ("FWD,REV" by default), names the modes.
-    What a task of sums modulo 10 with traces in two modes writes, for the problem 3 + 4:
+    Methods are pure functions, arrays are int64, n is the number of problems. The class attribute or field ``modes``
+    names the modes. What a task of sums modulo 10 with traces in two modes writes, for the problem 3 + 4:
 
         prompt   3 4 SEP          vocab_size 14: digits, SEP, EOS, FWD, REV
         traces   FWD 3 4 7 EOS    trace_len 5
@@ -75,64 +56,78 @@ class Task(Generic[P]):
 
     branch_order = "shuffled"  # a field of tasks that can print the right branch first: "published"
     modes = "FWD,REV"
+    label_key = ""  # the field with the number of labels, "" for none; labels are the tokens 0, 1, 2, ...
+    graph_len = 0  # tokens of a prompt that a sequence of walks prints once; the query follows
 
-    # What a task has to write.
+    # A task has to write these.
 
     @property
+    @abstractmethod
     def vocab_size(self) -> int:
-        raise MissingMemberError(self, "vocab_size")
+        """How many tokens there are: 0, 1, 2, ..."""
 
     @property
+    @abstractmethod
     def eos(self) -> int:
-        raise MissingMemberError(self, "eos")
+        """The token that ends a trace."""
 
     @property
+    @abstractmethod
     def prompt_len(self) -> int:
-        raise MissingMemberError(self, "prompt_len")
+        """Tokens of a prompt, the same for all problems."""
 
     @property
+    @abstractmethod
     def trace_len(self) -> int:
-        raise MissingMemberError(self, "trace_len")
+        """Tokens of the longest trace, mode and EOS included."""
 
+    @abstractmethod
     def mode_token(self, mode: str) -> int:
-        raise MissingMemberError(self, "mode_token(mode)")
+        """The token that a trace in this mode begins with."""
 
-    def sample(self, rng: np.random.Generator, n: int) -> P:
-        raise MissingMemberError(self, "sample(rng, n)")
+    @abstractmethod
+    def sample(self, rng: Generator, n: int) -> P:
+        """n problems."""
 
+    @abstractmethod
     def prompts(self, problems: P) -> np.ndarray:
-        raise MissingMemberError(self, "prompts(problems)")
+        """int64[n, prompt_len]."""
 
+    @abstractmethod
     def traces(self, problems: P, mode: np.ndarray) -> np.ndarray:
-        raise MissingMemberError(self, "traces(problems, mode)")
+        """int64[n, trace_len], PAD past EOS. mode: int64[n], an index into ``mode_names`` for each problem."""
 
+    @abstractmethod
     def dfa(self, problems: P) -> DFA:
-        raise MissingMemberError(self, "dfa(problems)")
+        """The automata that accept the right traces (see `data_gen.verifier`)."""
 
-    # What most tasks also write.
+    # Most tasks also write these.
 
-    def reprint(self, problems: P, rng: np.random.Generator) -> P:
-        """The problems in another print; themselves by default, for one way to print."""
+    def reprint(self, problems: P, rng: Generator) -> P:
+        """The same problems printed in another way. By default there is one way."""
         return problems
 
     def identity(self, problems: P) -> np.ndarray:
-        """uint64[n]; a hash of the prompt by default, which is right where `reprint` changes nothing."""
+        """uint64[n]: equal for equal problems, however printed. It decides a problem's stream.
+
+        By default a hash of the prompt, which is right where `reprint` changes nothing.
+        """
         return hashed(self.prompts(problems))
 
     def fork_prefix(self, problems: P) -> np.ndarray | None:
-        """int64[n, F], or None: the task declares no fork."""
+        """int64[n, F]: the tokens of a trace that end right before the fork, mode first. None: there is no fork."""
         return None
 
     def children(self, problems: P) -> np.ndarray | None:
-        """int64[n, d], or None: the task declares no fork."""
+        """int64[n, d]: the tokens that may come next at the fork, PAD past the last. Column 0 is right."""
         return None
 
-    def walks(self, problems: P, stop: float, informed: float, rng: np.random.Generator, count: int) -> np.ndarray:
-        """``count`` queries and walks for every problem's sequence, [n, count, Q], PAD in gaps.
+    def walks(self, problems: P, stop: float, informed: float, rng: Generator, count: int) -> np.ndarray:
+        """``count`` queries with walks for the sequence of every problem, int64[n, count, Q], PAD in gaps.
 
-        What is left of a prompt after ``graph_len`` tokens, and a walk that stops before every step with probability
-        ``stop``; of a share ``informed`` the query names where they end. By default whole prompts, each with a right
-        trace in a random mode, of the problem itself and those after it in the batch.
+        A query is a prompt without its first ``graph_len`` tokens. A walk stops before every step with probability
+        ``stop``. In a share ``informed`` of queries, the query names where the walk ends. By default queries are whole
+        prompts with right traces in random modes: of the problem itself and of the problems after it in the batch.
         """
         n = len(problems)
         rows = ((np.arange(n)[:, None] + np.arange(count)) % n).ravel()
@@ -140,7 +135,7 @@ class Task(Generic[P]):
         queries = [self.prompts(problems)[rows], self.traces(problems[rows], mode)]
         return np.concatenate(queries, axis=1).reshape(n, count, -1)
 
-    # What has a default that works.
+    # These have a default that works.
 
     @property
     def mode_names(self) -> tuple[str, ...]:
@@ -148,19 +143,9 @@ class Task(Generic[P]):
         return tuple(self.modes.split(","))
 
     @property
-    def graph_len(self) -> int:
-        """Tokens of a prompt that a sequence of walks prints once; the query follows."""
-        return 0
-
-    @property
     def shortest_query(self) -> int:
-        """Tokens of the shortest query with its walk, at most; too few cost time only."""
+        """Tokens of the shortest query with its walk. A smaller number only costs time."""
         return self.prompt_len - self.graph_len + 2
-
-    @property
-    def label_key(self) -> str:
-        """The field that says how many labels there are, "" for none; labels are the tokens 0, 1, 2, ..."""
-        return ""
 
     @property
     def label_count(self) -> int:
@@ -169,7 +154,7 @@ class Task(Generic[P]):
 
     @property
     def words(self) -> dict[int, str]:
-        """What tokens are called; the others go by their number."""
+        """The names of tokens. A token without a name is shown as its number."""
         return {self.eos: "EOS"} | {self.mode_token(mode): mode for mode in self.mode_names}
 
     def decode(self, tokens: np.ndarray) -> str:
@@ -182,30 +167,33 @@ class Task(Generic[P]):
         return np.full(len(problems), self.children(problems) is not None)
 
     def printed(self: T, branch_order: str) -> T:
-        """The task with its branches printed in this order; itself where that is no field."""
+        """The task with its branches printed in this order. A task without that field is returned as it is."""
         changes = {field.name: branch_order for field in fields(self) if field.name == "branch_order"}
         return replace(self, **changes)
 
     def give_cue(self, problems: P, cued: np.ndarray) -> P:
-        """The problems, the branch given away by the printed order where bool[n] ``cued``."""
+        """The problems, with the branch given away by the printed order where bool[n] ``cued``."""
         raise ValueError(f"cue_rate: {type(self).__name__} prints no cue that gives the branch away; give 0")
 
     def remove_fork(self, problems: P, forked: np.ndarray) -> P:
-        """The problems, without a fork where not bool[n] ``forked``. Raises ValueError where that cannot be."""
+        """The problems, without a fork where bool[n] ``forked`` is False. Raises ValueError where that cannot be."""
         raise ValueError(f"{type(self).__name__} has no problems without a fork: give fork_in_graph=false, forked=true")
 
     @property
     def guessing_floor(self) -> float | None:
-        """The chance that a guess is the answer; None where traces end in no answer."""
+        """The chance that a guess is the answer. None where traces end in no answer."""
         return None
 
     def answer_dfa(self, problems: P) -> DFA:
-        """The automata that judge the answer alone; raises ValueError where traces end in no answer."""
+        """The automata that judge the answer alone. Raises ValueError where traces end in no answer."""
         raise ValueError(f"grading: traces of {type(self).__name__} end in no answer, choose steps")
 
     def read_graph(self, tokens: np.ndarray) -> tuple[np.ndarray, np.ndarray, np.ndarray, np.ndarray]:
-        """Prompts as read: parents [n, E], children [n, E] as printed, what else each edge says [n, E, X], the query
-        [n, 2] (start, goal). Raises ValueError where prompts print no graph."""
+        """The graphs that prompts print, as int64 arrays. Raises ValueError where prompts print no graph.
+
+        They are: parents [n, E] and children [n, E] as printed, what else each edge says [n, E, X], and the query
+        (start, goal) [n, 2].
+        """
         raise ValueError(f"{type(self).__name__} prints no graph of edges")
 
 

@@ -1,8 +1,8 @@
-"""Verifiers: acceptance of a trace as one deterministic finite automaton (DFA) a problem.
+"""Verifiers: one deterministic finite automaton (DFA) for every problem accepts the right traces.
 
 State 0 is the start. ``next[i, state, token]`` is the state of problem i after a token. The last states are sinks, one
-for each outcome of a trace: the first accepts, each of the others is a way to fail, and the last is for traces that
-outgrow their length. So errors are read off the outcome.
+for each outcome of a trace. The first sink accepts. Each other sink is a way to fail. The last sink is for traces that
+outgrow their length.
 
 The DFA of a star problem with start 3, right branch 3 -> 7 -> 1 and decoy 3 -> 4 -> 2 (8 nodes):
 
@@ -13,6 +13,7 @@ The DFA of a star problem with start 3, right branch 3 -> 7 -> 1 and decoy 3 -> 
     "SEP"             0 -SEP-> malformed                "FWD 3 7 1 2" ... F3 -2-> too_long
 """
 
+from collections.abc import Sequence
 from dataclasses import dataclass
 
 import numpy as np
@@ -20,24 +21,25 @@ import numpy as np
 
 @dataclass(frozen=True)
 class DFA:
-    """A batch of automata: next uint8 or uint16[n, S, V]; the last states are the sinks of ``outcomes``, in order."""
+    """A batch of automata: next uint8 or uint16[n, S, V]. The last states are the sinks of ``outcomes``, in order."""
 
     next: np.ndarray
     outcomes: tuple[str, ...]
 
     @property
     def first_outcome(self) -> int:
+        """The first sink: the state of accepted traces."""
         return self.next.shape[1] - len(self.outcomes)
 
     def run(self, problem: int, tokens: np.ndarray) -> int:
-        """The state of one problem after the tokens int[T]."""
+        """The state of one problem's automaton after the tokens int[T]."""
         state = 0
         for token in tokens:
             state = int(self.next[problem, state, token])
         return state
 
     def shortest(self) -> np.ndarray:
-        """int64[n, S]: the fewest tokens from each state to acceptance; more than S where there is no way."""
+        """int64[n, S]: the fewest tokens from each state to acceptance. More than S: there is no way."""
         states = self.next.shape[1]
         fewest = np.full(self.next.shape[:2], states + 1, dtype=np.int64)
         fewest[:, self.first_outcome] = 0
@@ -53,17 +55,25 @@ class DFA:
 def blank(n: int, live: int, vocab: int, outcomes: tuple[str, ...]) -> np.ndarray:
     """Tables [n, live + outcomes, V] in which every token is malformed in every live state, and sinks stay."""
     states = live + len(outcomes)
-    dtype = np.uint8 if states <= 256 else np.uint16
-    table = np.full((n, states, vocab), live + outcomes.index("malformed"), dtype=dtype)
-    table[:, live:] = np.arange(live, states, dtype=dtype)[:, None]
+    table = np.full((n, states, vocab), live + outcomes.index("malformed"), np.uint8 if states <= 256 else np.uint16)
+    table[:, live:] = np.arange(live, states)[:, None]
     return table
 
 
-def add_chain(table: np.ndarray, base: int, trace: np.ndarray, errors: np.ndarray, outcomes: tuple[str, ...]) -> None:
-    """Accept one trace a problem: write its states base, base + 1, ... into the table.
+def chain_errors(names: Sequence[tuple[str, ...]], widths: list[int], outcomes: tuple[str, ...]) -> np.ndarray:
+    """int64[1, T, V] for `add_chain`: the outcome of a wrong token at every place of a trace.
 
-    trace: int[n, T], mode first, EOS last; errors: int[n or 1, T, V], the index of the outcome that a wrong token
-    leads to at every place but the first.
+    names: for every place, the outcome of each class of tokens. widths: how many tokens each class has.
+    """
+    index = np.array([outcomes.index(name) for place in names for name in place])
+    return np.repeat(index.reshape(1, len(names), len(widths)), widths, axis=2)
+
+
+def add_chain(table: np.ndarray, base: int, trace: np.ndarray, errors: np.ndarray, outcomes: tuple[str, ...]) -> None:
+    """Accept one trace of each problem: write its states base, base + 1, ... into the table.
+
+    trace: int[n, T], mode first, EOS last. errors: int[n or 1, T, V], the index of the outcome that a wrong token
+    leads to, at every place but the first.
     """
     rows, live, last = np.arange(len(trace)), table.shape[1] - len(outcomes), trace.shape[1] - 1
     table[rows, 0, trace[:, 0]] = base

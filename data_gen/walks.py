@@ -2,10 +2,10 @@
 
 A sequence is one printed graph followed by queries until it is full. Each query is a walk from a random node
 in a random mode: FWD down the edges, to a uniformly random child at the root, REV up the edges, SEARCH down
-one branch after the other. Before every step the walk stops with probability ``stop``. The query names the
-node the walk starts from, in the slot its mode starts from, and a random node of the graph in the other
-slot, so the goal slot carries no information (but for a share ``informed`` of the walks, 0 by default, in
-which it names the node where the walk ends).
+one branch after the other. Before every step the walk stops with probability ``stop``. The query has two slots:
+FWD and SEARCH start from the first, REV from the second. One slot names the node where the walk starts. The
+other names a random node of the graph, so it says nothing about the walk. In a share ``informed`` of the walks,
+0 by default, it names the node where the walk ends instead.
 
 The inputs of ``walk_batch(Star(nodes=8, branches=2, length=3), stop=.3, seq_len=24, seed=0, step=1, n=1)``:
 
@@ -17,6 +17,7 @@ The inputs of ``walk_batch(Star(nodes=8, branches=2, length=3), stop=.3, seq_len
 from dataclasses import dataclass
 
 import numpy as np
+from numpy.random import Generator
 
 from data_gen import streams
 from data_gen.task import PAD, Task
@@ -30,33 +31,28 @@ def walk_batch(
     """Inputs and targets, int64[n, seq_len] each, of one pretraining batch.
 
     Targets are the next tokens inside walks (mode to EOS) and IGNORE elsewhere: graphs and queries are
-    random and hold nothing to learn. Graphs come from the walks stream. Raises ValueError for a ``stop``
-    outside [0, 1) or a sequence too short for one query.
+    random and hold nothing to learn. Graphs come from the walks stream. stop: a probability below 1, as in
+    `Task.walks`. seq_len: at least one prompt and trace of the task.
     """
-    if not 0 <= stop < 1:
-        raise ValueError(f"stop is {stop}: it is a probability below 1")
-    if seq_len < task.prompt_len + task.trace_len:
-        raise ValueError(f"seq_len is {seq_len}: one query of this task needs {task.prompt_len + task.trace_len}")
     graphs = streams.problems(task, seed, "walks", n, step)
     rng = streams.generator(seed, "walks", step, "walks")
     count = -(-(seq_len + 1 - task.graph_len) // task.shortest_query)
     queries = task.walks(graphs, stop, informed, rng, count)
-    printed = task.prompts(graphs)[:, : task.graph_len]
-
-    tokens = np.concatenate([printed, queries.reshape(n, -1)], axis=1)
-    in_answer = np.arange(queries.shape[2]) >= task.prompt_len - task.graph_len
-    answer = np.concatenate([np.zeros_like(printed, dtype=bool), np.tile(in_answer, (n, count))], axis=1)
+    tokens = np.concatenate([task.prompts(graphs)[:, : task.graph_len], queries.reshape(n, -1)], axis=1)
+    in_walk = np.arange(queries.shape[2]) >= task.prompt_len - task.graph_len
+    learned = np.concatenate([np.zeros(task.graph_len, dtype=bool), np.tile(in_walk, count)])
+    targets = np.where(learned, tokens, IGNORE)
     close_gaps = np.argsort(tokens == PAD, axis=1, kind="stable")[:, : seq_len + 1]
-    tokens, answer = (np.take_along_axis(a, close_gaps, axis=1) for a in (tokens, answer))
-    return tokens[:, :-1], np.where(answer[:, 1:], tokens[:, 1:], IGNORE)
+    tokens, targets = (np.take_along_axis(array, close_gaps, axis=1) for array in (tokens, targets))
+    return tokens[:, :-1], targets[:, 1:]
 
 
 @dataclass(frozen=True)
 class Paths:
-    """Random walks down from a node of a branch or up from it, [n, count] of them.
+    """Random walks down from a node of a branch or up from it, as arrays [n, count].
 
-    mode: names; first: the depth they start from; steps: how many they make; nodes: int64[n, count, l], the canonical
-    nodes they come to, 0 past the last.
+    mode: their names; first: the depth where they start; steps: how many they make; nodes: int64[n, count, l], the
+    canonical nodes on the walk, 0 after its end.
     """
 
     mode: np.ndarray
@@ -66,7 +62,7 @@ class Paths:
 
 
 def random_paths(
-    branches: int, length: int, shape: tuple[int, int], modes: tuple[str, ...], stop: float, rng: np.random.Generator
+    branches: int, length: int, shape: tuple[int, int], modes: tuple[str, ...], stop: float, rng: Generator
 ) -> Paths:
     """Random walks of the shape [n, count] on ``branches`` of ``length`` nodes, in evenly drawn ``modes``.
 

@@ -1,5 +1,6 @@
 """The examples run as they are, at toy size, and are as short as the README says."""
 
+import itertools
 import json
 import subprocess
 import sys
@@ -72,37 +73,21 @@ def test_new_task(tmp_path):
         assert sum(record["errors"].values()) + record["pass_at"]["1"] == pytest.approx(1, abs=1e-6)
 
 
-class Sorted:
-    """A random generator of which `random` gives sorted numbers, so that cells keep their places as names."""
-
-    def __init__(self) -> None:
-        self.rng = np.random.default_rng(0)
-        self.integers, self.choice = self.rng.integers, self.rng.choice
-
-    def random(self, shape: tuple[int, int]) -> np.ndarray:
-        return np.tile(np.arange(shape[1]), (shape[0], 1))
-
-
-def test_mazes_lie_on_a_grid():
-    path = Maze(4, 3).sample(Sorted(), 200).path
-    assert (np.abs(np.diff(path // 4)) + np.abs(np.diff(path % 4)) == 1).all()
-
-
 def test_mazes():
     """Corridors that never meet themselves; the trace passes printed doors, and so does every walk."""
     task, rng = Maze(4, 3), np.random.default_rng(0)
     problems = task.sample(rng, 200)
-    walks = task.walks(problems, 0.2, 0.0, rng, 3)
-    for i, prompt in enumerate(task.prompts(problems).tolist()):
-        doors, (start, goal, sep) = list(zip(prompt[:-3:2], prompt[1:-3:2], strict=True)), prompt[-3:]
-        assert len({*prompt[:-3]}) == 7 and sep == task.sep and max(prompt[:-1]) < 16
-        forward, reverse = (task.traces(problems[i : i + 1], np.array([mode]))[0, 1:-1].tolist() for mode in (0, 1))
-        assert forward == reverse[::-1] and (forward[0], forward[-1]) == (start, goal)
-        for first, other, sep, mode, *walk, end in [[0, 0, task.sep, 18, *forward, task.eos], *walks[i].tolist()]:
-            cells = [cell for cell in walk if cell >= 0]
-            assert (sep, end) == (task.sep, task.eos) and (mode == 18 or cells[0] == other) and other < 16 > first
-            cells = cells if mode == task.mode_token("FWD") else cells[::-1]
-            assert all(door in doors for door in zip(cells, cells[1:], strict=False))
+    forward, reverse = (task.traces(problems, np.full(200, mode))[:, 1:-1].tolist() for mode in (0, 1))
+    walks = task.walks(problems, 0.2, 0.0, rng, 3).tolist()
+    for i, (*doors, start, goal, sep) in enumerate(task.prompts(problems).tolist()):
+        assert len({*doors}) == 7 and sep == task.sep and max(doors) < 16
+        assert forward[i] == reverse[i][::-1] and (forward[i][0], forward[i][-1]) == (start, goal)
+        printed = [*zip(doors[::2], doors[1::2], strict=True)]
+        assert all(door in printed for door in itertools.pairwise(forward[i]))
+        for first, second, sep, mode, *walk, end in walks[i]:
+            cells, is_forward = [cell for cell in walk if cell >= 0], mode == task.mode_token("FWD")
+            assert (sep, end) == (task.sep, task.eos) and cells[0] == (first if is_forward else second)
+            assert all(door in printed for door in itertools.pairwise(cells if is_forward else cells[::-1]))
 
 
 def test_the_new_task_shows_its_docstring():

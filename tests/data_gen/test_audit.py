@@ -11,25 +11,16 @@ import pytest
 
 from data_gen import audit, streams
 from data_gen.star import Problems, Star
-from data_gen.streams import Examples
+from data_gen.task import concatenate
 from examples.new_task import Maze
 from minifork import config as configs
-from minifork.schema import ALIASES, TASKS
 from minifork.training import stages
-from tests.helpers.stars import PLAIN, REFERENCE, names_flagged
+from tests.helpers.stars import PLAIN, REFERENCE, examples_of, names_flagged
 
 WIDE = Star(nodes=24, branches=3, length=5)
 CLEAN = [replace(PLAIN, fork_rate=rate) for rate in (0.0, 0.25, 0.5, 0.75, 1.0)]
 CLEAN += [replace(PLAIN, allocation="problem"), replace(PLAIN, fresh=True)]
 CLEAN += [replace(PLAIN, fork_rate=rate, fork_in_graph=True) for rate in (0.25, 0.5)]
-BRANCH_CHECKS = {f"first edge {what}" for what in ("position", "order")} | {"goal edge position", "linear probe"}
-BRANCH_CHECKS |= {"child label order", "child label"}
-
-
-def examples_of(task: Star, problems: Problems) -> Examples:
-    """FWD examples of problems made by hand."""
-    tokens = np.concatenate([task.prompts(problems), task.traces(problems, np.zeros(len(problems), int))], axis=1)
-    return Examples(problems, np.ones(len(problems), dtype=bool), tokens)
 
 
 def swap_branches(task: Star, problems: Problems, rows: np.ndarray) -> Problems:
@@ -44,7 +35,7 @@ def train_problems(n: int, task: Star = REFERENCE) -> Problems:
     return streams.training_problems(task, 5, n)
 
 
-@pytest.mark.parametrize("task", sorted(TASKS.keys() - ALIASES.keys()))
+@pytest.mark.parametrize("task", ["arith", "sizes", "star"])
 def test_shipped_sets_do_not_leak(task):
     """The data are a fixed function of the config."""
     config = configs.load_config(task)
@@ -74,8 +65,10 @@ def test_p_values_are_uniform(monkeypatch):
 
 
 def test_published_order_is_flagged():
+    """In few traces. An audit is a function of its arguments."""
     task = Star(16, 2, 4, branch_order="published")
-    checks = audit.audit(task, streams.sft_examples(task, PLAIN, 0, 32), 0.5)
+    checks, repeated = (audit.audit(task, streams.sft_examples(task, PLAIN, 0, 32), 0.5, seed=3) for _ in range(2))
+    assert audit.table(checks) == audit.table(repeated)
     # A permutation p value is never 0: the observed assignment is one of its own permutations.
     assert min(check.p for check in checks) == 1 / (1 + audit.DRAWS)
     assert "first edge order" in {check.name for check in checks if check.flagged}
@@ -87,47 +80,37 @@ def test_cue_is_flagged(cue_rate):
     assert names_flagged(REFERENCE, examples) == {"first edge position", "first edge order", "linear probe"}
 
 
-def test_leak_in_label_order():
-    problems = train_problems(300)
-    left, right = REFERENCE.children(problems).T
-    flagged = names_flagged(REFERENCE, examples_of(REFERENCE, swap_branches(REFERENCE, problems, left > right)))
-    assert flagged == {"child label order", "child label", "linear probe"}
-
-
-def test_leak_in_label_identity():
-    """One token in 16 gives the branch away: only the check of label identity is sharp enough."""
+def test_leaks_in_labels():
+    """One token in 16 gives the branch away in the second case: only the check of label identity is sharp enough."""
     problems = train_problems(500)
-    rows = REFERENCE.children(problems)[:, 1] == 8
-    assert names_flagged(REFERENCE, examples_of(REFERENCE, swap_branches(REFERENCE, problems, rows))) == {"child label"}
+    first, second = REFERENCE.children(problems).T
+    goals = problems.labels[:, [3, 6]].T
+    cases = [
+        (first > second, {"child label order", "child label", "linear probe"}),
+        (second == 8, {"child label"}),
+        (goals[0] > goals[1], {"linear probe"}),
+    ]
+    for rows, expected in cases:
+        assert names_flagged(REFERENCE, examples_of(REFERENCE, swap_branches(REFERENCE, problems, rows))) == expected
 
 
-def test_leak_in_goal_edge():
-    problems = train_problems(300)
+def test_leaks_in_places():
+    """Of the goal's edge, and of an edge between the ends, which the linear probe alone sees."""
+    problems = train_problems(500)
     order = problems.order.copy()
     rows, goal_edge = np.arange(len(order)), REFERENCE.length - 2
-    at = np.argmax(order == goal_edge, axis=1)
-    order[rows, at], order[:, -1] = order[:, -1], goal_edge
+    order[rows, np.argmax(order == goal_edge, axis=1)], order[:, -1] = order[:, -1], goal_edge
     flagged = names_flagged(REFERENCE, examples_of(REFERENCE, replace(problems, order=order)))
     assert "goal edge position" in flagged and "first edge order" not in flagged
-
-
-def test_leaks_between_the_ends_are_left_to_the_probe():
-    problems = train_problems(500)
-    position = np.argsort(problems.order, axis=1)
-    later = position[:, 1] > position[:, 4]
-    branch, step = np.divmod(problems.order, 3)
-    order = np.where(later[:, None], (1 - branch) * 3 + step, problems.order)
+    position, (branch, step) = np.argsort(problems.order, axis=1), np.divmod(problems.order, 3)
+    order = np.where((position[:, 1] > position[:, 4])[:, None], (1 - branch) * 3 + step, problems.order)
     assert "linear probe" in names_flagged(REFERENCE, examples_of(REFERENCE, replace(problems, order=order)))
-    higher_goal = problems.labels[:, 3] > problems.labels[:, 6]
-    swapped = examples_of(REFERENCE, swap_branches(REFERENCE, problems, higher_goal))
-    assert names_flagged(REFERENCE, swapped) == {"linear probe"}
 
 
 def test_held_out_problems_are_flagged():
     test_set = streams.test_problems(REFERENCE, 300)
     assert names_flagged(REFERENCE, examples_of(REFERENCE, test_set)) == {"stream", "overlap", "near repeats"}
-    mixed = [train_problems(99), test_set[:1]]
-    one = Problems(*(np.concatenate([getattr(p, k) for p in mixed]) for k in ("labels", "order", "forked")))
+    one = concatenate([train_problems(99), test_set[:1]])
     assert names_flagged(REFERENCE, examples_of(REFERENCE, one)) == {"stream", "overlap"}
 
 
@@ -147,22 +130,14 @@ def test_all_modes_for_every_problem():
             assert names_flagged(three, streams.sft_examples(three, mixture, 0, n), mixture.first_share) == set()
 
 
-def test_many_branches(monkeypatch):
-    monkeypatch.setattr(audit, "DRAWS", audit.BLOCK)
-    wide = Star(nodes=400, branches=300, length=2)
-    checks = audit.audit(wide, streams.sft_examples(wide, CLEAN[4], 0, 10), 1.0)
-    assert {check.name for check in checks} >= BRANCH_CHECKS and all(0 < check.p <= 1 for check in checks)
-
-
 def test_a_task_that_prints_no_star():
     """Branches are told by where their first token is printed; doors printed the right way round give them away."""
     task = Maze(5, 3)
     problems = streams.training_problems(task, 0, 400)
-    checks = audit.audit(task, examples_of(task, problems), 1.0)
-    assert not any(check.flagged for check in checks) and len(checks) == 11
+    assert not names_flagged(task, examples_of(task, problems))
     ordered = replace(problems, order=np.sort(problems.order, axis=1))
-    flagged = set("first place,order of first places,last place,linear probe".split(","))
-    assert names_flagged(task, examples_of(task, ordered)) == {f"2 branches, {name}" for name in flagged}
+    flagged = {f"2 branches, {name}" for name in ("first place", "order of first places", "last place", "linear probe")}
+    assert names_flagged(task, examples_of(task, ordered)) == flagged
     low = problems.path[:, 2] < problems.path[:, 4]
     lower = replace(problems, path=np.where(low[:, None], problems.path[:, ::-1], problems.path))
     assert names_flagged(task, examples_of(task, lower)) >= {"2 branches, token order", "2 branches, linear probe"}
@@ -172,8 +147,7 @@ def test_no_fork():
     for task, mixture in ((REFERENCE, replace(PLAIN, fork_rate=0.0, fork_in_graph=True)), (Star(16, 1, 4), PLAIN)):
         checks = audit.audit(task, streams.sft_examples(task, mixture, 0, 50), mixture.fork_rate)
         assert not any(c.flagged for c in checks)
-        assert {c.name for c in checks if c.measures == "no fork"} >= BRANCH_CHECKS
-        assert "no fork" in audit.table(checks)
+        assert len([c.name for c in checks if c.measures == "no fork"]) >= 6 and "no fork" in audit.table(checks)
 
 
 def test_repeated_prompts_count_once():
@@ -181,23 +155,6 @@ def test_repeated_prompts_count_once():
     nine = REFERENCE.give_cue(train_problems(9), np.ones(9, dtype=bool))
     copies = nine[np.tile(np.arange(9), 20)]
     assert names_flagged(REFERENCE, examples_of(REFERENCE, copies)) == {"repeats"}
-
-
-def test_reads_the_tokens_not_the_canonical_numbers():
-    problems = train_problems(50, WIDE)
-    branches = audit.read_branches(WIDE, WIDE, WIDE.prompts(problems))
-    rows = np.arange(50)
-    assert (branches.node[rows, branches.right] == WIDE.path(problems)[:, 1:]).all()
-    assert (np.diff(branches.position[:, :, 0], axis=1) > 0).all()
-    edges = WIDE.edge_list(problems)
-    assert (edges[rows[:, None, None], branches.position, 1] == branches.node).all()
-
-
-def test_refuses_a_broken_prompt():
-    examples = streams.sft_examples(REFERENCE, CLEAN[4], 0, 20)
-    examples.tokens[3, 2 * REFERENCE.edges + 1] = examples.tokens[3, 2 * REFERENCE.edges]
-    with pytest.raises(ValueError, match="one ends in the goal"):
-        audit.audit(REFERENCE, examples, 1.0)
 
 
 def test_chi_square_by_hand():
@@ -222,13 +179,6 @@ def test_probe_equals_a_plain_refit():
             weights = np.linalg.lstsq(np.concatenate([rows, ridge]), padded, rcond=None)[0]
             hits += ((x[~fit] @ weights).argmax(axis=1) == r[~fit]).sum()
         assert accuracy == pytest.approx(hits / 81)
-
-
-def test_table_and_determinism():
-    examples = streams.sft_examples(REFERENCE, PLAIN, 0, 64)
-    first, second = (audit.table(audit.audit(REFERENCE, examples, 0.5, seed=3)) for _ in range(2))
-    assert first == second
-    assert [line[-2:] for line in first.splitlines()[1:]] == ["ok"] * (len(BRANCH_CHECKS) + 5)
 
 
 def test_the_docstring_shows_a_real_table():

@@ -35,8 +35,7 @@ def tasks(draw, min_branches: int = 1) -> Star:
 @st.composite
 def tasks_with_problems(draw, n: int = 6) -> tuple[Star, Problems]:
     """A task and n of its problems, some with decoys on a second root."""
-    task = draw(tasks())
-    rng = np.random.default_rng(draw(st.integers(0, 2**32)))
+    task, rng = draw(tasks()), np.random.default_rng(draw(st.integers(0, 2**32)))
     return task, task.remove_fork(task.sample(rng, n), rng.random(n) < 0.7)
 
 
@@ -60,32 +59,25 @@ class Graph:
 
 
 def grade(task: Star, graph: Graph, answer) -> str:
-    """An independent grader: follows the answer edge by edge; "live" when the answer is not finished."""
+    """An independent grader of FWD and REV: compares the answer with the chain; "live" when it is not finished."""
     if len(answer) == 0:
         return "live"
-    if answer[0] not in (task.fwd, task.rev):
+    mode, *walk = answer
+    if mode not in (task.fwd, task.rev):
         return "malformed"
-    forward, here = answer[0] == task.fwd, None
-    first, last = (graph.start, graph.goal) if forward else (graph.goal, graph.start)
-    for token in answer[1:]:
+    forward, chain = mode == task.fwd, graph.chain()
+    right = [*(chain if forward else chain[::-1]), task.eos]
+    for place, (token, due) in enumerate(zip(walk, right, strict=False)):
+        if token == due:
+            continue
         if token == task.eos:
-            return "accept" if here == last else "early_stop"
-        if token >= task.nodes:
+            return "early_stop"
+        if token >= task.nodes or (place == 0 and forward):
             return "malformed"
-        if here is None:
-            if token != first:
-                return "malformed" if forward else "wrong_goal"
-        elif here == last:
-            return "too_long"
-        elif forward:
-            if token not in graph.children.get(here, []):
-                return "invalid_edge"
-            if token not in graph.chain():
-                return "wrong_branch"
-        elif graph.parent.get(here) != token:
-            return "invalid_edge"
-        here = token
-    return "live"
+        if place == 0 or due == task.eos:
+            return "too_long" if due == task.eos else "wrong_goal"
+        return "wrong_branch" if forward and token in graph.children[walk[place - 1]] else "invalid_edge"
+    return "accept" if walk[-1:] == [task.eos] else "live"
 
 
 def verdict(dfa: DFA, problem: int, answer) -> str:
@@ -99,9 +91,8 @@ def assert_graded(dfa: DFA, problem: int, vocab_size: int, grader: Callable[[lis
 
     Every answer is a live prefix, a token, and a rest that no longer matters: all cases are covered.
     """
-    assert (dfa.next < dfa.next.shape[1]).all()
     outcomes = np.arange(dfa.first_outcome, dfa.next.shape[1])
-    assert (dfa.next[:, outcomes, :] == outcomes[:, None]).all()
+    assert (dfa.next <= outcomes[-1]).all() and (dfa.next[:, outcomes, :] == outcomes[:, None]).all()
     live, reached = [list(first)], set()
     while live:
         prefix = live.pop()
@@ -119,6 +110,12 @@ def assert_refused(make: Callable, right: dict, changes: str, words: str = "") -
         value = yaml.safe_load(text)
         with pytest.raises(ValueError, match=re.escape(f"{key} is {value!r}") + words):
             make(**right | {key: value})
+
+
+def examples_of(task: Task, problems: Problems) -> Examples:
+    """FWD examples of problems made by hand."""
+    mode = np.zeros(len(problems), dtype=np.int64)
+    return Examples(problems, mode, np.concatenate([task.prompts(problems), task.traces(problems, mode)], axis=1))
 
 
 def names_flagged(task: Task, examples: Examples, fork_rate: float = 1.0, **options) -> set[str]:

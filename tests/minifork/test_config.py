@@ -235,7 +235,7 @@ WRONG = {
     "sft.cue_rate=0.5 sft.fork_rate=0.5": "sft.fork_rate=1",
     "sft.traces=31": "sft.traces is 31: fill at least one batch (sft.batch=32)",
     "sft.prefix=17": "sft.prefix is 17: labels serve as its integers",
-    "data.nodes=6": "data.nodes is 6: .*2 branches of length 4.*at least 7.*branches*(length-1)+1",
+    "data.nodes=6": "data.nodes is 6: .*2 branches of length 4.*at least 7",
     "data.branches=8": "data.nodes is 16: .*8 branches of length 4.*at least 25",
     "data.branch_order=sorted": "data.branch_order is 'sorted': .*published",
     "model.heads=3": "model.width is 128: .*model.heads (3)",
