@@ -35,15 +35,6 @@ def test_exact_is_brute_force(make_model, scale):
     np.testing.assert_allclose(outcome_probabilities(tree)[:, 0], free, rtol=1e-4)
 
 
-def test_exact_is_the_mixture_of_its_first_tokens(make_model):
-    """free = sum over first tokens of P(token) times the outcomes under that forced token, for every outcome."""
-    tree = star_case(make_model)[0]
-    first = torch.softmax(tree.prompts.logits.double(), dim=1).numpy()
-    forced = (outcome_probabilities(tree.force(torch.full((len(tree), 1), token))) for token in range(TASK.vocab_size))
-    mixture = sum(p[:, None] * each for p, each in zip(first.T, forced, strict=True))
-    np.testing.assert_allclose(outcome_probabilities(tree), mixture, atol=1e-7)
-
-
 def test_exact_forced_past_an_error(make_model):
     tree, problems, _ = star_case(make_model)
     wrong = np.concatenate([TASK.fork_prefix(problems), TASK.children(problems)[:, 1:2]], axis=1)

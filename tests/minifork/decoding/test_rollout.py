@@ -92,16 +92,11 @@ def test_draws_that_depend_are_caught(tree, p, monkeypatch, broken):
     assert fit(roll(tree, MANY), p) < 1e-6
 
 
-def test_one_draw_for_all_problems_is_caught(tree, monkeypatch):
-    """Margins are right and only the dependence is wrong, which shows in sums over problems and not in PIT."""
-    alike = tree[torch.zeros(50, dtype=torch.int64)]
-    alike = replace(alike, ids=torch.arange(50))
-    apart = roll(alike)
-    assert not (apart == apart[0]).all()
-    broken = lambda seed, number, step, problem, purpose: uniform(seed, number, step, 0 * number, 0)  # noqa: E731
-    monkeypatch.setattr(rollouts, "uniform", broken)
-    same = roll(alike)
-    assert (same == same[0]).all()
+def test_problems_have_draws_of_their_own(tree):
+    """Margins would be right without, so this shows in sums over problems and not in PIT."""
+    copies = replace(tree[torch.zeros(50, dtype=torch.int64)], ids=torch.arange(50))
+    assert len(np.unique(roll(copies), axis=0)) > 10
+    assert len(np.unique(roll(replace(copies, ids=torch.zeros(50, dtype=torch.int64))), axis=0)) == 1
 
 
 def test_off_by_one_positions_are_caught(tree, p):
@@ -137,17 +132,15 @@ def test_rollouts_do_not_depend_on_rows_in_flight(tree, monkeypatch, rows):
 
 
 def test_rollouts_do_not_depend_on_chunks_of_problems(tree):
-    """But on the problem's number."""
     expected = roll(tree[:30], 20)
     parts = [roll(tree[a:b], 20) for a, b in [(0, 1), (1, 11), (11, 30)]]
     assert np.abs(np.concatenate(parts) - expected).sum() <= 2
-    assert np.abs(roll(replace(tree[:30], ids=30 + torch.arange(30)), 20) - expected).sum() > 20
 
 
 def test_more_rollouts_go_on_from_fewer(tree):
     """The first n of m > n rollouts are the n rollouts: each is a function of its own number."""
-    fewer, longer = roll(tree, 16), roll(tree, 40)
-    assert (longer - fewer >= -1).all() and (longer - fewer).min(axis=1).sum() >= -2
+    longer = roll(tree, 40) - roll(tree, 16)
+    assert (longer >= -1).all() and longer.min(axis=1).sum() >= -2
 
 
 def test_rollout_length_limit(make_model):
@@ -158,18 +151,14 @@ def test_rollout_length_limit(make_model):
     assert agrees(drawn, outcome_probabilities(tree))
 
 
-@pytest.mark.parametrize("n", [0, -3])
-def test_no_rollouts_are_refused(tree, n):
-    with pytest.raises(ValueError, match=f"n is {n}"):
-        rollout(tree, n, 0)
-
-
-# what rollouts can tell besides counts
+def test_no_rollouts_are_refused(tree):
+    with pytest.raises(ValueError, match="n is 0"):
+        rollout(tree, 0, 0)
 
 
 def test_lengths_agree(tree):
     """Mean lengths by outcome: exact within five standard errors of split's and rollout's; lengths add up."""
-    mean, n = exact(tree).tokens.sum(axis=1), 2000
+    mean, n = exact(tree).tokens.sum(axis=1), 1000
     assert (mean >= 1).all() and (mean <= LONGEST + 1e-9).all()
     error = LONGEST / 2 / math.sqrt(n)  # the standard error of a length is at most this
     for sampled in (split(tree, n, 3), rollout(tree, n, 3)):

