@@ -67,14 +67,10 @@ def exact_below(tree: TraceTree, prefixes: Mapping[str, Tensor], limits: Limits 
     answers: dict[str, Below] = {}
     for name, prefix in sorted(prefixes.items(), key=lambda item: item[1].shape[1]):
         if name not in answers:
-            longer = {other: tokens for other, tokens in prefixes.items() if _begins_with(tokens, prefix)}
-            part = tree.force(prefix)
+            part, depth = tree.force(prefix), prefix.shape[1]
+            longer = {key: tokens for key, tokens in prefixes.items() if torch.equal(tokens[:, :depth], prefix)}
             _explore(part, *part.after_forced(), longer, limits, answers)
     return answers
-
-
-def _begins_with(tokens: Tensor, prefix: Tensor) -> bool:
-    return torch.equal(tokens[:, : prefix.shape[1]], prefix)
 
 
 class _Sums(NamedTuple):
@@ -112,7 +108,9 @@ def _explore(
     unknown += frontier.mass()
     shares, tokens = totals.cpu().numpy()
     result = Result("exact", shares, unknown.cpu().numpy(), None, evaluated, tokens)
-    answers |= {name: Below(result, logits) for name, prefix in prefixes.items() if prefix.shape[1] == tree.forced_len}
+    for name, prefix in prefixes.items():
+        if prefix.shape[1] == tree.forced_len:
+            answers[name] = Below(result, logits)
     return _Sums(totals, unknown, evaluated)
 
 
