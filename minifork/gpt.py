@@ -165,16 +165,13 @@ class GPT(nn.Module):
 
     def decode(self, tokens: Tensor, rows: "Rows") -> Tensor:
         """Append one token int64[R] to every row and return the next logits, float[R, V]."""
-        position = rows.prompts.length + rows.length
-        if position >= self.context:
-            raise ValueError(f"position {position} is past the model's context of {self.context} tokens")
         count, spare = len(tokens), -len(tokens) % TILE
         tokens = F.pad(tokens, (0, spare))
 
         def attend(layer: int, q: Tensor, k: Tensor, v: Tensor) -> Tensor:
             return F.pad(rows.attend(layer, q[:count], k[:count], v[:count]), (0, 0, 0, 0, 0, spare))
 
-        logits = self._run(tokens, torch.full_like(tokens, position), attend)[:count]
+        logits = self._run(tokens, torch.full_like(tokens, rows.prompts.length + rows.length), attend)[:count]
         rows.length += 1
         return logits
 

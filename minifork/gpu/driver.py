@@ -32,10 +32,7 @@ class GPU:
         self.arch = f"sm_{major}{minor}"
         self.processors = torch.cuda.get_device_properties(self.device).multi_processor_count
         self.loaded = dict[Build, _Function]()
-        try:
-            self.driver = ctypes.CDLL("libcuda.so.1")
-        except OSError:
-            raise UnavailableError("libcuda.so.1, the driver, is not found") from None
+        self.driver = ctypes.CDLL("libcuda.so.1")
 
     def rows(self, work: int) -> int:
         """The largest tile that still gives every multiprocessor a block."""

@@ -83,15 +83,6 @@ def test_positions(make_model):
     assert (logits[1:] - logits[:-1]).abs().amax(dim=1).min() > 1e-3
 
 
-@torch.no_grad()
-def test_past_the_context(make_model):
-    model = make_model(1, SHAPES[0], VOCAB, CONTEXT)
-    rows = Rows(model.prefill(torch.zeros(2, CONTEXT - 1, dtype=torch.int64)), torch.tensor([0, 1]), 4)
-    model.decode(torch.tensor([0, 0]), rows)
-    with pytest.raises(ValueError, match=f"position {CONTEXT} is past .* context of {CONTEXT}"):
-        model.decode(torch.tensor([0, 0]), rows)
-
-
 def test_every_parameter_learns(make_model):
     """No parameter is left out of the computation, and none is shared."""
     model = make_model(1, SHAPES[1], VOCAB, CONTEXT)
