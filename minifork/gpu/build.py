@@ -72,12 +72,12 @@ def _nvrtc(library: ctypes.CDLL) -> Compiler:
 def options(build: Build, arch: str) -> list[str]:
     """The compiler's options; arch as "sm_90".
 
-    Products and sums are fused only where the source says so (fmad=false), so that fp32 results are those of the
-    host twin. Two blocks share a multiprocessor where their registers and shared memory allow it.
+    With fmad=false products and sums are fused only where the source says so, so fp32 results equal the host twin's.
+    Two blocks share a multiprocessor where their registers and shared memory allow it.
     """
-    together = 2 if build.bf16 and build.width < 256 else 1
+    blocks = 2 if build.bf16 and build.width < 256 else 1
     flags = [f"--gpu-architecture={arch}", "--std=c++17", "--fmad=false", "--ptxas-options=-v"]
-    return [*flags, *build.defines(), f"-DBLOCKS_PER_SM={together}"]
+    return [*flags, *build.defines(), f"-DBLOCKS_PER_SM={blocks}"]
 
 
 def cache_folder() -> Path:
@@ -86,9 +86,9 @@ def cache_folder() -> Path:
 
 
 def compiled(build: Build, arch: str, folder: Path, compiler: Compiler | None = None) -> bytes:
-    """The cubin of a build, from the cache if it is there and sound; else compiled and cached.
+    """The cubin of a build, from the cache if an undamaged one is there; else compiled and cached.
 
-    Where the folder cannot be written the cubin is compiled every time. Raises UnavailableError.
+    If the folder cannot be written, the cubin is compiled in every process. Raises UnavailableError.
     """
     compiler, flags = compiler or find_compiler(), options(build, arch)
     source = SOURCE.read_text(encoding="utf-8")

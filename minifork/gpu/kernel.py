@@ -1,7 +1,7 @@
-"""Rollouts in one launch: what `decode.cu` needs to know, and how its answer is read.
+"""Rollouts in one launch: the arguments of `decode.cu`, and its outputs as a `Result`.
 
-The same source runs on a GPU (`minifork.gpu.driver`) and, in tests, on the CPU (its host twin). A *machine* compiles
-it for a `Build` and launches it; everything here is common to both. docs/kernel.md describes the kernel itself.
+The same source runs on a GPU (`minifork.gpu.driver`) and, in tests, on the CPU (its host twin). A *machine* compiles it
+for a `Build` and launches it; all that is here is common to both. docs/kernel.md describes the kernel itself.
 """
 
 import ctypes
@@ -35,7 +35,7 @@ class UnavailableError(Exception):
 
 @dataclass(frozen=True)
 class Build:
-    """What the kernel is compiled for: the model, the lengths of prompt and trace (tokens), rows a block, precision."""
+    """Constants at compile time: the model's shape, tokens of a prompt and a trace, rows of a block, precision."""
 
     width: int
     heads: int
@@ -168,11 +168,11 @@ def _logp(out: dict[str, Tensor]) -> Tensor:
 
 
 def _launch(
-    tree: TraceTree, n: int, seed: int, machine: Machine, build: Build, given: Tensor | None, traces: bool
+    tree: TraceTree, n: int, seed: int, machine: Machine, build: Build, target: Tensor | None, traces: bool
 ) -> dict[str, Tensor]:
     """Lay everything out, launch the kernel, and return its OUTPUTS by name."""
     try:
-        tensors, args, blocks = lay_out(tree, n, seed, machine, build, given, traces)
+        tensors, args, blocks = lay_out(tree, n, seed, machine, build, target, traces)
         machine.launch(build, args, blocks)
         bad = int(tensors["bad"])
         if bad >= 0:
@@ -184,7 +184,7 @@ def _launch(
     half = -(-len(tree) // 2)
     warnings.warn(f"out of memory with {len(tree)} problems at once: trying {half}", stacklevel=3)
     halves = [
-        _launch(tree[part], n, seed, machine, build, None if given is None else given[part], traces)
+        _launch(tree[part], n, seed, machine, build, None if target is None else target[part], traces)
         for part in (slice(half), slice(half, None))
     ]
     return {name: torch.cat([out[name] for out in halves], dim=int(name == "totals")) for name in halves[0]}
@@ -192,10 +192,11 @@ def _launch(
 
 @torch.no_grad()
 def lay_out(
-    tree: TraceTree, n: int, seed: int, machine: Machine, build: Build, given: Tensor | None, traces: bool
+    tree: TraceTree, n: int, seed: int, machine: Machine, build: Build, target: Tensor | None, traces: bool
 ) -> tuple[dict[str, Tensor], Args, int]:
-    """What a launch of the kernel needs: tensors by name, the arguments that point to them, the number of blocks.
+    """The arguments of a launch: tensors by name, the `Args` that point to them, and the number of blocks.
 
+    target: int64[B, n, max_new], traces to score, or None to sample.
     The tensors must live as long as the kernel runs. It reads most of them, writes OUTPUTS and ``bad``, and adds to
     ``totals``.
     """
@@ -218,8 +219,8 @@ def lay_out(
     }
     scratch = blocks, build.layers, 2, build.rows, build.steps, build.width
     tensors["suffix"] = torch.empty(scratch, dtype=build.dtype, device=device)
-    if given is not None:
-        tensors["given"] = given.int()
+    if target is not None:
+        tensors["given"] = target.int()
     if traces:
         shape = count, n, build.steps
         tensors["tokens"] = torch.full(shape, -1, dtype=torch.int32, device=device)

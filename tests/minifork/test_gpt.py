@@ -41,9 +41,9 @@ def test_decode_equals_the_training_path(make_model, shape, problem, selections)
     for selection in selections:
         if selection is not None:
             rows, sequences = rows.take(torch.tensor(selection)), sequences[selection]
-        drawn = torch.from_numpy(rng.integers(VOCAB, size=len(sequences)))
-        sequences = torch.cat([sequences, drawn[:, None]], dim=1)
-        assert (model.decode(drawn, rows) - model(sequences)[:, -1]).abs().max() < 1e-4
+        token = torch.from_numpy(rng.integers(VOCAB, size=len(sequences)))
+        sequences = torch.cat([sequences, token[:, None]], dim=1)
+        assert (model.decode(token, rows) - model(sequences)[:, -1]).abs().max() < 1e-4
     assert torch.equal(prompts.k, k) and torch.equal(prompts.v, v)
 
 

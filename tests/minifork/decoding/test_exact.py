@@ -44,7 +44,7 @@ def test_blocks_do_not_matter(make_model, monkeypatch, rows):
 
 
 def test_p_does_not_depend_on_the_batch(make_model, threads):
-    """Of a polarised model, whose p magnify differences in the last bits: alone, in any order, on two threads."""
+    """Of a polarised model, whose p magnify differences in the last bits: one by one, in any order, on two threads."""
     tree, _ = dag_tree(make_model, problems=23, scale=1.0)
     together = exact(tree).p_lo
     for size in (1, 3, 5, 16):
@@ -114,10 +114,11 @@ def prefixes_of(tree, seed):
     """Nested prefixes, equal ones, some that differ between problems, some that end in an outcome at once."""
     rng = np.random.default_rng(seed)
     one = torch.zeros(len(tree), 1, dtype=torch.int64)
-    drawn = torch.from_numpy(rng.integers(tree.dfa.shape[2], size=(len(tree), 3)))
+    random = torch.from_numpy(rng.integers(tree.dfa.shape[2], size=(len(tree), 3)))
     return {
         "free": one[:, :0], "one": one, "same": one.clone(), "other": one + 1, "ends": one + tree.dfa.shape[2] - 1,
-        "three": torch.cat([one, drawn[:, :2]], dim=1), "two": torch.cat([one, drawn[:, :1]], dim=1), "drawn": drawn,
+        "three": torch.cat([one, random[:, :2]], dim=1), "two": torch.cat([one, random[:, :1]], dim=1),
+        "random": random,
     }  # fmt: skip
 
 
@@ -129,9 +130,9 @@ def test_one_enumeration_gives_what_forcing_every_prefix_gives(make_model, polic
         tree = replace(tree, model=tree.model.double(), prompts=tree.model.double().prefill(prompt))
     prefixes = prefixes_of(tree, 0)
     for name, below in exact_below(tree, prefixes).items():
-        alone = exact(tree.force(prefixes[name]))
+        forced = exact(tree.force(prefixes[name]))
         for array in ("outcomes", "tokens", "unknown"):
-            expected = getattr(alone, array)
+            expected = getattr(forced, array)
             np.testing.assert_allclose(getattr(below.result, array), expected, rtol=0, atol=1e-12, err_msg=name)
         assert torch.equal(below.logits, tree.force(prefixes[name]).after_forced()[1])
 
@@ -140,8 +141,8 @@ def test_one_enumeration_decodes_no_prefix_twice(make_model, monkeypatch):
     """Every live prefix passes through the model once; one that is asked for but ends in an outcome does so too."""
     tree, _ = dag_tree(make_model, layers=5, scale=0.6)
     rows, decode = [], GPT.decode
-    monkeypatch.setattr(GPT, "decode", lambda *given: rows.append(len(given[1])) or decode(*given))
-    prefixes = {name: prefix for name, prefix in prefixes_of(tree, 0).items() if name != "drawn"}
+    monkeypatch.setattr(GPT, "decode", lambda *args: rows.append(len(args[1])) or decode(*args))
+    prefixes = {name: prefix for name, prefix in prefixes_of(tree, 0).items() if name != "random"}
     together, decoded = exact_below(tree, prefixes)["free"].result, sum(rows)
     states = [tree.force(prefixes[name]).forced_states()[0] for name in ("one", "other", "ends", "two", "three")]
     dead = sum(int((state >= tree.first_outcome).sum()) for state in states)

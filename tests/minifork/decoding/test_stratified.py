@@ -56,9 +56,10 @@ def test_all_strata_make_up_the_tree(tree, decoder):
 def test_given_strata_are_taken_as_they_are(tree):
     """In their order, by any engine; the model's own ranking gives the same p to the same tokens."""
     ranked = first_tokens(tree, 3)
-    given = first_tokens(tree, torch.from_numpy(ranked.tokens[:, ::-1].copy()), lambda tree: exact(tree, width=0.1))
-    assert np.array_equal(given.tokens, ranked.tokens[:, ::-1])
-    assert (given.p_lo <= ranked.p_lo[:, ::-1] + 1e-7).all() and (ranked.p_lo[:, ::-1] <= given.p_hi + 1e-7).all()
+    tokens, p = ranked.tokens[:, ::-1].copy(), ranked.p_lo[:, ::-1]
+    result = first_tokens(tree, torch.from_numpy(tokens), lambda tree: exact(tree, width=0.1))
+    assert np.array_equal(result.tokens, tokens)
+    assert (result.p_lo <= p + 1e-7).all() and (p <= result.p_hi + 1e-7).all()
 
 
 def test_prefixes_of_several_lengths(tree):
@@ -80,13 +81,13 @@ def test_strata_against_sampling(tree):
     z below 4.5: a false alarm has probability 7e-6.
     """
     result, games = first_tokens(tree, 3), 2000
-    solved = np.zeros((20, games), dtype=bool)
+    accepted = np.zeros((20, games), dtype=bool)
     for j in range(3):
         sampled = rollout(tree.force(torch.tensor(result.tokens[:, j : j + 1])), 2 * games, seed=j, traces=True)
-        solved |= (sampled.traces.outcome == 0).reshape(20, games, 2).any(dim=2).numpy()
+        accepted |= (sampled.traces.outcome == 0).reshape(20, games, 2).any(dim=2).numpy()
     expected = stratified.dealt_pass_at_k(result.p_lo, [6])[:, 0]
     spread = np.sqrt((expected * (1 - expected) / games).sum()) / 20
-    assert abs(solved.mean() - expected.mean()) < 4.5 * spread
+    assert abs(accepted.mean() - expected.mean()) < 4.5 * spread
 
 
 @torch.no_grad()

@@ -81,15 +81,15 @@ def test_backends_agree(make_model, case):
         warnings.simplefilter("error")  # a fallback would warn
         fused = backends.sample(tree, 400, 1)
     plain, graph = rollout(tree, 400, 1), graphed(tree, 400, 1, rows=7000)
-    for other in (fused, graph):
-        moved = np.abs(other.outcomes - plain.outcomes).sum() * 400 / 2
+    for result in (fused, graph):
+        moved = np.abs(result.outcomes - plain.outcomes).sum() * 400 / 2
         assert moved <= 1 + 50 * 400 * 2e-4
 
 
 def test_a_build_is_compiled_and_tested_once(make_model, tmp_path, monkeypatch):
     """Compiled once for all processes, unless the cache is damaged; tested once in each."""
     tree, calls, test = on_gpu(make_tree(make_model, "reference", 40)), [], backends.self_test
-    monkeypatch.setattr(backends, "self_test", lambda *given: (calls.append(1), test(*given)))
+    monkeypatch.setattr(backends, "self_test", lambda *args: (calls.append(1), test(*args)))
     for process in range(1, 4):
         gpu = GPU(tree.dfa.device, tmp_path)
         assert [backends.ready(gpu, tree, 32, True) for _ in range(2)] == [32, 32]
