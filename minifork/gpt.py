@@ -1,8 +1,7 @@
 """A GPT in the manner of nanoGPT: pre-LN, learned positions, tanh GELU, no biases.
 
-Every block is written once. What differs between training and generating is only how queries meet keys,
-so that part (``attend``) is passed in: causal attention over the whole sequence, or one query against a
-shared prompt and the row's own suffix. Training, prefill and decode therefore cannot drift apart.
+Training, prefill and decode run the same blocks. They differ only in how queries meet keys, so that part (``attend``)
+is passed in: causal attention over the whole sequence, or one query against a shared prompt and the row's own suffix.
 
 Shapes use B problems (or sequences), R rows (rollouts or live prefixes), T tokens of a sequence, P of a
 prompt, S of a suffix, H heads of size D, V tokens of the vocabulary.
@@ -20,11 +19,11 @@ from torch import Tensor, nn
 
 from minifork.settings import Shape
 
-TILE = 16  # rows decoded come in multiples of this, as left-over rows take other paths through BLAS
-SEQUENCES = 128  # encoded at once, as larger batches leave the caches of a CPU
-LEAST = 4  # shared prompts meet at least as many rows: so a row's bits do not depend on the others
+TILE = 16  # rows are decoded in multiples of this, because BLAS computes left-over rows in another way
+SEQUENCES = 128  # prompts that are encoded at once; larger batches do not fit the caches of a CPU
+MIN_WIDTH = 4  # the fewest rows that meet a shared prompt in one product, so that a row's bits do not depend on others
 
-SLOPE, CUBIC = 2 * math.sqrt(2 / math.pi), 0.044715  # of the tanh GELU
+SLOPE, CUBIC = 2 * math.sqrt(2 / math.pi), 0.044715  # constants of the tanh GELU
 
 Attend = Callable[[int, Tensor, Tensor, Tensor], Tensor]
 
@@ -43,29 +42,29 @@ class Block(nn.Module):
         self.up = nn.Linear(width, 4 * width, bias=False)
         self.down = nn.Linear(4 * width, width, bias=False)
 
-    def forward(self, x: Tensor, layer: int, attend: Attend, wanted: "Wanted | None" = None) -> Tensor:
-        """float[..., width] to the same, or [B, T, width] to the wanted positions alone, [M, width].
+    def forward(self, x: Tensor, layer: int, attend: Attend, selection: "Selection | None" = None) -> Tensor:
+        """float[..., width] to the same shape, or [B, T, width] to the M selected positions, [M, width].
 
         ``attend`` maps the layer's q [..., H, D], k and v to what the queries read, [..., H, D].
         """
         normed, width = self.norm_attention(x), x.shape[-1]
-        if wanted is None:
+        if selection is None:
             q, k, v = rearrange(self.qkv(normed), "... (three h d) -> three ... h d", three=3, h=self.heads)
         else:
             queries, entries = self.qkv.weight.split([width, 2 * width])
-            q = rearrange(F.linear(normed[:, wanted.first :], queries), "b t (h d) -> b t h d", h=self.heads)
+            q = rearrange(F.linear(normed[:, selection.first :], queries), "b t (h d) -> b t h d", h=self.heads)
             k, v = rearrange(F.linear(normed, entries), "b t (two h d) -> two b t h d", two=2, h=self.heads)
         mixed = rearrange(attend(layer, q, k, v), "... h d -> ... (h d)")
-        if wanted is not None:
-            x, mixed = wanted.pick(x[:, wanted.first :]), wanted.pick(mixed)
+        if selection is not None:
+            x, mixed = selection.pick(x[:, selection.first :]), selection.pick(mixed)
         x = x + self.out(mixed)
         return x + self.down(gelu(self.up(self.norm_mlp(x))))
 
 
-class Wanted:
-    """The positions of sequences [B, T] whose logits are wanted, from a mask bool[B, T] on the CPU.
+class Selection:
+    """The positions of sequences [B, T] whose logits are computed, from a mask bool[B, T] on the CPU.
 
-    The last block computes only keys and values for the others.
+    At all other positions the last block computes keys and values only.
     """
 
     def __init__(self, mask: Tensor, device: torch.device) -> None:
@@ -73,7 +72,7 @@ class Wanted:
         self.place = mask[:, self.first :].flatten().nonzero()[:, 0].to(device)
 
     def pick(self, x: Tensor) -> Tensor:
-        """The wanted positions [M, ...] of x [B, T - first, ...]."""
+        """The selected positions [M, ...] of x [B, T - first, ...]."""
         return x.flatten(0, 1).index_select(0, self.place)
 
     def spread(self, x: Tensor) -> Tensor:
@@ -110,7 +109,7 @@ def gelu(x: Tensor) -> Tensor:
 class GPT(nn.Module):
     """A transformer: tokens int64[B, T] to next-token logits float[B, T, V], T <= context.
 
-    wanted: bool[B, T] on the CPU, the positions whose logits are needed; those of all others are 0.
+    mask: bool[B, T] on the CPU, the positions whose logits are computed; all other logits are 0.
     """
 
     def __init__(self, shape: Shape, vocab_size: int, context: int) -> None:
@@ -124,38 +123,34 @@ class GPT(nn.Module):
         for parameter in self.parameters():
             if parameter.dim() == 2:
                 nn.init.normal_(parameter, std=0.02)
-        # Walking is looking labels up by content and position: embeddings that start ten times larger,
-        # free of the head's, halve the steps until the model can (`walks` at the shipped learning rates).
+        # Walking is looking labels up by content and position. With embeddings that start ten times larger than the
+        # head, the base learns it in half the steps (at the shipped learning rates).
         nn.init.normal_(self.token.weight, std=0.2)
         nn.init.normal_(self.position.weight, std=0.2)
         for block in self.blocks:  # as in GPT-2, so that the residual stream does not grow with depth
             for matrix in (block.out, block.down):
                 nn.init.normal_(matrix.weight, std=0.02 / math.sqrt(2 * shape.layers))
 
-    def forward(self, tokens: Tensor, wanted: Tensor | None = None) -> Tensor:
+    def forward(self, tokens: Tensor, mask: Tensor | None = None) -> Tensor:
         positions = torch.arange(tokens.shape[1], device=tokens.device)
-        if wanted is None:
+        if mask is None:
             return self._run(tokens, positions, _causal)
-        some = Wanted(wanted, tokens.device)
-        return some.spread(self._run(tokens, positions, _causal, some))
+        selection = Selection(mask, tokens.device)
+        return selection.spread(self._run(tokens, positions, _causal, selection))
 
-    def _run(self, tokens: Tensor, positions: Tensor, attend: Attend, wanted: Wanted | None = None) -> Tensor:
-        """Logits of all positions, [..., V], or of the wanted ones, [M, V]."""
+    def _run(self, tokens: Tensor, positions: Tensor, attend: Attend, selection: Selection | None = None) -> Tensor:
+        """Logits of all positions, [..., V], or of the selected ones, [M, V]."""
         x = self.token(tokens) + self.position(positions)
         for layer, block in enumerate(self.blocks):
-            x = block(x, layer, attend, wanted if layer == self.shape.layers - 1 else None)
+            x = block(x, layer, attend, selection if layer == self.shape.layers - 1 else None)
         return self.head(self.norm(x))
 
     def prefill(self, tokens: Tensor) -> "Prompts":
         """Encode prompts int64[B, P] once; rollouts and prefixes then share their keys and values."""
-        parts = [self._prefill(part) for part in tokens.split(SEQUENCES)]
-        return Prompts(
-            torch.cat([part.logits for part in parts]),
-            torch.cat([part.k for part in parts], dim=1),
-            torch.cat([part.v for part in parts], dim=1),
-        )
+        logits, k, v = zip(*(self._prefill(part) for part in tokens.split(SEQUENCES)), strict=True)
+        return Prompts(torch.cat(logits), torch.cat(k, dim=1), torch.cat(v, dim=1))
 
-    def _prefill(self, tokens: Tensor) -> "Prompts":
+    def _prefill(self, tokens: Tensor) -> tuple[Tensor, Tensor, Tensor]:
         keys, values = [], []
 
         def attend(layer: int, q: Tensor, k: Tensor, v: Tensor) -> Tensor:
@@ -163,36 +158,32 @@ class GPT(nn.Module):
             values.append(rearrange(v, "b p h d -> b h p d"))
             return _causal(layer, q, k, v)
 
-        last = (torch.arange(tokens.shape[1]) == tokens.shape[1] - 1).expand(tokens.shape)
-        positions = torch.arange(tokens.shape[1], device=tokens.device)
-        logits = self._run(tokens, positions, attend, Wanted(last, tokens.device))
-        return Prompts(logits, torch.stack(keys), torch.stack(values))
+        positions = torch.arange(tokens.shape[1])
+        last = Selection((positions == len(positions) - 1).expand(tokens.shape), tokens.device)
+        logits = self._run(tokens, positions.to(tokens.device), attend, last)
+        return logits, torch.stack(keys), torch.stack(values)
 
     def decode(self, tokens: Tensor, rows: "Rows") -> Tensor:
         """Append one token int64[R] to every row and return the next logits, float[R, V]."""
-        position = rows.prompts.length + rows.length
-        if position >= self.context:
-            raise ValueError(f"position {position} is past the model's context of {self.context} tokens")
         count, spare = len(tokens), -len(tokens) % TILE
         tokens = F.pad(tokens, (0, spare))
 
         def attend(layer: int, q: Tensor, k: Tensor, v: Tensor) -> Tensor:
-            out = rows.attend(layer, q[:count], k[:count], v[:count])
-            return F.pad(out, (0, 0, 0, 0, 0, spare)) if spare else out
+            return F.pad(rows.attend(layer, q[:count], k[:count], v[:count]), (0, 0, 0, 0, 0, spare))
 
-        logits = self._run(tokens, torch.full_like(tokens, position), attend)[:count]
+        logits = self._run(tokens, torch.full_like(tokens, rows.prompts.length + rows.length), attend)[:count]
         rows.length += 1
         return logits
 
 
 def _causal(layer: int, q: Tensor, k: Tensor, v: Tensor) -> Tensor:
-    """Causal attention over sequences: queries [B, T', H, D] of the last positions of keys and values [B, T, H, D]."""
+    """Causal attention: queries [B, T', H, D] of the last T' positions, keys and values [B, T, H, D] of all T."""
     q, k, v = (rearrange(x, "b t h d -> b h t d") for x in (q, k, v))
-    asked, length = q.shape[2], k.shape[2]
-    if asked == length:
+    queries, length = q.shape[2], k.shape[2]
+    if queries == length:
         out = F.scaled_dot_product_attention(q, k, v, is_causal=True)
     else:
-        earlier = torch.ones(asked, length, dtype=torch.bool, device=q.device).tril(length - asked)
+        earlier = torch.ones(queries, length, dtype=torch.bool, device=q.device).tril(length - queries)
         out = F.scaled_dot_product_attention(q, k, v, attn_mask=earlier)
     return rearrange(out, "b h t d -> b t h d")
 
@@ -217,10 +208,13 @@ class Prompts:
 
 
 class Rows:
-    """The KV cache of R rows that share B prompts: each row owns the keys and values of its suffix only.
+    """The KV cache of R rows that share B prompts: each row has the keys and values of its suffix only.
 
     problem: int64[R], ascending, the prompt of each row; capacity: the longest suffix, in tokens; shared: whether the
     rows of a problem meet its prompt in one product, which is faster for many rows a problem and slower for few.
+
+    Rows are packed into U units of ``width`` rows of one problem each. unit: int64[U], the problem of each unit (None:
+    one unit for each prompt); slot: int64[R], the place of each row among the U * width.
     """
 
     def __init__(self, prompts: Prompts, problem: Tensor, capacity: int, shared: bool = False) -> None:
@@ -228,7 +222,8 @@ class Rows:
         self.prompts, self.problem, self.length, self.shared = prompts, problem, 0, shared
         self.k = prompts.k.new_empty(layers, len(problem), heads, capacity, size)
         self.v = torch.empty_like(self.k)
-        self.width, self.unit, self.slot = _share_prompts(problem, len(prompts)) if shared else _alone(problem, prompts)
+        pack = _pack_rows if shared else _single_rows
+        self.width, self.unit, self.slot = pack(problem, len(prompts))
 
     def __len__(self) -> int:
         return len(self.problem)
@@ -267,12 +262,11 @@ class Rows:
         return from_prompt + (on_suffix[..., None] * suffix_v).sum(dim=2)
 
     def _group(self, x: Tensor) -> Tensor:
-        """[R, ...] to [U, width, ...], so that rows of one problem meet its prompt in one product."""
-        units = len(self.prompts) if self.unit is None else len(self.unit)
-        if len(x) == units * self.width:
-            return x.view(units, self.width, *x.shape[1:])
-        padded = x.new_zeros(units * self.width, *x.shape[1:]).index_copy_(0, self.slot, x)
-        return padded.view(units, self.width, *x.shape[1:])
+        """[R, ...] to [U, width, ...], with zeros where a unit has fewer rows."""
+        places = self.width * (len(self.prompts) if self.unit is None else len(self.unit))
+        if len(x) < places:
+            x = x.new_zeros(places, *x.shape[1:]).index_copy_(0, self.slot, x)
+        return x.view(-1, self.width, *x.shape[1:])
 
     def _ungroup(self, x: Tensor) -> Tensor:
         """The inverse of `_group`."""
@@ -280,24 +274,20 @@ class Rows:
         return flat if len(flat) == len(self.slot) else flat[self.slot]
 
 
-def _alone(problem: Tensor, prompts: Prompts) -> tuple[int, Tensor | None, Tensor]:
-    """As `_share_prompts`, with a unit for every row."""
-    place = torch.arange(len(problem), device=problem.device)
-    return 1, None if torch.equal(problem, torch.arange(len(prompts), device=problem.device)) else problem, place
+def _single_rows(problem: Tensor, prompts: int) -> tuple[int, Tensor | None, Tensor]:
+    """Width, unit and slot (see `Rows`) with a unit for every row."""
+    slot = torch.arange(len(problem), device=problem.device)
+    return 1, None if len(problem) == prompts and torch.equal(problem, slot) else problem, slot
 
 
-def _share_prompts(problem: Tensor, prompts: int) -> tuple[int, Tensor | None, Tensor]:
-    """Pack rows into units of ``width`` >= LEAST rows of one problem, with little padding beyond LEAST.
-
-    problem: int64[R], ascending. Returns the width, the problem of each unit int64[U] (None: one unit for
-    each of the prompts) and the place int64[R] of each row among the U * width.
-    """
+def _pack_rows(problem: Tensor, prompts: int) -> tuple[int, Tensor | None, Tensor]:
+    """Width >= MIN_WIDTH, unit and slot (see `Rows`) with little padding beyond MIN_WIDTH."""
     rows_of = torch.bincount(problem, minlength=prompts)
     rank = torch.arange(len(problem), device=problem.device) - (rows_of.cumsum(0) - rows_of)[problem]
-    present, widest = int((rows_of > 0).sum()), max(LEAST, int(rows_of.max()))
-    if prompts * widest <= 2 * max(LEAST * present, len(problem)):
+    present, widest = int((rows_of > 0).sum()), max(MIN_WIDTH, int(rows_of.max()))
+    if prompts * widest <= 2 * max(MIN_WIDTH * present, len(problem)):
         return widest, None, problem * widest + rank
-    width = max(LEAST, -(-len(problem) // max(1, present)))
+    width = max(MIN_WIDTH, -(-len(problem) // max(1, present)))
     units_of = (rows_of + width - 1) // width
     unit = torch.arange(prompts, device=problem.device).repeat_interleave(units_of)
     return width, unit, (units_of.cumsum(0) - units_of)[problem] * width + rank

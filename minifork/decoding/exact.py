@@ -1,43 +1,36 @@
 """Exact pass@k inputs: the model multiplied with each problem's DFA, live prefixes only.
 
-Every live prefix is evaluated once; the probability of each next token goes to the outcome it leads to, or to
-a longer live prefix. When no live prefix is left, the outcomes hold the probability that one sampled trace is
-accepted or fails in each way, up to the model's fp32 arithmetic (about 1e-5 in p). Stopped earlier, the
-probability still on live prefixes is the width of a certified interval around each p.
+Every live prefix is decoded once. The probability of each next token goes to the outcome it leads to, or to a longer
+live prefix. When no live prefix is left, the outcomes hold the probability that one sampled trace is accepted or fails
+in each way, up to the model's fp32 arithmetic (about 1e-5 in p). If the budget runs out before, the probability of the
+remaining live prefixes is the width of a certified interval around each p.
 """
 
 import math
-import time
 from collections.abc import Iterator, Mapping
 from dataclasses import dataclass
+from typing import NamedTuple
 
 import torch
 from torch import Tensor
 
-from minifork.decoding.traces import ROWS, Block, Result, TraceTree, absorb, chunks
+from minifork.decoding.traces import ROWS, Prefixes, Result, TraceTree, absorb, chunks
 from minifork.gpt import Rows
 
-FRONTIER_BYTES = 2**30  # keys and values kept for waiting prefixes, above which depth comes before mass
+FRONTIER_BYTES = 2**30  # keys and values of waiting prefixes, above which the longest prefixes come first
 
 
 @dataclass(frozen=True)
 class Limits:
-    """When to stop expanding the prefixes below one node: after so many of them, after so many seconds (checked
-    before each block of prefixes), or once every p is known within ``width``.
-
-    Raises ValueError for a budget of zero or less and for a negative width.
-    """
+    """When to stop decoding the prefixes below one node: after ``max_prefixes`` of them, or once the bounds of every p
+    are at most ``width`` apart. Raises ValueError for a budget of zero or less and for a negative width."""
 
     max_prefixes: float = math.inf
-    max_seconds: float = math.inf
     width: float = 0.0
 
     def __post_init__(self) -> None:
-        for name, value in (("max_prefixes", self.max_prefixes), ("max_seconds", self.max_seconds)):
-            if not value > 0:
-                raise ValueError(f"{name} is {value}: a budget must be above 0")
-        if not self.width >= 0:
-            raise ValueError(f"width is {self.width}: it must not be negative")
+        if not (self.max_prefixes > 0 and self.width >= 0):
+            raise ValueError(f"{self}: max_prefixes must be above 0 and width at least 0")
 
 
 @dataclass(frozen=True)
@@ -49,126 +42,92 @@ class Below:
 
 
 @torch.no_grad()
-def exact(tree: TraceTree, max_prefixes: float = math.inf, max_seconds: float = math.inf, width: float = 0.0) -> Result:
-    """Bounds on the probability of each outcome, equal once the live language is exhausted.
+def exact(tree: TraceTree, max_prefixes: float = math.inf, width: float = 0.0) -> Result:
+    """Bounds on the probability of each outcome, which are equal once no live prefix is left.
 
-    Expands live prefixes, the heaviest of all problems first, until none is left or `Limits` are reached. While too
-    many wait, the longest come first, which bounds memory and loses nothing. Raises ValueError as `Limits` does and,
-    naming the problem, on logits that are not finite or from which the policy removes every token.
+    Decodes live prefixes, the most probable of all problems first, until none is left or `Limits` are reached. While
+    the keys and values of waiting prefixes exceed FRONTIER_BYTES, the longest come first, which bounds memory. Raises
+    ValueError as `Limits` does. Raises ValueError naming the problem when logits are not finite or the policy removes
+    every token.
     """
-    return exact_below(tree, {"": tree.forced}, Limits(max_prefixes, max_seconds, width))[""].result
+    return exact_below(tree, {"": tree.forced}, Limits(max_prefixes, width))[""].result
 
 
 @torch.no_grad()
 def exact_below(tree: TraceTree, prefixes: Mapping[str, Tensor], limits: Limits = Limits()) -> dict[str, Below]:
-    """For prefixes int64[B, F] by name what `exact` says of tree.force(prefix), with no live prefix decoded twice.
+    """The result of `exact` on tree.force(prefix) for prefixes int64[B, F] by name, and the logits after each.
 
-    Prefixes that begin alike share their work. A prefix is entered even where the policy removes it. The limits hold
-    for each prefix, and for each step on the way to a longer one, so that heavy prefixes starve no rare ones. Raises
-    ValueError as `exact` does.
+    A prefix shares the work of all prefixes that it begins with. A prefix is entered even if the policy removes it. The
+    limits hold for each prefix, and for each step on the way from one to a longer one, so that probable prefixes leave
+    a budget to improbable ones. Raises ValueError as `exact` does.
     """
-    for prefix in prefixes.values():
-        tree.force(prefix)  # refuses what does not fit
-    state = tree.dfa.new_zeros(len(tree))
-    rows = Rows(tree.prompts, torch.arange(len(tree), device=state.device), tree.max_new)
-    start = _Node(rows, tree.prompts.logits, state, state)
+    lengths = [prefix.shape[1] for prefix in prefixes.values()]
+    parts = 1 + sum(lengths) - len(lengths) * min(lengths)
+    limits = Limits(limits.max_prefixes, limits.width / parts)
     answers: dict[str, Below] = {}
-    shortest = min(prefix.shape[1] for prefix in prefixes.values())
-    parts = 1 + sum(prefix.shape[1] - shortest for prefix in prefixes.values())
-    limits = Limits(limits.max_prefixes, limits.max_seconds, limits.width / parts)
-    _explore(tree, start, dict(prefixes), limits, answers, counted=False)
+    for name, prefix in sorted(prefixes.items(), key=lambda item: item[1].shape[1]):
+        if name not in answers:
+            part, depth = tree.force(prefix), prefix.shape[1]
+            longer = {key: tokens for key, tokens in prefixes.items() if torch.equal(tokens[:, :depth], prefix)}
+            _explore(part, *part.after_forced(), longer, limits, answers)
     return answers
 
 
-@dataclass(frozen=True)
-class _Node:
-    """One prefix of every problem: rows, the model's next logits [B, V], states int64[B], lengths int64[B] (shorter
-    than the rows where an outcome was reached before)."""
-
-    rows: Rows
-    logits: Tensor
-    state: Tensor
-    length: Tensor
-
-    def after(self, tree: TraceTree, token: Tensor) -> "_Node":
-        """The node one token int64[B] on."""
-        rows = self.rows.take(self.rows.problem)
-        length = self.length + (self.state < tree.first_outcome)
-        return _Node(rows, tree.model.decode(token, rows), tree.dfa[rows.problem, self.state, token], length)
-
-
-@dataclass
-class _Sums:
-    """Of B problems: totals float64[2, B, outcomes] (`TraceTree.zero_totals`), unexplored mass float64[B], and work."""
+class _Sums(NamedTuple):
+    """Sums over the traces of B problems: totals float64[2, B, outcomes] (`TraceTree.zero_totals`), unexplored
+    probability float64[B], decoded prefixes."""
 
     totals: Tensor
     unknown: Tensor
-    evaluated: int = 0
-
-    def add(self, other: "_Sums", weight: Tensor) -> None:
-        """Count what follows a token of probability float64[B]."""
-        self.totals += weight[:, None] * other.totals
-        self.unknown += weight * other.unknown
-        self.evaluated += other.evaluated
+    evaluated: int
 
 
 def _explore(
-    tree: TraceTree, node: _Node, prefixes: dict[str, Tensor], limits: Limits, answers: dict[str, Below], counted: bool
+    tree: TraceTree, rows: Rows, logits: Tensor, prefixes: dict[str, Tensor], limits: Limits, answers: dict[str, Below]
 ) -> _Sums:
-    """Enter every prefix below a node; returns sums over what follows it, if that is ``counted`` or asked for."""
-    depth = node.rows.length
-    asked = [name for name, prefix in prefixes.items() if prefix.shape[1] == depth]
-    counted = counted or bool(asked)
+    """Answer every prefix that begins with the tree's forced tokens; returns sums over what follows these tokens.
+
+    rows, logits: after the forced tokens (`TraceTree.after_forced`).
+    """
     totals = tree.zero_totals(torch.float64)
-    sums = _Sums(totals, totals.new_zeros(len(tree)))
-    p = _next_token(tree, node, totals) if counted else None
-    for token, longer in _by_next_token(prefixes, depth):
-        below = _explore(tree, node.after(tree, token), longer, limits, answers, counted)
-        if p is not None:
-            sums.add(below, p.gather(1, token[:, None])[:, 0])
-            p.scatter_(1, token[:, None], 0.0)
-            sums.evaluated += len(tree)
-    if p is not None:
-        live = (node.state < tree.first_outcome).nonzero()[:, 0]
-        rows = node.rows if len(live) == len(tree) else node.rows.take(live)
-        frontier = Frontier(tree)
-        frontier.push(absorb(tree, rows, node.state[live], p[live], totals))
-        sums.evaluated += _expand(tree, frontier, limits, totals)
-        sums.unknown += frontier.mass()
-    for name in asked:
-        shares, tokens = sums.totals.cpu().numpy()
-        result = Result("exact", shares, sums.unknown.cpu().numpy(), None, sums.evaluated, tokens)
-        answers[name] = Below(result, node.logits)
-    return sums
-
-
-def _next_token(tree: TraceTree, node: _Node, totals: Tensor) -> Tensor:
-    """The probabilities float64[B, V] of the next token under the policy. Prefixes that have ended go to totals."""
-    live = node.state < tree.first_outcome
-    if live.all():
-        return torch.softmax(tree.sampled_from(node.logits, node.rows.problem).double(), dim=-1)
-    ended = (~live).nonzero()[:, 0]
-    outcome = node.state[ended] - tree.first_outcome
-    totals[0][ended, outcome], totals[1][ended, outcome] = 1.0, node.length[ended].double()
-    p = torch.zeros_like(node.logits, dtype=torch.float64)
-    logits = tree.sampled_from(node.logits[live], node.rows.problem[live])
-    return p.masked_scatter(live[:, None], torch.softmax(logits.double(), dim=-1))
+    unknown, evaluated = totals.new_zeros(len(tree)), 0
+    live, state, live_logits = tree.drop_ended(rows, logits, 1.0, totals)
+    p = torch.zeros_like(logits, dtype=torch.float64)  # of the next token, 0 for problems whose traces have ended
+    p[live.problem] = torch.softmax(tree.sampled_from(live_logits, live.problem).double(), dim=-1)
+    for token, longer in _by_next_token(prefixes, tree.forced_len):
+        part, child = tree.force(torch.cat([tree.forced, token[:, None]], dim=1)), rows.take(rows.problem)
+        below = _explore(part, child, tree.model.decode(token, child), longer, limits, answers)
+        weight = p.gather(1, token[:, None])[:, 0]
+        totals += weight[:, None] * below.totals
+        unknown += weight * below.unknown
+        evaluated += len(tree) + below.evaluated
+        p.scatter_(1, token[:, None], 0.0)
+    frontier = Frontier(tree)
+    frontier.push(absorb(tree, live, state, p[live.problem], totals))
+    evaluated += _expand(tree, frontier, limits, totals)
+    unknown += frontier.mass()
+    shares, tokens = totals.cpu().numpy()
+    result = Result("exact", shares, unknown.cpu().numpy(), None, evaluated, tokens)
+    for name, prefix in prefixes.items():
+        if prefix.shape[1] == tree.forced_len:
+            answers[name] = Below(result, logits)
+    return _Sums(totals, unknown, evaluated)
 
 
 def _by_next_token(prefixes: dict[str, Tensor], depth: int) -> Iterator[tuple[Tensor, dict[str, Tensor]]]:
-    """The next tokens int64[B] of the prefixes that are longer than a depth, each with those that go on with it."""
+    """The different next tokens int64[B] of prefixes longer than ``depth``, each with the prefixes that go on so."""
     longer = {name: prefix for name, prefix in prefixes.items() if prefix.shape[1] > depth}
     while longer:
         token = next(iter(longer.values()))[:, depth]
-        same = {name: prefix for name, prefix in longer.items() if torch.equal(prefix[:, depth], token)}
-        longer = {name: prefix for name, prefix in longer.items() if name not in same}
-        yield token, same
+        group = {name: prefix for name, prefix in longer.items() if torch.equal(prefix[:, depth], token)}
+        longer = {name: prefix for name, prefix in longer.items() if name not in group}
+        yield token, group
 
 
 def _expand(tree: TraceTree, frontier: "Frontier", limits: Limits, totals: Tensor) -> int:
     """Decode waiting prefixes until none is left or the limits are reached; returns how many were decoded."""
-    started, evaluated = time.monotonic(), 0
-    while frontier.blocks and evaluated < limits.max_prefixes and time.monotonic() - started < limits.max_seconds:
+    evaluated = 0
+    while frontier.blocks and evaluated < limits.max_prefixes:
         if limits.width > 0 and float(frontier.waiting.max()) <= limits.width:
             break
         block = frontier.pop(limits.max_prefixes - evaluated)
@@ -180,50 +139,46 @@ def _expand(tree: TraceTree, frontier: "Frontier", limits: Limits, totals: Tenso
 
 
 class Frontier:
-    """Live prefixes waiting to be expanded, in blocks of prefixes of one length and similar mass.
+    """Live prefixes that wait to be decoded, in blocks of prefixes of one length and similar probability.
 
-    blocks: each with its mass, so that a GPU is asked once; waiting: the mass of all float64[B], up to rounding.
+    blocks: each with its probability, summed over problems; waiting: the probability float64[B] of all, up to rounding.
     """
 
     def __init__(self, tree: TraceTree) -> None:
-        self.blocks: list[tuple[float, Block]] = []
+        self.blocks: list[tuple[float, Prefixes]] = []
         self.waiting = torch.zeros(len(tree), dtype=torch.float64, device=tree.dfa.device)
 
-    def push(self, children: Block) -> None:
-        """Add the children of one expansion, cut into blocks by mass."""
+    def push(self, children: Prefixes) -> None:
+        """Add the children of one expansion in blocks: the ROWS most probable ones, the next ROWS, and so on."""
         self._add(_by_mass(children, list(chunks(len(children), ROWS))))
 
-    def pop(self, most: float) -> Block:
-        """Take the heaviest block (the one of longest prefixes while too much waits), at most ``most`` prefixes."""
+    def pop(self, count: float) -> Prefixes:
+        """Take the most probable block (while too much waits, the longest one), at most ``count`` of its prefixes."""
         parents = {id(block.parent): block.parent.nbytes for _, block in self.blocks}
         crowded = sum(parents.values()) > FRONTIER_BYTES
-        best = max(
-            range(len(self.blocks)),
-            key=lambda i: (self.blocks[i][1].parent.length if crowded else 0, self.blocks[i][0]),
-        )
-        _, block = self.blocks.pop(best)
+        order = [(block.parent.length if crowded else 0, mass) for mass, block in self.blocks]
+        _, block = self.blocks.pop(order.index(max(order)))
         self.waiting.index_add_(0, block.problem, block.weight, alpha=-1)
-        if len(block) <= most:
+        if len(block) <= count:
             return block
-        heaviest, rest = _by_mass(block, [slice(int(most)), slice(int(most), None)])
+        heaviest, rest = _by_mass(block, [slice(int(count)), slice(int(count), None)])
         self._add([rest])
         return heaviest
 
     def mass(self) -> Tensor:
-        """What waits float64[B], summed anew: exactly 0 where nothing does."""
+        """The probability float64[B] that waits, summed anew: exactly 0 where nothing does."""
         total = torch.zeros_like(self.waiting)
         for _, block in self.blocks:
             total.index_add_(0, block.problem, block.weight)
         return total
 
-    def _add(self, blocks: list[Block]) -> None:
+    def _add(self, blocks: list[Prefixes]) -> None:
         for block in blocks:
             self.waiting.index_add_(0, block.problem, block.weight)
-        if blocks:
-            self.blocks += zip(torch.stack([block.weight.sum() for block in blocks]).tolist(), blocks, strict=True)
+            self.blocks.append((float(block.weight.sum()), block))
 
 
-def _by_mass(block: Block, parts: list[slice]) -> list[Block]:
-    """Parts of a block taken in order of falling mass; inside a part prefixes keep the block's order."""
-    order = block.weight.argsort(descending=True, stable=True)
-    return [block[order[part].sort().values] for part in parts]
+def _by_mass(prefixes: Prefixes, parts: list[slice]) -> list[Prefixes]:
+    """Parts of prefixes in order of falling probability; inside a part they keep the order that they had."""
+    order = prefixes.weight.argsort(descending=True, stable=True)
+    return [prefixes[order[part].sort().values] for part in parts]

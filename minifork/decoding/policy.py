@@ -1,9 +1,9 @@
-"""Decode policies: pure functions from logits to logits, the same objects in every engine.
+"""Decode policies: pure functions from logits to logits, the same in every engine.
 
-A policy removes a token by setting its logit to -inf. Where tokens are ranked, the order is fixed: higher
-logit first, equal logits by lower id. Steps compose in the order written:
+A policy removes a token by setting its logit to -inf. Tokens are ranked by higher logit, equal logits by lower id.
+Steps are applied in the order in which they are written:
 
-    parse_policy("temperature=0.7,top_p=0.95")    divide logits by .7, then keep the nucleus of what results
+    parse_policy("temperature=0.7,top_p=0.95")    divide logits by .7, then keep the nucleus of the result
 
 Logits are float[..., V]; all arithmetic is fp32.
 """
@@ -35,14 +35,14 @@ def top_k(logits: Tensor, value: float) -> Tensor:
 def top_p(logits: Tensor, value: float) -> Tensor:
     """The nucleus (Holtzman et al. 2020): a token stays while the mass ranked before it is below ``value``.
 
-    So the first-ranked token always stays, and so does the one that reaches ``value``. 1 keeps all tokens.
+    So the first-ranked token stays, and so does the one whose mass reaches ``value``. 1 keeps all tokens.
     """
     if value >= 1:  # rounding must not cut the tail
         return logits
     order = logits.sort(dim=-1, descending=True, stable=True)
     p = torch.softmax(order.values, dim=-1)
     before = p.cumsum(dim=-1) - p
-    late = before >= max(value, 1e-30)  # as fp32, a smaller value would be 0, which even the first reaches
+    late = before >= max(value, 1e-30)  # a smaller value would be 0 in fp32 and remove even the first token
     outside = torch.empty_like(late).scatter_(-1, order.indices, late)
     return logits.masked_fill(outside, -math.inf)
 
@@ -56,7 +56,7 @@ def min_p(logits: Tensor, value: float) -> Tensor:
 def top_n_sigma(logits: Tensor, value: float) -> Tensor:
     """Tokens within ``value`` standard deviations of the largest logit (Tang et al. 2024).
 
-    The (population) deviation is that of the logits still possible.
+    The deviation is the population's, over tokens that are not removed yet.
     """
     possible = torch.isfinite(logits)
     count = possible.sum(dim=-1, keepdim=True)
@@ -65,7 +65,7 @@ def top_n_sigma(logits: Tensor, value: float) -> Tensor:
     return logits.masked_fill(logits < logits.amax(dim=-1, keepdim=True) - value * variance.sqrt(), -math.inf)
 
 
-# name: (function, the values it takes, what they must be)
+# name: (function, check of its value, text of the error)
 STEPS: dict[str, tuple[Callable[[Tensor, float], Tensor], Callable[[float], bool], str]] = {
     "temperature": (temperature, lambda v: v == 0 or 1e-20 <= v <= 1e20, "give 0 (greedy) or 1e-20 to 1e20"),
     "greedy": (greedy, lambda v: v == 1, "it takes no value"),
@@ -89,11 +89,11 @@ class Policy:
         for name, value in self.steps:
             if name not in STEPS:
                 raise ValueError(f"policy {name!r} does not exist: choose from {', '.join(STEPS)}")
-            if math.isnan(value) or not STEPS[name][1](value):
+            if not STEPS[name][1](value):
                 raise ValueError(f"policy {name} is {_text(value)}: {STEPS[name][2]}")
 
     def __call__(self, logits: Tensor) -> Tensor:
-        """The logits float32[..., V] to sample from; a removed token has -inf."""
+        """The logits float32[..., V] to sample from, -inf for removed tokens."""
         logits = logits.float()
         for name, value in self.steps:
             logits = STEPS[name][0](logits, value)
@@ -101,7 +101,7 @@ class Policy:
 
     @property
     def functions(self) -> list[Callable[[Tensor, float], Tensor]]:
-        """What the steps do, in order."""
+        """The functions of the steps, in order."""
         return [STEPS[name][0] for name, _ in self.steps]
 
     def __str__(self) -> str:
@@ -122,5 +122,5 @@ def parse_policy(text: str) -> Policy:
 
 
 def _text(value: float) -> str:
-    """All digits, so that it parses to the same value; "50" for 50.0."""
+    """The value with all digits, so that it is parsed to the same value; "50" for 50.0."""
     return str(float(value)).removesuffix(".0")

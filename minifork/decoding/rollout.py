@@ -1,7 +1,7 @@
 """Plain i.i.d. rollouts: prompts encoded once, KV cache, counter-based draws.
 
-Each draw depends only on (seed, problem, rollout, step), so results do not depend on how rollouts are
-batched, and any single one can be drawn again.
+Each draw depends only on (seed, problem, rollout, step). So results do not depend on how rollouts are batched, and any
+single rollout can be repeated.
 """
 
 import torch
@@ -10,14 +10,14 @@ from torch import Tensor
 from minifork.decoding.philox import uniform
 from minifork.decoding.traces import ROWS, Result, Traces, TraceTree, add_totals, sampled_result
 
-SAMPLE = 0  # the purpose word of a sampling draw
+SAMPLE = 0  # the purpose of sampling draws, a word of their counter
 
 
 def draw_token(logits: Tensor, u: Tensor) -> Tensor:
     """Tokens int64[R] from logits [R, V] and uniforms fp32[R] in [0, 1), by inverse CDF of fp32 weights.
 
-    The first token whose cumulative unnormalised probability exceeds u times their sum; if rounding
-    leaves none, the last token of positive probability.
+    The first token whose cumulative unnormalised probability exceeds u times their sum. If rounding leaves none, the
+    last token of positive probability.
     """
     logits = logits.float()
     weights = torch.exp(logits - logits.amax(dim=-1, keepdim=True))
@@ -29,10 +29,10 @@ def draw_token(logits: Tensor, u: Tensor) -> Tensor:
 
 @torch.no_grad()
 def rollout(tree: TraceTree, n: int, seed: int, traces: bool = False) -> Result:
-    """Where n rollouts a problem end; with ``traces``, also what they were.
+    """Where n rollouts a problem end; with ``traces``, also their tokens.
 
-    Raises ValueError for n < 1 and, naming the problem, on logits that are not finite or from which the
-    policy removes every token.
+    Raises ValueError for n < 1. Raises ValueError naming the problem when logits are not finite or the policy removes
+    every token.
     """
     if n < 1:
         raise ValueError(f"n is {n}: sample at least 1 rollout a problem")
@@ -49,9 +49,9 @@ def rollout(tree: TraceTree, n: int, seed: int, traces: bool = False) -> Result:
 
 
 def _roll(tree: TraceTree, seed: int, numbers: slice, totals: Tensor, traces: Traces | None) -> int:
-    """Run the rollouts of these numbers, of every problem, and add where they end to totals [2, B, outcomes].
+    """Run the rollouts of these numbers of every problem; returns the number of decoded tokens.
 
-    Returns the tokens decoded.
+    Adds their outcomes to totals [2, B, outcomes] and writes their tokens to traces, if any.
     """
     n, evaluated = numbers.stop - numbers.start, 0
     rows, state, logits = tree.root(n, totals)
@@ -80,7 +80,7 @@ def _roll(tree: TraceTree, seed: int, numbers: slice, totals: Tensor, traces: Tr
 
 
 def _forced_traces(tree: TraceTree, n: int) -> Traces:
-    """n traces a problem that hold no more than the forced tokens, with the outcome of those that these end."""
+    """n traces a problem of the forced tokens alone, with their outcome, -1 where they are live."""
     state, length = tree.forced_states()
     tokens = tree.dfa.new_full((len(tree), n, tree.max_new), -1)
     taken = torch.arange(tree.forced_len, device=tokens.device) < length[:, None]

@@ -1,8 +1,8 @@
 """Stratified decoding: samples spread evenly over the top tokens at one position, then i.i.d. after it.
 
-The samples of such a decoder are not i.i.d., so the usual pass@k does not apply. With k_j of the k samples
-on branch token j, and p_ij the probability that a trace for problem i which begins with the forced prefix
-and token j is accepted,
+The samples of such a decoder are not i.i.d., so the usual pass@k does not apply. Let k_j of the k samples take branch
+token j. Let p_ij be the probability that a trace for problem i is accepted if it begins with the forced prefix and
+token j. Then
 
     pass@k = mean_i 1 - prod_j (1 - p_ij)^{k_j}
 
@@ -24,8 +24,7 @@ from minifork.decoding.traces import Result, TraceTree
 
 @dataclass(frozen=True)
 class Strata:
-    """The m strata of B problems: tokens int64[B, m] (by falling probability, or as given), bounds of p_ij
-    float64[B, m]."""
+    """The m strata of B problems: tokens int64[B, m] and bounds on p_ij float64[B, m]."""
 
     tokens: np.ndarray
     p_lo: np.ndarray
@@ -37,10 +36,10 @@ def stratify(
 ) -> Strata:
     """The p_ij of a decoder that takes each of the model's m top tokens after a forced prefix.
 
-    prefix: int64[B, T], of which the first ``length`` int64[B] tokens are forced. The tokens are ranked by the
-    model's own probabilities, or given as int64[B, m], say the branches that a task knows of; whatever follows
-    them is sampled under the tree's policy. Raises ValueError for m outside 1 .. V, for a prefix that leaves no
-    room for two more tokens, and what the engine raises.
+    prefix: int64[B, T], of which the first ``length`` int64[B] tokens are forced. m: the number of top tokens, by the
+    model's own probabilities, or the tokens int64[B, m] themselves, such as the branches of a task. The tokens after
+    them are sampled under the tree's policy. Raises ValueError for m outside 1 .. V and for a prefix that leaves no
+    room for two more tokens, and passes on the errors of the engine.
     """
     vocab, count = tree.model.vocab_size, m.shape[1] if isinstance(m, Tensor) else m
     if not 1 <= count <= vocab:
@@ -74,10 +73,10 @@ def dealt_pass_at_k(p: np.ndarray, ks: ArrayLike) -> np.ndarray:
 
 @torch.no_grad()
 def highest_entropy(tree: TraceTree) -> tuple[Tensor, Tensor]:
-    """Where on its greedy trace the model is least certain: the trace int64[B, T] and the position int64[B].
+    """The greedy trace int64[B, T] and the position int64[B] on it where the model is least certain.
 
-    The entropy is that of the model's next token, without the policy; the first such position wins, and
-    the last that max_new allows is left out, since nothing could follow the token there.
+    The entropy is that of the model's next token, without the policy. Of equal positions the first is taken. The last
+    position that max_new allows is excluded, because nothing can follow its token.
     """
     rows, logits = tree.force(tree.forced[:, :0]).after_forced()
     state = torch.zeros_like(rows.problem)
@@ -96,13 +95,13 @@ def highest_entropy(tree: TraceTree) -> tuple[Tensor, Tensor]:
 
 
 def right_after(prefix: Tensor, trace: Tensor, position: Tensor) -> Tensor:
-    """bool[B]: whether a position int64[B] on a trace int64[B, T] is the one right after a prefix int64[B, F]."""
+    """bool[B]: whether a position int64[B] on a trace int64[B, T] comes right after a prefix int64[B, F]."""
     return (position == prefix.shape[1]) & (trace[:, : prefix.shape[1]] == prefix).all(dim=1)
 
 
 @torch.no_grad()
 def _top(tree: TraceTree, m: int) -> Tensor:
-    """int64[B, m]: the most probable next tokens after the forced ones, equal ones by id."""
+    """int64[B, m]: the most probable tokens after the forced ones, in order; equal ones by id."""
     rows, logits = tree.after_forced()
     tree.require_finite(logits, rows.problem)
     return logits.sort(dim=-1, descending=True, stable=True).indices[:, :m]

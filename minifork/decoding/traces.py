@@ -1,8 +1,8 @@
-"""What every engine explores, and what every engine answers.
+"""The input of every engine, a `TraceTree`, and its output, a `Result`.
 
-The traces of a problem form a tree: a prefix is *live* while its DFA state is no outcome. Its next tokens
-have the probabilities that the model gives them under the decode policy. An engine says in which outcomes
-the traces of each problem end.
+The traces of a problem form a tree. A prefix is *live* while its DFA state is not an outcome. Its next tokens have the
+probabilities that the model gives them under the decode policy. An engine computes or estimates the probability of
+each outcome.
 """
 
 from collections.abc import Iterator
@@ -16,19 +16,18 @@ from minifork.decoding.policy import Policy
 from minifork.gpt import GPT, Prompts, Rows
 
 ROWS = 2048  # prefixes or rollouts decoded at once: the best size measured on two cores
-EXACT = 1e-9  # p known to this width counts as exact: the model's own fp32 arithmetic hides more (about 1e-5)
-NOT_GIVEN = torch.empty(0, dtype=torch.int64)  # stands for what a TraceTree fills in itself
+EXACT = 1e-9  # bounds of p this close count as exact: the model's fp32 arithmetic is less accurate (about 1e-5)
+NOT_GIVEN = torch.empty(0, dtype=torch.int64)  # default of the tensors that a TraceTree fills in itself
 
 
 @dataclass(frozen=True)
 class TraceTree:
-    """The traces of B problems: a model under a policy, cut by one DFA a problem.
+    """The traces of B problems: a model under a policy, and one DFA a problem that ends them.
 
-    dfa: int64[B, S, V], the automata (`data_gen.verifier.DFA`). Their last ``outcomes`` states are the ways to end: the
-    first accepts, the last takes traces that outgrow max_new tokens. forced: int64[B, F], tokens
-    every trace begins with; none where not given. ids: int64[B], the global number of each problem, part of
-    the key of its random draws; 0, 1, 2, ... where not given. Raises ValueError naming the argument that does
-    not fit.
+    dfa: int64[B, S, V], the automata (`data_gen.verifier.DFA`). Their last ``outcomes`` states are the ways to end. The
+    first of these accepts, the last takes traces that outgrow max_new tokens. forced: int64[B, F], tokens that every
+    trace begins with, by default none. ids: int64[B], the global number of each problem, part of the key of its random
+    draws, by default 0, 1, 2, ... Raises ValueError naming the argument that does not fit.
     """
 
     model: GPT
@@ -41,36 +40,22 @@ class TraceTree:
     ids: Tensor = NOT_GIVEN
 
     def __post_init__(self) -> None:
-        count, device = len(self.dfa), self.dfa.device
-        defaults = {"forced": self.dfa.new_empty(count, 0), "ids": torch.arange(count, device=device)}
+        count, states, vocab = self.dfa.shape
+        defaults = {"forced": self.dfa.new_empty(count, 0), "ids": torch.arange(count, device=self.dfa.device)}
         for name, tensor in defaults.items():
             if getattr(self, name) is NOT_GIVEN:
                 object.__setattr__(self, name, tensor)
-        places = {"model": self.model.head.weight, "prompts": self.prompts.k, "forced": self.forced, "ids": self.ids}
-        for name, tensor in places.items():
-            if tensor.device != device:
-                raise ValueError(f"{name} is on {tensor.device}, dfa on {device}: put both on one device")
-        self._require_shapes()
-
-    def _require_shapes(self) -> None:
-        """Raise ValueError naming the argument whose shape or range does not fit the others."""
-        if self.dfa.ndim != 3:
-            raise ValueError(f"dfa is {tuple(self.dfa.shape)}: give the next states as [problems, states, tokens]")
-        (count, states, vocab), model = self.dfa.shape, self.model
-        room = model.context - self.prompts.length + 1
-        forced, ids = self.forced.shape, self.ids.shape
-        checks = [
-            (count == len(self.prompts), f"dfa has {count} automata for {len(self.prompts)} prompts: give one each"),
-            (vocab == model.vocab_size, f"dfa reads {vocab} tokens, the model has {model.vocab_size}"),
-            (1 <= self.outcomes < states,
-             f"outcomes is {self.outcomes}: of {states} states 1 to {states - 1} can be"),
-            (self.dfa.min() >= 0 and self.dfa.max() < states, f"dfa has states outside 0 .. {states - 1}"),
-            (1 <= self.max_new <= room, f"max_new is {self.max_new}: the model's context leaves room for 1 to {room}"),
-            (len(forced) == 2 and forced[0] == count and forced[1] < self.max_new,
-             f"forced is {tuple(forced)}: give {count} rows of < {self.max_new} tokens"),
-            (ids == (count,), f"ids is {tuple(ids)}: give one number for each of {count} problems"),
-        ]  # fmt: skip
-        for fits, message in checks:
+        prompts, tokens = len(self.prompts), self.model.vocab_size
+        room = self.model.context - self.prompts.length + 1
+        checks = {
+            f"dfa has {count} automata for {prompts} prompts": count == prompts,
+            f"dfa reads {vocab} tokens, the model has {tokens}": vocab == tokens,
+            f"dfa has states outside 0 .. {states - 1}": self.dfa.min() >= 0 and self.dfa.max() < states,
+            f"outcomes is {self.outcomes}: give 1 to {states - 1}": 0 < self.outcomes < states,
+            f"max_new is {self.max_new}: the model's context has room for 1 to {room}": 0 < self.max_new <= room,
+            f"forced has {self.forced_len} tokens: give fewer than {self.max_new}": self.forced_len < self.max_new,
+        }
+        for message, fits in checks.items():
             if not fits:
                 raise ValueError(message)
 
@@ -103,7 +88,7 @@ class TraceTree:
         return rows, logits
 
     def forced_states(self) -> tuple[Tensor, Tensor]:
-        """The state int64[B] after the forced tokens, and how many of these int64[B] a trace takes before it ends."""
+        """The state int64[B] after the forced tokens, and the number of tokens int64[B] until a trace ends there."""
         problem = torch.arange(len(self), device=self.dfa.device)
         state, length = torch.zeros_like(problem), torch.zeros_like(problem)
         for token in self.forced.T:
@@ -112,7 +97,7 @@ class TraceTree:
         return state, length
 
     def step(self, problem: Tensor, state: Tensor, token: Tensor, length: int) -> Tensor:
-        """The states int64[R] after one more token, the ``length``-th of its trace; at max_new no state is live."""
+        """The states int64[R] after the ``length``-th token of a trace; at max_new live states become the last one."""
         state = self.dfa[problem, state, token]
         return state.where(state >= self.first_outcome, self.dfa.shape[1] - 1) if length == self.max_new else state
 
@@ -121,19 +106,19 @@ class TraceTree:
         return torch.zeros(2, len(self), self.outcomes, dtype=dtype, device=self.dfa.device)
 
     def root(self, weight: float, totals: Tensor) -> tuple[Rows, Tensor, Tensor]:
-        """The live prefixes of no more than the forced tokens: rows, states int64[R], next logits [R, V].
+        """The forced tokens where they are live: rows, states int64[R], next logits [R, V]; totals as `drop_ended`."""
+        return self.drop_ended(*self.after_forced(), weight, totals)
 
-        Problems whose forced tokens already lead to an outcome add ``weight`` to totals [2, B, outcomes] instead.
+    def drop_ended(self, rows: Rows, logits: Tensor, weight: float, totals: Tensor) -> tuple[Rows, Tensor, Tensor]:
+        """`after_forced` without problems whose forced tokens lead to an outcome, and the states int64[R] of the rest.
+
+        The others add ``weight`` to totals [2, B, outcomes].
         """
-        rows, logits = self.after_forced()
         state, length = self.forced_states()
-        live = state < self.first_outcome
-        if live.all():
-            return rows, state, logits
-        ended = rows.problem[~live], state[~live] - self.first_outcome
-        totals[0][ended] += weight
-        totals[1][ended] += weight * length[~live]
-        live = live.nonzero()[:, 0]
+        ended, live = state >= self.first_outcome, (state < self.first_outcome).nonzero()[:, 0]
+        place = rows.problem[ended], state[ended] - self.first_outcome
+        totals[0][place] += weight
+        totals[1][place] += weight * length[ended]
         return rows.take(live), state[live], logits[live]
 
     def require_finite(self, logits: Tensor, problem: Tensor) -> None:
@@ -145,23 +130,25 @@ class TraceTree:
     def sampled_from(self, logits: Tensor, problem: Tensor) -> Tensor:
         """The logits [R, V] of problems int64[R] under the policy, fp32[R, V].
 
-        Raises ValueError naming the problem where the model's are not finite or the policy leaves no token, or none
-        that is finite.
+        Raises ValueError naming the problem whose logits are not finite before the policy, or have no finite maximum
+        after it.
         """
         self.require_finite(logits, problem)
         logits = self.policy(logits)
-        largest = logits.amax(dim=1)  # nan if there is any
-        if not largest.isfinite().all():
-            row = int((~largest.isfinite()).nonzero()[0])
-            what = "removes every token" if largest[row] == -torch.inf else "gives logits that are not finite"
-            raise ValueError(f"problem {int(self.ids[problem[row]])}: the policy {self.policy} {what}")
+        broken = ~logits.amax(dim=1).isfinite()
+        if broken.any():
+            number = int(self.ids[problem[broken][0]])
+            raise ValueError(f"problem {number}: the policy {self.policy} removes every token or gives infinite logits")
         return logits
 
 
 @dataclass(frozen=True)
 class Traces:
-    """Sampled traces of B problems, n each: tokens int64[B, n, max_new] (-1 past the end), the log-probability
-    of each token under the policy fp32[B, n, max_new] (0 past the end), the outcome int64[B, n] each ended in."""
+    """Sampled traces of B problems, n each.
+
+    tokens: int64[B, n, max_new], -1 past the end; logp: fp32[B, n, max_new], the log-probability of each token under
+    the policy, 0 past the end; outcome: int64[B, n].
+    """
 
     tokens: Tensor
     logp: Tensor
@@ -176,10 +163,10 @@ class Traces:
 class Result:
     """Where the traces of B problems end.
 
-    engine: "exact", "split" or "rollout". outcomes: float64[B, outcomes], what is known of the probability of each
-    outcome; for the samplers, the share of n rollouts. unknown: float64[B], probability not explored; outcomes and
-    unknown sum to 1. n: rollouts a problem, None where nothing was sampled. evaluated: prefixes decoded.
-    tokens: float64[B, outcomes], outcomes x the mean length in tokens (forced ones included) of the traces there.
+    engine: "exact", "split" or "rollout". outcomes: float64[B, outcomes], a lower bound on the probability of each
+    outcome, or its share of n rollouts. unknown: float64[B], probability not explored; outcomes and unknown sum to 1.
+    n: rollouts a problem, None where nothing was sampled. evaluated: the number of decoded prefixes. tokens:
+    float64[B, outcomes], outcomes times the mean length of their traces in tokens, forced ones included.
     """
 
     engine: str
@@ -192,7 +179,7 @@ class Result:
 
     @property
     def p_lo(self) -> np.ndarray:
-        """float64[B]: a lower bound of p, certified up to the model's fp32 arithmetic; the share if sampled."""
+        """float64[B]: a lower bound on p, certified up to the model's fp32 arithmetic; the share if sampled."""
         return np.clip(self.outcomes[:, 0], 0.0, 1.0)
 
     @property
@@ -202,14 +189,14 @@ class Result:
 
     @property
     def exact(self) -> bool:
-        """Whether every p is computed and known within EXACT."""
+        """Whether every p is computed, with bounds at most EXACT apart."""
         return self.n is None and float(self.unknown.max(initial=0.0)) <= EXACT
 
     @property
     def accepted(self) -> np.ndarray:
         """int64[B]: accepted rollouts; raises ValueError where nothing was sampled."""
         if self.n is None:
-            raise ValueError(f"engine {self.engine} samples no rollouts to count")
+            raise ValueError(f"engine {self.engine} does not sample: its result counts no rollouts")
         return np.rint(self.outcomes[:, 0] * self.n).astype(np.int64)
 
 
@@ -220,7 +207,7 @@ def sampled_result(engine: str, totals: Tensor, n: int, evaluated: int, traces: 
 
 
 @dataclass(frozen=True)
-class Block:
+class Prefixes:
     """Live prefixes of one length that are decoded together: children of the rows of ``parent``.
 
     origin: int64[R], ascending, the row of each prefix's parent; token, state: int64[R]; weight: the
@@ -236,8 +223,8 @@ class Block:
     def __len__(self) -> int:
         return len(self.token)
 
-    def __getitem__(self, index: Tensor | slice) -> "Block":
-        return Block(self.parent, self.origin[index], self.token[index], self.state[index], self.weight[index])
+    def __getitem__(self, index: Tensor | slice) -> "Prefixes":
+        return Prefixes(self.parent, self.origin[index], self.token[index], self.state[index], self.weight[index])
 
     @property
     def problem(self) -> Tensor:
@@ -256,23 +243,21 @@ def add_totals(totals: Tensor, problem: Tensor, outcome: Tensor | int, weight: T
     totals[1].view(-1).index_add_(0, place, weight * length)
 
 
-def absorb(tree: TraceTree, rows: Rows, state: Tensor, weight: Tensor, totals: Tensor) -> Block:
-    """Send each next token's weight to the outcome it reaches, in totals [2, B, outcomes]; live children remain.
+def absorb(tree: TraceTree, rows: Rows, state: Tensor, weight: Tensor, totals: Tensor) -> Prefixes:
+    """Add the weight of next tokens that reach an outcome to totals [2, B, outcomes]; returns the live children.
 
-    state: int64[R], the state of each row; weight: [R, V], what passes through each next token. What is still
-    live at the length limit goes to the last outcome.
+    state: int64[R], the state of each row; weight: [R, V], the weight that passes through each next token. Children at
+    the length limit go to the last outcome.
     """
-    length = rows.length + 1
-    after = tree.dfa[rows.problem, state]
-    ended = after >= tree.first_outcome
-    row, token = (ended & (weight > 0)).nonzero(as_tuple=True)
-    add_totals(totals, rows.problem[row], after[row, token] - tree.first_outcome, weight[row, token], length)
-    row, token = (~ended & (weight > 0)).nonzero(as_tuple=True)
-    children = Block(rows, row, token, after[row, token], weight[row, token])
-    if length == tree.max_new:
-        add_totals(totals, children.problem, tree.outcomes - 1, children.weight, length)
-        return children[:0]
-    return children
+    row, token = (weight > 0).nonzero(as_tuple=True)
+    after, length = tree.dfa[rows.problem[row], state[row], token], rows.length + 1
+    children = Prefixes(rows, row, token, after, weight[row, token])
+    ended, live = children[after >= tree.first_outcome], children[after < tree.first_outcome]
+    add_totals(totals, ended.problem, ended.state - tree.first_outcome, ended.weight, length)
+    if length < tree.max_new:
+        return live
+    add_totals(totals, live.problem, tree.outcomes - 1, live.weight, length)
+    return live[:0]
 
 
 def chunks(n: int, size: int) -> Iterator[slice]:

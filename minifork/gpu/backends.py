@@ -1,4 +1,4 @@
-"""Which way to run rollouts: on a CPU the torch reference; on a GPU the fused kernel, or a CUDA graph of torch
+"""Rollouts in the fastest way: on a CPU the torch reference; on a GPU the fused kernel, or a CUDA graph of torch
 operations where the kernel cannot run. All draw the same tokens from the same logits.
 """
 
@@ -15,15 +15,15 @@ from minifork.gpu.driver import GPU
 from minifork.gpu.graphed import empty_rows, graphed
 from minifork.gpu.kernel import UnavailableError
 
-TOLERANCE = 1e-3  # of a token's probability in fp32 against torch's; a few may miss it, at the edge of a policy's cut
-MISSES = 1e-3  # share of tokens
-TOLERANCE_BF16 = 0.02  # of the mean over tokens
+TOLERANCE = 1e-3  # how far a token's probability in fp32 may be from torch's
+MISSES = 1e-3  # share of tokens that may be farther, as rounding decides at the edge of a policy's cut
+TOLERANCE_BF16 = 0.02  # how far probabilities in bf16 may be from torch's in the mean over tokens
 
 
 def sample(tree: TraceTree, n: int, seed: int, traces: bool = False, bf16: bool = False) -> Result:
-    """Where n rollouts a problem end, as `minifork.decoding.rollout.rollout`, in the fastest way there is.
+    """Where n rollouts a problem end, as `minifork.decoding.rollout.rollout`, in the fastest way.
 
-    bf16: let the kernel calculate in bf16, which moves p by up to some percent (docs/kernel.md).
+    bf16: the kernel computes in bf16, which moves p by up to some percent (docs/kernel.md).
     """
     if tree.dfa.device.type != "cuda":
         return rollout(tree, n, seed, traces)
@@ -39,22 +39,22 @@ def sample(tree: TraceTree, n: int, seed: int, traces: bool = False, bf16: bool 
 
 @lru_cache
 def cuda_device(device: torch.device) -> GPU:
-    """The GPU, with the kernels loaded so far. Raises UnavailableError."""
+    """The GPU with its loaded kernels, one object for each device. Raises UnavailableError."""
     return GPU(device)
 
 
 def ready(gpu: GPU, tree: TraceTree, rows: int, bf16: bool) -> int:
-    """The rows a block decodes: ``rows``, or fewer where so many do not fit. Raises UnavailableError where none do.
+    """The rows that a block decodes: ``rows``, or fewer where so many do not fit. Tests a build before its first use.
 
-    Every build is tested before its first use.
+    Raises UnavailableError where no number of rows fits or the test fails.
     """
-    while rows > kernel.TILES[-1]:
-        try:
-            gpu.function(kernel.build_for(tree, rows, bf16))
-            break
-        except UnavailableError:
-            rows //= 2  # the next smaller tile
     build = kernel.build_for(tree, rows, bf16)
+    try:
+        gpu.function(build)
+    except UnavailableError:
+        if rows == kernel.TILES[-1]:
+            raise
+        return ready(gpu, tree, rows // 2, bf16)  # the next smaller tile
     if build not in gpu.tested:
         self_test(gpu, tree, rows, bf16)
         gpu.tested.add(build)
@@ -62,18 +62,20 @@ def ready(gpu: GPU, tree: TraceTree, rows: int, bf16: bool) -> int:
 
 
 def self_test(machine: kernel.Machine, tree: TraceTree, rows: int, bf16: bool) -> None:
-    """Compare the probabilities of tokens that the kernel sampled with torch's; raises UnavailableError if they
-    differ."""
+    """Compare the kernel's probabilities of the tokens that it samples with torch's.
+
+    Raises UnavailableError where they differ.
+    """
     part = tree[:64]
     traces = kernel.run_kernel(part, 32, 0, machine, rows, bf16, traces=True).traces
     assert traces is not None
     scored, expected = kernel.score(part, traces.tokens, machine, rows, bf16), teacher_forced(part, traces.tokens)
-    apart = (scored.exp() - expected.exp()).abs()[traces.tokens >= 0]
-    far = float(apart.mean()) > TOLERANCE_BF16 if bf16 else float((~(apart <= TOLERANCE)).float().mean()) > MISSES
-    if far or not torch.isfinite(apart).all():
-        raise UnavailableError("it disagrees with torch on this GPU")
-    if float((scored - traces.logp.double()).abs().max()) > 1e-5:
-        raise UnavailableError("it scores its own traces otherwise than it sampled them")
+    error = (scored.exp() - expected.exp()).abs()[traces.tokens >= 0]
+    close = error.mean() <= TOLERANCE_BF16 if bf16 else (error > TOLERANCE).float().mean() <= MISSES
+    if not (close and torch.isfinite(error).all()):
+        raise UnavailableError("its probabilities are not torch's on this GPU")
+    if (scored - traces.logp.double()).abs().max() > 1e-5:
+        raise UnavailableError("it scores its own traces with other probabilities than it sampled them with")
 
 
 @torch.no_grad()
@@ -89,8 +91,8 @@ def teacher_forced(tree: TraceTree, tokens: Tensor) -> Tensor:
     logits = tree.prompts.logits[rows.problem]
     for step in range(length):
         if step >= tree.forced_len:
-            each = torch.log_softmax(tree.policy(logits).double(), dim=1)
-            logp[:, step] = each.gather(1, flat[:, step : step + 1].clamp(min=0))[:, 0]
+            step_logp = torch.log_softmax(tree.policy(logits).double(), dim=1)
+            logp[:, step] = step_logp.gather(1, flat[:, step : step + 1].clamp(min=0))[:, 0]
         if step < length - 1:
             logits = tree.model.decode(flat[:, step].clamp(min=0), rows)
     return logp.where(flat >= 0, 0.0).view(tokens.shape)

@@ -29,25 +29,16 @@ class Compiler:
 
 @lru_cache
 def find_compiler() -> Compiler:
-    """NVRTC of an installed wheel, or of the system. Raises UnavailableError when there is neither."""
-    for path in nvrtc_paths():
-        try:
-            for builtins in sorted(Path(path).parent.glob("libnvrtc-builtins.so*")):
-                ctypes.CDLL(str(builtins), mode=ctypes.RTLD_GLOBAL)  # NVRTC looks it up by name only
-            return _nvrtc(ctypes.CDLL(path))
-        except OSError:
-            continue
-    raise UnavailableError("no NVRTC found (pip install nvidia-cuda-nvrtc)")
-
-
-def nvrtc_paths() -> list[str]:
-    """Where the library may be, those of wheels first."""
+    """NVRTC of an installed wheel, or else of the system. Raises UnavailableError when there is neither."""
     spec = importlib.util.find_spec("nvidia")
-    roots = [Path(root) for root in (spec and spec.submodule_search_locations) or ()]
-    wheels = [
-        str(path) for root in roots for path in sorted(root.glob("*/lib/libnvrtc.so.*")) if "alt" not in path.name
-    ]
-    return [*wheels, "libnvrtc.so", "libnvrtc.so.13", "libnvrtc.so.12"]
+    folders = [Path(folder) for folder in (spec and spec.submodule_search_locations) or ()]
+    wheels = [path for folder in folders for path in sorted(folder.glob("*/lib/libnvrtc.so.*"))]
+    for path in [*wheels, Path("libnvrtc.so"), Path("libnvrtc.so.13"), Path("libnvrtc.so.12")]:
+        with contextlib.suppress(OSError):
+            for builtins in sorted(path.parent.glob("libnvrtc-builtins.so*")):
+                ctypes.CDLL(str(builtins), mode=ctypes.RTLD_GLOBAL)  # NVRTC looks it up by its name
+            return _nvrtc(ctypes.CDLL(str(path)))
+    raise UnavailableError("no NVRTC found (pip install nvidia-cuda-nvrtc)")
 
 
 def _nvrtc(library: ctypes.CDLL) -> Compiler:
@@ -55,11 +46,11 @@ def _nvrtc(library: ctypes.CDLL) -> Compiler:
     library.nvrtcVersion(ctypes.byref(major), ctypes.byref(minor))
     library.nvrtcGetErrorString.restype = ctypes.c_char_p
 
-    def text(program: ctypes.c_void_p, what: str) -> bytes:
+    def read(program: ctypes.c_void_p, output: str) -> bytes:
         size = ctypes.c_size_t()
-        getattr(library, f"nvrtcGet{what}Size")(program, ctypes.byref(size))
+        getattr(library, f"nvrtcGet{output}Size")(program, ctypes.byref(size))
         buffer = ctypes.create_string_buffer(size.value)
-        getattr(library, f"nvrtcGet{what}")(program, buffer)
+        getattr(library, f"nvrtcGet{output}")(program, buffer)
         return buffer.raw
 
     def compile(source: str, options: list[str]) -> tuple[bytes, str]:
@@ -67,11 +58,11 @@ def _nvrtc(library: ctypes.CDLL) -> Compiler:
         library.nvrtcCreateProgram(ctypes.byref(program), source.encode(), b"decode.cu", 0, None, None)
         array = (ctypes.c_char_p * len(options))(*(option.encode() for option in options))
         code = library.nvrtcCompileProgram(program, len(options), array)
-        log = text(program, "ProgramLog").rstrip(b"\0").decode()
+        log = read(program, "ProgramLog").rstrip(b"\0").decode()
         if code:
-            lines = [line.strip() for line in log.splitlines() if "error" in line] or ["no message"]
-            raise UnavailableError(f"NVRTC: {library.nvrtcGetErrorString(code).decode()}: {lines[0]}")
-        cubin = text(program, "CUBIN")
+            errors = [line.strip() for line in log.splitlines() if "error" in line]
+            raise UnavailableError(f"NVRTC: {library.nvrtcGetErrorString(code).decode()}: {' '.join(errors[:1])}")
+        cubin = read(program, "CUBIN")
         library.nvrtcDestroyProgram(ctypes.byref(program))
         return cubin, log
 
@@ -81,12 +72,12 @@ def _nvrtc(library: ctypes.CDLL) -> Compiler:
 def options(build: Build, arch: str) -> list[str]:
     """The compiler's options; arch as "sm_90".
 
-    Products and sums are fused only where the source says so (fmad=false), so that fp32 results are those of the
-    host twin. Two blocks share a multiprocessor where their registers and shared memory allow it.
+    With fmad=false products and sums are fused only where the source says so, so fp32 results equal the host twin's.
+    Two blocks share a multiprocessor where their registers and shared memory allow it.
     """
-    together = 2 if build.bf16 and build.width < 256 else 1
+    blocks = 2 if build.bf16 and build.width < 256 else 1
     flags = [f"--gpu-architecture={arch}", "--std=c++17", "--fmad=false", "--ptxas-options=-v"]
-    return [*flags, *build.defines(), f"-DBLOCKS_PER_SM={together}"]
+    return [*flags, *build.defines(), f"-DBLOCKS_PER_SM={blocks}"]
 
 
 def cache_folder() -> Path:
@@ -95,9 +86,9 @@ def cache_folder() -> Path:
 
 
 def compiled(build: Build, arch: str, folder: Path, compiler: Compiler | None = None) -> bytes:
-    """The cubin of a build, from the cache if it is there and sound; else compiled and cached.
+    """The cubin of a build, from the cache if an undamaged one is there; else compiled and cached.
 
-    Where the folder cannot be written the cubin is compiled every time. Raises UnavailableError.
+    If the folder cannot be written, the cubin is compiled in every process. Raises UnavailableError.
     """
     compiler, flags = compiler or find_compiler(), options(build, arch)
     source = SOURCE.read_text(encoding="utf-8")

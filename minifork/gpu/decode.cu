@@ -40,7 +40,9 @@
 #define UNROLLED
 #endif
 
-FN int opaque(int number) {  // what is derived from it is derived anew, and takes up no registers until then
+// The compiler cannot see through this. It computes values that depend on the number where they are used, so they hold
+// no registers in between.
+FN int opaque(int number) {
 #ifdef __CUDACC__
     asm volatile("" : "+r"(number));
 #endif
@@ -59,18 +61,18 @@ typedef float real;
 #endif
 
 constexpr int THREADS = 256;
-constexpr int SIZE = WIDTH / HEADS;            // of a head
+constexpr int SIZE = WIDTH / HEADS;            // width of a head
 constexpr int OUT = (VOCAB + 7) / 8 * 8;       // logits, padded to whole mma tiles
-constexpr int STRIDE = WIDTH + 8;              // of rows in shared memory: keeps mma accesses free of bank conflicts
+constexpr int STRIDE = WIDTH + 8;              // between rows in shared memory; avoids bank conflicts of mma accesses
 constexpr int PER_ROW = THREADS / ROWS;        // threads that write a row together
-constexpr int PARTS = 4;                       // sums of a row, the same on every tiling, as all bits are
+constexpr int PARTS = 4;                       // partial sums of a row; their number does not depend on ROWS, so bits do not
 constexpr int SPARE = THREADS / (ROWS * HEADS) > 0 ? THREADS / (ROWS * HEADS) : 1;
 constexpr int PART = SIZE / SPARE > 8 ? SIZE / SPARE : 8;  // outputs of a head that one thread computes
 constexpr int MATRIX = WIDTH * WIDTH;          // every weight is cut into WIDTH x WIDTH matrices
 constexpr int LAYER = 12 * MATRIX;             // q k v out, then four times (up, down)
 constexpr int MOST_STEPS = 4;                  // of a policy
 
-enum Status { FREE, DUE, RUNNING, IDLE };      // wants work; has logits to draw from; has a token to decode; done
+enum Status { FREE, DUE, RUNNING, IDLE };      // needs a rollout; has logits to draw from; has a token to decode; no work is left
 enum Step { TEMPERATURE, TOP_K, TOP_P, MIN_P };
 
 struct Args {
@@ -80,7 +82,7 @@ struct Args {
     const float* token;         // [VOCAB, WIDTH], embeddings
     const float* position;      // [STEPS, WIDTH], embeddings of the positions after the prompt
     const unsigned short* dfa;  // [B, states, VOCAB]; the last `outcomes` states end a trace
-    const int* forced;          // [B, forced_len], what every trace begins with
+    const int* forced;          // [B, forced_len], tokens that every trace begins with
     const u32* ids;             // [B], global problem numbers, part of the key of every draw
     const int* given;           // score mode: [B, n, STEPS], tokens to follow instead of drawing, -1 past the end
     real* suffix;               // scratch [blocks, LAYERS, 2, ROWS, STEPS, WIDTH]
@@ -108,7 +110,7 @@ struct Tile {                   // all of a block's shared memory
     long long work[ROWS], next, end;
     long long suffix;           // where this block's scratch begins in args.suffix
 
-    FN_MEMBER unsigned char* keep() { return (unsigned char*)a; }  // [ROWS, OUT], over a and b: tokens that a policy step keeps
+    FN_MEMBER unsigned char* keep() { return (unsigned char*)a; }  // [ROWS, OUT], in the memory of a and b: whether a policy step keeps a token
 };
 
 // arithmetic, the same on both machines
@@ -140,7 +142,7 @@ FN float exponential(float x) {
     return x == x ? p * float_of((u32)((int)k + 127) << 23) : x;
 }
 
-// what the bf16 build does often and may do coarsely, as its operands are coarse
+// The exponential of attention. In bf16 an approximation is enough, because its operands are rounded more coarsely.
 FN float quick_exponential(float x) {
 #if BF16 && defined(__CUDACC__)
     return __expf(x);
@@ -163,7 +165,7 @@ FN float gelu(float x) {
 
 #if BF16
 #ifndef __CUDACC__
-FN u32 rounded(float x) {  // one bfloat16, as the instruction below rounds it
+FN u32 rounded(float x) {  // one bfloat16, rounded as by the instruction below
     u32 bits;
     memcpy(&bits, &x, 4);
     return x == x ? (bits + 0x7FFF + (bits >> 16 & 1)) >> 16 : 0x7FFF;
@@ -218,7 +220,8 @@ FN long long take(long long* next) { return (*next)++; }
 FN void least(u32* to, u32 value) { if (value < *to) *to = value; }
 #endif
 
-// matrix products: store(row, column, left, right) gets two neighbouring columns of a [ROWS, WIDTH] times w
+// matrix products: store(row, column, left, right) takes two neighbouring columns of the product of a, [ROWS, WIDTH],
+// and w
 
 #if BF16
 // One warp's share of the columns. w is packed in fragment order: for each tile of 8 columns and each 32 inputs, 16
@@ -311,7 +314,8 @@ FN void multiply(const real* a, const real* __restrict__ w, int columns, int tid
 
 // phases of the model
 
-// The tile keeps an index, as the compiler cannot know of a pointer in shared memory that it leads to global memory.
+// The tile holds an index instead of a pointer: of a pointer in shared memory the compiler would not know that it points
+// to global memory.
 FN real* suffix_of(const Tile& tile, const Args& args, int layer, int value, int row) {
     return args.suffix + tile.suffix + (((layer * 2 + value) * ROWS + row) * (long long)STEPS) * WIDTH;
 }
@@ -416,7 +420,7 @@ FN void begin(Tile& tile, const Args& args, int block, int blocks, int tid) {
     const long long work = args.problems * args.n;
     if (tid == 0) tile.next = work * block / blocks, tile.end = work * (block + 1) / blocks;
     if (tid == 0) tile.suffix = (long long)block * LAYERS * 2 * ROWS * STEPS * WIDTH;
-    if (tid < ROWS) {  // a row without work computes along with these, and nothing of it is kept
+    if (tid < ROWS) {  // rows without work compute with these values, and their results are dropped
         tile.status[tid] = FREE, tile.problem[tid] = 0, tile.length[tid] = 1, tile.chosen[tid] = 0;
     }
 }
@@ -527,7 +531,7 @@ FN void choose(Tile& tile, const Args& args, int tid) {
     }
     tile.chosen[tid] = token < 0 ? 0 : token, tile.length[tid] = at + 1;
     int outcome = -1;
-    if (args.given) {  // follow to the end, wherever the automaton is
+    if (args.given) {  // follow the given tokens to their end, whatever the automaton says
         if (at + 1 == STEPS || args.given[work * STEPS + at + 1] < 0) outcome = 0;
     } else {
         const int state = args.dfa[((long long)problem * args.states + tile.state[tid]) * VOCAB + token];
@@ -549,7 +553,7 @@ FN int is_due(Tile& tile, int tid) { return tid < ROWS && tile.status[tid] == DU
 FN int is_running(Tile& tile, int tid) { return tid < ROWS && tile.status[tid] == RUNNING; }
 
 #ifndef __CUDACC__
-static const int* order;  // in which the host runs the threads of a phase
+static const int* order;  // the order in which the host runs the threads of a phase
 static int any_thread(Tile& tile, int (*test)(Tile&, int)) {
     int any = 0;
     for (int i = 0; i < THREADS; ++i) any |= test(tile, order[i]);
@@ -622,7 +626,7 @@ extern "C" void decode(const Args* args, int blocks, const int* thread_order) {
     order = thread_order;
     for (int block = 0; block < blocks; ++block) {
         Tile* tile = new Tile;
-        memset((void*)tile, 0xFF, sizeof(Tile));  // poison: what is read before it is written shows
+        memset((void*)tile, 0xFF, sizeof(Tile));  // poison, so that reads of unwritten memory show
         run(*tile, *args, block, blocks);
         delete tile;
     }

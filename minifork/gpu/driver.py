@@ -3,6 +3,7 @@
 import ctypes
 from dataclasses import dataclass, field
 from pathlib import Path
+from typing import NamedTuple
 
 import torch
 
@@ -17,7 +18,7 @@ SHARED_BYTES = 8  # CU_FUNC_ATTRIBUTE_MAX_DYNAMIC_SHARED_SIZE_BYTES
 class GPU:
     """A machine (see `minifork.gpu.kernel.Machine`): one CUDA device. Raises UnavailableError when it is too old.
 
-    folder: the cache of compiled kernels. tested: the builds that passed their self-test here.
+    folder: the cache of compiled kernels. tested: the builds that passed their self-test in this process.
     """
 
     device: torch.device
@@ -30,11 +31,8 @@ class GPU:
             raise UnavailableError(f"compute capability {major}.{minor} (it needs 8.0)")
         self.arch = f"sm_{major}{minor}"
         self.processors = torch.cuda.get_device_properties(self.device).multi_processor_count
-        self.loaded: dict[Build, _Function] = {}
-        try:
-            self.driver = ctypes.CDLL("libcuda.so.1")
-        except OSError:
-            raise UnavailableError("libcuda.so.1, the driver, is not found") from None
+        self.loaded = dict[Build, _Function]()
+        self.driver = ctypes.CDLL("libcuda.so.1")
 
     def rows(self, work: int) -> int:
         """The largest tile that still gives every multiprocessor a block."""
@@ -63,18 +61,18 @@ class GPU:
 
     def _load(self, cubin: bytes) -> "_Function":
         module, handle, address, size = (ctypes.c_void_p() for _ in range(4))
-        driver, where = self.driver, ctypes.byref
-        self._check(driver.cuModuleLoadData(where(module), cubin))
-        self._check(driver.cuModuleGetFunction(where(handle), module, b"decode"))
-        self._check(driver.cuModuleGetGlobal_v2(where(address), where(size), module, b"tile_bytes"))
-        shared = ctypes.c_int()
-        self._check(driver.cuMemcpyDtoH_v2(where(shared), address, ctypes.c_size_t(4)))
+        shared, resident = ctypes.c_int(), ctypes.c_int()
+        driver, ref = self.driver, ctypes.byref
+        self._check(driver.cuModuleLoadData(ref(module), cubin))
+        self._check(driver.cuModuleGetFunction(ref(handle), module, b"decode"))
+        self._check(driver.cuModuleGetGlobal_v2(ref(address), ref(size), module, b"tile_bytes"))
+        self._check(driver.cuMemcpyDtoH_v2(ref(shared), address, ctypes.c_size_t(4)))
         self._check(driver.cuFuncSetAttribute(handle, SHARED_BYTES, shared))
-        resident, occupancy = ctypes.c_int(), driver.cuOccupancyMaxActiveBlocksPerMultiprocessor
-        self._check(occupancy(where(resident), handle, THREADS, ctypes.c_size_t(shared.value)))
+        occupancy = driver.cuOccupancyMaxActiveBlocksPerMultiprocessor
+        self._check(occupancy(ref(resident), handle, THREADS, ctypes.c_size_t(shared.value)))
         if resident.value < 1:
             raise UnavailableError(f"a block needs {shared.value} bytes of shared memory, more than this GPU has")
-        return _Function(module, handle, shared.value, resident.value)
+        return _Function(handle, shared.value, resident.value)
 
     def _check(self, code: int) -> None:
         if code:
@@ -83,11 +81,9 @@ class GPU:
             raise UnavailableError(f"CUDA driver: {(text.value or b'').decode() or code}")
 
 
-@dataclass(frozen=True)
-class _Function:
-    """A loaded kernel: driver handles, bytes of shared memory, blocks that a multiprocessor holds."""
+class _Function(NamedTuple):
+    """A loaded kernel: its handle, bytes of shared memory, blocks that a multiprocessor holds."""
 
-    module: ctypes.c_void_p
     handle: ctypes.c_void_p
     shared: int
     resident: int

@@ -1,8 +1,8 @@
 """Rollouts as one fixed sequence of torch operations, which a CUDA graph can replay.
 
-Every row is decoded to the length limit, ended or not, so no step waits for the CPU. Prompts are shared and keys
-and values of suffixes lie in fixed buffers. It is what `minifork.gpu.backends` uses on a GPU where the fused kernel
-cannot run, and the baseline that the kernel is compared with.
+Every row is decoded to the length limit, even after its end, so no step waits for the CPU. Prompts are shared, and keys
+and values of suffixes lie in fixed buffers. `minifork.gpu.backends` uses it on a GPU where the fused kernel cannot run,
+and benchmarks compare the kernel with it.
 """
 
 from collections.abc import Callable
@@ -25,11 +25,10 @@ def empty_rows(tree: TraceTree, n: int) -> Rows:
 
 @torch.no_grad()
 def dense(tree: TraceTree, rows: Rows, first: Tensor, seed: int | None) -> tuple[Tensor, Tensor]:
-    """Where rollouts first, first + 1, ... of every problem end, as many as it has rows (see `empty_rows`).
+    """Totals int64[2, B, outcomes] (`TraceTree.zero_totals`) of rollouts, and whether all logits were finite, bool[].
 
-    Returns totals int64[2, B, outcomes] (`TraceTree.zero_totals`), and whether all logits were finite, bool[].
-    first: int64[]. seed: of the counter-based draws, which are those of every other backend; None for torch's own
-    generator.
+    The rollouts have the numbers first, first + 1, ..., one for each row of a problem (see `empty_rows`). first:
+    int64[]. seed: of the counter-based draws, the same as in every other backend; None for torch's own generator.
     """
     device, problem, rows.length = tree.dfa.device, rows.problem, 0
     rollout = first + torch.arange(len(rows), device=device) % (len(rows) // len(tree))
@@ -54,9 +53,9 @@ def dense(tree: TraceTree, rows: Rows, first: Tensor, seed: int | None) -> tuple
 
 
 class Graph:
-    """`dense` with n rows for each problem of a tree, recorded once and replayed for others of the same shape.
+    """`dense` with n rows for each problem of a tree, recorded once and replayed for trees of the same shape.
 
-    run: `dense`, or a compiled one. On a CPU nothing is recorded, and every call runs the operations anew.
+    run: `dense` itself, or compiled. On a CPU nothing is recorded, and every call runs the operations anew.
     """
 
     def __init__(self, tree: TraceTree, n: int, seed: int | None, run: Callable = dense) -> None:
@@ -68,8 +67,8 @@ class Graph:
             stream = torch.cuda.Stream()
             stream.wait_stream(torch.cuda.current_stream())
             with torch.cuda.stream(stream):  # allocate and tune outside of the graph
-                for _ in range(2):
-                    self._run()
+                self._run()
+                self._run()
             torch.cuda.current_stream().wait_stream(stream)
             self.graph = torch.cuda.CUDAGraph()
             with torch.cuda.graph(self.graph):
@@ -79,10 +78,10 @@ class Graph:
         return self.run(self.tree, self.rows, self.first, self.seed)
 
     def __call__(self, tree: TraceTree, first: int) -> tuple[Tensor, Tensor]:
-        """What `dense` returns for these problems; overwritten by the next call."""
+        """The return value of `dense` for these problems. The next call overwrites it."""
         self.first.fill_(first)
-        for mine, theirs in zip(_inputs(self.tree), _inputs(tree), strict=True):
-            mine.copy_(theirs)
+        for fixed, new in zip(_inputs(self.tree), _inputs(tree), strict=True):
+            fixed.copy_(new)
         if self.graph is None:
             return self._run()
         self.graph.replay()

@@ -1,7 +1,7 @@
-"""Rollouts in one launch: what `decode.cu` needs to know, and how its answer is read.
+"""Rollouts in one launch: the arguments of `decode.cu`, and its outputs as a `Result`.
 
-The same source runs on a GPU (`minifork.gpu.driver`) and, in tests, on the CPU (its host twin). A *machine* compiles
-it for a `Build` and launches it; everything here is common to both. docs/kernel.md describes the kernel itself.
+The same source runs on a GPU (`minifork.gpu.driver`) and, in tests, on the CPU (its host twin). A *machine* compiles it
+for a `Build` and launches it; all that is here is common to both. docs/kernel.md describes the kernel itself.
 """
 
 import ctypes
@@ -21,20 +21,21 @@ from minifork.decoding.traces import Result, Traces, TraceTree, sampled_result
 from minifork.gpt import GPT
 
 SOURCE = Path(__file__).parent / "decode.cu"
-WIDTHS, HEAD_SIZES, MOST_LAYERS, MOST_TOKENS, LONGEST = (64, 128, 256), (16, 32, 64), 8, 256, 256
-TILES = (64, 32, 16)  # rows a block may decode side by side, the best for large batches first
+WIDTHS, HEAD_SIZES = (64, 128, 256), (16, 32, 64)
+TILES = (64, 32, 16)  # rows that a block may decode side by side, the best for large batches first
 STEPS = {"temperature": 0, "top_k": 1, "top_p": 2, "min_p": 3}
 MOST_STEPS = 4
 OUTPUTS = ("totals", "tokens", "gap", "total", "outcome")
+POINTERS = (*"logits prompt weights token position dfa forced ids given suffix".split(), *OUTPUTS, "bad")
 
 
 class UnavailableError(Exception):
-    """The kernel cannot be compiled, or not run this tree here; the message says why, in one line."""
+    """The kernel cannot be compiled, or cannot run this tree on this machine. The message says why, in one line."""
 
 
 @dataclass(frozen=True)
 class Build:
-    """What the kernel is compiled for: the model, the lengths of prompt and trace (tokens), rows a block, precision."""
+    """Constants at compile time: the model's shape, tokens of a prompt and a trace, rows of a block, precision."""
 
     width: int
     heads: int
@@ -59,58 +60,50 @@ class Machine(Protocol):
     """Where the kernel runs."""
 
     def blocks(self, build: Build, work: int) -> int:
-        """How many blocks to launch for so many rollouts."""
+        """The number of blocks to launch for ``work`` rollouts."""
 
     def launch(self, build: Build, args: "Args", blocks: int) -> None:
-        """Run the kernel; on return (or in stream order) its outputs are written."""
+        """Run the kernel. Its outputs are written on return, or in the order of the stream."""
 
 
 class Args(ctypes.Structure):
     """`struct Args` of decode.cu, which explains the fields."""
 
     _fields_ = [
-        *((name, ctypes.c_void_p) for name in (
-            "logits", "prompt", "weights", "token", "position", "dfa", "forced", "ids", "given", "suffix",
-            "totals", "tokens", "gap", "total", "outcome", "bad",
-        )),
+        *((name, ctypes.c_void_p) for name in POINTERS),
         *((name, ctypes.c_longlong) for name in ("problems", "n")),
         *((name, ctypes.c_int) for name in ("states", "outcomes", "forced_len", "policy_steps")),
         ("step", ctypes.c_int * MOST_STEPS),
         ("value", ctypes.c_float * MOST_STEPS),
-        ("seed_lo", ctypes.c_uint),
-        ("seed_hi", ctypes.c_uint),
-    ]  # fmt: skip
+        *((name, ctypes.c_uint) for name in ("seed_lo", "seed_hi")),
+    ]
 
 
 def require_supported(tree: TraceTree) -> None:
     """Raise UnavailableError, saying why, where the kernel cannot run this tree."""
-    shape, length = tree.model.shape, tree.prompts.length + tree.max_new
-    size = shape.width // shape.heads
-    reasons = [
-        (shape.width not in WIDTHS, f"a width of {shape.width} (it takes {', '.join(map(str, WIDTHS))})"),
-        (size not in HEAD_SIZES, f"heads of {size} (it takes {', '.join(map(str, HEAD_SIZES))})"),
-        (shape.layers > MOST_LAYERS, f"{shape.layers} layers (it takes {MOST_LAYERS})"),
-        (tree.model.vocab_size > MOST_TOKENS, f"{tree.model.vocab_size} tokens (it takes {MOST_TOKENS})"),
-        (length > LONGEST, f"sequences of {length} (it takes {LONGEST})"),
-        (tree.dfa.shape[1] > 65536, f"automata of {tree.dfa.shape[1]} states (it takes 65536)"),
-    ]
-    for holds, text in reasons:
-        if holds:
-            raise UnavailableError(text)
+    shape, vocab, states = tree.model.shape, tree.model.vocab_size, tree.dfa.shape[1]
+    size, length = shape.width // shape.heads, tree.prompts.length + tree.max_new
+    supported = {
+        f"width {shape.width} (it takes {WIDTHS})": shape.width in WIDTHS,
+        f"heads of {size} (it takes {HEAD_SIZES})": size in HEAD_SIZES,
+        f"{shape.layers} layers (it takes 8)": shape.layers <= 8,
+        f"a vocabulary of {vocab} tokens (it takes 256)": vocab <= 256,
+        f"sequences of {length} tokens (it takes 256)": length <= 256,
+        f"automata of {states} states (it takes 65536)": states <= 65536,
+    }
+    for feature, fits in supported.items():
+        if not fits:
+            raise UnavailableError(feature)
     policy_steps(tree.policy)
 
 
 def policy_steps(policy: Policy) -> list[tuple[int, float]]:
-    """The steps of a policy as the kernel knows them. Raises UnavailableError for one it lacks, or for too many."""
-    steps = []
-    for name, value in policy.steps:
-        if name == "greedy" or (name, value) == ("temperature", 0):
-            name, value = "top_k", 1.0
-        if (name, value) != ("top_p", 1.0):
-            steps.append((STEPS.get(name, -1), max(value, 1e-30) if name == "top_p" else value))
-    if len(steps) > MOST_STEPS or any(step < 0 for step, _ in steps):
+    """The steps of a policy as the kernel numbers them. Raises UnavailableError for one it lacks, or for too many."""
+    greedy = {("greedy", 1.0), ("temperature", 0.0)}
+    steps = [("top_k", 1.0) if step in greedy else step for step in policy.steps if step != ("top_p", 1.0)]
+    if len(steps) > MOST_STEPS or any(name not in STEPS for name, _ in steps):
         raise UnavailableError(f"the policy {policy}")
-    return steps
+    return [(STEPS[name], value) for name, value in steps]
 
 
 def build_for(tree: TraceTree, rows: int, bf16: bool) -> Build:
@@ -121,10 +114,10 @@ def build_for(tree: TraceTree, rows: int, bf16: bool) -> Build:
 
 @torch.no_grad()
 def pack(model: GPT, bf16: bool) -> Tensor:
-    """All matrices [bf16 or fp32, flat], each as the kernel reads it, with gains and the scale of scores folded in.
+    """All matrices in the kernel's order, bf16 or fp32, flat. Gains and the scale of the scores are folded in.
 
-    A layer is q, k, v, out, then four times the part of ``up`` and ``down`` that a quarter of the hidden layer
-    needs; the head is last, padded to whole tiles of 8 tokens.
+    A layer is q, k, v, out, then for every quarter of the hidden layer its parts of ``up`` and ``down``. The head is
+    last, padded to whole tiles of 8 tokens.
     """
     width, parts = model.shape.width, list[Tensor]()
     for block in model.blocks:
@@ -142,8 +135,8 @@ def pack(model: GPT, bf16: bool) -> Tensor:
 def fragments(matrix: Tensor) -> Tensor:
     """A matrix float[N, K] (out, in) as bf16, in the order in which lanes hold the B operand of mma.m16n8k16.
 
-    For each 8 columns and 32 inputs, every lane has 16 bytes: two mma's two registers of two inputs each (PTX ISA,
-    "Matrix fragments for mma.m16n8k16").
+    For each 8 columns and 32 inputs, every lane has 16 bytes: two registers of two inputs for each of two mma (PTX
+    ISA, "Matrix fragments for mma.m16n8k16").
     """
     order = "(tile column) (block mma register quad pair) -> tile block (column quad) mma register pair"
     return rearrange(matrix.bfloat16(), order, column=8, mma=2, register=2, quad=4, pair=2)
@@ -164,8 +157,8 @@ def run_kernel(
 def score(tree: TraceTree, tokens: Tensor, machine: Machine, rows: int = 64, bf16: bool = True) -> Tensor:
     """Teacher-forced log-probabilities float64[B, n, max_new] of traces int64[B, n, max_new] (-1 past the end).
 
-    In the kernel's own arithmetic, under the tree's policy; 0 past the end and for the tree's forced tokens. So a trace
-    without tokens, -1 throughout, scores 0: nothing is generated, with probability 1.
+    In the kernel's own arithmetic, under the tree's policy. Forced tokens and -1 score 0, so a trace without tokens
+    scores 0 throughout: it generates nothing, with probability 1.
     """
     return _logp(_launch(tree, tokens.shape[1], 0, machine, build_for(tree, rows, bf16), tokens, True))
 
@@ -175,11 +168,11 @@ def _logp(out: dict[str, Tensor]) -> Tensor:
 
 
 def _launch(
-    tree: TraceTree, n: int, seed: int, machine: Machine, build: Build, given: Tensor | None, traces: bool
+    tree: TraceTree, n: int, seed: int, machine: Machine, build: Build, target: Tensor | None, traces: bool
 ) -> dict[str, Tensor]:
     """Lay everything out, launch the kernel, and return its OUTPUTS by name."""
     try:
-        tensors, args, blocks = lay_out(tree, n, seed, machine, build, given, traces)
+        tensors, args, blocks = lay_out(tree, n, seed, machine, build, target, traces)
         machine.launch(build, args, blocks)
         bad = int(tensors["bad"])
         if bad >= 0:
@@ -190,51 +183,50 @@ def _launch(
             raise
     half = -(-len(tree) // 2)
     warnings.warn(f"out of memory with {len(tree)} problems at once: trying {half}", stacklevel=3)
-    first, second = (
-        _launch(tree[part], n, seed, machine, build, None if given is None else given[part], traces)
+    halves = [
+        _launch(tree[part], n, seed, machine, build, None if target is None else target[part], traces)
         for part in (slice(half), slice(half, None))
-    )
-    return {name: torch.cat([first[name], second[name]], dim=int(name == "totals")) for name in first}
+    ]
+    return {name: torch.cat([out[name] for out in halves], dim=int(name == "totals")) for name in halves[0]}
 
 
 @torch.no_grad()
 def lay_out(
-    tree: TraceTree, n: int, seed: int, machine: Machine, build: Build, given: Tensor | None, traces: bool
+    tree: TraceTree, n: int, seed: int, machine: Machine, build: Build, target: Tensor | None, traces: bool
 ) -> tuple[dict[str, Tensor], Args, int]:
-    """What a launch of the kernel needs: tensors by name, the arguments that point to them, the number of blocks.
+    """The arguments of a launch: tensors by name, the `Args` that point to them, and the number of blocks.
 
-    The tensors must live as long as the kernel runs. It reads most of them and writes OUTPUTS and ``bad``; ``totals``
-    is added to.
+    target: int64[B, n, max_new], traces to score, or None to sample.
+    The tensors must live as long as the kernel runs. It reads most of them, writes OUTPUTS and ``bad``, and adds to
+    ``totals``.
     """
-    count, device, model = len(tree), tree.dfa.device, tree.model
+    count, device, steps = len(tree), tree.dfa.device, policy_steps(tree.policy)
     tree.require_finite(tree.prompts.logits, torch.arange(count, device=device))
     blocks = machine.blocks(build, count * n)
-    keys_values = torch.stack([tree.prompts.k, tree.prompts.v])
-    positions = model.position.weight[build.prompt : build.prompt + build.steps]
-    missing = build.steps - len(positions)  # the last token of a trace is never decoded and may have no position
-    scratch = blocks, build.layers, 2, build.rows, build.steps, build.width
+    positions = tree.model.position.weight[build.prompt : build.prompt + build.steps].float()
     tensors = {
         "logits": tree.prompts.logits.float(),
-        "prompt": rearrange(keys_values, "two l b h p d -> b l two p (h d)").to(build.dtype),
-        "weights": pack(model, bool(build.bf16)),
-        "token": model.token.weight.float(),
-        "position": F.pad(positions.float(), (0, 0, 0, missing)),
+        "prompt": rearrange([tree.prompts.k, tree.prompts.v], "two l b h p d -> b l two p (h d)").to(build.dtype),
+        "weights": pack(tree.model, bool(build.bf16)),
+        "token": tree.model.token.weight.float(),
+        # The last token of a trace is never decoded and may have no position.
+        "position": F.pad(positions, (0, 0, 0, build.steps - len(positions))),
         "dfa": tree.dfa.to(torch.int16),  # the bits of uint16
         "forced": tree.forced.int(),
         "ids": tree.ids.int(),
-        "suffix": torch.empty(scratch, dtype=build.dtype, device=device),
         "totals": tree.zero_totals(torch.int64),
         "bad": torch.full((1,), -1, dtype=torch.int32, device=device),
     }
-    if given is not None:
-        tensors["given"] = given.int()
+    scratch = blocks, build.layers, 2, build.rows, build.steps, build.width
+    tensors["suffix"] = torch.empty(scratch, dtype=build.dtype, device=device)
+    if target is not None:
+        tensors["given"] = target.int()
     if traces:
         shape = count, n, build.steps
         tensors["tokens"] = torch.full(shape, -1, dtype=torch.int32, device=device)
         tensors["gap"], tensors["total"] = torch.zeros(shape, device=device), torch.ones(shape, device=device)
         tensors["outcome"] = torch.full(shape[:2], -1, dtype=torch.int32, device=device)
     tensors = {name: tensor.contiguous() for name, tensor in tensors.items()}
-    steps = policy_steps(tree.policy)
     args = Args(
         **{name: tensor.data_ptr() for name, tensor in tensors.items()},
         problems=count, n=n, states=tree.dfa.shape[1], outcomes=tree.outcomes, forced_len=tree.forced_len,

@@ -1,4 +1,4 @@
-"""What the tests of the engines share: random models on star problems and on random automata, and what is drawn."""
+"""What the tests of the engines share: random models on star problems and random automata, statistics of samples."""
 
 import math
 from dataclasses import replace
@@ -45,27 +45,27 @@ def outcome_probabilities(tree: TraceTree) -> np.ndarray:
 
 def counts(result: Result) -> np.ndarray:
     """The rollouts of each problem in each outcome."""
-    drawn = np.rint(result.outcomes * result.n).astype(np.int64)
-    assert (drawn.sum(axis=1) == result.n).all() and (drawn >= 0).all()
-    return drawn
+    tally = np.rint(result.outcomes * result.n).astype(np.int64)
+    assert (tally.sum(axis=1) == result.n).all() and (tally >= 0).all()
+    return tally
 
 
-def fit(drawn: np.ndarray, p: np.ndarray) -> float:
+def fit(tally: np.ndarray, p: np.ndarray) -> float:
     """The smallest p-value, over outcomes, that counts int[B, outcomes] follow probabilities [B, outcomes]."""
-    n, rng = int(drawn[0].sum()), np.random.default_rng(4)
-    pits = (agreement.randomised_pit(drawn[:, s], n, p[:, s], rng) for s in range(p.shape[1]))
+    n, rng = int(tally[0].sum()), np.random.default_rng(4)
+    pits = (agreement.randomised_pit(tally[:, s], n, p[:, s], rng) for s in range(p.shape[1]))
     return min(agreement.uniform_p(pit) for pit in pits)
 
 
-def agrees(drawn: np.ndarray, p: np.ndarray) -> bool:
+def agrees(tally: np.ndarray, p: np.ndarray) -> bool:
     """Whether counts int[B, outcomes] fit probabilities, and so do their sums over problems, by the normal bound.
 
     False alarms have probability 1e-4 an outcome, and 7e-6 an outcome for the bound, which leaves out
     outcomes with less mass.
     """
-    n, z = int(drawn[0].sum()), (drawn - drawn[0].sum() * p).sum(axis=0)
+    n, z = int(tally[0].sum()), (tally - tally[0].sum() * p).sum(axis=0)
     z = np.abs(z) / np.sqrt((n * p * (1 - p)).sum(axis=0) + 1e-9)
-    return fit(drawn, p) > KS_LEVEL and bool((z[p.mean(axis=0) > 1e-3] < Z).all())
+    return fit(tally, p) > KS_LEVEL and bool((z[p.mean(axis=0) > 1e-3] < Z).all())
 
 
 @torch.no_grad()

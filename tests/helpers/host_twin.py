@@ -1,6 +1,8 @@
 """The host twin: minifork/gpu/decode.cu compiled for the CPU, its threads run one after the other in a chosen order."""
 
 import ctypes
+import hashlib
+import os
 import shutil
 import subprocess
 from dataclasses import dataclass, field
@@ -42,10 +44,13 @@ class Twin:
         library.decode(ctypes.byref(args), blocks, order.ctypes.data_as(ctypes.c_void_p))
 
     def compiled(self, build: Build) -> Path:
-        path = self.folder / f"{abs(hash((build, self.source)))}.so"
+        """The twin's library, compiled unless any test has compiled it before."""
+        options = [*FLAGS, *build.defines()]
+        path = self.folder / f"{hashlib.sha256(repr((options, self.source)).encode()).hexdigest()[:24]}.so"
         if not path.exists():
-            command = ["g++", *FLAGS, *build.defines(), "-", "-o", str(path)]
-            subprocess.run(command, input=self.source, text=True, check=True)
+            unfinished = path.with_suffix(f".{os.getpid()}")
+            subprocess.run(["g++", *options, "-", "-o", unfinished], input=self.source, text=True, check=True)
+            unfinished.replace(path)
         return path
 
 

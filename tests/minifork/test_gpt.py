@@ -41,9 +41,9 @@ def test_decode_equals_the_training_path(make_model, shape, problem, selections)
     for selection in selections:
         if selection is not None:
             rows, sequences = rows.take(torch.tensor(selection)), sequences[selection]
-        drawn = torch.from_numpy(rng.integers(VOCAB, size=len(sequences)))
-        sequences = torch.cat([sequences, drawn[:, None]], dim=1)
-        assert (model.decode(drawn, rows) - model(sequences)[:, -1]).abs().max() < 1e-4
+        token = torch.from_numpy(rng.integers(VOCAB, size=len(sequences)))
+        sequences = torch.cat([sequences, token[:, None]], dim=1)
+        assert (model.decode(token, rows) - model(sequences)[:, -1]).abs().max() < 1e-4
     assert torch.equal(prompts.k, k) and torch.equal(prompts.v, v)
 
 
@@ -63,38 +63,24 @@ def test_causality(make_model, shape):
 
 
 @pytest.mark.parametrize("shape", SHAPES, ids=str)
-def test_wanted_positions_alone(make_model, shape):
-    """The same logits and the same gradients, to rounding, where some positions are wanted only."""
+def test_masked_positions(make_model, shape):
+    """The same logits and the same gradients, to rounding, where only some positions are computed."""
     model, tokens = make_model(6, shape, VOCAB, CONTEXT), torch.arange(2 * PROMPT).reshape(2, PROMPT) % VOCAB
-    wanted = torch.from_numpy(np.random.default_rng(0).random(tokens.shape) < 0.5)
+    mask = torch.from_numpy(np.random.default_rng(0).random(tokens.shape) < 0.5)
     for first in (0, 1, PROMPT - 1):
-        wanted[:, :first], wanted[0, first] = False, True
+        mask[:, :first], mask[0, first] = False, True
         gradients = []
-        for logits in (model(tokens) * wanted[..., None], model(tokens, wanted)):
+        for logits in (model(tokens) * mask[..., None], model(tokens, mask)):
             gradients.append(torch.autograd.grad(logits.square().sum(), list(model.parameters())))
-        assert torch.allclose(model(tokens, wanted), model(tokens) * wanted[..., None], atol=1e-5)
+        assert torch.allclose(model(tokens, mask), model(tokens) * mask[..., None], atol=1e-5)
         assert all(torch.allclose(a, b, rtol=1e-4, atol=1e-4) for a, b in zip(*gradients, strict=True))
 
 
 @torch.no_grad()
-def test_positions_and_batch(make_model):
-    """The same token at another position gives other logits; a row does not depend on its neighbours."""
-    model = make_model(8, SHAPES[1], VOCAB, CONTEXT)
-    logits = model(torch.full((1, CONTEXT), 3))[0]
+def test_positions(make_model):
+    """The same token at another position gives other logits."""
+    logits = make_model(8, SHAPES[1], VOCAB, CONTEXT)(torch.full((1, CONTEXT), 3))[0]
     assert (logits[1:] - logits[:-1]).abs().amax(dim=1).min() > 1e-3
-    tokens = random_tokens(9, 5, CONTEXT)
-    assert (model(tokens)[3] - model(tokens[3:4])[0]).abs().max() < 1e-4
-
-
-@torch.no_grad()
-def test_past_the_context(make_model):
-    model = make_model(1, SHAPES[0], VOCAB, CONTEXT)
-    rows = Rows(model.prefill(torch.zeros(2, CONTEXT - 1, dtype=torch.int64)), torch.tensor([0, 1]), 4)
-    model.decode(torch.tensor([0, 0]), rows)
-    with pytest.raises(ValueError, match=f"position {CONTEXT} is past .* context of {CONTEXT}"):
-        model.decode(torch.tensor([0, 0]), rows)
-    with pytest.raises((ValueError, IndexError)):
-        model(torch.zeros(1, CONTEXT + 1, dtype=torch.int64))
 
 
 def test_every_parameter_learns(make_model):

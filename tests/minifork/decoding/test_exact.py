@@ -1,7 +1,6 @@
 """Exact enumeration on a layered graph with many valid paths: bounds, budgets, order, memory."""
 
 import math
-import time
 from dataclasses import replace
 
 import numpy as np
@@ -9,22 +8,15 @@ import pytest
 import torch
 
 import minifork.decoding.exact as enumeration
-import minifork.decoding.traces as trees
 from minifork.decoding.exact import exact, exact_below
 from minifork.decoding.policy import parse_policy
-from minifork.decoding.traces import TraceTree
 from minifork.gpt import GPT
-from minifork.statistics import passk
 from tests.helpers.dag import by_hand, dag_tree
 
-KS = [1, 2, 16, 1024]
 
-
-def contains(outer, inner, slack: float = 1e-7) -> bool:
-    """Whether the bounds of one result lie outside those of a longer run, for p and for pass@k."""
-    bounds = [(outer.p_lo, inner.p_lo, inner.p_hi, outer.p_hi)]
-    bounds += [tuple(passk.pass_at_k(p, KS) / max(KS) for p in bounds[0])]
-    return all((a <= b + slack).all() and (c <= d + slack).all() for a, b, c, d in bounds)
+def contains(outer, inner) -> bool:
+    """Whether the bounds of one result lie outside those of a longer run, for p and so for pass@k."""
+    return bool((outer.p_lo <= inner.p_lo + 1e-7).all() and (inner.p_hi <= outer.p_hi + 1e-7).all())
 
 
 @pytest.mark.parametrize("decoder", ["temperature=1", "temperature=0.5,top_p=0.8", "top_k=2", "greedy"])
@@ -52,7 +44,7 @@ def test_blocks_do_not_matter(make_model, monkeypatch, rows):
 
 
 def test_p_does_not_depend_on_the_batch(make_model, threads):
-    """Of a polarised model, whose p magnify differences in the last bits: alone, in any order, on two threads."""
+    """Of a polarised model, whose p magnify differences in the last bits: one by one, in any order, on two threads."""
     tree, _ = dag_tree(make_model, problems=23, scale=1.0)
     together = exact(tree).p_lo
     for size in (1, 3, 5, 16):
@@ -66,7 +58,7 @@ def test_p_does_not_depend_on_the_batch(make_model, threads):
 
 def test_little_memory_loses_nothing(make_model, monkeypatch):
     """Above the memory bound the longest prefixes come first: fewer blocks wait, the answer is the same."""
-    tree, _ = dag_tree(make_model, problems=4, layers=6, density=1.0)
+    tree, _ = dag_tree(make_model, problems=4, layers=5, density=1.0)
     expected, waiting, push = exact(tree), [], enumeration.Frontier.push
 
     def counted(self, children):
@@ -79,7 +71,7 @@ def test_little_memory_loses_nothing(make_model, monkeypatch):
         monkeypatch.setattr(enumeration, "FRONTIER_BYTES", limit)
         waiting.append(0)
         np.testing.assert_allclose(exact(tree).outcomes, expected.outcomes, atol=1e-6)
-    assert waiting[0] <= 4 + 8 * 3 * 7 < waiting[1] / 3
+    assert waiting[0] <= 4 + 8 * 3 * 6 < waiting[1] / 1.5, waiting
 
 
 def test_bounds_close_in_as_the_budget_grows(make_model):
@@ -118,32 +110,15 @@ def test_width(make_model):
     assert exact(tree, width=0.3, max_prefixes=3).unknown.max() > 0.3
 
 
-def test_seconds(make_model):
-    """A budget of time stops the run between two blocks; its bounds hold those that more time finds."""
-    tree, _ = dag_tree(make_model, problems=50, layers=9, density=1.0)
-    started = time.monotonic()
-    result = exact(tree, max_seconds=0.2)
-    assert time.monotonic() - started < 10 and not result.exact and result.evaluated > 0
-    longer = exact(tree, max_seconds=1.5)
-    assert contains(result, longer, slack=1e-6) and longer.evaluated > result.evaluated
-
-
-def test_bounds_after_a_million_paths(make_model):
-    """2^20 paths a problem and a budget of 20,000 prefixes: certified, honest, and never inverted."""
-    tree, _ = dag_tree(make_model, problems=2, layers=20, width=2, density=1.0, scale=0.4)
-    result, longer = exact(tree, max_prefixes=20_000), exact(tree, max_prefixes=60_000)
-    assert not result.exact and result.evaluated <= 20_000
-    assert contains(result, longer, slack=1e-6) and longer.unknown.sum() < result.unknown.sum()
-
-
 def prefixes_of(tree, seed):
     """Nested prefixes, equal ones, some that differ between problems, some that end in an outcome at once."""
     rng = np.random.default_rng(seed)
     one = torch.zeros(len(tree), 1, dtype=torch.int64)
-    drawn = torch.from_numpy(rng.integers(tree.dfa.shape[2], size=(len(tree), 3)))
+    random = torch.from_numpy(rng.integers(tree.dfa.shape[2], size=(len(tree), 3)))
     return {
         "free": one[:, :0], "one": one, "same": one.clone(), "other": one + 1, "ends": one + tree.dfa.shape[2] - 1,
-        "three": torch.cat([one, drawn[:, :2]], dim=1), "two": torch.cat([one, drawn[:, :1]], dim=1), "drawn": drawn,
+        "three": torch.cat([one, random[:, :2]], dim=1), "two": torch.cat([one, random[:, :1]], dim=1),
+        "random": random,
     }  # fmt: skip
 
 
@@ -155,9 +130,9 @@ def test_one_enumeration_gives_what_forcing_every_prefix_gives(make_model, polic
         tree = replace(tree, model=tree.model.double(), prompts=tree.model.double().prefill(prompt))
     prefixes = prefixes_of(tree, 0)
     for name, below in exact_below(tree, prefixes).items():
-        alone = exact(tree.force(prefixes[name]))
+        forced = exact(tree.force(prefixes[name]))
         for array in ("outcomes", "tokens", "unknown"):
-            expected = getattr(alone, array)
+            expected = getattr(forced, array)
             np.testing.assert_allclose(getattr(below.result, array), expected, rtol=0, atol=1e-12, err_msg=name)
         assert torch.equal(below.logits, tree.force(prefixes[name]).after_forced()[1])
 
@@ -166,58 +141,39 @@ def test_one_enumeration_decodes_no_prefix_twice(make_model, monkeypatch):
     """Every live prefix passes through the model once; one that is asked for but ends in an outcome does so too."""
     tree, _ = dag_tree(make_model, layers=5, scale=0.6)
     rows, decode = [], GPT.decode
-    monkeypatch.setattr(
-        GPT, "decode", lambda self, token, cache: (rows.append(len(token)), decode(self, token, cache))[1]
-    )
-    prefixes = {name: prefix for name, prefix in prefixes_of(tree, 0).items() if name != "drawn"}
+    monkeypatch.setattr(GPT, "decode", lambda *args: rows.append(len(args[1])) or decode(*args))
+    prefixes = {name: prefix for name, prefix in prefixes_of(tree, 0).items() if name != "random"}
     together, decoded = exact_below(tree, prefixes)["free"].result, sum(rows)
     states = [tree.force(prefixes[name]).forced_states()[0] for name in ("one", "other", "ends", "two", "three")]
     dead = sum(int((state >= tree.first_outcome).sum()) for state in states)
     assert decoded == together.evaluated == exact(tree).evaluated + dead and dead >= len(tree)
 
 
-BUDGETS = {"max_prefixes": (0, -3), "max_seconds": (0, -1.0, math.nan), "width": (-1e-9, math.nan)}
-
-
-@pytest.mark.parametrize(("argument", "value"), [(name, value) for name in BUDGETS for value in BUDGETS[name]])
-def test_bad_budgets(make_model, argument, value):
-    with pytest.raises(ValueError, match=argument):
-        exact(dag_tree(make_model)[0], **{argument: value})
+@pytest.mark.parametrize(
+    "budget", [{"max_prefixes": 0}, {"max_prefixes": -3}, {"width": -1e-9}, {"width": math.nan}], ids=str
+)
+def test_bad_budgets(make_model, budget):
+    with pytest.raises(ValueError, match=next(iter(budget))):
+        exact(dag_tree(make_model)[0], **budget)
 
 
 def test_trees_that_do_not_fit(make_model):
-    """The argument that does not fit is named; the meta device stands for a GPU."""
+    """The argument that does not fit is named."""
     tree, _ = dag_tree(make_model, problems=3)
-    outside = [("outcomes", 0), ("outcomes", 99), ("max_new", 0), ("max_new", 9)]
-    dfa, zeros = tree.dfa, lambda *shape: torch.zeros(shape, dtype=torch.int64)
     cases = [
-        ("dfa reads 3 tokens, the model has 4", dict(dfa=dfa[:, :, :3])),
-        ("dfa has 2 automata for 3 prompts", dict(dfa=dfa[:2])),
-        ("dfa is .*: give the next states", dict(dfa=dfa[0])),
-        *(("dfa has states outside", dict(dfa=dfa + change)) for change in (1, -2)),
-        *((f"{name} is {value}", {name: value}) for name, value in outside),
-        *(("forced is", dict(forced=zeros(*shape))) for shape in ((2, 1), (3, 5), (3,))),
-        ("ids is", dict(ids=zeros(2))),
-        ("model is on cpu, dfa on meta", dict(dfa=dfa.to("meta"))),
-        ("prompts is on meta, dfa on cpu", dict(prompts=replace(tree.prompts, k=tree.prompts.k.to("meta")))),
-        ("forced is on meta", dict(forced=zeros(3, 1).to("meta"))),
+        ("dfa reads 3 tokens, the model has 4", dict(dfa=tree.dfa[:, :, :3])),
+        ("dfa has 2 automata for 3 prompts", dict(dfa=tree.dfa[:2])),
+        *(("dfa has states outside", dict(dfa=tree.dfa + change)) for change in (1, -2)),
+        *((f"outcomes is {value}", dict(outcomes=value)) for value in (0, 99)),
+        *((f"max_new is {value}", dict(max_new=value)) for value in (0, 9)),
+        ("forced has 5 tokens", dict(forced=torch.zeros(3, 5, dtype=torch.int64))),
     ]
-    arguments = dict(model=tree.model, prompts=tree.prompts, dfa=dfa, outcomes=3, max_new=tree.max_new)
     for message, change in cases:
         with pytest.raises(ValueError, match=message):
-            TraceTree(**arguments | change)
+            replace(tree, **change)
 
 
 def test_a_policy_that_removes_every_token(make_model):
     tree, _ = dag_tree(make_model, policy=lambda logits: torch.full_like(logits, -math.inf))
-    with pytest.raises(ValueError, match="problem 0: the policy .* removes every token"):
-        exact(tree)
-    with pytest.raises(ValueError, match="problem 7"):
+    with pytest.raises(ValueError, match="problem 7: the policy .* removes every token"):
         exact(tree[7:9])
-
-
-def test_chunks():
-    for n, size in [(0, 4), (1, 4), (8, 4), (9, 4), (10**6 + 1, 4096)]:
-        parts = list(trees.chunks(n, size))
-        assert sum(part.stop - part.start for part in parts) == n
-        assert all(part.stop - part.start <= size for part in parts) and len(parts) == -(-n // size)

@@ -17,13 +17,12 @@ from minifork.decoding.policy import STEPS, Policy, parse_policy
 NEAR = 1e-5
 hypothesis_settings = settings(max_examples=50, deadline=None, derandomize=True, database=None)
 
-# Coarse logits have many ties; removed tokens are among them, but never all.
-coarse = st.integers(-24, 24).map(lambda eighths: eighths / 8)
+coarse = st.integers(-24, 24).map(lambda eighths: eighths / 8)  # which have many ties
 fine = st.floats(-20, 20, width=32)
 
 
-def rows_of(size: int, logit=None) -> st.SearchStrategy[list[float]]:
-    logit = st.one_of(coarse, fine) if logit is None else logit
+def rows_of(size: int, logit=coarse | fine) -> st.SearchStrategy[list[float]]:
+    """Rows of logits; removed tokens are among them, but not all are removed."""
     row = st.lists(st.one_of(logit, logit, logit, st.just(-math.inf)), min_size=size, max_size=size)
     return row.filter(lambda row: max(row) > -math.inf)
 
@@ -31,17 +30,14 @@ def rows_of(size: int, logit=None) -> st.SearchStrategy[list[float]]:
 vocabulary = st.integers(1, 12)
 one_row = vocabulary.flatmap(rows_of)
 values = {
-    "temperature": st.one_of(st.sampled_from([0.0, 1.0, 0.7, 2.0, 1e-6, 1e-3, 1e6]), st.floats(0.01, 100)),
+    "temperature": st.sampled_from([0.0, 1.0, 0.7, 2.0, 1e-6, 1e-3, 1e6]) | st.floats(0.01, 100),
     "greedy": st.just(1.0),
     "top_k": st.integers(1, 14).map(float),
-    "top_p": st.one_of(st.just(1.0), st.floats(1e-3, 1)),
-    "min_p": st.one_of(st.sampled_from([0.0, 1.0]), st.floats(0, 1)),
-    "top_n_sigma": st.one_of(st.just(0.0), st.floats(0, 4)),
+    "top_p": st.just(1.0) | st.floats(1e-3, 1),
+    "min_p": st.sampled_from([0.0, 1.0]) | st.floats(0, 1),
+    "top_n_sigma": st.just(0.0) | st.floats(0, 4),
 }
 steps = st.sampled_from(sorted(values)).flatmap(lambda name: st.tuples(st.just(name), values[name]))
-
-
-# The references: which tokens stay, from a list of logits
 
 
 def stay(name: str, value: float, row: list[float]) -> set[int] | None:
@@ -64,11 +60,10 @@ def stay(name: str, value: float, row: list[float]) -> set[int] | None:
             return None
         return {i for i in possible if ratios[i] >= value}
     if name == "top_n_sigma":
-        left = [row[i] for i in possible]
-        least = top - value * statistics.pstdev(left)
-        if any(x < top and abs(x - least) <= 10 * NEAR for x in left):
+        lowest = top - value * statistics.pstdev(row[i] for i in possible)
+        if any(row[i] < top and abs(row[i] - lowest) <= 10 * NEAR for i in possible):
             return None
-        return {i for i in possible if row[i] == top or row[i] >= least}
+        return {i for i in possible if row[i] == top or row[i] >= lowest}
     return possible
 
 
@@ -84,23 +79,15 @@ def apply(name: str, value: float, row: list[float]) -> list[float]:
     return Policy(((name, value),))(torch.tensor(row)).tolist()
 
 
-# Every step
-
-
 @pytest.mark.parametrize("name", STEPS)
 @hypothesis_settings
 @given(data=st.data(), row=one_row)
 def test_step_is_its_definition(name, data, row):
-    """The right tokens stay, in their places, with their own logits; at least one does."""
+    """The right tokens stay, in their places, with their own logits."""
     value = data.draw(values[name])
     expected, got = reference(name, value, row), apply(name, value, row)
     assume(expected is not None)
-    assert [x > -math.inf for x in got] == [x > -math.inf for x in expected]
-    assert any(x > -math.inf for x in got)
-    if name == "temperature":
-        assert got == pytest.approx(expected, rel=1e-6, abs=1e-30)
-    else:
-        assert got == expected
+    assert got == (pytest.approx(expected, rel=1e-6, abs=1e-30) if name == "temperature" else expected)
 
 
 LARGE = {"temperature": [0, 0.7], "greedy": [1], "top_k": [1, 3, 77], "top_p": [0.0413, 0.4137, 0.9137]}
@@ -108,96 +95,46 @@ LARGE = {"temperature": [0, 0.7], "greedy": [1], "top_k": [1, 3, 77], "top_p": [
 
 @pytest.mark.parametrize("name", STEPS)
 def test_step_on_a_large_vocabulary_with_ties(name):
-    """Where a sort that is not stable would show."""
+    """Where a sort that is not stable would show; a batch with two leading axes is each row alone."""
     logits = (2 * torch.randn(4, 500, generator=torch.Generator().manual_seed(0))).round()
     logits[:, ::7] = -math.inf
     for value in LARGE.get(name, [0, 0.31, 1]):
-        got = Policy(((name, value),))(logits)
+        got = Policy(((name, value),))(logits.view(2, 2, 500)).view(4, 500)
         for row, result in zip(logits.tolist(), got.tolist(), strict=True):
             assert result == pytest.approx(reference(name, value, row), rel=1e-6)
-
-
-@pytest.mark.parametrize("name", STEPS)
-@hypothesis_settings
-@given(data=st.data(), size=vocabulary, count=st.integers(1, 5))
-def test_rows_do_not_see_each_other(name, data, size, count):
-    """A batch, with one leading axis or two, is each row alone."""
-    value = data.draw(values[name])
-    rows = data.draw(st.lists(rows_of(size), min_size=count, max_size=count))
-    assume(all(stay(name, value, row) is not None for row in rows))
-    logits = torch.tensor(rows)
-    got = Policy(((name, value),))(logits)
-    torch.testing.assert_close(got, torch.tensor([apply(name, value, row) for row in rows]), rtol=1e-6, atol=0)
-    assert torch.equal(Policy(((name, value),))(logits.expand(2, count, size)), got.expand(2, count, size))
-
-
-def test_equal_logits_stay_by_lower_id():
-    """But where there are no ranks, which is in min_p and top_n_sigma."""
-    row = torch.tensor([1.0, 3.0, 3.0, 0.0, 3.0, 1.0])
-    cases = "greedy:1 temperature=0:1 top_k=2:12 top_k=4:0124 top_p=0.4:12 min_p=1:124 top_n_sigma=0:124"
-    for text, ids in (case.split(":") for case in cases.split()):
-        assert parse_policy(text)(row).isfinite().nonzero().flatten().tolist() == [int(i) for i in ids], text
 
 
 def test_top_p_keeps_the_token_that_reaches_it():
     """And the first one, however small the value is (fp32 lacks some of these)."""
     reached = {1: [1e-300, 1e-46, 1e-45, 1e-38, 1e-9, 0.24], 2: [0.26, 0.49], 3: [0.51], 4: [0.76, 1]}
-    for value, count in ((value, count) for count, each in reached.items() for value in each):
+    for value, count in ((value, count) for count, values in reached.items() for value in values):
         assert apply("top_p", value, [0.0] * 4) == [0.0] * count + [-math.inf] * (4 - count), value
 
 
-def test_min_p_and_top_n_sigma_by_hand():
-    row, gone = [math.log(p) for p in (0.5, 0.3, 0.15, 0.05)], -math.inf
-    assert [apply("min_p", value, row).count(gone) for value in (0.29, 0.31)] == [1, 2]
-    # mean 101, deviation sqrt(3), whatever is gone already: 4 - 2.2 sqrt(3) > 0 > 4 - 2.4 sqrt(3)
-    for removed in ([], [gone], [gone] * 3):
-        row = [104.0, 100.0, 100.0, 100.0, *removed]
-        assert apply("top_n_sigma", 2.2, row) == [104.0, gone, gone, gone, *removed]
-        assert apply("top_n_sigma", 2.4, row) == row
-
-
-@hypothesis_settings
-@given(one_row)
-@example([0.0, *[-40.0] * 10, -200.0])  # a tail too thin for fp32
-def test_identities(row):
+def test_identities():
+    """Also on a tail too thin for fp32."""
+    row = [0.0, *[-40.0] * 10, -200.0]
     for text in ("temperature=1", "top_p=1", "min_p=0", "top_k=12", "top_k=1e300", "top_n_sigma=1e300"):
         assert parse_policy(text)(torch.tensor(row)).tolist() == row, text
 
 
 @pytest.mark.parametrize("text", ["temperature=1e-20", "temperature=1e20", "temperature=1e-20,top_p=0.9,min_p=0.1"])
 def test_extreme_temperatures_leave_a_distribution(text):
-    logits = torch.tensor([12.0, 1000.0, -1000.0, -math.inf, 3.0])
-    p = torch.softmax(parse_policy(text)(logits).double(), dim=-1)
-    cold = "e-20" in text
-    assert p.tolist() == pytest.approx([0, 1, 0, 0, 0] if cold else [1 / 4, 1 / 4, 1 / 4, 0, 1 / 4])
-
-
-# Composition
+    p = torch.softmax(parse_policy(text)(torch.tensor([12.0, 1000.0, -1000.0, -math.inf, 3.0])).double(), dim=-1)
+    assert p.tolist() == pytest.approx([0, 1, 0, 0, 0] if "e-20" in text else [1 / 4, 1 / 4, 1 / 4, 0, 1 / 4])
 
 
 @hypothesis_settings
 @given(st.lists(steps, max_size=4), vocabulary.flatmap(lambda size: rows_of(size, coarse)))
+@example([("top_p", 0.45), ("temperature", 2.0)], [math.log(5), math.log(3), math.log(2)])
+@example([("top_k", 2.0), ("top_p", 0.6)], [math.log(5), math.log(3), math.log(2)])
 def test_steps_apply_in_the_order_written(chain, row):
     """Each to what the one before it left, renormalised."""
     expected = row
     for name, value in chain:
         expected = reference(name, value, expected)
         assume(expected is not None)
-    got = Policy(tuple(chain))(torch.tensor(row)).tolist()
-    assert got == pytest.approx(expected, rel=1e-5, abs=1e-30)
-
-
-@pytest.mark.parametrize(
-    ("text", "count"),
-    [
-        ("top_p=0.45,temperature=2", 1),
-        ("temperature=2,top_p=0.45", 2),  # flatter: .415, .322, .263
-        ("top_p=0.6,top_k=2", 2),
-        ("top_k=2,top_p=0.6", 1),  # renormalised: .625, .375
-    ],
-)
-def test_order_matters(text, count):
-    assert int((parse_policy(text)(torch.tensor([0.5, 0.3, 0.2]).log()) > -math.inf).sum()) == count
+    assert Policy(tuple(chain))(torch.tensor(row)).tolist() == pytest.approx(expected, rel=1e-5, abs=1e-30)
 
 
 def test_arithmetic_is_fp32_and_the_input_stays():
@@ -210,24 +147,16 @@ def test_arithmetic_is_fp32_and_the_input_stays():
             assert torch.equal(typed, before)
 
 
-# Text
-
-
 @pytest.mark.parametrize(
     ("text", "expected"),
     [
         (" temperature=0.7 , top_p=0.95 ", (("temperature", 0.7), ("top_p", 0.95))),
         ("greedy=1", (("greedy", 1.0),)),
         ("temperature=1.0,temperature=1", ()),
-        ("temperature=1.0,top_k=5", (("top_k", 5.0),)),
     ],
 )
 def test_parse(text, expected):
-    """To a policy that equals by value."""
-    assert parse_policy(text) == Policy(expected) == parse_policy(str(parse_policy(text)))
-    assert hash(parse_policy(text)) == hash(Policy(expected)) and parse_policy(text) != Policy(
-        (*expected, ("top_k", 6.0))
-    )
+    assert parse_policy(text) == Policy(expected)
 
 
 def test_text_is_kept():
@@ -253,13 +182,13 @@ BAD = {
 @pytest.mark.parametrize(("says", "text"), [(says, text) for says in BAD for text in BAD[says].split()])
 def test_bad_text_is_refused_by_name(says, text):
     """The step that is wrong is the last one."""
-    name = text.split(",")[-1] if says.startswith("write") else text.split(",")[-1].partition("=")[0]
+    name = text.split(",")[-1].partition("=")[0]
     with pytest.raises(ValueError, match=f"^policy '?{name}.*{says}"):
         parse_policy(text)
 
 
-@pytest.mark.parametrize("value", [-1.0, math.nan, math.inf, -math.inf])
 @pytest.mark.parametrize("name", STEPS)
-def test_no_step_takes_such_a_value(name, value):
-    with pytest.raises(ValueError, match=f"^policy {name} is"):
-        Policy((("top_k", 3.0), (name, value)))
+def test_values_that_no_step_takes(name):
+    for value in (-1.0, math.nan, math.inf, -math.inf):
+        with pytest.raises(ValueError, match=f"^policy {name} is"):
+            Policy((("top_k", 3.0), (name, value)))

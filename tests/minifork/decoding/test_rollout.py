@@ -59,18 +59,18 @@ def roll(tree, n: int = N, seed: int = 3) -> np.ndarray:
 def test_rollouts_agree_with_exact_on_stars(make_model):
     """The real automata: at least four outcomes that a random model reaches."""
     tree = star_case(make_model, n=150, scale=0.25)[0]
-    drawn = roll(tree, 40, seed=7)
-    assert (drawn.sum(axis=0) > 0).sum() >= 4 and agrees(drawn, outcome_probabilities(tree))
+    tally = roll(tree, 40, seed=7)
+    assert (tally.sum(axis=0) > 0).sum() >= 4 and agrees(tally, outcome_probabilities(tree))
 
 
 @pytest.mark.parametrize(
     "decoder", "temperature=1 temperature=0.7,top_p=0.9 top_k=2 min_p=0.3 top_n_sigma=1 greedy".split()
 )
 def test_rollouts_agree_with_exact(tree, decoder):
-    """As many as where a broken sampler is to be caught; what exact gives no mass is never drawn."""
+    """As many as where a broken sampler must be caught. Outcomes without probability never occur."""
     tree = replace(tree, policy=parse_policy(decoder))
-    p, drawn = outcome_probabilities(tree), roll(tree, MANY)
-    assert (drawn[p == 0] == 0).all() and agrees(drawn, p)
+    p, tally = outcome_probabilities(tree), roll(tree, MANY)
+    assert (tally[p == 0] == 0).all() and agrees(tally, p)
 
 
 def test_seeds_differ_and_repeat(tree):
@@ -92,16 +92,11 @@ def test_draws_that_depend_are_caught(tree, p, monkeypatch, broken):
     assert fit(roll(tree, MANY), p) < 1e-6
 
 
-def test_one_draw_for_all_problems_is_caught(tree, monkeypatch):
-    """Margins are right and only the dependence is wrong, which shows in sums over problems and not in PIT."""
-    alike = tree[torch.zeros(50, dtype=torch.int64)]
-    alike = replace(alike, ids=torch.arange(50))
-    apart = roll(alike)
-    assert not (apart == apart[0]).all()
-    broken = lambda seed, number, step, problem, purpose: uniform(seed, number, step, 0 * number, 0)  # noqa: E731
-    monkeypatch.setattr(rollouts, "uniform", broken)
-    same = roll(alike)
-    assert (same == same[0]).all()
+def test_problems_have_draws_of_their_own(tree):
+    """Margins would be right without, so this shows in sums over problems and not in PIT."""
+    copies = replace(tree[torch.zeros(50, dtype=torch.int64)], ids=torch.arange(50))
+    assert len(np.unique(roll(copies), axis=0)) > 10
+    assert len(np.unique(roll(replace(copies, ids=torch.zeros(50, dtype=torch.int64))), axis=0)) == 1
 
 
 def test_off_by_one_positions_are_caught(tree, p):
@@ -118,12 +113,12 @@ def test_first_tokens_are_independent(make_model):
     vocab, n = TASK.vocab_size, 400
     one_step = torch.arange(vocab).add(1).expand(60, 1 + vocab, vocab).clone()
     one_step[:, 1:] = torch.arange(1, vocab + 1)[:, None]
-    drawn = roll(replace(tree, dfa=one_step, outcomes=vocab, max_new=1), n, seed=1)
+    tally = roll(replace(tree, dfa=one_step, outcomes=vocab, max_new=1), n, seed=1)
     expected = n * torch.softmax(tree.prompts.logits.double(), dim=1).numpy()
     common = expected > 5
-    rest = np.where(common, 0, expected).sum(axis=1), np.where(common, 0, drawn).sum(axis=1)
+    rest = np.where(common, 0, expected).sum(axis=1), np.where(common, 0, tally).sum(axis=1)
     rare = rest[0] > 5
-    chi_square = ((drawn - expected) ** 2 / expected)[common].sum()
+    chi_square = ((tally - expected) ** 2 / expected)[common].sum()
     chi_square += ((rest[1] - rest[0]) ** 2 / np.maximum(rest[0], 1e-9))[rare].sum()
     assert chi_square_z(chi_square, int(common.sum() + rare.sum() - 60)) < Z
 
@@ -131,60 +126,54 @@ def test_first_tokens_are_independent(make_model):
 @pytest.mark.parametrize("rows", [1, 7, 100, 10**6])
 def test_rollouts_do_not_depend_on_rows_in_flight(tree, monkeypatch, rows):
     """Up to draws that rounding carries over a boundary: less than one expected in 1,000 runs of this test."""
-    expected = roll(tree[:12], 32)
+    expected = roll(tree[:5], 24)
     monkeypatch.setattr(rollouts, "ROWS", rows)
-    assert np.abs(roll(tree[:12], 32) - expected).sum() <= 2
+    assert np.abs(roll(tree[:5], 24) - expected).sum() <= 2
 
 
 def test_rollouts_do_not_depend_on_chunks_of_problems(tree):
-    """But on the problem's number."""
     expected = roll(tree[:30], 20)
     parts = [roll(tree[a:b], 20) for a, b in [(0, 1), (1, 11), (11, 30)]]
     assert np.abs(np.concatenate(parts) - expected).sum() <= 2
-    assert np.abs(roll(replace(tree[:30], ids=30 + torch.arange(30)), 20) - expected).sum() > 20
 
 
 def test_more_rollouts_go_on_from_fewer(tree):
     """The first n of m > n rollouts are the n rollouts: each is a function of its own number."""
-    fewer, longer = roll(tree, 16), roll(tree, 40)
-    assert (longer - fewer >= -1).all() and (longer - fewer).min(axis=1).sum() >= -2
+    longer = roll(tree, 40) - roll(tree, 16)
+    assert (longer >= -1).all() and longer.min(axis=1).sum() >= -2
 
 
 def test_rollout_length_limit(make_model):
     """At a limit of one token the modes go to the last outcome."""
     tree = replace(star_case(make_model, n=20)[0], max_new=1)
-    drawn = roll(tree, 50, seed=0)
-    assert drawn[:, [0, *range(2, OUTCOMES - 1)]].sum() == 0 < drawn[:, -1].sum()
-    assert agrees(drawn, outcome_probabilities(tree))
+    tally = roll(tree, 50, seed=0)
+    assert tally[:, [0, *range(2, OUTCOMES - 1)]].sum() == 0 < tally[:, -1].sum()
+    assert agrees(tally, outcome_probabilities(tree))
 
 
-@pytest.mark.parametrize("n", [0, -3])
-def test_no_rollouts_are_refused(tree, n):
-    with pytest.raises(ValueError, match=f"n is {n}"):
-        rollout(tree, n, 0)
-
-
-# what rollouts can tell besides counts
+def test_no_rollouts_are_refused(tree):
+    with pytest.raises(ValueError, match="n is 0"):
+        rollout(tree, 0, 0)
 
 
 def test_lengths_agree(tree):
     """Mean lengths by outcome: exact within five standard errors of split's and rollout's; lengths add up."""
-    mean, n = exact(tree).tokens.sum(axis=1), 2000
+    mean, n = exact(tree).tokens.sum(axis=1), 1000
     assert (mean >= 1).all() and (mean <= LONGEST + 1e-9).all()
     error = LONGEST / 2 / math.sqrt(n)  # the standard error of a length is at most this
     for sampled in (split(tree, n, 3), rollout(tree, n, 3)):
-        apart = sampled.tokens.sum(axis=1) - mean
-        assert np.abs(apart).max() < 5 * error and abs(apart.mean()) < 5 * error / math.sqrt(len(tree))
+        gap = sampled.tokens.sum(axis=1) - mean
+        assert np.abs(gap).max() < 5 * error and abs(gap.mean()) < 5 * error / math.sqrt(len(tree))
         assert (sampled.tokens >= sampled.outcomes - 1e-9).all()
         assert (sampled.tokens <= LONGEST * sampled.outcomes + 1e-9).all()
 
 
 @torch.no_grad()
-def follow(tree, problem: int, drawn: list[int]) -> tuple[int, list[float]]:
+def follow(tree, problem: int, prefix: list[int]) -> tuple[int, list[float]]:
     """Where tokens lead, and the log-probability of each under the policy, one row at a time."""
     rows = Rows(tree.prompts[problem : problem + 1], torch.tensor([0]), LONGEST)
     state, logits, logp = 0, tree.prompts.logits[problem : problem + 1], []
-    for token in drawn:
+    for token in prefix:
         assert state < tree.first_outcome
         state = int(tree.dfa[problem, state, token])
         logp.append(float(torch.log_softmax(tree.policy(logits), dim=1)[0, token]))
@@ -204,12 +193,12 @@ def test_traces(tree, decoder):
         assert np.array_equal(np.bincount(ended, minlength=DEAD), counts(result)[problem])
         np.testing.assert_allclose(result.tokens[problem] * 12, np.bincount(ended, lengths, minlength=DEAD))
         for trace, end, each in zip(tokens[problem].tolist(), ended, logp[problem], strict=True):
-            drawn = [token for token in trace if token >= 0]
-            state, expected = follow(tree, problem, drawn)
-            assert trace[len(drawn) :] == [-1] * (LONGEST - len(drawn)) and (each[len(drawn) :] == 0).all()
+            prefix = [token for token in trace if token >= 0]
+            state, expected = follow(tree, problem, prefix)
+            assert trace[len(prefix) :] == [-1] * (LONGEST - len(prefix)) and (each[len(prefix) :] == 0).all()
             assert end == (state - tree.first_outcome if state >= tree.first_outcome else DEAD - 1)
-            assert state >= tree.first_outcome or len(drawn) == LONGEST
-            np.testing.assert_allclose(each[: len(drawn)], expected, atol=1e-4)
+            assert state >= tree.first_outcome or len(prefix) == LONGEST
+            np.testing.assert_allclose(each[: len(prefix)], expected, atol=1e-4)
 
 
 def test_traces_begin_with_the_forced_tokens(make_model):

@@ -66,19 +66,14 @@ def test_split_repeats_itself(tree):
 
 def test_split_does_not_depend_on_the_batch(make_model, monkeypatch):
     """A problem keeps its counts alone, in another order, and in small blocks (but for a rare flip in fp32)."""
-    tree, _ = dag_tree(make_model, problems=30, density=1.0)
-    expected, order = counts(split(tree, 500, 3)), torch.from_numpy(np.random.default_rng(0).permutation(30))
+    tree, _ = dag_tree(make_model, problems=12, density=1.0)
+    expected, order = counts(split(tree, 500, 3)), torch.from_numpy(np.random.default_rng(0).permutation(12))
     assert (counts(split(tree[order], 500, 3)) != expected[order.numpy()]).any(axis=1).sum() <= 1
-    single = np.concatenate([counts(split(tree[i : i + 1], 500, 3)) for i in range(30)])
+    single = np.concatenate([counts(split(tree[i : i + 1], 500, 3)) for i in range(12)])
     assert (single != expected).any(axis=1).sum() <= 1
     for rows in (1, 3, 50):  # depth first, every depth still meets its prefixes in lexicographic order
         monkeypatch.setattr(splitting, "ROWS", rows)
-        assert (counts(split(tree[:12], 500, 3)) != expected[:12]).any(axis=1).sum() <= 1
-
-
-def test_split_is_cheap(tree):
-    """The price is that of the live prefixes, not of the rollouts."""
-    assert split(tree, 10, 0).evaluated < split(tree, 10**6, 0).evaluated <= exact(tree).evaluated
+        assert (counts(split(tree, 500, 3)) != expected).any(axis=1).sum() <= 1
 
 
 def drawn_children(p: np.ndarray, n: int, m: int) -> np.ndarray:
@@ -89,11 +84,11 @@ def drawn_children(p: np.ndarray, n: int, m: int) -> np.ndarray:
 def test_first_tokens_are_multinomial():
     """Token counts of one prefix: zero stays zero, the total is n, means and covariances are multinomial."""
     p, n, m = np.array([0.0, 0.5, 0.125, 0.25, 0.0, 0.125]), 40, 20_000
-    each = drawn_children(p, n, m)
-    assert (each.sum(axis=1) == n).all() and (each[:, p == 0] == 0).all()
-    assert (np.abs(each.mean(axis=0) - n * p) <= Z * np.sqrt(n * p * (1 - p) / m)).all()
+    children = drawn_children(p, n, m)
+    assert (children.sum(axis=1) == n).all() and (children[:, p == 0] == 0).all()
+    assert (np.abs(children.mean(axis=0) - n * p) <= Z * np.sqrt(n * p * (1 - p) / m)).all()
     expected = n * (np.diag(p) - np.outer(p, p))
-    assert np.abs(np.cov(each.T, bias=True) - expected).max() < 0.4  # four standard errors of a variance of 10
+    assert np.abs(np.cov(children.T, bias=True) - expected).max() < 0.4  # four standard errors of a variance of 10
 
 
 @pytest.mark.parametrize("largest", range(3))
@@ -108,17 +103,14 @@ def test_tiny_probabilities_are_drawn(largest):
 def test_largest_token_last_swaps_back():
     """Every token keeps its own count, also where the largest one stands last or first, row by row."""
     p = np.eye(4)[[3, 0, 2]]
-    each = splitting._split(p, np.array([5, 6, 7]), np.array([0, 1, 1]), 2, 0, {})
-    assert each.tolist() == [[0, 0, 0, 5], [6, 0, 0, 0], [0, 0, 7, 0]]
+    children = splitting._split(p, np.array([5, 6, 7]), np.array([0, 1, 1]), 2, 0, {})
+    assert children.tolist() == [[0, 0, 0, 5], [6, 0, 0, 0], [0, 0, 7, 0]]
 
 
-@pytest.mark.parametrize("n", [0, -1, 10**9 + 1])
+@pytest.mark.parametrize("n", [0, 10**9 + 1])
 def test_split_refuses(tree, n):
     with pytest.raises(ValueError, match=f"n is {n}"):
         split(tree, n, 0)
-
-
-# Broken samplers must be caught
 
 
 def test_a_broadcast_first_token_is_caught(tree, p, monkeypatch):
@@ -142,8 +134,8 @@ def test_bf16_softmax_is_caught(tree, p, monkeypatch):
         return torch.log_softmax(real(self, logits, problem).bfloat16(), dim=-1).float()
 
     def chi_square(n: int) -> float:
-        drawn = counts(split(tree, n, 5))[:, 0]
-        return float(((drawn - n * p) ** 2 / (n * p * (1 - p) + 1e-9)).mean())
+        tally = counts(split(tree, n, 5))[:, 0]
+        return float(((tally - n * p) ** 2 / (n * p * (1 - p) + 1e-9)).mean())
 
     # under the null the mean of 150 squared z is 1 +- .12; fp32 noise of 1e-7 adds nothing visible
     assert chi_square(10**8) < 1.5
@@ -152,7 +144,7 @@ def test_bf16_softmax_is_caught(tree, p, monkeypatch):
 
 
 def test_an_off_by_one_cache_is_caught(make_model, monkeypatch):
-    """A cache that writes each new token over the one before it, and so forgets all but the last."""
+    """A cache that writes each new token over the one before it, so it forgets all but the last."""
     tree, _ = dag_tree(make_model, problems=150, scale=1.0)  # a model that looks back at its last tokens
     p, attend = exact(tree).outcomes, Rows.attend
 

@@ -12,7 +12,6 @@ from hypothesis import strategies as st
 from minifork.decoding import policy, stratified
 from minifork.decoding.exact import exact
 from minifork.decoding.rollout import rollout
-from minifork.statistics import agreement
 from tests.helpers.dag import dag_tree
 
 EMPTY = torch.zeros(20, 0, dtype=torch.int64)
@@ -55,11 +54,12 @@ def test_all_strata_make_up_the_tree(tree, decoder):
 
 
 def test_given_strata_are_taken_as_they_are(tree):
-    """In their order; the model's own ranking gives the same p to the same tokens."""
+    """In their order, by any engine; the model's own ranking gives the same p to the same tokens."""
     ranked = first_tokens(tree, 3)
-    given = first_tokens(tree, torch.from_numpy(ranked.tokens[:, ::-1].copy()))
-    assert np.array_equal(given.tokens, ranked.tokens[:, ::-1])
-    np.testing.assert_allclose(given.p_lo, ranked.p_lo[:, ::-1], atol=1e-7)
+    tokens, p = ranked.tokens[:, ::-1].copy(), ranked.p_lo[:, ::-1]
+    result = first_tokens(tree, torch.from_numpy(tokens), lambda tree: exact(tree, width=0.1))
+    assert np.array_equal(result.tokens, tokens)
+    assert (result.p_lo <= p + 1e-7).all() and (p <= result.p_hi + 1e-7).all()
 
 
 def test_prefixes_of_several_lengths(tree):
@@ -81,26 +81,13 @@ def test_strata_against_sampling(tree):
     z below 4.5: a false alarm has probability 7e-6.
     """
     result, games = first_tokens(tree, 3), 2000
-    solved = np.zeros((20, games), dtype=bool)
+    accepted = np.zeros((20, games), dtype=bool)
     for j in range(3):
         sampled = rollout(tree.force(torch.tensor(result.tokens[:, j : j + 1])), 2 * games, seed=j, traces=True)
-        solved |= (sampled.traces.outcome == 0).reshape(20, games, 2).any(dim=2).numpy()
+        accepted |= (sampled.traces.outcome == 0).reshape(20, games, 2).any(dim=2).numpy()
     expected = stratified.dealt_pass_at_k(result.p_lo, [6])[:, 0]
     spread = np.sqrt((expected * (1 - expected) / games).sum()) / 20
-    assert abs(solved.mean() - expected.mean()) < 4.5 * spread
-
-
-def test_strata_by_rollouts(tree):
-    """Another engine can stand in for exact."""
-    p, share = first_tokens(tree, 3).p_lo, first_tokens(tree, 3, lambda t: rollout(t, 200, 4)).p_lo
-    counts, rng = np.rint(share * 200).astype(int).ravel(), np.random.default_rng(0)
-    assert agreement.uniform_p(agreement.randomised_pit(counts, 200, p.ravel(), rng)) > 1e-4
-
-
-def test_spreading_beats_chance_where_the_fork_is():
-    """With one right and one wrong branch of a polarised model, d samples spread over d branches always solve it."""
-    p = np.array([[0.0, 1.0], [1.0, 0.0]])  # the model's first choice is wrong in problem 0
-    assert stratified.dealt_pass_at_k(p, [1, 2, 3]).mean(axis=0).tolist() == [0.5, 1.0, 1.0]
+    assert abs(accepted.mean() - expected.mean()) < 4.5 * spread
 
 
 @torch.no_grad()

@@ -1,5 +1,6 @@
-"""The host twin, compiled once for all tests of the kernel."""
+"""The host twin, compiled once for all tests of the kernel, those of other processes included."""
 
+import os
 import shutil
 
 import pytest
@@ -11,4 +12,7 @@ from tests.helpers.host_twin import Twin
 def twin(tmp_path_factory) -> Twin:
     if not shutil.which("g++"):
         pytest.skip("the host twin needs g++")
-    return Twin(tmp_path_factory.mktemp("twin"))
+    folder = tmp_path_factory.getbasetemp()
+    folder = (folder.parent if "PYTEST_XDIST_WORKER" in os.environ else folder) / "twins"
+    folder.mkdir(exist_ok=True)
+    return Twin(folder)

@@ -52,10 +52,8 @@ def test_spills_are_seen(nvrtc):
 
 
 def test_a_source_that_does_not_compile(nvrtc):
-    with pytest.raises(UnavailableError, match="error"):
+    with pytest.raises(UnavailableError, match="NVRTC: .*error"):
         nvrtc.compile("not C++", cuda.options(BUILDS[0], "sm_90"))
-    with pytest.raises(UnavailableError, match="NVRTC"):
-        nvrtc.compile(SOURCE.read_text(encoding="utf-8"), cuda.options(BUILDS[0], "sm_1"))
 
 
 def test_cache(tmp_path):
@@ -76,8 +74,3 @@ def test_cache(tmp_path):
         assert [get(), get()] == [1, 0]
     assert get(build=BUILDS[1]) == get(arch="sm_80") == get(name="counting 2") == 1
     assert [get(folder=path), get(folder=path)] == [1, 1]  # a folder that cannot be written
-
-
-def test_the_cache_folder(monkeypatch):
-    monkeypatch.setenv("XDG_CACHE_HOME", "/elsewhere")
-    assert str(cuda.cache_folder()) == "/elsewhere/minifork"

@@ -17,7 +17,6 @@ from minifork.gpu import backends, kernel
 from minifork.gpu.driver import GPU
 from minifork.gpu.graphed import graphed
 from minifork.gpu.kernel import UnavailableError
-from minifork.statistics import agreement
 from tests.helpers.engines import CASES, POLICIES, make_tree
 
 pytestmark = [pytest.mark.gpu, pytest.mark.skipif(not torch.cuda.is_available(), reason="no CUDA device")]
@@ -82,22 +81,15 @@ def test_backends_agree(make_model, case):
         warnings.simplefilter("error")  # a fallback would warn
         fused = backends.sample(tree, 400, 1)
     plain, graph = rollout(tree, 400, 1), graphed(tree, 400, 1, rows=7000)
-    for other in (fused, graph):
-        moved = np.abs(other.outcomes - plain.outcomes).sum() * 400 / 2
+    for result in (fused, graph):
+        moved = np.abs(result.outcomes - plain.outcomes).sum() * 400 / 2
         assert moved <= 1 + 50 * 400 * 2e-4
-
-
-def test_graph_with_torchs_own_draws(make_model):
-    tree = on_gpu(make_tree(make_model, "narrow", 200))
-    first, second = graphed(tree, 500, None), rollout(tree, 500, 5)
-    pits = agreement.two_sample_pit(first.accepted, 500, second.accepted, 500, np.random.default_rng(0))
-    assert agreement.uniform_p(pits) > 1e-4
 
 
 def test_a_build_is_compiled_and_tested_once(make_model, tmp_path, monkeypatch):
     """Compiled once for all processes, unless the cache is damaged; tested once in each."""
     tree, calls, test = on_gpu(make_tree(make_model, "reference", 40)), [], backends.self_test
-    monkeypatch.setattr(backends, "self_test", lambda *given: (calls.append(1), test(*given)))
+    monkeypatch.setattr(backends, "self_test", lambda *args: (calls.append(1), test(*args)))
     for process in range(1, 4):
         gpu = GPU(tree.dfa.device, tmp_path)
         assert [backends.ready(gpu, tree, 32, True) for _ in range(2)] == [32, 32]
@@ -126,7 +118,7 @@ def test_a_broken_kernel_is_not_used(make_model, monkeypatch, tmp_path):
     monkeypatch.setattr(backends, "cuda_device", lambda device: GPU(device, tmp_path))
     pack = kernel.pack
     monkeypatch.setattr(kernel, "pack", lambda model, bf16: pack(model, bf16).roll(64))
-    with pytest.warns(UserWarning, match="disagrees with torch|not finite"):
+    with pytest.warns(UserWarning, match="not torch's|not finite"):
         result = backends.sample(tree, 100, 1, bf16=True)
     assert np.array_equal(result.outcomes, graphed(tree, 100, 1).outcomes)
 

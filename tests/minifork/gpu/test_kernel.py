@@ -47,9 +47,6 @@ def bits(result) -> list[bytes]:
     return [result.outcomes.tobytes(), result.tokens.tobytes(), *traces]
 
 
-# the same answers as torch
-
-
 @pytest.mark.parametrize("case", CASES)
 @pytest.mark.parametrize("policy", POLICIES)
 def test_fp32_follows_the_fp64_model(make_model, twin, case, policy):
@@ -84,7 +81,7 @@ def shapes(draw):
     return Shape(draw(st.integers(1, 2)), width, heads), vocab, prompt, steps, draw(st.sampled_from(kernel.TILES))
 
 
-@settings(max_examples=6, deadline=None, derandomize=True, database=None)
+@settings(max_examples=4, deadline=None, derandomize=True, database=None)
 @given(shapes(), st.integers(1, 4), st.integers(1, 9))
 def test_fp32_follows_the_fp64_model_at_any_shape(make_model, twin, case, problems, n):
     tree, prompts = random_case(make_model, case, problems)
@@ -105,9 +102,8 @@ def test_fp32_is_the_torch_engine(make_model, twin, case, problems, n, forced):
     tree = force(make_tree(make_model, case, problems), forced)
     fused, plain = run(twin, tree, n, case), rollout(tree, n, 3, traces=True)
     assert np.array_equal(fused.outcomes, plain.outcomes) and np.array_equal(fused.tokens, plain.tokens)
-    assert torch.equal(fused.traces.tokens, plain.traces.tokens) and torch.equal(
-        fused.traces.outcome, plain.traces.outcome
-    )
+    for name in ("tokens", "outcome"):
+        assert torch.equal(getattr(fused.traces, name), getattr(plain.traces, name))
     assert (fused.traces.logp - plain.traces.logp).abs().max() < 1e-4 and (fused.traces.logp[:, :, :forced] == 0).all()
     assert (forced or fused.evaluated == plain.evaluated) and fused.n == n and (fused.unknown == 0).all()
 
@@ -115,28 +111,20 @@ def test_fp32_is_the_torch_engine(make_model, twin, case, problems, n, forced):
 @pytest.mark.parametrize("forced", [0, 2])
 @pytest.mark.parametrize(("bf16", "atol", "mean"), [(False, 5e-4, 1e-5), (True, 0.3, 0.02)])
 def test_scores(make_model, twin, bf16, atol, mean, forced):
-    """Teacher-forced log-probabilities: those it sampled with, and torch's up to the precision; -1 ends a trace."""
+    """Teacher-forced log-probabilities: those it sampled with, and torch's up to the precision; -1 ends a trace.
+
+    A trace without tokens scores 0, and the scores of other traces do not depend on it.
+    """
     tree = force(make_tree(make_model, "reference", 5, "temperature=0.8"), forced)
     traces = run(twin, tree, 12, "reference", bf16).traces
     scored = kernel.score(tree, traces.tokens, twin, 32, bf16)
     np.testing.assert_allclose(scored, traces.logp, atol=1e-6)
-    far = (scored - backends.teacher_forced(tree, traces.tokens)).abs()
-    assert far.max() < atol and far.mean() < mean
+    error = (scored - backends.teacher_forced(tree, traces.tokens)).abs()
+    assert error.max() < atol and error.mean() < mean
     assert (scored[traces.tokens < 0] == 0).all() and (scored[:, :, :forced] == 0).all()
-
-
-@pytest.mark.parametrize("forced", [0, 1])
-@pytest.mark.parametrize("bf16", [False, True])
-def test_a_trace_without_tokens_scores_0(make_model, twin, bf16, forced):
-    """It generates nothing, with probability 1. The scores of other traces do not depend on it."""
-    tree = force(make_tree(make_model, "narrow", 3), forced)
-    tokens = run(twin, tree, 6, "narrow", bf16).traces.tokens
-    expected = kernel.score(tree, tokens, twin, 16, bf16)
-    empty = torch.tensor([True, False, False, True, True, False])
-    tokens[:, empty], expected[:, empty] = -1, 0
-    assert torch.equal(kernel.score(tree, tokens, twin, 16, bf16), expected)
-    by_torch = backends.teacher_forced(tree, tokens)
-    assert (by_torch[:, empty] == 0).all() and (by_torch - expected).abs().max() < 0.3
+    traces.tokens[:, ::3], scored[:, ::3] = -1, 0
+    assert torch.equal(kernel.score(tree, traces.tokens, twin, 32, bf16), scored)
+    assert (backends.teacher_forced(tree, traces.tokens)[:, ::3] == 0).all()
 
 
 def test_bf16_samples_as_it_scores(make_model, twin):
@@ -163,13 +151,10 @@ def test_logits_that_are_not_finite(make_model, twin):
         run(twin, tree, 4, "narrow")
 
 
-# the same bits in any order, on any tiling
-
-
 @pytest.mark.parametrize("bf16", [False, True])
 @pytest.mark.parametrize("case", CASES)
 def test_bits_do_not_depend_on_the_order_of_threads(make_model, twin, case, bf16):
-    tree = make_tree(make_model, case, 5, "temperature=1.2,top_p=0.95")
+    tree = make_tree(make_model, case, 3, "temperature=1.2,top_p=0.95")
     forward = bits(run(twin, tree, 27, case, bf16))
     assert all(bits(run(replace(twin, order=order), tree, 27, case, bf16)) == forward for order in ORDERS[1:])
 
@@ -178,29 +163,25 @@ def test_bits_do_not_depend_on_the_order_of_threads(make_model, twin, case, bf16
 def test_bits_do_not_depend_on_the_tiling(make_model, twin, bf16):
     tree = make_tree(make_model, "narrow", 5)
     first = bits(run(replace(twin, tiles=1), tree, 13, "narrow", bf16))
-    for tiles in (2, 3, 65, 100):  # more blocks than rollouts, too
+    for tiles in (3, 66):  # more blocks than rollouts, too
         assert bits(run(replace(twin, tiles=tiles), tree, 13, "narrow", bf16)) == first
     for rows in (16, 32):
         assert bits(kernel.run_kernel(tree, 13, 3, twin, rows, bf16, traces=True)) == first
 
 
-RACES = {  # two neighbouring phases, and both in one
-    "norm before its sums": (r"PHASE\(norm_sums\(tile, tid\)\)\s+PHASE\(norm", "PHASE(norm_sums(tile, tid); norm"),
-    "attention before its queries": (
+RACES = [  # two neighbouring phases, and both in one
+    (r"PHASE\(norm_sums\(tile, tid\)\)\s+PHASE\(norm", "PHASE(norm_sums(tile, tid); norm"),
+    (
         r"PRODUCT\(queries_keys_values\(tile, args, w, layer, WORKER\)\)\s+PHASE\(attend",
         "PHASE(queries_keys_values(tile, args, w, layer, tid); attend",
     ),
-    "draws before the policy": (
-        r"PHASE\(policy_apply\(tile, step, value, tid\)\)\s+}\s+PHASE\(choose\(tile, args, tid\)\)",
-        "PHASE(policy_apply(tile, step, value, tid); choose(tile, args, tid)) }",
-    ),
-}
+]
 
 
 @pytest.mark.parametrize("race", RACES)
 def test_a_planted_race_is_caught(make_model, twin, race):
     """Where a phase runs on without a barrier into the next, not all orders of threads give the right bits."""
-    tree, planted = make_tree(make_model, "narrow", 3, "temperature=0.5"), re.sub(*RACES[race], twin.source)
+    tree, planted = make_tree(make_model, "narrow", 3, "temperature=0.5"), re.sub(*race, twin.source)
     assert planted != twin.source
 
     def outcome(twin) -> list[bytes] | str:
@@ -213,20 +194,19 @@ def test_a_planted_race_is_caught(make_model, twin, race):
     assert any(outcome(replace(twin, order=order, source=planted)) != clean for order in ORDERS[:2])
 
 
-@pytest.mark.parametrize("bf16", [False, True])
-@pytest.mark.parametrize(
-    ("planted", "instead"),
-    [
-        ("c < WIDTH; c += PER_ROW) tile.x", "c < WIDTH - 1; c += PER_ROW) tile.x"),  # a column of the stream
-        ("(tile.length[row] - 1) * WIDTH + c, l, r)", "tile.length[row] / 2 * WIDTH + c, l, r)"),  # part of the suffix
-    ],
-)
-def test_a_planted_read_of_unwritten_memory_is_caught(make_model, twin, planted, instead, bf16):
+UNWRITTEN = [
+    ("c < WIDTH; c += PER_ROW) tile.x", "c < WIDTH - 1; c += PER_ROW) tile.x"),  # a column of the stream
+    ("(tile.length[row] - 1) * WIDTH + c, l, r)", "tile.length[row] / 2 * WIDTH + c, l, r)"),  # part of the suffix
+]
+
+
+@pytest.mark.parametrize(("bf16", "planted"), [*enumerate(UNWRITTEN)])
+def test_a_planted_read_of_unwritten_memory_is_caught(make_model, twin, bf16, planted):
     """Memory is full of NaN until it is written, and NaN stays NaN in both precisions."""
-    assert planted in twin.source
-    broken = replace(twin, source=twin.source.replace(planted, instead))
+    assert planted[0] in twin.source
+    broken = replace(twin, source=twin.source.replace(*planted))
     with pytest.raises(ValueError, match="not finite"):
-        run(broken, make_tree(make_model, "reference", 20), 20, "reference", bf16)
+        run(broken, make_tree(make_model, "reference", 20), 5, "reference", bool(bf16))
 
 
 def swapped_fragments(matrix):
@@ -236,7 +216,7 @@ def swapped_fragments(matrix):
 
 def test_a_planted_layout_error_is_caught(make_model, twin, monkeypatch):
     """Fragments packed in another order than lanes hold them, or read so."""
-    tree = make_tree(make_model, "reference", 4)
+    tree = make_tree(make_model, "narrow", 4)
     backends.self_test(twin, tree, 32, False)
     backends.self_test(twin, tree, 32, True)
     planted = twin.source.replace("(at + 8 * STRIDE + 8)", "(at + 8)", 1)
@@ -265,13 +245,10 @@ def test_memory_that_runs_out(make_model, twin):
         run(Small(twin.folder), tree[:1], 100, "narrow")
 
 
-# what it cannot do
-
-
 @pytest.mark.parametrize(
     ("shape", "vocab", "policy", "reason"),
     [
-        (Shape(1, 96, 2), 20, "temperature=1", "width of 96"),
+        (Shape(1, 96, 2), 20, "temperature=1", "width 96"),
         (Shape(1, 128, 1), 20, "temperature=1", "heads of 128"),
         (Shape(9, 64, 2), 20, "temperature=1", "9 layers"),
         (Shape(1, 64, 2), 300, "temperature=1", "300 tokens"),
@@ -294,25 +271,22 @@ def test_a_cpu_uses_torch(make_model):
     assert np.array_equal(backends.sample(tree, 20, 1).outcomes, rollout(tree, 20, 1).outcomes)
 
 
-# the source itself
-
-
-def library(twin: Twin, probe: str, build: Build = BUILD) -> ctypes.CDLL:
-    """The twin with a function more."""
-    return ctypes.CDLL(str(replace(twin, source=twin.source + probe).compiled(build)))
+def probed(twin: Twin, function: str, build: Build, *arrays: np.ndarray) -> None:
+    """Call a function that is added to the twin's source, named ``probe``, with pointers to arrays."""
+    library = ctypes.CDLL(str(replace(twin, source=twin.source + function).compiled(build)))
+    library.probe(*(array.ctypes.data_as(ctypes.c_void_p) for array in arrays), len(arrays[-1]))
 
 
 def test_exponential(twin):
     """Within 2 ulp of e^x down to -87, 0 below, NaN for NaN."""
     probe = """
-    extern "C" void exponentials(const float* x, float* out, int n) {
+    extern "C" void probe(const float* x, float* out, int n) {
         for (int i = 0; i < n; ++i) out[i] = exponential(x[i]);
     }"""
     x = np.concatenate([np.linspace(-87, 0, 300_001), np.linspace(0, 88, 10_001), -np.logspace(-30, 1, 1001)])
     x = np.concatenate([x, [-87.5, -1e30, -np.inf, np.nan]]).astype(np.float32)
     out = np.empty_like(x)
-    pointers = (array.ctypes.data_as(ctypes.c_void_p) for array in (x, out))
-    library(twin, probe).exponentials(*pointers, len(x))
+    probed(twin, probe, BUILD, x, out)
     exact = np.exp(x[:-4].astype(np.float64))
     assert (np.abs(out[:-4] - exact) <= 2 * np.spacing(exact.astype(np.float32))).all()
     assert (out[-4:-1] == 0).all() and np.isnan(out[-1])
@@ -321,21 +295,16 @@ def test_exponential(twin):
 def test_rounding_to_bf16(twin):
     """To nearest even, as torch rounds; any NaN becomes 0x7FFF, as cvt.rn.bf16x2.f32 makes it."""
     probe = """
-    extern "C" void pairs(const float* x, unsigned* out, int n) {
+    extern "C" void probe(const float* x, unsigned* out, int n) {
         for (int i = 0; i < n; ++i) out[i] = pair(x[2 * i], x[2 * i + 1]);
     }"""
-    x = np.random.default_rng(0).integers(2**32, size=200_000, dtype=np.uint32)
-    ties, infinite, nan = (
-        [0x3F808000, 0x3F818000],
-        [0x7F800000, 0xFF800000, 0x7F7FFFFF],
-        [0x7F800001, 0x7FC00000, 2**32 - 1],
-    )
-    x = np.concatenate([x, ties, infinite, nan]).astype(np.uint32).view(np.float32)
+    ties, infinite = [0x3F808000, 0x3F818000], [0x7F800000, 0xFF800000, 0x7F7FFFFF]
+    random = np.random.default_rng(0).integers(2**32, size=200_000, dtype=np.uint32)
+    x = np.concatenate([random, ties, infinite, [0x7F800001, 0x7FC00000, 2**32 - 1]]).astype(np.uint32).view(np.float32)
     out = np.empty(len(x) // 2, dtype=np.uint32)
-    pointers = (array.ctypes.data_as(ctypes.c_void_p) for array in (x, out))
-    library(twin, probe, replace(BUILD, bf16=1)).pairs(*pointers, len(out))
+    probed(twin, probe, replace(BUILD, bf16=1), x, out)
     expected = torch.from_numpy(x).bfloat16().view(torch.int16).numpy().view(np.uint16)
-    assert np.isnan(x[-2:]).all() and np.isnan(x).sum() > 500
+    assert np.isnan(x).sum() > 500
     assert np.array_equal(out.view(np.uint16), np.where(np.isnan(x), 0x7FFF, expected))
 
 
@@ -343,10 +312,10 @@ def test_args_are_laid_out_as_the_source_has_them(twin):
     """sizeof and a few offsets, by the C++ compiler."""
     probe = """
     #include <cstddef>
-    extern "C" void layout(long* out) {
+    extern "C" void probe(long* out) {
         out[0] = sizeof(Args), out[1] = offsetof(Args, problems), out[2] = offsetof(Args, step),
         out[3] = offsetof(Args, seed_hi);
     }"""
-    out, fields = (ctypes.c_long * 4)(), kernel.Args
-    library(twin, probe).layout(out)
-    assert list(out) == [ctypes.sizeof(fields), fields.problems.offset, fields.step.offset, fields.seed_hi.offset]
+    out, fields = np.empty(4, dtype=np.int64), kernel.Args
+    probed(twin, probe, BUILD, out)
+    assert out.tolist() == [ctypes.sizeof(fields), *(f.offset for f in (fields.problems, fields.step, fields.seed_hi))]
