@@ -14,7 +14,7 @@ from data_gen.star import Problems, Star
 from data_gen.streams import Examples
 from examples.new_task import Maze
 from minifork import config as configs
-from minifork.schema import ALIASES, TASKS
+from minifork.schema import TASKS
 from minifork.training import stages
 from tests.helpers.stars import PLAIN, REFERENCE, names_flagged
 
@@ -44,7 +44,7 @@ def train_problems(n: int, task: Star = REFERENCE) -> Problems:
     return streams.training_problems(task, 5, n)
 
 
-@pytest.mark.parametrize("task", sorted(TASKS.keys() - ALIASES.keys()))
+@pytest.mark.parametrize("task", sorted(TASKS))
 def test_shipped_sets_do_not_leak(task):
     """The data are a fixed function of the config."""
     config = configs.load_config(task)

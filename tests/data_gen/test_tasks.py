@@ -126,10 +126,10 @@ def test_search(tmp_path, capsys):
 
 
 def test_mixed(tmp_path):
-    pipeline = TaskPipeline(tmp_path, "mixed", MIXED)
+    pipeline = TaskPipeline(tmp_path, "sizes", MIXED)
     assert pipeline("sft") == pipeline("eval") == 0
     result = pipeline.view()
-    assert all(check["agrees"] for check in result["checks"]) and result["task"] == "mixed"
+    assert all(check["agrees"] for check in result["checks"]) and result["task"] == "sizes"
     assert pipeline("claims") == 0
     config = pipeline.config()
     figure = fork(load_results(config), [0])
