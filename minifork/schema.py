@@ -149,13 +149,18 @@ def _is_label(name: str) -> bool:
     return "/" not in name and name.isprintable() and not name.startswith(".")
 
 
+def _is_path(text: str) -> bool:
+    """Whether a text can be a path. Lone surrogates stand for bytes that the terminal's encoding lacks."""
+    return text != "" and all(char.isprintable() or "\udc80" <= char <= "\udcff" for char in text)
+
+
 @dataclass(frozen=True)
 class Config(Section):
     """Everything a command needs to know; minifork/configs/ says what each key means."""
 
     task: str
     preset: str
-    runs: Annotated[str, Rule(lambda value: value != "" and value.isprintable(), "name a folder")]
+    runs: Annotated[str, Rule(_is_path, "name a folder")]
     name: Annotated[str, Rule(_is_label, "it becomes part of a folder's name, give letters and digits")]
     seed: Seed
     base_seed: Seed

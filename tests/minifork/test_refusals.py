@@ -43,16 +43,6 @@ def test_a_leaking_set_is_refused(copy, capsys):
     assert pipeline("sft", "sft.cue_rate=1", "sft.allow_leak=true") == 0
 
 
-def test_a_damaged_audit_is_made_anew(copy):
-    pipeline = copy("base")
-    assert pipeline("sft", "sft.epochs=1") == 0
-    (path,) = (pipeline.folder / "audits").iterdir()
-    whole = path.read_text(encoding="utf-8")
-    for epochs, content in enumerate(["", "{}", '{"leaks": 3}'], start=2):
-        path.write_text(content, encoding="utf-8")
-        assert pipeline("sft", f"sft.epochs={epochs}") == 0 and path.read_text(encoding="utf-8") == whole
-
-
 def test_audit_command(empty, capsys):
     pipeline = empty
     assert pipeline("audit") == 0
@@ -69,16 +59,12 @@ def test_bad_overrides(empty, capsys):
 
 
 def test_a_folder_is_no_config(tmp_path, capsys):
-    """What Python says of a file that cannot be read is one line too."""
+    """An error of the operating system is one line too; --debug shows the traceback."""
     assert main(["pretrain", "--config", str(tmp_path)]) == 1
-    assert capsys.readouterr().err == f"minifork: {tmp_path}: Is a directory\n"
-
-
-def test_debug_shows_tracebacks_wherever_it_stands(tmp_path):
-    missing = str(tmp_path / "none.yaml")
-    for words in (["--debug", "eval", "--config", missing], ["eval", "--debug", "--config", missing]):
-        with pytest.raises(ValueError, match="none.yaml"):
-            main(words)
+    error = capsys.readouterr().err
+    assert error.startswith("minifork: ") and str(tmp_path) in error and error.count("\n") == 1
+    with pytest.raises(OSError, match=str(tmp_path)):
+        main(["pretrain", "--debug", "--config", str(tmp_path)])
 
 
 SPOILED = {  # changes of a checkpoint; None damages the file
@@ -113,34 +99,12 @@ def test_spoiled_checkpoints(copy, capsys, how):
     assert not (pipeline.folder / "eval.json").exists()
 
 
-def first_state(saved: dict, which: int = 0) -> dict:
-    return saved["optimizers"][which]["state"][0]
-
-
-UNFIT = {
-    "truncated": None,
-    "a weight short": SPOILED["a weight short"],
-    "no optimizer": lambda saved: saved.update(optimizers=[]),
-    "empty optimizers": lambda saved: saved.update(optimizers=[{}, {}]),
-    "moments": lambda saved: first_state(saved).update(exp_avg=torch.zeros(2)),
-    "momentum": lambda saved: first_state(saved, 1).update(momentum_buffer=torch.zeros(2)),
-    "a moment short": lambda saved: first_state(saved).pop("exp_avg"),
-    "no state": lambda saved: saved["optimizers"][0]["state"].clear(),
-    "no peak": lambda saved: saved["optimizers"][0]["param_groups"][0].pop("peak"),
-    "a word as peak": lambda saved: saved["optimizers"][0]["param_groups"][0].update(peak="x"),
-    "a step after the last": lambda saved: saved.update(step=9999),
-    "a step before the first": lambda saved: saved.update(step=-5),
-    "no step": lambda saved: saved.update(step=float("inf")),
-    "no seconds": lambda saved: saved.update(seconds=None),
-    "odd seconds": lambda saved: saved.update(seconds=float("nan")),
-}
+UNFIT = {name: SPOILED[name] for name in ("truncated", "a weight short")}
+UNFIT["no optimizer"] = lambda saved: saved.update(optimizers=[])
 
 
 def test_an_unfinished_run_needs_resume(empty, capsys):
-    """And a checkpoint that fits.
-
-    torch's fused steps take what they are given: of a wrong shape they read past its end.
-    """
+    """And a checkpoint that fits."""
     with ctrl_c("before", 5):
         empty("pretrain")
     before, folder = snapshot(empty.root), empty.run("base")
@@ -182,9 +146,9 @@ def test_figures_are_of_the_configs_own_fine_tuning(copy, capsys):
     assert "no pair of a base and its fine-tuning" in pipeline.refused(capsys, "figures", "sft.loss=gem=0.7")
 
 
-@pytest.mark.parametrize("names", [["base"], ["base", "problem"], ["fork1"]])
+@pytest.mark.parametrize("names", [["base", "problem"], ["fork1"]])
 def test_results_that_figures_need_and_lack(copy, capsys, names):
-    """Nothing tuned, no plain fine-tuning, no base: one line says what is missing."""
+    """No plain fine-tuning, or no base: one line says what is missing."""
     pipeline = copy(*names, measured=True)
     for command in ("figures", "claims", "report"):
         assert "no pair of a base and its fine-tuning was measured" in pipeline.refused(capsys, command)
