@@ -25,7 +25,7 @@ def report(config: Config, view: dict[str, Any]) -> str:
     if view["guessing_floor"]:
         lines.append(f"graded by the answer alone: a guess is right with probability {view['guessing_floor']:.3g}")
     if stale := sum(not record["current"] for record in records):
-        lines.append(f"{stale} of {len(records)} were measured by another version of the code; --again repeats them")
+        lines.append(f"{stale} of {len(records)} were measured by another version of the code; --again measures anew")
     lines.append(check_lines(view["checks"]))
     lines.append(f"all {len(records)} records: {path}; p of every problem: {path.with_suffix('.npz')}")
     return "\n".join(lines)
