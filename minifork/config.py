@@ -192,12 +192,13 @@ def tag_text(tags: Mapping[str, Any]) -> str:
 
 def described(config: Config) -> str:
     """A config as YAML that can be read again. Every key has its comment, a changed one the shipped value too."""
-    comments, standard, lines, last = _comments(config.task), flat(shipped(config)), [], ""
+    comments, standard = _comments(config.task), flat(shipped(config))
+    lines: list[str] = []
     for key, value in flat(config).items():
         section, _, leaf = key.rpartition(".")
-        if section != last:
+        if section and f"{section}:" not in lines:
             lines += ["", f"{section}:"]
-        last, indent = section, "  " if section else ""
+        indent = "  " if section else ""
         text = f"{indent}{leaf}: {yaml.safe_dump(value, width=math.inf).splitlines()[0]}"
         mark = "" if standard.get(key, ...) == value else f"[changed, {word(standard.get(key))} ships] "
         lines.append(f"{text:<27} # {mark}{comments.get(key, '')}".rstrip(" #"))
