@@ -81,7 +81,7 @@ class SFT(Optim, Mixture):
         valid = {*self.mode_names} <= {*task.mode_names}
         self.require("sft.modes", valid, f"data.modes has {','.join(task.mode_names)} only")
         enough = self.prefix <= task.label_count
-        self.require("sft.prefix", enough, f"labels serve as its integers, and the task has {task.label_count}")
+        self.require("sft.prefix", enough, f"labels serve as its integers, and the task has {task.label_count} of them")
 
 
 @dataclass(frozen=True)
