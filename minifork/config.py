@@ -45,10 +45,9 @@ def load_config(source: Path | str = "star", overrides: Iterable[str] = ()) -> C
     preset_words = [text for text in words if text.startswith("preset=")]
     path = FOLDER / f"{source}.yaml" if ships(str(source)) else expanded(source)
     if not path.exists():
-        names = ", ".join(_shipped_names(FOLDER))
-        raise ValueError(f"{source}: no such config file; give a path, or one that ships: {names}")
+        raise ValueError(f"{source}: no such config file; give a path, or one that ships: {', '.join(TASKS)}")
     file = _read_file(path)
-    shipped = _shipped_file(FOLDER, _require_task(file.values.get("task", "star"), source))
+    shipped = _shipped_file(FOLDER, str(file.values.get("task", "star")))
     presets = _merged(shipped.presets, file.presets)
     values = shipped.values | _preset(presets, str(file.values.get("preset", "")), source) | file.values
     for name in [text.removeprefix("preset=") for text in preset_words]:
@@ -98,14 +97,9 @@ def _preset(presets: dict[str, Values], name: str, source: Path | str) -> Values
     return presets.get(name, {})
 
 
-@lru_cache
-def _shipped_names(folder: Path) -> tuple[str, ...]:
-    return tuple(sorted(path.stem for path in folder.glob("*.yaml") if path.stem != "defaults"))
-
-
 def ships(task: str) -> bool:
-    """Whether the file of a task ships."""
-    return task in _shipped_names(FOLDER)
+    """Whether the config file of a task ships."""
+    return task in TASKS and (FOLDER / f"{task}.yaml").exists()
 
 
 def before(task: str) -> Values:
@@ -176,7 +170,7 @@ def arguments(config: Config) -> list[str]:
     Raises ValueError for a task that does not ship: only the process that defines it can read it.
     """
     if not ships(config.task):
-        raise ValueError(f"task is {config.task!r}: a study runs tasks that ship: {', '.join(_shipped_names(FOLDER))}")
+        raise ValueError(f"task is {config.task!r}: a study runs only tasks that ship, such as star")
     preset = shipped(config).preset
     words = [f"preset={preset}"] if preset else []
     words += [f"{key}={word(value)}" for key, value in tags(config).items() if key != "preset"]
@@ -248,16 +242,11 @@ def _hints(schema: type, task: str) -> dict[str, type]:
     return hints | {"data": TASKS.get(task, Star)} if schema is Config else hints
 
 
-def _require_task(task: object, source: Path | str) -> str:
-    """A task's name; raises UnknownTaskError when there is no such task."""
-    if str(task) not in TASKS:
-        raise UnknownTaskError(f"{source}: task is {task!r}: the tasks are: {', '.join(TASKS)}")
-    return str(task)
-
-
 def _from_values(values: Values, source: Path | str) -> Config:
     """The Config of values by dotted key; raises ValueError naming the first that is unknown, missing or wrong."""
-    task = _require_task(values.get("task"), source)
+    task = str(values.get("task"))
+    if task not in TASKS:
+        raise UnknownTaskError(f"{source}: task is {task!r}: the tasks are: {', '.join(TASKS)}")
     kinds = keys(Config, task=task)
     sections = {key.split(".")[0] for key in kinds if "." in key}
     for key, value in values.items():
