@@ -1,11 +1,11 @@
-# minifork: every target makes its environment first, those that train their base model too, and none does anything twice.
-# PYTHON=python3 uses that interpreter as it is and installs nothing. Variables are read from the command line only: the
-# environment may have a NAME for reasons of its own.
+# minifork. `make` lists the targets. A target first installs the environment, and trains the base model if it needs one;
+# later calls reuse both. PYTHON=python3 uses that interpreter as it is and installs nothing. Variables count only on the
+# command line (make sft SEED=1): an environment variable called NAME or SEED changes nothing.
 
 TASK      := star
 BASE_SEED := 0
 SEED      := 0
-# empty: as the config has it
+# An empty variable leaves the config's own value.
 FORK_RATE :=
 EPOCHS    :=
 NAME      :=
@@ -16,12 +16,14 @@ ENGINE    := auto
 ROLLOUTS  := 1024
 ARGS      :=
 
-KNOWN := TASK BASE_SEED SEED FORK_RATE EPOCHS NAME PAIRS PRESET STUDY ENGINE ROLLOUTS ARGS PYTHON
-GIVEN := $(strip $(foreach name,$(.VARIABLES),$(if $(findstring command line,$(origin $(name))),$(name))))
-NEAREST = import difflib, sys; name, *known = sys.argv[1:]; print(*difflib.get_close_matches(name.upper(), known, 1, 0))
-WRONG := $(firstword $(filter-out $(KNOWN),$(GIVEN)))
-ifneq ($(WRONG),)
-$(error unknown variable $(WRONG), did you mean $(shell python3 -c '$(NEAREST)' $(WRONG) $(KNOWN))? There are $(KNOWN))
+# A variable that does not exist is an error, which names the nearest one that does.
+VALID_VARIABLES   := TASK BASE_SEED SEED FORK_RATE EPOCHS NAME PAIRS PRESET STUDY ENGINE ROLLOUTS ARGS PYTHON
+COMMAND_LINE      := $(foreach name,$(.VARIABLES),$(if $(findstring command line,$(origin $(name))),$(name)))
+UNKNOWN_VARIABLE  := $(firstword $(filter-out $(VALID_VARIABLES),$(COMMAND_LINE)))
+PRINT_NEAREST      = import difflib, sys; print(*difflib.get_close_matches(sys.argv[1].upper(), sys.argv[2:], 1, 0))
+ifneq ($(UNKNOWN_VARIABLE),)
+NEAREST_VARIABLE  := $(shell python3 -c '$(PRINT_NEAREST)' $(UNKNOWN_VARIABLE) $(VALID_VARIABLES))
+$(error unknown variable $(UNKNOWN_VARIABLE), did you mean $(NEAREST_VARIABLE)? There are $(VALID_VARIABLES))
 endif
 
 ifneq ($(strip $(PYTHON)),)
@@ -33,55 +35,55 @@ ENV := .venv/ready
 BENCH := .venv/bench
 endif
 
-CONFIG   := --config $(TASK) $(if $(PRESET),preset=$(PRESET))
-MINIFORK := $(PYTHON) -m experiments
-BASE     := $(MINIFORK) pretrain --resume $(CONFIG) base_seed=$(BASE_SEED) $(ARGS)
-SEEDS    := base_seed=$(BASE_SEED) seed=$(SEED)
-STUDIED  := $(CONFIG) reproduce.pairs=$(PAIRS) $(if $(STUDY),reproduce.study=$(STUDY))
-SFT      := $(if $(FORK_RATE),sft.fork_rate=$(FORK_RATE)) $(if $(EPOCHS),sft.epochs=$(EPOCHS))
+CONFIG     := --config $(TASK) $(if $(PRESET),preset=$(PRESET))
+MINIFORK   := $(PYTHON) -m experiments
+BASE       := $(MINIFORK) pretrain --resume $(CONFIG) base_seed=$(BASE_SEED) $(ARGS)
+SEEDS      := base_seed=$(BASE_SEED) seed=$(SEED)
+STUDY_ARGS := $(CONFIG) reproduce.pairs=$(PAIRS) $(if $(STUDY),reproduce.study=$(STUDY))
+SFT        := $(if $(FORK_RATE),sft.fork_rate=$(FORK_RATE)) $(if $(EPOCHS),sft.epochs=$(EPOCHS))
 
 .DEFAULT_GOAL := help
 .PHONY: help demo pretrain sft rl wise eval runs config figures claims report audit agreement bench gpu-check study frontier contrast sensitivity reproduce reproduce-full stops test test-all coverage faults lint clean
 
-help: ## this list
+help: ## print this list
 	@grep -hE '^[a-z-]+:.*## ' $(MAKEFILE_LIST) | sed -E 's/:.*## /\t/' | expand -t 12
 
-demo: $(ENV) ## the effect in two minutes: trains a small model, prints the table, draws the crossing [ARGS]
+demo: $(ENV) ## show the effect in two minutes: train a small model, print its pass@k, draw the curves [ARGS]
 	@$(MINIFORK) demo $(ARGS)
 
 pretrain: $(ENV) ## train the base model on random graph walks [TASK PRESET BASE_SEED NAME ARGS]
 	@$(BASE) name="$(NAME)"
 
-sft: $(ENV) ## fine-tune it on traces, FORK_RATE of them through the fork [TASK PRESET FORK_RATE SEED BASE_SEED EPOCHS NAME ARGS]
+sft: $(ENV) ## fine-tune the base on traces; a share FORK_RATE of them passes the fork [TASK PRESET FORK_RATE SEED BASE_SEED EPOCHS NAME ARGS]
 	@$(BASE) $(SFT) name=""
 	@$(MINIFORK) sft --resume $(CONFIG) $(SEEDS) $(SFT) name="$(NAME)" $(ARGS)
 
-rl: $(ENV) ## go on by rewards from the fine-tuned run [TASK PRESET FORK_RATE SEED BASE_SEED EPOCHS NAME ARGS]
+rl: $(ENV) ## train the fine-tuned run further by rewards [TASK PRESET FORK_RATE SEED BASE_SEED EPOCHS NAME ARGS]
 	@$(BASE) $(SFT) name=""
 	@$(MINIFORK) sft --resume $(CONFIG) $(SEEDS) $(SFT) $(ARGS) name=""
 	@$(MINIFORK) rl --resume $(CONFIG) $(SEEDS) $(SFT) name="$(NAME)" $(ARGS)
 
-wise: $(ENV) ## interpolate the fine-tuned weights with the base's [TASK PRESET FORK_RATE SEED BASE_SEED EPOCHS NAME ARGS]
+wise: $(ENV) ## interpolate the weights of the fine-tuned run and the base [TASK PRESET FORK_RATE SEED BASE_SEED EPOCHS NAME ARGS]
 	@$(BASE) $(SFT) name=""
 	@$(MINIFORK) sft --resume $(CONFIG) $(SEEDS) $(SFT) $(ARGS) name=""
 	@$(MINIFORK) wise $(CONFIG) $(SEEDS) $(SFT) name="$(NAME)" $(ARGS)
 
-eval: $(ENV) ## exact pass@k of every run, checked by another engine [TASK PRESET ENGINE ROLLOUTS ARGS]
+eval: $(ENV) ## compute pass@k of every run exactly, and check it by another engine [TASK PRESET ENGINE ROLLOUTS ARGS]
 	@$(MINIFORK) eval $(CONFIG) eval.engine=$(ENGINE) eval.rollouts=$(ROLLOUTS) $(ARGS)
 
-runs: $(ENV) ## list the runs [TASK PRESET ARGS="fork_rate=1 stage=sft --remove"]
+runs: $(ENV) ## list the runs, or remove them [TASK PRESET ARGS="fork_rate=1 stage=sft --remove"]
 	@$(MINIFORK) runs $(CONFIG) $(ARGS)
 
-config: $(ENV) ## print every key, its value and what differs from what ships [TASK PRESET ARGS]
+config: $(ENV) ## print every key with its value, and mark what differs from the shipped config [TASK PRESET ARGS]
 	@$(MINIFORK) config $(CONFIG) $(ARGS)
 
-figures: $(ENV) ## draw the figures of what was measured [TASK PRESET ARGS]
+figures: $(ENV) ## draw figures of the measured runs [TASK PRESET ARGS]
 	@$(MINIFORK) figures $(CONFIG) $(ARGS)
 
-claims: $(ENV) ## say which claims hold [TASK PRESET ARGS]
+claims: $(ENV) ## print which claims hold [TASK PRESET ARGS]
 	@$(MINIFORK) claims $(CONFIG) $(ARGS)
 
-report: $(ENV) ## write one HTML file: claims, figures, an explorer [TASK PRESET ARGS]
+report: $(ENV) ## write one HTML file with claims, figures and an explorer of problems [TASK PRESET ARGS]
 	@$(MINIFORK) report $(CONFIG) $(ARGS)
 
 audit: $(ENV) ## look for surface features that give the right branch away [TASK PRESET FORK_RATE SEED ARGS]
@@ -94,7 +96,7 @@ agreement: $(ENV) ## test exact, split and rollout against each other on four mo
 	done
 	@$(MINIFORK) agreement $(CONFIG) $(SEEDS) $(ARGS)
 
-bench: $(ENV) $(BENCH) ## time the engines beside common ways to sample [TASK PRESET BASE_SEED ARGS]
+bench: $(ENV) $(BENCH) ## time the engines and common ways to sample [TASK PRESET BASE_SEED ARGS]
 	@$(BASE) name=""
 	@$(MINIFORK) bench $(CONFIG) base_seed=$(BASE_SEED) $(ARGS)
 
@@ -102,46 +104,46 @@ gpu-check: $(ENV) ## check and time everything that needs a GPU [PYTHON=python3 
 	@$(MINIFORK) gpu-check $(CONFIG) $(ARGS)
 
 study: $(ENV) ## run and evaluate a study [STUDY=stops TASK PRESET PAIRS ARGS]
-	@$(MINIFORK) study $(STUDIED) $(ARGS)
+	@$(MINIFORK) study $(STUDY_ARGS) $(ARGS)
 
 frontier: $(ENV) ## run every mitigation and compare them with early stopping [TASK PRESET PAIRS ARGS]
-	@$(MINIFORK) frontier $(STUDIED) $(ARGS)
+	@$(MINIFORK) frontier $(STUDY_ARGS) $(ARGS)
 
 contrast: $(ENV) ## run RL on forward and on reverse traces and compare them [TASK PRESET PAIRS ARGS]
-	@$(MINIFORK) contrast $(STUDIED) $(ARGS)
+	@$(MINIFORK) contrast $(STUDY_ARGS) $(ARGS)
 
 sensitivity: $(ENV) ## map the loss over epochs, traces, learning rate, width and branches [TASK PRESET PAIRS ARGS]
-	@$(MINIFORK) sensitivity $(STUDIED) $(ARGS)
+	@$(MINIFORK) sensitivity $(STUDY_ARGS) $(ARGS)
 
-reproduce: $(ENV) ## everything: base, all fine-tunings, eval, figures, claims [TASK PRESET PAIRS ARGS]
-	@$(MINIFORK) reproduce $(STUDIED) $(ARGS)
+reproduce: $(ENV) ## run a study with everything: base, fine-tunings, eval, figures, claims [TASK PRESET PAIRS ARGS]
+	@$(MINIFORK) reproduce $(STUDY_ARGS) $(ARGS)
 
-reproduce-full: $(ENV) ## star and arith on 5 pairs of seeds, RL, claims, the report; resumes where it stopped
+reproduce-full: $(ENV) ## reproduce star and arith on 5 pairs of seeds, with RL and the report; continues where it stopped [ARGS]
 	@$(MINIFORK) reproduce --config arith reproduce.pairs=5 $(ARGS)
 	@$(MINIFORK) reproduce --config star reproduce.pairs=5 $(ARGS)
 	@$(MINIFORK) contrast --config star reproduce.pairs=5 $(ARGS)
 	@$(MINIFORK) claims --config star $(ARGS)
 	@$(MINIFORK) report --config star $(ARGS)
 
-stops: $(ENV) ## bases with other stop probabilities, which set the base's pass@1 [TASK PRESET PAIRS ARGS]
-	@$(MINIFORK) study $(STUDIED) reproduce.study=stops $(ARGS)
+stops: $(ENV) ## run bases with other stop probabilities, which set the base's pass@1 [TASK PRESET PAIRS ARGS]
+	@$(MINIFORK) study $(STUDY_ARGS) reproduce.study=stops $(ARGS)
 
 test: $(ENV) ## run the tests
 	@$(PYTHON) -m pytest -n auto --dist loadfile
 
-test-all: $(ENV) ## run the slow tests too, among them the examples at full size (some minutes more)
+test-all: $(ENV) ## run the slow tests too, such as the quickstart at full size (some minutes more)
 	@$(PYTHON) -m pytest -n auto --dist loadfile --no-loadscope-reorder --slow
 
-coverage: $(ENV) ## run the tests and report the lines of data_gen and minifork that they reach
+coverage: $(ENV) ## run the tests and report which lines of data_gen and minifork they reach
 	@rm -f .coverage*
 	@$(PYTHON) -m coverage run -m pytest -n auto --dist loadfile
 	@$(PYTHON) -m coverage combine --quiet
 	@$(PYTHON) -m coverage report
 
-faults: $(ENV) ## stop every stage many times, by four signals, and compare with undisturbed runs (5 to 10 minutes)
+faults: $(ENV) ## stop every stage many times by four signals and compare with undisturbed runs (5 to 10 minutes)
 	@$(PYTHON) -m tests.faults
 
-lint: $(ENV) ## check style
+lint: $(ENV) ## check style and types
 	@$(PYTHON) -m ruff check .
 	@$(PYTHON) -m ruff format --check .
 	@$(PYTHON) -m mypy
@@ -158,6 +160,6 @@ clean: ## remove the environment and caches (runs/ stays)
 	@touch $@
 
 .venv/bench: .venv/ready
-	@echo "Installing what only the benchmark needs (once) ..."
+	@echo "Installing the benchmark's own requirements (once) ..."
 	@.venv/bin/python -m pip install --quiet --disable-pip-version-check transformers
 	@touch $@

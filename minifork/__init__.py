@@ -7,42 +7,33 @@ import importlib
 from typing import TYPE_CHECKING
 
 if TYPE_CHECKING:
-    from data_gen.arith import Arith as Arith
-    from data_gen.sizes import Sizes as Sizes
-    from data_gen.star import Star as Star
-    from data_gen.task import Task as Task
-    from minifork.decoding.policy import Policy as Policy
-    from minifork.library import exact as exact
-    from minifork.library import load as load
-    from minifork.library import pretrain as pretrain
-    from minifork.library import problems as problems
-    from minifork.library import rl as rl
-    from minifork.library import rollout as rollout
-    from minifork.library import sft as sft
-    from minifork.library import split as split
-    from minifork.runs import Run as Run
-    from minifork.statistics import intervals as intervals
-    from minifork.statistics.passk import pass_at_k as pass_at_k
+    from data_gen.arith import Arith
+    from data_gen.sizes import Sizes
+    from data_gen.star import Star
+    from data_gen.task import Task
+    from minifork.decoding.policy import Policy
+    from minifork.library import exact, load, pretrain, problems, rl, rollout, sft, split
+    from minifork.runs import Run
+    from minifork.statistics import intervals
+    from minifork.statistics.passk import pass_at_k
 
-HOMES = {
-    "Arith": "data_gen.arith",
-    "Sizes": "data_gen.sizes",
-    "Star": "data_gen.star",
-    "Task": "data_gen.task",
-    "Policy": "minifork.decoding.policy",
-    "Run": "minifork.runs",
-    "intervals": "minifork.statistics",
-    "pass_at_k": "minifork.statistics.passk",
-} | dict.fromkeys(("exact", "load", "pretrain", "problems", "rl", "rollout", "sft", "split"), "minifork.library")
-__all__ = sorted(HOMES)  # noqa: PLE0605
+__all__ = [
+    "Arith", "Policy", "Run", "Sizes", "Star", "Task", "exact", "intervals", "load", "pass_at_k", "pretrain",
+    "problems", "rl", "rollout", "sft", "split",
+]  # fmt: skip
+HOMES = {  # the module of every name that minifork.library does not define
+    "Arith": "data_gen.arith", "Sizes": "data_gen.sizes", "Star": "data_gen.star", "Task": "data_gen.task",
+    "Policy": "minifork.decoding.policy", "Run": "minifork.runs", "pass_at_k": "minifork.statistics.passk",
+}  # fmt: skip
 
 
 def __getattr__(name: str) -> object:
-    """What a public name stands for, from its module."""
-    if name not in HOMES:
+    """A public name's object, from the module that defines it."""
+    if name not in __all__:
         raise AttributeError(f"module 'minifork' has no attribute {name!r}")
-    home = importlib.import_module(HOMES[name])
-    return getattr(home, name) if hasattr(home, name) else importlib.import_module(f"{HOMES[name]}.{name}")
+    if name == "intervals":
+        return importlib.import_module("minifork.statistics.intervals")
+    return getattr(importlib.import_module(HOMES.get(name, "minifork.library")), name)
 
 
 def __dir__() -> list[str]:

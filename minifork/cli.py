@@ -17,11 +17,14 @@ from minifork.terminal import forgiving
 
 @dataclass(frozen=True)
 class Command:
-    """A command: the function that does it as "module:function", what it does, its flags with their help, the stage
-    it completes, if it does, and the preset it starts from, if it has one of its own."""
+    """A command.
+
+    function: what runs, "module:function"; help: what it does; flags: its own flags with their help; stage: the stage
+    that it completes, if any; preset: the preset that it starts from, if any.
+    """
 
     function: str
-    what: str
+    help: str
     flags: tuple[tuple[str, str], ...] = ()
     stage: str = ""
     preset: str = ""
@@ -29,12 +32,12 @@ class Command:
 
 HELD = 75  # the exit code while another process makes the same run; sysexits.h calls it a temporary failure
 RESUME = (("resume", "continue an unfinished run"),)
-AGAIN = (("again", "measure anew what another version of the code measured"),)
+AGAIN = (("again", "repeat what another version of the code measured"),)
 REMOVE = (("remove", "delete the runs that are listed"),)
 COMMANDS = {
     "pretrain": Command("minifork.training.stages:pretrain", "train the base model on random walks", RESUME, "base"),
     "sft": Command("minifork.training.stages:sft", "fine-tune it on traces (sft.fork_rate=0.5 ...)", RESUME, "sft"),
-    "rl": Command("minifork.training.stages:rl", "go on by rewards (rl.advantage=grpo ...)", RESUME, "rl"),
+    "rl": Command("minifork.training.stages:rl", "train it further by rewards (rl.advantage=grpo ...)", RESUME, "rl"),
     "wise": Command("minifork.training.wise_ft:wise", "interpolate the weights of a fine-tuned run and its base"),
     "eval": Command("minifork.evaluate:evaluate", "exact pass@k of every run, cross-checked by another engine", AGAIN),
     "audit": Command("minifork.training.stages:audit_command", "look for what gives the right branch away"),
@@ -42,28 +45,28 @@ COMMANDS = {
     "runs": Command("minifork.listing:list_runs", "list runs with these values (fork_rate=1 stage=sft ...)", REMOVE),
 }
 
-WHAT = "Why do fine-tuned reasoning models lose coverage?"
+TITLE = "Why do fine-tuned reasoning models lose coverage?"
 RAW = argparse.RawDescriptionHelpFormatter
 EPILOG = """\
 options come first, overrides last:
   minifork sft --config star --resume sft.fork_rate=0.5 seed=1
 `minifork config` explains every key. preset=name applies the changes that a config file keeps under that name. Results
-go to <runs>/<task>/, where every run has a folder of its own, and eval.json, figures/, claims.json and report.html are
-about all of them."""
+go to <runs>/<task>/. Every run has its own folder there; eval.json, figures/, claims.json and report.html cover all."""
 
 
 def parser(commands: Mapping[str, Command] = COMMANDS) -> argparse.ArgumentParser:
     """The parser of a command line with these commands."""
-    top = argparse.ArgumentParser(prog="minifork", description=WHAT, epilog=EPILOG, formatter_class=RAW)
-    top.add_argument("--debug", action="store_true", help="show tracebacks")
-    sub = top.add_subparsers(dest="command", required=True, metavar="COMMAND")
+    top = argparse.ArgumentParser(prog="minifork", description=TITLE, epilog=EPILOG, formatter_class=RAW)
+    subparsers = top.add_subparsers(dest="command", required=True, metavar="COMMAND")
     for name, command in commands.items():
-        one = sub.add_parser(name, help=command.what, description=command.what, epilog=EPILOG, formatter_class=RAW)
-        one.add_argument("--debug", action="store_true", default=argparse.SUPPRESS, help="show tracebacks")
-        one.add_argument("--config", default="star", help="a config that ships (default: star), or a YAML file")
-        one.add_argument("overrides", nargs="*", metavar="key=value", help="a key of the config; preset=name")
+        sub = subparsers.add_parser(
+            name, help=command.help, description=command.help, epilog=EPILOG, formatter_class=RAW
+        )
+        sub.add_argument("--debug", action="store_true", help="show tracebacks")
+        sub.add_argument("--config", default="star", help="a config that ships (default: star), or a YAML file")
+        sub.add_argument("overrides", nargs="*", metavar="key=value", help="a key of the config; preset=name")
         for flag, text in command.flags:
-            one.add_argument(f"--{flag}", action="store_true", help=text)
+            sub.add_argument(f"--{flag}", action="store_true", help=text)
     return top
 
 
@@ -80,41 +83,35 @@ def parse_arguments(commands: Mapping[str, Command], arguments: list[str] | None
 def main(arguments: list[str] | None = None, commands: Mapping[str, Command] = COMMANDS) -> int:
     """Run a command; returns the exit code: 0, 1 (refused or failed), HELD, 130 (interrupted).
 
-    SIGTERM and SIGHUP interrupt as Ctrl-C does. Output that nobody can read any more ends nothing.
+    SIGTERM and SIGHUP interrupt as Ctrl-C does. A command goes on when nobody reads its output any more. What it
+    refuses is one line on standard error.
     """
     with forgiving(), as_ctrl_c():
         options = parse_arguments(commands, arguments)
-        return _guarded(commands[options.command], options)
-
-
-def _guarded(command: Command, options: argparse.Namespace) -> int:
-    """The exit code of a command; what it refuses is one line on standard error."""
-    try:
-        return _run(command, options)
-    except (ValueError, OSError) as error:
-        if options.debug:
-            raise
-        text = str(error)
-        if isinstance(error, OSError) and error.filename and error.strerror:
-            text = f"{error.filename}: {error.strerror}"
-        print(f"minifork: {text}", file=sys.stderr)
-        return HELD if isinstance(error, HeldError) else 1
-    except KeyboardInterrupt:
-        way_on = "; the same command goes on from the last checkpoint (--resume)" if command.flags == RESUME else ""
-        print(f"minifork: interrupted{way_on}", file=sys.stderr)
-        return 130
+        command = commands[options.command]
+        try:
+            return _run(command, options)
+        except (ValueError, OSError) as error:
+            if options.debug:
+                raise
+            print(f"minifork: {error}", file=sys.stderr)
+            return HELD if isinstance(error, HeldError) else 1
+        except KeyboardInterrupt:
+            hint = "; --resume continues from the last checkpoint" if command.flags == RESUME else ""
+            print(f"minifork: interrupted{hint}", file=sys.stderr)
+            return 130
 
 
 def _run(command: Command, options: argparse.Namespace) -> int:
+    """The exit code of a command."""
     from minifork import config as configs  # not at the top: they import numpy, which takes longer than --help
     from minifork import runs
 
     flags = {flag: getattr(options, flag) for flag, _ in command.flags}
     overrides = options.overrides
-    if command.flags == REMOVE:  # its words are filters, but for where to look
-        where = [word for word in overrides if word.split("=")[0] in ("runs", "preset", "task")]
-        flags["filters"] = [word for word in overrides if word not in where]
-        overrides = where
+    if command.flags == REMOVE:  # its words are filters; only these two say where to look
+        overrides = [word for word in overrides if word.startswith(("runs=", "preset="))]
+        flags["filters"] = [word for word in options.overrides if word not in overrides]
     if command.preset:
         overrides = [f"preset={command.preset}", *overrides]
     config = configs.load_config(options.config, overrides)

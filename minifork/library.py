@@ -15,7 +15,6 @@ and ``batch``: the stage's own is changed. Dotted keys are written ``**{"model.w
 """
 
 import math
-import operator
 import warnings
 from dataclasses import replace
 from pathlib import Path
@@ -50,37 +49,37 @@ def pretrain(task: Task, folder: Path | str | None = None, silent: bool = False,
     folder: where the run is kept, resumed and found again; None keeps it in memory. Raises ValueError naming the key
     that does not fit, and for a folder that another process holds.
     """
-    name = _registered(_require_task(task))
+    name = _registered(task)
     keys = _dotted(changes, "pretrain", name) | ({} if folder is None else {"runs": str(folder)})
-    return _made(configs.of_task(name, task, keys), "base", None, folder is None, silent)
+    return _trained(configs.of_task(name, task, keys), "base", None, folder is None, silent)
 
 
 def sft(base: Run, silent: bool = False, **changes: Value) -> Run:
     """The base model fine-tuned on traces, with weights after epochs 1, 2, 4, ...; kept where the base is.
 
-    Raises ValueError for a base that is none or unfinished, for keys that do not fit, and for data that leaks.
+    Raises ValueError for an unfinished base, for keys that do not fit, and for data that leaks.
     """
     _require(base, "base", ("base",))
     config = configs.changed(base.config, _dotted(changes, "sft", base.config.task), "sft")
-    return _made(config, "sft", _start(base, "base", config, None), base.memory is not None, silent)
+    return _trained(config, "sft", _start(base, "base", config, None), base.memory is not None, silent)
 
 
 def rl(tuned: Run, silent: bool = False, **changes: Value) -> Run:
-    """A fine-tuned run's weights after ``epoch`` (or a base), trained on by rewards; kept where that run is.
+    """A fine-tuned run's weights after ``epoch`` (or a base), trained further by rewards; kept where that run is.
 
-    Raises ValueError for a run that is neither or unfinished, and for keys that do not fit.
+    Raises ValueError for an unfinished run or one of another stage, and for keys that do not fit.
     """
     _require(tuned, "tuned", ("sft", "base"))
     keys = ({"rl.epoch": 0} if tuned.stage == "base" else {}) | _dotted(changes, "rl", tuned.config.task)
     config = configs.changed(tuned.config, keys, "rl")
     start = _start(tuned, "tuned", config, config.rl.epoch or None)
-    return _made(config, "rl", start, tuned.memory is not None, silent)
+    return _trained(config, "rl", start, tuned.memory is not None, silent)
 
 
 def load(folder: Path | str, task: type[Task] | None = None) -> Run:
-    """The run in a folder, wherever that was moved to; task: the class of a task of your own.
+    """The run in a folder, even if that was moved; task: the class of a task of your own.
 
-    Raises ValueError naming the record when it is missing or damaged, or of a task that is not known here.
+    Raises ValueError naming the record when it is missing or damaged, or of an unknown task.
     """
     if task is not None:
         _register(task)
@@ -88,22 +87,17 @@ def load(folder: Path | str, task: type[Task] | None = None) -> Run:
     return replace(run, config=replace(run.config, runs=str(run.folder.resolve().parents[1])))
 
 
-def _require_task(task: Task) -> Task:
-    """The task; raises ValueError unless it is one."""
-    if not isinstance(task, Task) or "__dataclass_fields__" not in vars(type(task)):
-        what = f"the class {task.__name__}" if isinstance(task, type) else f"a {type(task).__name__}"
-        raise ValueError(f"task is {what}: give an object of a frozen dataclass that derives from minifork.Task")
-    return task
-
-
 def _registered(task: Task) -> str:
-    """The name of a task in configs and folders: of one of your own, its class's in small letters."""
-    shipped = next((name for name, kind in TASKS.items() if kind is type(task)), None)
-    return shipped or _register(type(task))
+    """The name of a task in configs and folders. A task of your own has its class's name in small letters."""
+    kind = type(task)
+    if "__dataclass_fields__" not in vars(kind):
+        raise ValueError(f"task is a {kind.__name__}: give an object of a frozen dataclass derived from minifork.Task")
+    shipped = [name for name, shipped_kind in TASKS.items() if shipped_kind is kind]
+    return shipped[0] if shipped else _register(kind)
 
 
 def _register(kind: type[Task]) -> str:
-    """Make a task of your own known by name; one of the same name that was defined before is replaced."""
+    """Put a task of your own into TASKS under the name that is returned; it replaces an earlier one of that name."""
     name = kind.__name__.lower()
     if configs.ships(name):
         raise ValueError(f"task is of the class {kind.__name__}: a task called {name} ships, rename the class")
@@ -111,7 +105,8 @@ def _register(kind: type[Task]) -> str:
     return name
 
 
-def _made(config: Config, stage: str, start: Checkpoint | None, memory: bool, silent: bool) -> Run:
+def _trained(config: Config, stage: str, start: Checkpoint | None, memory: bool, silent: bool) -> Run:
+    """The run that a config asks for, in memory or in its folder."""
     if memory:
         return stages.complete(runs.in_memory(config, stage, start, silent), start)
     with runs.hold(config, stage, start, resume=True) as run:
@@ -119,7 +114,7 @@ def _made(config: Config, stage: str, start: Checkpoint | None, memory: bool, si
 
 
 def _dotted(changes: dict[str, Value], section: str, task: str) -> dict[str, Value]:
-    """Changes by dotted key; a short one is the section's own, where it has it."""
+    """Changes by dotted key. A short key means the section's own where the section has it."""
     valid = configs.keys(Config, task=task)
     if section == "pretrain":  # its seed is the base's; `seed` is that of fine-tuning
         changes = {"base_seed" if name == "seed" else name: value for name, value in changes.items()}
@@ -129,20 +124,18 @@ def _dotted(changes: dict[str, Value], section: str, task: str) -> dict[str, Val
 
 def _require(run: Run, argument: str, allowed: tuple[str, ...]) -> None:
     """Raise ValueError naming the argument unless it is a finished run of one of these stages."""
-    if not isinstance(run, Run) or run.stage not in allowed:
-        what = f"a run of the stage {run.stage}" if isinstance(run, Run) else f"a {type(run).__name__}"
-        raise ValueError(f"{argument} is {what}: give a run of the stage {' or '.join(allowed)}")
+    if run.stage not in allowed:
+        raise ValueError(f"{argument} is a run of the stage {run.stage}: give one of the stage {' or '.join(allowed)}")
     if not run.complete:
         raise ValueError(f"{argument} is unfinished ({run.folder}): make it again with the same keys to complete it")
 
 
 def _start(run: Run, argument: str, config: Config, epoch: int | None) -> Checkpoint:
-    """The weights to start from; raises ValueError naming a key that the run itself has otherwise."""
+    """The weights to start from; raises ValueError naming a key whose value differs from the run's own."""
     values = runs.deciding_values(config, run.stage)
-    differing = [key for key, value in run.values.items() if values.get(key) != value]
-    if differing:
-        key = differing[0]
-        raise ValueError(f"{key} is {values.get(key)!r}, but {argument} was made with {run.values[key]!r}")
+    for key, value in run.values.items():
+        if values.get(key) != value:
+            raise ValueError(f"{key} is {values.get(key)!r}, but {argument} was made with {value!r}")
     return run.checkpoint(epoch)
 
 
@@ -152,17 +145,17 @@ def _start(run: Run, argument: str, config: Config, epoch: int | None) -> Checkp
 def problems(task: Task, stream: str = "test", n: int = 1000, device: str = "cpu") -> ProblemSet:
     """The first n different problems of a task's stream (walks, train, valid or test) as tensors.
 
-    Where the stream holds fewer, there are fewer, with a warning. Raises ValueError for a stream that does not exist,
-    and when the task has too few graphs for the stream to hold any.
+    A stream that holds fewer gives all it has, with a warning. Raises ValueError for a stream that does not exist, and
+    when the task has too few graphs for the stream to hold any.
     """
     if stream not in streams.STREAMS:
         raise ValueError(f"stream is {stream!r}: choose {', '.join(streams.STREAMS)}")
     if torch.device(device).type == "cuda" and not torch.cuda.is_available():
         raise ValueError(f"device is {device!r}: torch sees no CUDA device here; give cpu")
-    drawn = streams.distinct_problems(_require_task(task), 0, stream, _whole("n", n))
-    if len(drawn) < n:
-        warnings.warn(f"the {stream} stream holds {len(drawn)} different problems, not {n}: all are used", stacklevel=2)
-    return problem_set(task, drawn, device)
+    batch = streams.distinct_problems(task, 0, stream, n)
+    if len(batch) < n:
+        warnings.warn(f"the {stream} stream holds {len(batch)} different problems, not {n}: all are used", stacklevel=2)
+    return problem_set(task, batch, device)
 
 
 def exact(
@@ -171,8 +164,8 @@ def exact(
 ) -> Result:  # fmt: skip
     """The probability that a sampled trace is accepted, and of each way to fail, for every problem.
 
-    policy: how traces are sampled; mode: what every trace begins with, or None to let the model choose. Computed by
-    decoding every prefix that may still be accepted, the likeliest first, ``max_prefixes`` at most: then p lies between
+    policy: how traces are sampled; mode: the mode that every trace begins with, or None to let the model choose.
+    Decodes every prefix that may still be accepted, the likeliest first, ``max_prefixes`` at most: then p lies between
     ``p_lo`` and ``p_hi`` for certain. A model does not know its task: give it problems of the task that it was trained
     on. Raises ValueError naming the argument that does not fit.
     """
@@ -183,48 +176,34 @@ def split(
     model: GPT, problems: ProblemSet, n: int, seed: int = 0, policy: Policy | str = "temperature=1",
     mode: str | None = None,
 ) -> Result:  # fmt: skip
-    """Where n sampled traces a problem end, each prefix decoded once however many share it; arguments as `exact`."""
-    return splitting.split(_tree(model, problems, policy, mode), _whole("n", n), _whole("seed", seed))
+    """How many of n sampled traces a problem end in each outcome; each prefix is decoded once however many share it.
+
+    Other arguments as `exact`.
+    """
+    return splitting.split(_tree(model, problems, policy, mode), n, seed)
 
 
 def rollout(
     model: GPT, problems: ProblemSet, n: int, seed: int = 0, policy: Policy | str = "temperature=1",
     mode: str | None = None, traces: bool = False,
 ) -> Result:  # fmt: skip
-    """Where n sampled traces a problem end, and with ``traces`` what they are; other arguments as `exact`.
+    """How many of n sampled traces a problem end in each outcome, and with ``traces`` the traces themselves.
 
-    On a GPU the fused kernel runs them in fp32.
+    Other arguments as `exact`. On a GPU the fused kernel runs them in fp32.
     """
-    return sample(_tree(model, problems, policy, mode), _whole("n", n), _whole("seed", seed), traces)
-
-
-def _whole(name: str, value: int) -> int:
-    """A whole number below 2^63; raises ValueError naming the argument when it is none."""
-    try:
-        number = operator.index(value)
-    except TypeError:
-        raise ValueError(f"{name} is {value!r}: give a whole number") from None
-    if not 0 <= number < 2**63:
-        raise ValueError(f"{name} is {value!r}: give a whole number in [0, 2^63)")
-    return number
+    return sample(_tree(model, problems, policy, mode), n, seed, traces)
 
 
 def _tree(model: GPT, problems: ProblemSet, policy: Policy | str, mode: str | None) -> TraceTree:
-    if not isinstance(model, GPT):
-        raise ValueError(f"model is a {type(model).__name__}: give a GPT, such as run.model()")
-    if not isinstance(problems, ProblemSet):
-        raise ValueError(f"problems is a {type(problems).__name__}: give minifork.problems(task, ...)")
-    if not isinstance(policy, (Policy, str)):
-        raise ValueError(
-            f"policy is a {type(policy).__name__}: give a Policy, or text such as temperature=0.7,top_p=0.95"
-        )
+    """The traces of a model on problems; raises ValueError naming the argument that does not fit."""
     task, device = problems.task, next(model.parameters()).device
     if problems.prompts.device != device:
         raise ValueError(f"problems lie on {problems.prompts.device}, the model on {device}: move one of them")
-    if task.vocab_size != model.vocab_size or problems.prompts.shape[1] + task.trace_len - 1 > model.context:
+    length = problems.prompts.shape[1] + task.trace_len - 1
+    if task.vocab_size != model.vocab_size or length > model.context:
         raise ValueError(
-            f"problems have {task.vocab_size} tokens and sequences of {problems.prompts.shape[1] + task.trace_len}, "
-            f"the model takes {model.vocab_size} and {model.context + 1}: they are of another task"
+            f"problems have {task.vocab_size} tokens and sequences of {length}, "
+            f"the model takes {model.vocab_size} and {model.context}: they are of another task"
         )
     with torch.no_grad():
         tree = measure.trace_tree(model, problems, parse_policy(policy) if isinstance(policy, str) else policy)

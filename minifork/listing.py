@@ -11,14 +11,15 @@ def print_config(config: Config) -> None:
 
 
 def list_runs(config: Config, filters: list[str], remove: bool) -> None:
-    """Print the runs of the config's task that have the values of ``filters``, "key=value" each; delete them if asked.
+    """Print the runs of the config's task that have the values of ``filters``, "key=value" each; then remove them
+    if ``remove``.
 
     Raises ValueError for a key that does not exist, and for a run that a process is working on.
     """
     kinds = configs.keys(Config, task=config.task)
     valid = {key: kinds[key] for stage in runs.STAGES for key in runs.deciding_values(config, stage)} | {"stage": str}
-    wanted = configs.parse_overrides(filters, valid, "the command line")
-    chosen = [run for run in runs.all_runs(config) if wanted.items() <= (run.values | {"stage": run.stage}).items()]
+    values = configs.parse_overrides(filters, valid, "the command line")
+    chosen = [run for run in runs.all_runs(config) if values.items() <= (run.values | {"stage": run.stage}).items()]
     total = 0.0
     for run in chosen:
         size = sum(path.stat().st_size for path in run.folder.rglob("*") if path.is_file()) / 1e6

@@ -1,10 +1,11 @@
 """What a config holds and what is legal: a dataclass for every section, with a field for every key.
 
-The files in minifork/configs/ give every key its default and explain it; `minifork.config` reads and changes them. All
-sections refuse values that make no sense with ValueError.
+The files in minifork/configs/ give every key its default and explain it; `minifork.config` reads and changes them.
+Every section refuses values that make no sense with ValueError.
 """
 
 import math
+import os
 from dataclasses import dataclass
 from typing import Annotated
 
@@ -13,32 +14,34 @@ from data_gen.sizes import Sizes
 from data_gen.star import Star
 from data_gen.streams import Mixture
 from data_gen.task import Task
-from minifork.settings import Count, Eval, Rule, Section, Shape, one_of, require
-from minifork.values import expanded
+from minifork.settings import Count, Eval, Rule, Section, Shape, one_of
 
-TASKS: dict[str, type[Task]] = {"star": Star, "sizes": Sizes, "mixed": Sizes, "arith": Arith}
-ALIASES = {"mixed": "sizes"}  # the name of a task in version 0.1, whose runs keep it
+TASKS: dict[str, type[Task]] = {"star": Star, "sizes": Sizes, "arith": Arith}
 
 Share = Annotated[float, Rule(lambda value: 0 <= value <= 1, "it is a share, in [0, 1]")]
 Positive = Annotated[float, Rule(lambda value: 0 < value < math.inf, "it must be positive and finite")]
 NotNegative = Annotated[float, Rule(lambda value: 0 <= value < math.inf, "it must be finite and not negative")]
-Epoch = Annotated[int, Rule(lambda value: value >= 0, "give an epoch, or 0 for the base")]
+CountOrZero = Annotated[int, Rule(lambda value: value >= 0, "it must be at least 0")]
 Seed = Annotated[int, Rule(lambda value: 0 <= value < 2**63, "it must be in [0, 2^63)")]
 
 
 @dataclass(frozen=True)
 class Walks(Section):
-    """The base corpus: stop, the chance to stop before each step; informed, the share of walks whose query
-    names their end; seq_len, tokens of a sequence."""
+    """The base corpus of random walks. Shares and probabilities are in [0, 1]; seq_len counts tokens."""
 
     stop: Annotated[float, Rule(lambda value: 0 <= value < 1, "it is a probability below 1")]
     informed: Share
     seq_len: int
 
+    def check_task(self, task: Task) -> None:
+        """Raise ValueError unless a sequence has room for a prompt and its longest trace."""
+        query = task.prompt_len + task.trace_len
+        self.require("walks.seq_len", self.seq_len >= query, f"one query needs {query} tokens")
+
 
 @dataclass(frozen=True)
 class Optim(Section):
-    """How to optimise: AdamW everywhere, or Muon for the matrices inside blocks; lr at its peak, cosine to 0."""
+    """How to optimise: AdamW everywhere, or Muon for the matrices inside blocks. lr is the peak of a cosine to 0."""
 
     optimizer: Annotated[str, one_of("muon", "adamw")]
     muon: Annotated[str, one_of("minifork", "torch")]
@@ -51,7 +54,7 @@ class Optim(Section):
 
 @dataclass(frozen=True)
 class Pretrain(Optim):
-    """Pretraining: a number of steps, and how many fresh walks each has."""
+    """Pretraining: the number of steps, and how many sequences of walks each has."""
 
     steps: Count
     batch: Count
@@ -64,22 +67,28 @@ class SFT(Optim, Mixture):
     traces: Count
     epochs: Count
     batch: Count
-    prefix: Annotated[int, Rule(lambda value: value >= 0, "give how many integers, or 0 for no prefix")]
+    prefix: CountOrZero
     loss: str
     allow_leak: bool
 
     def __post_init__(self) -> None:
         Optim.__post_init__(self)
         Mixture.__post_init__(self)
-        need = f"fill at least one batch (sft.batch={self.batch})"
-        require(self.traces >= self.batch, "traces", self.traces, need)
+        self.require("traces", self.traces >= self.batch, f"fill at least one batch (sft.batch={self.batch})")
+
+    def check_task(self, task: Task) -> None:
+        """Raise ValueError naming the key that does not fit the task."""
+        valid = {*self.mode_names} <= {*task.mode_names}
+        self.require("sft.modes", valid, f"data.modes has {','.join(task.mode_names)} only")
+        enough = self.prefix <= task.label_count
+        self.require("sft.prefix", enough, f"labels serve as its integers, and the task has {task.label_count} of them")
 
 
 @dataclass(frozen=True)
 class RL(Optim):
-    """Reinforcement learning: the snapshot it starts from, the objective, and how much of what an update samples."""
+    """Reinforcement learning: the snapshot it starts from, the objective, and how much an update samples."""
 
-    epoch: Epoch
+    epoch: CountOrZero
     mode: str
     advantage: Annotated[str, one_of("grpo", "passk", "exact")]
     k: Count
@@ -92,10 +101,16 @@ class RL(Optim):
 
     def __post_init__(self) -> None:
         super().__post_init__()
-        need = f"there are only rl.problems={self.problems}"
-        require(self.prompts <= self.problems, "prompts", self.prompts, need)
-        need = f"in a group of rl.group={self.group} only 1 to {self.group - 1} tell rollouts apart"
-        require(self.advantage != "passk" or self.k < self.group, "k", self.k, need)
+        self.require("prompts", self.prompts <= self.problems, f"there are only rl.problems={self.problems}")
+        fits = self.advantage != "passk" or self.k < self.group
+        self.require("k", fits, f"advantage=passk needs k below rl.group={self.group}")
+
+    def check_task(self, task: Task) -> None:
+        """Raise ValueError naming the key that does not fit the task."""
+        modes = ("free", *task.mode_names)
+        self.require("rl.mode", self.mode in modes, f"choose {', '.join(modes)}")
+        one_trace = self.advantage != "exact" or "SEARCH" not in task.mode_names
+        self.require("rl.advantage", one_trace, "it needs every accepted trace, and SEARCH has several a problem")
 
 
 @dataclass(frozen=True)
@@ -103,20 +118,20 @@ class Wise(Section):
     """Interpolation of weights: shares of the later model, comma-separated; the epoch of the earlier (0: the base)."""
 
     weights: str
-    early: Epoch
+    early: CountOrZero
 
     def __post_init__(self) -> None:
         super().__post_init__()
         try:
-            fine = all(0 <= share <= 1 for share in self.shares) and len(set(self.shares)) == len(self.shares)
+            valid = all(0 <= share <= 1 for share in self.shares) and len(set(self.shares)) == len(self.shares)
         except ValueError:
-            fine = False
-        require(fine, "weights", self.weights, "list different shares in [0, 1], such as 0.25,0.5,0.75")
+            valid = False
+        self.require("weights", valid, "list different shares in [0, 1], such as 0.25,0.5,0.75")
         object.__setattr__(self, "weights", ",".join(f"{share!r}".removesuffix(".0") for share in self.shares))
 
     @property
     def shares(self) -> list[float]:
-        """The shares as numbers; raises ValueError where one is none."""
+        """The shares as numbers; raises ValueError for text that is no number."""
         return [float(word) for word in self.weights.split(",")]
 
 
@@ -127,16 +142,16 @@ class Reproduce(Section):
 
     study: str
     pairs: Annotated[int, Rule(lambda value: 1 <= value <= 5, "give 1 to 5: later seeds are kept for a confirmation")]
-    workers: Annotated[int, Rule(lambda value: value >= 0, "it must not be negative")]
+    workers: CountOrZero
 
 
 def _is_label(name: str) -> bool:
     return "/" not in name and name.isprintable() and not name.startswith(".")
 
 
-def is_path(value: str) -> bool:
-    """Whether a text can be a path; bytes that the terminal's encoding lacks stand in it as lone surrogates."""
-    return value != "" and all(char.isprintable() or "\udc80" <= char <= "\udcff" for char in value)
+def _is_path(text: str) -> bool:
+    """Whether a text can be a path. Lone surrogates stand for bytes that the terminal's encoding lacks."""
+    return text != "" and all(char.isprintable() or "\udc80" <= char <= "\udcff" for char in text)
 
 
 @dataclass(frozen=True)
@@ -145,7 +160,7 @@ class Config(Section):
 
     task: str
     preset: str
-    runs: Annotated[str, Rule(is_path, "name a folder")]
+    runs: Annotated[str, Rule(_is_path, "name a folder")]
     name: Annotated[str, Rule(_is_label, "it becomes part of a folder's name, give letters and digits")]
     seed: Seed
     base_seed: Seed
@@ -164,24 +179,9 @@ class Config(Section):
 
     def __post_init__(self) -> None:
         super().__post_init__()
-        object.__setattr__(self, "runs", str(expanded(self.runs)) if self.runs.startswith("~") else self.runs)
-        data, rl, grading = self.data, self.rl, self.eval.grading
-        fits = {*self.sft.mode_names} <= {*data.mode_names}
-        require(fits, "sft.modes", self.sft.modes, f"data.modes has {data.modes} only")
-        modes = ("free", *data.mode_names)
-        require(rl.mode in modes, "rl.mode", rl.mode, f"choose {', '.join(modes)}")
-        one_trace = rl.advantage != "exact" or "SEARCH" not in data.mode_names
-        need = "it needs every accepted trace, and SEARCH has several for a problem"
-        require(one_trace, "rl.advantage", rl.advantage, need)
-        fits = self.eval.strata <= data.vocab_size or self.eval.stratify == "none"
-        require(fits, "eval.strata", self.eval.strata, f"there are only {data.vocab_size} tokens")
-        need = f"traces of {self.task} end in no answer, choose steps"
-        require(grading == "steps" or data.guessing_floor is not None, "eval.grading", grading, need)
-        have = f"data.{data.label_key} is {data.label_count}" if data.label_key else f"{self.task} has none"
-        need = f"labels serve as its integers, and {have}"
-        require(self.sft.prefix <= data.label_count, "sft.prefix", self.sft.prefix, need)
-        query, length = data.prompt_len + data.trace_len, self.walks.seq_len
-        require(length >= query, "walks.seq_len", length, f"one query needs {query} tokens")
+        object.__setattr__(self, "runs", os.path.expanduser(self.runs))
+        for section in (self.walks, self.sft, self.rl, self.eval):
+            section.check_task(self.data)
 
     @property
     def context(self) -> int:

@@ -5,27 +5,21 @@ They stand apart from the other sections (`minifork.schema`), so that a change t
 
 from collections.abc import Callable
 from dataclasses import dataclass
-from typing import Annotated, get_type_hints
+from typing import Annotated, Any, get_type_hints
 
-from data_gen.task import GRADINGS
-
-
-def require(condition: bool, key: str, value: object, need: str) -> None:
-    """Raise ValueError naming a key, its value and what it needs to be, unless the condition holds."""
-    if not condition:
-        raise ValueError(f"{key} is {value!r}: {need}")
+from data_gen.task import GRADINGS, Task
 
 
 @dataclass(frozen=True)
 class Rule:
-    """What every value of a key must fulfil, and the words in which an error asks for it."""
+    """A condition that every value of a key must meet, and the text in which an error asks for it."""
 
-    holds: Callable[..., bool]
+    holds: Callable[[Any], bool]
     need: str
 
 
 def one_of(*words: str) -> Rule:
-    """The rule of a key with a few values."""
+    """The rule of a key that has one of a few values."""
     return Rule(lambda value: value in words, f"choose {', '.join(words)}")
 
 
@@ -33,15 +27,23 @@ Count = Annotated[int, Rule(lambda value: value >= 1, "it must be at least 1")]
 
 
 class Section:
-    """A dataclass of config keys, with their rules beside their types.
+    """The base of a config section: a frozen dataclass with a field for every key and the key's rules in its type.
 
-    Raises ValueError naming the key without its section, which `minifork.config` puts in front.
+    Raises ValueError naming the first key that breaks a rule.
     """
 
     def __post_init__(self) -> None:
-        for name, kind in get_type_hints(type(self), include_extras=True).items():
+        for key, kind in get_type_hints(type(self), include_extras=True).items():
             for rule in getattr(kind, "__metadata__", ()):
-                require(rule.holds(getattr(self, name)), name, getattr(self, name), rule.need)
+                self.require(key, rule.holds(getattr(self, key)), rule.need)
+
+    def require(self, key: str, condition: bool, need: str) -> None:
+        """Raise ValueError naming a key, its value and what it needs, unless the condition holds.
+
+        A key without its section (``lr``) is enough while a section is made: `minifork.config` adds the section.
+        """
+        if not condition:
+            raise ValueError(f"{key} is {getattr(self, key.split('.')[-1])!r}: {need}")
 
 
 @dataclass(frozen=True)
@@ -54,8 +56,7 @@ class Shape(Section):
 
     def __post_init__(self) -> None:
         super().__post_init__()
-        fits = self.width % self.heads == 0
-        require(fits, "width", self.width, f"it must be a multiple of model.heads ({self.heads})")
+        self.require("width", self.width % self.heads == 0, f"it must be a multiple of model.heads ({self.heads})")
 
 
 @dataclass(frozen=True)
@@ -80,8 +81,15 @@ class Eval(Section):
     def __post_init__(self) -> None:
         super().__post_init__()
         computed = self.stratify == "none" or self.engine in ("auto", "exact")
-        require(computed, "engine", self.engine, "stratified decoders are computed, choose auto or exact")
-        need = f"pass@k up to eval.max_k={self.max_k} needs as many"
-        require(self.rollouts >= self.max_k, "rollouts", self.rollouts, need)
-        need = f"there are only eval.problems={self.problems}"
-        require(self.check_problems <= self.problems, "check_problems", self.check_problems, need)
+        self.require("engine", computed, "stratified decoders are computed, choose auto or exact")
+        enough = self.rollouts >= self.max_k
+        self.require("rollouts", enough, f"pass@k up to eval.max_k={self.max_k} needs as many")
+        enough = self.check_problems <= self.problems
+        self.require("check_problems", enough, f"there are only eval.problems={self.problems}")
+
+    def check_task(self, task: Task) -> None:
+        """Raise ValueError naming the key that does not fit the task."""
+        enough = self.stratify == "none" or self.strata <= task.vocab_size
+        self.require("eval.strata", enough, f"there are only {task.vocab_size} tokens")
+        gradable = self.grading == "steps" or task.guessing_floor is not None
+        self.require("eval.grading", gradable, "traces of this task end in no answer, choose steps")

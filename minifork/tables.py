@@ -1,4 +1,4 @@
-"""An evaluation in words: one line a run, what each forced mode is worth, what the cross-check said."""
+"""An evaluation as text: a table of the runs, a table of the forced modes, and the outcome of the cross-check."""
 
 from typing import Any
 
@@ -6,12 +6,12 @@ from minifork import runs
 from minifork.config import tag_text
 from minifork.schema import Config
 
-VISIBLE = 1e-5  # width of pass@k below which the model's own arithmetic hides it
+VISIBLE = 1e-5  # bounds of pass@k closer than this are equal up to the model's own arithmetic
 FALSE_ALARMS = 1e-3  # chance that a correct evaluation reports any disagreement
 KS = ("1", "4", "16", "64", "1024")
 
 Records = list[dict[str, Any]]
-Column = tuple[str, int, int, list[float | None]]  # title, width, decimals, values
+Column = tuple[str, int, int, list[float | None]]  # title, width, decimals, a value for every record
 
 
 def report(config: Config, view: dict[str, Any]) -> str:
@@ -32,7 +32,7 @@ def report(config: Config, view: dict[str, Any]) -> str:
 
 
 def table(records: Records) -> str:
-    """The final checkpoint of every run, one line each; where runs differ from the config stands last."""
+    """The final checkpoint of every run, one line each, with the run's tags at the end."""
     last = _last(records)
     forks = [record["fork"] or {} for record in last]  # none on a task without a fork
     trained = [record["fork_train"] or {} for record in last]
@@ -47,35 +47,35 @@ def table(records: Records) -> str:
         ("train", 7, 3, [fork.get("accuracy") for fork in trained]),
         ("entropy", 9, 3, [fork.get("entropy") for fork in forks]),
     ]
-    hits = [record.get("hit_rate") for record in last]
-    if any(hit is not None for hit in hits):
-        columns.append(("strata at fork", 16, 3, hits))
+    hit_rates = [record.get("hit_rate") for record in last]
+    if any(rate is not None for rate in hit_rates):
+        columns.append(("strata at fork", 16, 3, hit_rates))
     return _table("run", 28, last, columns)
 
 
 def mode_table(records: Records) -> str:
-    """What each mode is worth when it is forced, for the final checkpoint of every run: pass@1, tokens a trace, and
-    wasted ones, by which accepted traces are longer than the shortest."""
+    """The final checkpoint of every run when each mode is forced: pass@1, tokens a trace, and wasted tokens, by which
+    accepted traces are longer than the shortest."""
     last = _last(records)
     columns: list[Column] = []
     for mode in last[0]["forced"]:
         forced = [record["forced"][mode] for record in last]
         columns.append((f"{mode} pass@1", 15, 3, [one["pass_at"]["1"] for one in forced]))
-        columns += [(name, size, 2, [one[name] for one in forced]) for name, size in (("tokens", 8), ("wasted", 7))]
+        columns.append(("tokens", 8, 2, [one["tokens"] for one in forced]))
+        columns.append(("wasted", 7, 2, [one["wasted"] for one in forced]))
     return _table("forced mode", 34, last, columns)
 
 
 def _table(title: str, narrowest: int, records: Records, columns: list[Column]) -> str:
-    """A line of titles and one a record, which ends with what tells its run and test set from the config's."""
+    """A line of titles and a line a record, which ends with the run's tags and its test set."""
     longest = max(narrowest, *(len(record["run"]) for record in records))
-    lines = [f"{title:<{longest}}" + "".join(f"{head:>{width}}" for head, width, _, _ in columns)]
-    for row, record in enumerate(records):
-        line = f"{record['run']:<{longest}}"
-        for _, width, decimals, values in columns:
-            value = values[row]
-            line += f"{'-' if value is None else f'{value:.{decimals}f}':>{width}}"
+    lines = [f"{text:<{longest}}" for text in (title, *(record["run"] for record in records))]
+    for head, width, decimals, values in columns:
+        cells = [head, *("-" if value is None else f"{value:.{decimals}f}" for value in values)]
+        lines = [f"{line}{cell:>{width}}" for line, cell in zip(lines, cells, strict=True)]
+    for row, record in enumerate(records, start=1):
         test_set = "" if record["test_set"] == "plain" else f" ({record['test_set']})"
-        lines.append(f"{line}  {tag_text(record['tags'])}{test_set}".rstrip())
+        lines[row] = f"{lines[row]}  {tag_text(record['tags'])}{test_set}".rstrip()
     return "\n".join(lines)
 
 
@@ -85,26 +85,26 @@ def _last(records: Records) -> Records:
 
 
 def width(record: dict[str, Any]) -> float:
-    """How far the certified bounds of a record lie apart at the k where they do most; 0 if it was sampled."""
+    """The largest distance over k between a record's certified bounds of pass@k; 0 if it was sampled."""
     low, high = record["pass_at_lo"], record["pass_at_hi"]
     return 0.0 if low is None else max(high[k] - low[k] for k in low)
 
 
 def check_lines(checks: list[dict[str, Any]]) -> str:
-    """What the other engine said of the results."""
+    """The disagreements between two engines, one a line, and a line about all checks."""
     if not checks:
         return "not cross-checked: rollouts in bf16 follow p of their own"
     lines = [
-        f"cross-check: {c['run']}: {c['engine']} against {c['by']}, p {c['p_value']:.2g}: DISAGREE"
-        for c in checks
-        if not c["agrees"]
+        f"cross-check: {check['run']}: {check['engine']} against {check['by']}, p {check['p_value']:.2g}: DISAGREE"
+        for check in checks
+        if not check["agrees"]
     ]
-    first, smallest = checks[0], min(check["p_value"] for check in checks)
-    rate = sum(c["problems"] * c["n"] for c in checks) / sum(c["seconds"] for c in checks)
-    pairs = ", ".join(sorted({f"{c['engine']} and {c['by']}" for c in checks}))
+    rate = sum(check["problems"] * check["n"] for check in checks) / sum(check["seconds"] for check in checks)
+    pairs = ", ".join(sorted({f"{check['engine']} and {check['by']}" for check in checks}))
     lines.append(
-        f"cross-check: {pairs} ({first['n']} a problem, {first['problems']} problems) "
-        f"{'disagree' if lines else 'agree'} for {len(checks)} checkpoints (smallest p {smallest:.2g}; "
+        f"cross-check: {pairs} ({checks[0]['n']} a problem, {checks[0]['problems']} problems) "
+        f"{'disagree' if lines else 'agree'} for {len(checks)} checkpoints "
+        f"(smallest p {min(check['p_value'] for check in checks):.2g}; "
         f"false alarms <= {FALSE_ALARMS:g} an evaluation); {rate:,.0f} samples/s"
     )
     return "\n".join(lines)

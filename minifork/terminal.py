@@ -1,42 +1,35 @@
-"""Standard output and error that cannot end a run: whoever read them may be gone."""
+"""Standard output and error that cannot end a run, even when nobody reads them any more."""
 
 import contextlib
 import os
 import sys
-from collections.abc import Iterator
+from collections.abc import Callable, Iterator
 from typing import Any, TextIO
 
 
 class Forgiving:
-    """A stream that forgets what cannot be written any more, and escapes what its encoding does not have."""
+    """A stream that drops what cannot be written any more, and escapes letters that its encoding lacks."""
 
     def __init__(self, stream: TextIO | None) -> None:
-        self._stream = open(os.devnull, "w", encoding="utf-8") if stream is None else stream  # noqa: SIM115
+        self._stream = stream or open(os.devnull, "w", encoding="utf-8")  # noqa: SIM115  # None: it was closed (>&-)
 
     def write(self, text: str) -> int:
-        """Write a text as far as possible; returns its length."""
-        try:
-            self._stream.write(text)
-        except UnicodeEncodeError:
-            encoding = self._stream.encoding
-            self.write(text.encode(encoding, "backslashreplace").decode(encoding))
-        except OSError:
-            self._forget()
+        """Write a text if somebody reads it; returns its length."""
+        encoding = self._stream.encoding or "utf-8"
+        self._attempt(self._stream.write, text.encode(encoding, "backslashreplace").decode(encoding))
         return len(text)
 
     def flush(self) -> None:
-        """Pass on what was written, if somebody is there."""
-        try:
-            self._stream.flush()
-        except OSError:
-            self._forget()
+        """Pass on what was written, if somebody reads it."""
+        self._attempt(self._stream.flush)
 
-    def _forget(self) -> None:
-        """Send what is still buffered, and all that follows, nowhere: else Python complains about it at the end."""
-        with contextlib.suppress(OSError, ValueError):
-            nowhere = os.open(os.devnull, os.O_WRONLY)
-            os.dup2(nowhere, self._stream.fileno())
-            os.close(nowhere)
+    def _attempt(self, action: Callable[..., object], *arguments: str) -> None:
+        """Run an action of the stream. If it fails, this and all later text goes to /dev/null."""
+        try:
+            action(*arguments)
+        except OSError:
+            with contextlib.suppress(OSError, ValueError):
+                os.dup2(os.open(os.devnull, os.O_WRONLY), self._stream.fileno())
 
     def __getattr__(self, name: str) -> Any:
         return getattr(self._stream, name)

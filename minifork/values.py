@@ -2,6 +2,7 @@
 
 import contextlib
 import difflib
+import os
 from collections.abc import Iterable, Mapping
 from pathlib import Path
 from typing import Any
@@ -18,11 +19,11 @@ KINDS: dict[object, str] = {  # what an error calls a key's type
 
 
 def flattened(tree: dict, prefix: str = "") -> Values:
-    """The leaves of a nested mapping by dotted key; an empty mapping is one."""
+    """The leaves of a nested mapping by dotted key; an empty mapping counts as a leaf."""
     leaves: Values = {}
     for name, value in tree.items():
-        inner = isinstance(value, dict) and value
-        leaves |= flattened(value, f"{prefix}{name}.") if inner else {f"{prefix}{name}": value}
+        is_section = isinstance(value, dict) and value
+        leaves |= flattened(value, f"{prefix}{name}.") if is_section else {f"{prefix}{name}": value}
     return leaves
 
 
@@ -34,7 +35,7 @@ def parse_overrides(words: Iterable[str], valid: Mapping[str, type], source: str
         if not equals:
             raise ValueError(f"{text!r}: write it as key=value")
         key = full_key(name, valid, source)
-        values[key] = typed(_scalar(value, valid[key]), valid[key], key, source)
+        values[key] = typed(value if valid[key] is str else _scalar(value), valid[key], key, source)
     return values
 
 
@@ -49,20 +50,20 @@ def full_key(name: str, valid: Iterable[str], source: str) -> str:
     Raises ValueError, naming the nearest, when there is no such key or there are several.
     """
     valid = list(valid)
-    candidates = [key for key in valid if key == name] or [key for key in valid if key.split(".")[-1] == name]
+    candidates = [name] if name in valid else [key for key in valid if key.split(".")[-1] == name]
     if not candidates:
         raise ValueError(unknown_key(name, valid, source))
     if len(candidates) > 1:
-        raise ValueError(f"{source}: {name!r} is short for {', '.join(candidates)}: write the one that is meant")
+        raise ValueError(f"{source}: {name!r} is short for {', '.join(candidates)}: write one of them in full")
     return candidates[0]
 
 
 def typed(value: object, kind: type, key: str, source: Path | str) -> Any:
-    """A key's value as its type; raises ValueError naming the source and the key when it is of another."""
-    value = value.item() if hasattr(value, "item") else value  # of numpy
-    if kind is float and isinstance(value, (int, str)) and not isinstance(value, bool):
+    """A key's value as its type; raises ValueError naming the source and the key for a value of another type."""
+    value = value.item() if hasattr(value, "item") else value  # a number of numpy
+    if kind is float and isinstance(value, (int, str)) and not isinstance(value, bool):  # YAML reads 3e-3 as text
         with contextlib.suppress(ValueError, OverflowError):
-            return float(str(value).replace("_", "x"))  # YAML reads 3e-3 as a string, Python 1_0 as 10
+            return float(value)
     kinds = (int, type(None)) if kind == int | None else (kind,)
     if type(value) not in kinds:
         raise ValueError(f"{source}: {key} must be {KINDS.get(kind, kind)}, not {value!r}")
@@ -71,33 +72,22 @@ def typed(value: object, kind: type, key: str, source: Path | str) -> Any:
     return value
 
 
-def _scalar(text: str, kind: type) -> Any:
-    """What an override's text says, decimal where it is a number; words stay words, for `typed` to refuse."""
-    if kind in (float, str):
-        return text
+def _scalar(text: str) -> Any:
+    """An override's text as YAML reads it in a file; text that YAML refuses stays text."""
     try:
-        if text == "null" and kind is not int:
-            return None
-        return yaml.safe_load(text) if kind is bool else int(text.replace("_", "x"))
-    except Exception:  # as in `minifork.config.read_yaml`
+        return yaml.safe_load(text)
+    except (yaml.YAMLError, ValueError):
         return text
 
 
 def expanded(path: Path | str) -> Path:
-    """A path that a user gave, with ~ and ~name replaced; raises ValueError when there is no such home."""
-    try:
-        return Path(path).expanduser()
-    except RuntimeError:
-        raise ValueError(f"{path} is in a home that is not known here: write it out") from None
+    """A path that a user gave, with ~ and ~name replaced."""
+    return Path(os.path.expanduser(path))
 
 
 def unknown_key(key: str, valid: Iterable[str], source: Path | str) -> str:
-    """The line about a key that does not exist, with the one that it was probably meant to be."""
-    valid = list(valid)
-    near = difflib.get_close_matches(key, valid, n=1, cutoff=0.9)
-    leaf = [k for k in valid if k.split(".")[-1] == key.split(".")[-1]]
-    far = difflib.get_close_matches(key, valid, n=1, cutoff=0.5)
-    leaves = {k.split(".")[-1]: k for k in valid}
-    alike = [leaves[name] for name in difflib.get_close_matches(key, leaves, n=1, cutoff=0.75)]
-    hint = (near or leaf or alike or far or ["one of " + ", ".join(sorted(valid))])[0]
+    """The line about a key that does not exist, with the nearest one that does."""
+    full = {name.split(".")[-1]: name for name in valid} | {name: name for name in valid}
+    near = difflib.get_close_matches(key, full, n=1, cutoff=0.5)
+    hint = full[near[0]] if near else f"one of {', '.join(sorted(valid))}"
     return f"{source}: unknown key {key!r}; did you mean {hint}?"

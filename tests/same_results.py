@@ -1,7 +1,7 @@
 """Do two checkouts train the same weights and compute the same p? ``python -m tests.same_results OLD NEW [FOLDER]``.
 
 Both run the same small stages in FOLDER (a temporary one by default): a base, four kinds of fine-tuning, RL and weight
-interpolation on star, arith and mixed, then an exact evaluation. Weights and arrays are compared bit for bit, whatever
+interpolation on star, arith and sizes, then an exact evaluation. Weights and arrays are compared bit for bit, whatever
 the folders and files are called. Exits with 1 when anything differs.
 """
 
@@ -60,7 +60,7 @@ def main(old: str, new: str, folder: str | None = None) -> int:
     """Compare two checkouts; prints one line a case."""
     differ = 0
     with tempfile.TemporaryDirectory() as scratch:
-        for task in ("star", "arith", "mixed"):
+        for task in ("star", "arith", "sizes"):
             for case, (stage, overrides) in CASES.items():
                 both = []
                 for checkout in (old, new):

@@ -164,7 +164,7 @@ def test_a_task_without_a_fork(tmp_path, capsys, monkeypatch):
     view = files.read_json(tmp_path / "maze" / "eval.json")
     assert all(record["fork"] is record["fork_train"] is None and record["forced"] for record in view["records"])
     assert not any("fork" in name.split("/")[-1] for name in np.load(tmp_path / "maze" / "eval.npz").files)
-    cases = "eval.stratify=fork:declares no fork,eval.grading=answer:end in no answer,sft.prefix=2:maze has none,"
+    cases = "eval.stratify=fork:declares no fork,eval.grading=answer:end in no answer,sft.prefix=2:has 0 of them,"
     cases += "sft.cue_rate=1:prints no cue,eval.forked=false:without a fork,sft.fork_in_graph=true:without a fork"
     for override, words in (case.split(":") for case in cases.split(",")):
         assert run(override.partition(".")[0], override) == 1 and words in capsys.readouterr().err

@@ -104,7 +104,6 @@ def test_what_cannot_be_run_is_refused_with_its_entry(entry, named):
         ("- sft.fork_rate", "a study is a list of mappings"),
         ("[]", "a study is a list of mappings"),
         ("- {a: [}", "not a YAML file"),
-        ("- {sft.lr: 1, sft.lr: 2}", "sft.lr is written twice"),
         (None, f"no such study; .* {', '.join(sorted(SHIPPED))}"),
     ],
 )

@@ -1,6 +1,8 @@
-"""From a config to words and back: arguments of a command, tags, short keys, what `minifork config` prints."""
+"""From a config to words and back: arguments of a command, tags, short keys, what `minifork config` prints.
 
-import dataclasses
+And any text: a config file or an override is taken or refused in one line, and never ends in another exception.
+"""
+
 import json
 
 import pytest
@@ -11,6 +13,7 @@ from minifork import cli
 from minifork import config as configs
 from minifork.schema import TASKS, Config
 
+fuzz = settings(max_examples=60, deadline=None, derandomize=True, database=None)
 CHOICES = {
     "task": ["star"], "preset": [""], "device": ["auto", "cpu"], "data.branch_order": ["shuffled", "published"],
     "data.modes": ["FWD,REV", "REV,FWD"], "data.modulus": [None, 7], "data.sizes": ["2x3,3x2"],
@@ -41,7 +44,7 @@ def changed_configs(draw) -> Config:
     return config
 
 
-@settings(max_examples=40, deadline=None, derandomize=True, database=None)
+@fuzz
 @given(changed_configs())
 def test_every_config_can_be_asked_for(tmp_path_factory, config):
     """By the words of a command line, by a file with what `minifork config` prints, and by a run's record."""
@@ -53,39 +56,43 @@ def test_every_config_can_be_asked_for(tmp_path_factory, config):
     assert configs.from_record(json.loads(json.dumps(configs.to_tree(config))), "run.json") == config
 
 
-def test_changed_configs_are_of_all_kinds():
-    """The strategy above reaches every key."""
-    kinds = {key: kind for task in TASKS for key, kind in configs.keys(Config, task=task).items()}
-    assert all(key in CHOICES or kind in VALUES for key, kind in kinds.items()) and not CHOICES.keys() - kinds.keys()
+def taken_or_refused(source: str, *overrides: str) -> None:
+    try:
+        configs.load_config(source, overrides)
+    except (ValueError, OSError) as error:
+        assert str(error).strip() and "\n" not in str(error), repr(str(error))
+
+
+@fuzz
+@given(st.text(max_size=60) | st.sampled_from(sorted(configs.keys(Config))).map(lambda key: f"{key}: 1"))
+def test_any_text_as_a_config(tmp_path_factory, text):
+    path = tmp_path_factory.getbasetemp() / "fuzzed.yaml"
+    path.write_text(text, encoding="utf-8", errors="surrogatepass")
+    taken_or_refused(str(path))
+
+
+@fuzz
+@given(st.sampled_from(sorted(configs.keys(Config))), st.text(max_size=12) | st.floats().map(str), st.text(max_size=8))
+def test_any_override(key, value, name):
+    for override in (f"{key}={value}", f"{key}.{name}={value}", f"{name}={value}", name):
+        taken_or_refused("star", override)
 
 
 def test_tags():
     study = configs.load_config("star", ["preset=small", "sft.epochs=4"])
     assert configs.tags(configs.load_config("star", ["preset=small"])) == {}  # a preset is no difference
     assert configs.tags(study) == {"sft.epochs": 4}
-    changed = configs.changed(study, {"sft.fork_rate": 0.5, "sft.fresh": True, "seed": 1, "sft.lr": 0.5})
     differing = {"seed": 1, "sft.fork_rate": 0.5, "sft.fresh": True, "sft.lr": 0.5}
+    changed = configs.changed(study, differing)
     assert configs.tags(changed, study) == differing and configs.tags(study, study) == {}
     text = configs.tag_text(configs.tags(changed, study))
     assert {*text.split()} == {"seed=1", "fork_rate=0.5", "fresh=true", "sft.lr=0.5"}  # lr alone would be ambiguous
 
 
-def test_short_names_of_keys():
-    keys = {"fork_rate": "sft.fork_rate", "sft.lr": "sft.lr", "seed": "seed", "nodes": "data.nodes"}
-    assert {name: configs.full_key(name, configs.keys(Config), "here") for name in keys} == keys
-
-
-def test_configs_are_frozen():
-    config = configs.load_config("star")
-    for section, key in ((config, "seed"), (config.sft, "epochs")):
-        with pytest.raises(dataclasses.FrozenInstanceError):
-            setattr(section, key, 4)
-
-
 def test_flags_may_stand_between_overrides(capsys):
     """As in make's ARGS, where targets add words on both sides."""
-    options = cli.parsed(cli.COMMANDS, ["sft", "--resume", "seed=1", "--resume", "name=", "sft.epochs=2"])
+    options = cli.parse_arguments(cli.COMMANDS, ["sft", "--resume", "seed=1", "--resume", "name=", "sft.epochs=2"])
     assert (options.resume, options.overrides) == (True, ["seed=1", "name=", "sft.epochs=2"])
     with pytest.raises(SystemExit):
-        cli.parsed(cli.COMMANDS, ["sft", "seed=1", "--resme", "name="])
+        cli.parse_arguments(cli.COMMANDS, ["sft", "seed=1", "--resme", "name="])
     assert "unrecognized arguments: --resme" in capsys.readouterr().err

@@ -15,8 +15,8 @@ import pytest
 from tests.helpers.pipeline import Pipeline
 
 ROOT = Path(__file__).parents[2]
-PLAIN = {"LC_ALL": "C", "PYTHONUTF8": "0", "PYTHONCOERCECLOCALE": "0"}
-COMMANDS = ("runs", "config", "sft", "figures", "claims", "report")
+PLAIN = {"LC_ALL": "C", "PYTHONUTF8": "0", "PYTHONCOERCECLOCALE": "0", "HOME": "/nowhere"}
+COMMANDS = ("runs", "sft", "claims", "report")
 
 
 @pytest.fixture
@@ -28,17 +28,11 @@ def odd(copy, tmp_path, small) -> Pipeline:
     return Pipeline(tmp_path / "mit Leerzeichen ü", small)
 
 
-@pytest.mark.parametrize(
-    "changes",
-    [PLAIN, {"PYTHONIOENCODING": "latin-1", "HOME": "/nowhere"}, pytest.param({"HOME": None}, marks=pytest.mark.slow)],
-)
-def test_letters_that_the_terminal_lacks(odd, changes):
-    env = {key: value for key, value in (os.environ | changes).items() if value is not None} | {"PYTHONPATH": str(ROOT)}
+def test_letters_that_the_terminal_lacks(odd):
     for command in COMMANDS:
         words = [sys.executable, "-m", "experiments", *odd.arguments(command)]
-        done = subprocess.run(words, capture_output=True, env=env)
-        assert (done.returncode, done.stderr) == (0, b"") or command == "claims", (command, done.stderr)
-        assert b"Traceback" not in done.stderr
+        done = subprocess.run(words, capture_output=True, env=os.environ | PLAIN | {"PYTHONPATH": str(ROOT)})
+        assert done.stderr == b"" and (done.returncode == 0 or command == "claims"), (command, done.stderr)
     assert "mit Leerzeichen ü" in (odd.folder / "report.html").read_text(encoding="utf-8")
 
 

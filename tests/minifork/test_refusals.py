@@ -6,7 +6,6 @@ from collections.abc import Callable
 from pathlib import Path
 
 import pytest
-import torch
 
 from experiments.cli import main
 from minifork import runs
@@ -52,39 +51,28 @@ def test_a_damaged_audit_is_named(copy, capsys):
 
 
 def test_audit_command(empty, capsys):
-    pipeline = empty
-    assert pipeline("audit") == 0
-    assert "nothing on the surface" in capsys.readouterr().out
-    assert pipeline("audit", "sft.cue_rate=1") == 1
-    assert "LEAK" in capsys.readouterr().out
-    assert not pipeline.root.exists()
+    assert empty("audit") == 0 and "nothing on the surface" in capsys.readouterr().out
+    assert empty("audit", "sft.cue_rate=1") == 1 and "LEAK" in capsys.readouterr().out
+    assert not empty.root.exists()
 
 
 def test_bad_overrides(empty, capsys):
     for command in ("pretrain", "sft", "eval", "rl"):
         assert "did you mean sft.fork_rate?" in empty.refused(capsys, command, "sft.frok_rate=0.5")
-        assert "device is 'tpu'" in empty.refused(capsys, command, "device=tpu") and not empty.root.exists()
+        assert not empty.root.exists()
 
 
 def test_a_folder_is_no_config(tmp_path, capsys):
-    """What Python says of a file that cannot be read is one line too."""
+    """An error of the operating system is one line too; --debug shows the traceback."""
     assert main(["pretrain", "--config", str(tmp_path)]) == 1
-    assert capsys.readouterr().err == f"minifork: {tmp_path}: Is a directory\n"
+    error = capsys.readouterr().err
+    assert error.startswith("minifork: ") and str(tmp_path) in error and error.count("\n") == 1
+    with pytest.raises(OSError, match=str(tmp_path)):
+        main(["pretrain", "--debug", "--config", str(tmp_path)])
 
 
-def test_debug_shows_tracebacks_wherever_it_stands(tmp_path):
-    missing = str(tmp_path / "none.yaml")
-    for words in (["--debug", "eval", "--config", missing], ["eval", "--debug", "--config", missing]):
-        with pytest.raises(ValueError, match="none.yaml"):
-            main(words)
-
-
-SPOILED = {  # changes of a checkpoint; None damages the file
-    "truncated": None,
-    "other shape": lambda saved: saved["model"].update({"head.weight": torch.zeros(3, 3)}),
-    "other bits": lambda saved: saved["model"]["head.weight"].mul_(1.001),
-    "a weight short": lambda saved: saved["model"].popitem(),
-}
+SPOILED = [None, lambda saved: saved["model"]["head.weight"].mul_(1.001)]  # changes of a checkpoint; None cuts the file
+UNFIT = [None, lambda saved: saved["model"].popitem(), lambda saved: saved.update(optimizers=[])]
 
 
 def spoil(path: Path, change: Callable[[dict], object] | None) -> None:
@@ -97,13 +85,13 @@ def spoil(path: Path, change: Callable[[dict], object] | None) -> None:
         weights.save_weights(path, saved)
 
 
-@pytest.mark.parametrize("how", SPOILED)
-def test_spoiled_checkpoints(copy, capsys, how):
+@pytest.mark.parametrize("change", SPOILED)
+def test_spoiled_checkpoints(copy, capsys, change):
     pipeline = copy("base", "fork1")
-    spoil(pipeline.run("base") / "ckpt.pt", SPOILED[how])
+    spoil(pipeline.run("base") / "ckpt.pt", change)
     assert f"{pipeline.run('base')}/ckpt.pt" in pipeline.refused(capsys, "sft", "seed=7")
     shutil.rmtree(pipeline.run("base"))
-    spoil(pipeline.run("fork1") / "epochs" / "e2.pt", SPOILED[how])
+    spoil(pipeline.run("fork1") / "epochs" / "e2.pt", change)
     capsys.readouterr()
     assert pipeline("eval") == 1
     lines = capsys.readouterr().err.strip().splitlines()
@@ -111,34 +99,8 @@ def test_spoiled_checkpoints(copy, capsys, how):
     assert not (pipeline.folder / "eval.json").exists()
 
 
-def first_state(saved: dict, which: int = 0) -> dict:
-    return saved["optimizers"][which]["state"][0]
-
-
-UNFIT = {
-    "truncated": None,
-    "a weight short": SPOILED["a weight short"],
-    "no optimizer": lambda saved: saved.update(optimizers=[]),
-    "empty optimizers": lambda saved: saved.update(optimizers=[{}, {}]),
-    "moments": lambda saved: first_state(saved).update(exp_avg=torch.zeros(2)),
-    "momentum": lambda saved: first_state(saved, 1).update(momentum_buffer=torch.zeros(2)),
-    "a moment short": lambda saved: first_state(saved).pop("exp_avg"),
-    "no state": lambda saved: saved["optimizers"][0]["state"].clear(),
-    "no peak": lambda saved: saved["optimizers"][0]["param_groups"][0].pop("peak"),
-    "a word as peak": lambda saved: saved["optimizers"][0]["param_groups"][0].update(peak="x"),
-    "a step after the last": lambda saved: saved.update(step=9999),
-    "a step before the first": lambda saved: saved.update(step=-5),
-    "no step": lambda saved: saved.update(step=float("inf")),
-    "no seconds": lambda saved: saved.update(seconds=None),
-    "odd seconds": lambda saved: saved.update(seconds=float("nan")),
-}
-
-
 def test_an_unfinished_run_needs_resume(empty, capsys):
-    """And a checkpoint that fits.
-
-    torch's fused steps take what they are given: of a wrong shape they read past its end.
-    """
+    """And a checkpoint that fits."""
     with ctrl_c("before", 5):
         empty("pretrain")
     before, folder = snapshot(empty.root), empty.run("base")
@@ -148,18 +110,17 @@ def test_an_unfinished_run_needs_resume(empty, capsys):
     assert snapshot(empty.root) == before
     path = folder / "ckpt.pt"
     whole = path.read_bytes()
-    for how, change in UNFIT.items():
+    for change in UNFIT:
         path.write_bytes(whole)
         spoil(path, change)
-        assert str(path) in empty.refused(capsys, "pretrain", "--resume"), how
+        assert str(path) in empty.refused(capsys, "pretrain", "--resume")
 
 
 def test_weights_that_are_not_finite_are_not_kept(empty, capsys):
     """The loss of the last step is finite, what it leaves is not."""
-    pipeline = empty
     overrides = ["pretrain.lr=1e38", "pretrain.steps=1", "pretrain.warmup=0"]
-    path = pipeline.at("base", *overrides) / "ckpt.pt"
-    assert f"{path}: the weights are not finite" in pipeline.refused(capsys, "pretrain", *overrides)
+    path = empty.at("base", *overrides) / "ckpt.pt"
+    assert f"{path}: the weights are not finite" in empty.refused(capsys, "pretrain", *overrides)
     assert not path.exists()
 
 
@@ -180,9 +141,9 @@ def test_figures_are_of_the_configs_own_fine_tuning(copy, capsys):
     assert "no pair of a base and its fine-tuning" in pipeline.refused(capsys, "figures", "sft.loss=gem=0.7")
 
 
-@pytest.mark.parametrize("names", [["base"], ["base", "problem"], ["fork1"]])
+@pytest.mark.parametrize("names", [["base", "problem"], ["fork1"]])
 def test_results_that_figures_need_and_lack(copy, capsys, names):
-    """Nothing tuned, no plain fine-tuning, no base: one line says what is missing."""
+    """No plain fine-tuning, or no base: one line says what is missing."""
     pipeline = copy(*names, measured=True)
     for command in ("figures", "claims", "report"):
         assert "no pair of a base and its fine-tuning was measured" in pipeline.refused(capsys, command)
