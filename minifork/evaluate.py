@@ -12,6 +12,7 @@ from dataclasses import asdict, dataclass
 from functools import lru_cache
 from typing import Any
 
+import numpy as np
 import torch
 from tqdm import tqdm
 
@@ -110,12 +111,12 @@ def require_policy(config: Config) -> None:
 
 def _say_plan(config: Config, targets: int, missing: int) -> None:
     """Print how much there is to measure, and when there are fewer problems than asked for."""
-    split, problems = config.eval.split, len(evaluation_problems(config.data, config.eval))
-    if problems < config.eval.problems:
-        print(f"the {split} stream holds {problems} different problems, not eval.problems={config.eval.problems}: "
-              "all are used", flush=True)  # fmt: skip
-    print(f"evaluating {targets} checkpoints and test sets on {problems} {split} problems, "
-          f"{missing} of them not measured yet", flush=True)  # fmt: skip
+    settings, count = config.eval, len(evaluation_problems(config.data, config.eval))
+    if count < settings.problems:
+        stream = f"the {settings.split} stream holds {count} different problems"
+        print(f"{stream}, not eval.problems={settings.problems}: all are used", flush=True)
+    total = f"{targets} checkpoints and test sets on {count} {settings.split} problems"
+    print(f"evaluating {total}, {missing} of them not measured yet", flush=True)
 
 
 # what to measure
@@ -252,22 +253,22 @@ def _as_they_end(futures: dict[Future, Target]) -> Iterator[Future]:
 
 def _measure(config: Config, target: Target) -> None:
     """Measure a target and keep the measurement with its run."""
-    run, device = target.checkpoint.run, pick_device(config)
+    device = pick_device(config)
     model = target.checkpoint.model().to(device)
     test = problems_for(config, device, target.test_set)
-    training = _training_problems(run, target.test_set, config.eval.problems, device)
+    training = _training_problems(config, target, device)
     key = key_of(config, target)
     measured = measure(model, test, config.eval, training, key.test_set["checked"])
-    measurements.save_measurement(run.folder, key, measured)
+    measurements.save_measurement(target.checkpoint.run.folder, key, measured)
 
 
-def _training_problems(run: Run, test_set: TestSet, count: int, device: str) -> ProblemSet | None:
+def _training_problems(config: Config, target: Target, device: str) -> ProblemSet | None:
     """The first problems whose trace passed the fork when a run was fine-tuned, None where none did."""
-    if "sft.traces" not in run.values:
+    tuned = target.checkpoint.run.config
+    if "sft.traces" not in target.checkpoint.run.values:
         return None
-    tuned = run.config
-    forks = training_forks(tuned.data, tuned.sft, tuned.seed, tuned.sft.traces, count)
-    return None if forks is None else problem_set(tuned.data, forks, device, prefix=test_set.prefix)
+    forks = training_forks(tuned.data, tuned.sft, tuned.seed, tuned.sft.traces, config.eval.problems)
+    return None if forks is None else problem_set(config.data, forks, device, prefix=target.test_set.prefix)
 
 
 @lru_cache(maxsize=8)
@@ -305,20 +306,25 @@ def record_of(config: Config, evaluation: Evaluation) -> dict[str, Any]:
     } | evaluation.measurement.record
 
 
+def named_arrays(records: list[dict[str, Any]], evaluations: list[Evaluation]) -> dict[str, np.ndarray]:
+    """The arrays of evaluations by their names in eval.npz; records: those of the evaluations, in the same order."""
+    arrays: dict[str, np.ndarray] = {}
+    for record, evaluation in zip(records, evaluations, strict=True):
+        arrays |= {array_name(record, what): array for what, array in evaluation.measurement.arrays.items()}
+    return arrays
+
+
 def write_view(config: Config, evaluations: list[Evaluation]) -> dict[str, Any]:
     """Write eval.json and eval.npz; returns the content of eval.json."""
     settings, problems = config.eval, evaluation_problems(config.data, config.eval)
-    records, arrays = [], {}
-    for evaluation in evaluations:
-        records.append(record_of(config, evaluation))
-        named = evaluation.measurement.arrays.items()
-        arrays |= {array_name(records[-1], what): array for what, array in named}
-    npz = measurements.packed(arrays)
+    records = [record_of(config, one) for one in evaluations]
+    npz = measurements.packed(named_arrays(records, evaluations))
+    strata = "" if settings.stratify == "none" else f" {settings.stratify}={settings.strata}"
     view = {
         "schema": SCHEMA,
         "task": config.task,
         "engine": "+".join(sorted({record["engine"] for record in records})),
-        "policy": _decoder(config),
+        "policy": f"{policy.parse_policy(settings.policy)}{strata}",
         "grading": settings.grading,
         "guessing_floor": config.data.guessing_floor if settings.grading == "answer" else None,
         "split": settings.split,
@@ -335,13 +341,6 @@ def write_view(config: Config, evaluations: list[Evaluation]) -> dict[str, Any]:
         write_atomically(path.with_suffix(".npz"), lambda file: file.write(npz))
         write_json(path, view)
     return view
-
-
-def _decoder(config: Config) -> str:
-    """The policy and, where samples are stratified, the position and the number of strata."""
-    settings = config.eval
-    strata = "" if settings.stratify == "none" else f" {settings.stratify}={settings.strata}"
-    return f"{policy.parse_policy(settings.policy)}{strata}"
 
 
 def _checks(evaluations: list[Evaluation]) -> list[dict[str, Any]]:

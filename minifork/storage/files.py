@@ -67,7 +67,7 @@ def read_json(path: Path, *needs: str) -> dict:
     except ValueError:
         value = None
     if not isinstance(value, dict) or not value.keys() >= {*needs}:
-        raise ValueError(f"{path}: damaged, or not written by this version; remove it and run its stage again")
+        raise ValueError(f"{path}: not a JSON file that this version wrote; remove it and run its stage again")
     return value
 
 

@@ -29,7 +29,7 @@ def load_weights(path: Path, device: str = "cpu") -> dict:
         with zipfile.ZipFile(path) as archive:  # torch does not check the CRC of what it reads
             intact = archive.testzip() is None
         payload = torch.load(path, map_location=device, weights_only=True)
-        intact = intact and payload["format"] == FORMAT
+        intact = intact and isinstance(payload, dict) and payload.get("format") == FORMAT
     except FileNotFoundError:
         raise ValueError(f"{path}: no such checkpoint; remove its folder and run it again") from None
     except (PermissionError, MemoryError):  # says nothing about the file
@@ -39,6 +39,11 @@ def load_weights(path: Path, device: str = "cpu") -> dict:
     if not intact:
         raise ValueError(f"{path}: damaged or not a {FORMAT} checkpoint; remove its folder and run it again")
     return payload
+
+
+def weights_hash(path: Path) -> str:
+    """Twelve hex digits of a checkpoint's weights, whatever else it holds."""
+    return hash_of(load_weights(path)["model"])
 
 
 def hash_of(model: dict[str, torch.Tensor]) -> str:

@@ -35,8 +35,8 @@ _STEPS_BETWEEN_LOSSES = 10  # a GPU waits whenever a loss is read
 class Job:
     """How to train a run.
 
-    objective(model, step), with steps counted from 0, gives the loss, its number of tokens, and metrics by name, scalars
-    that are logged beside the loss. snapshots: files for the weights by number of steps, e.g. {32: "epochs/e1.pt"}.
+    objective(model, step), with steps counted from 0, gives the loss, its number of tokens, and metrics by name, which
+    are logged beside the loss. snapshots: files for the weights by number of steps, e.g. {32: "epochs/e1.pt"}.
     """
 
     run: Run

@@ -233,9 +233,9 @@ def test_a_wrong_result_fails_the_cross_check(two_runs, monkeypatch, capsys):
     """An engine whose p are a little too large: eval says which runs disagree and exits with 1."""
 
     def too_large(tree: TraceTree, result: Result) -> Result:
-        ends = result.outcomes.copy()
-        ends[:, 0] = ends[:, 0] * 0.7 + 0.3
-        return replace(result, ends=ends)
+        outcomes = result.outcomes.copy()
+        outcomes[:, 0] = outcomes[:, 0] * 0.7 + 0.3
+        return replace(result, outcomes=outcomes)
 
     change_results(monkeypatch, too_large)
     assert two_runs("eval", "eval.check_problems=64", "eval.check_rollouts=64") == 1
@@ -244,7 +244,7 @@ def test_a_wrong_result_fails_the_cross_check(two_runs, monkeypatch, capsys):
 
 def test_bounds_that_rollouts_contradict_fail_the_cross_check(two_runs, monkeypatch):
     def inverted(tree: TraceTree, result: Result) -> Result:
-        return replace(result, ends=0.9 * (1 - rollout(tree, 64, 5).outcomes), unknown=np.full(len(tree), 0.05))
+        return replace(result, outcomes=0.9 * (1 - rollout(tree, 64, 5).outcomes), unknown=np.full(len(tree), 0.05))
 
     change_results(monkeypatch, inverted)
     assert two_runs("eval", "eval.engine=exact", "eval.check_rollouts=64") == 1
