@@ -30,7 +30,7 @@ def new_leg(step: int, device: str) -> dict[str, Any]:
     return {
         "from": step,
         "machine": processor(),
-        "architecture": platform.processor(),
+        "architecture": platform.machine(),
         "capability": torch.backends.cpu.get_cpu_capability(),
         "device": torch.cuda.get_device_name() if device == "cuda" else device,
         "torch": str(torch.__version__),  # a plain str, which weights_only can read
