@@ -1,6 +1,5 @@
 """Interrupted, killed and failed runs go on to the same weights, bit for bit."""
 
-import io
 import os
 import shlex
 import signal
@@ -13,7 +12,6 @@ import torch
 
 from minifork import runs
 from minifork.storage.weights import load_weights
-from minifork.terminal import Forgiving
 from minifork.training import loop
 from tests.helpers.pipeline import SFT, assert_same_training, ctrl_c, logged_steps
 
@@ -96,7 +94,7 @@ def test_a_signal_that_is_ignored_stays_so(empty, monkeypatch):
         signal.signal(signal.SIGHUP, before)
 
 
-@pytest.mark.parametrize("ending", ["| head -1", "| true", "2>&-", ">&-", ">&- 2>&-", "> /dev/full 2> /dev/full"])
+@pytest.mark.parametrize("ending", ["| true", ">&- 2>&-", "> /dev/full 2> /dev/full"])
 def test_output_that_nobody_reads_ends_nothing(empty, tmp_path, ending):
     """The run is complete and nothing complains."""
     command = shlex.join([sys.executable, "-m", "minifork", *empty.arguments("pretrain")])
@@ -118,24 +116,18 @@ sys.meta_path.insert(0, Finder())
 """
 
 
-@pytest.mark.parametrize("name", ["INT", "TERM", "HUP"])
-@pytest.mark.parametrize("module", ["argparse", "numpy", "torch"])
+@pytest.mark.parametrize(
+    ("module", "name"), [("argparse", "INT"), ("argparse", "HUP"), ("numpy", "TERM"), ("torch", "INT")]
+)
 def test_a_signal_during_imports(empty, tmp_path, module, name):
     """Before the command handles signals, and after: no traceback, and the exit code that a shell expects."""
     (tmp_path / "sitecustomize.py").write_text(EARLY.format(module=module, name=name), encoding="utf-8")
     command = [sys.executable, "-m", "experiments", *empty.arguments("pretrain")]
     path = f"{tmp_path}{os.pathsep}{Path(__file__).parents[2]}"
-    done = subprocess.run(command, capture_output=True, text=True, env=os.environ | {"PYTHONPATH": path})
+    process = subprocess.run(command, capture_output=True, text=True, env=os.environ | {"PYTHONPATH": path})
     early = module == "argparse"
-    assert done.returncode == (-getattr(signal, f"SIG{name}") if early else 130), done.stderr
-    assert "Traceback" not in done.stderr and ("interrupted" in done.stderr) != early
-
-
-def test_letters_that_the_terminal_lacks():
-    written = io.BytesIO()
-    stream = Forgiving(io.TextIOWrapper(written, encoding="ascii", write_through=True))
-    print("für", file=stream)
-    assert written.getvalue() == b"f\\xfcr\n"
+    assert process.returncode == (-getattr(signal, f"SIG{name}") if early else 130), process.stderr
+    assert "Traceback" not in process.stderr and ("interrupted" in process.stderr) != early
 
 
 def test_interrupted_twice(trained, empty):
