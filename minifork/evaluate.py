@@ -318,7 +318,7 @@ def write_view(config: Config, evaluations: list[Evaluation]) -> dict[str, Any]:
     """Write eval.json and eval.npz; returns the content of eval.json."""
     settings, problems = config.eval, evaluation_problems(config.data, config.eval)
     records = [record_of(config, one) for one in evaluations]
-    npz = measurements.packed(named_arrays(records, evaluations))
+    npz = measurements.pack_npz(named_arrays(records, evaluations))
     strata = "" if settings.stratify == "none" else f" {settings.stratify}={settings.strata}"
     view = {
         "schema": SCHEMA,

@@ -41,7 +41,7 @@ class Key:
         return f"{fingerprint(values)}-{version}"
 
 
-def packed(arrays: dict[str, np.ndarray]) -> bytes:
+def pack_npz(arrays: dict[str, np.ndarray]) -> bytes:
     """The content of an .npz file with these arrays."""
     buffer = io.BytesIO()
     np.savez_compressed(buffer, **cast(dict[str, Any], arrays))  # mypy takes them for its other arguments
@@ -53,7 +53,7 @@ def save_measurement(folder: Path, key: Key, measurement: Measurement) -> None:
 
     Raises OSError naming the file when it cannot be written, and ValueError when a value is not a finite number.
     """
-    path, arrays = folder / "eval" / f"{key.digits}.json", packed(measurement.arrays)
+    path, arrays = folder / "eval" / f"{key.digits}.json", pack_npz(measurement.arrays)
     write_atomically(path.with_suffix(".npz"), lambda file: file.write(arrays))
     stored = {"format": FORMAT, "key": asdict(key), "record": measurement.record, "check": measurement.check}
     stored["npz_hash"] = digest(arrays)

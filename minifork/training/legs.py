@@ -11,15 +11,6 @@ import torch
 
 from minifork.runs import processor
 
-WORDS = {  # the keys of a leg that may change bits, in the words of a message
-    "machine": "processor",
-    "architecture": "architecture",
-    "capability": "instruction set",
-    "device": "device",
-    "torch": "torch",
-    "threads": "number of threads",
-}
-
 
 def new_leg(step: int, device: str) -> dict[str, Any]:
     """A leg of this process that begins after a step.
@@ -38,7 +29,7 @@ def new_leg(step: int, device: str) -> dict[str, Any]:
     }
 
 
-def moved(before: dict[str, Any], now: dict[str, Any]) -> str:
-    """The differences between two legs that may change bits, in words; "" when there are none."""
-    differing = [key for key in WORDS if before[key] != now[key]]
-    return ", ".join(f"another {WORDS[key]} ({before[key]} before, {now[key]} now)" for key in differing)
+def changes_between(before: dict[str, Any], now: dict[str, Any]) -> str:
+    """The differences between two legs that may change bits, in words; now: a leg that has just begun."""
+    differing = [key for key in now if key != "from" and before[key] != now[key]]
+    return ", ".join(f"{key} {now[key]} instead of {before[key]}" for key in differing)

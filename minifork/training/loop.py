@@ -21,7 +21,7 @@ from minifork.interrupts import held_back
 from minifork.runs import METRICS, WEIGHTS, Run
 from minifork.schema import Optim
 from minifork.storage.files import write_atomically
-from minifork.training.legs import moved, new_leg
+from minifork.training.legs import changes_between, new_leg
 from minifork.training.losses import Loss
 from minifork.training.muon import Muon
 
@@ -73,15 +73,15 @@ def fit(model: GPT, job: Job, device: str) -> None:
     _drop_metrics_after(run.folder / METRICS, first)
     run.save(steps=job.steps)
     if first:
-        change = moved(progress["legs"][-1], leg)
-        warning = f" with {change}: its weights may differ in the last bits from a run that stayed" if change else ""
+        change = changes_between(progress["legs"][-1], leg)
+        warning = f" with {change}: weights may differ in the last bits from a run that was not moved" if change else ""
         run.say(f"{run.name}: goes on after step {first} of {job.steps}{warning}")
 
     def save(step: int) -> None:
         seconds = progress["seconds"] + time.monotonic() - started
         leg.update(to=step, seconds=round(time.monotonic() - started, 1))
         legs = progress["legs"] + ([leg] if step > first else [])
-        state = {"model": model.state_dict(), "optimizers": [one.state_dict() for one in optimizers]}
+        state: dict[str, Any] = {"model": model.state_dict(), "optimizers": [one.state_dict() for one in optimizers]}
         state |= {"step": step, "seconds": seconds, "snapshots": snapshots, "legs": legs}
         hashes = snapshots | {WEIGHTS: run.write(WEIGHTS, state)}
         run.save(step=step, complete=step == job.steps, seconds=round(seconds, 1), legs=legs, weights=hashes)

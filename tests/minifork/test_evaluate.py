@@ -115,10 +115,10 @@ def test_stratified_decoders(two_runs, monkeypatch, where):
 
 def test_more_problems_than_there_are(two_runs, capsys):
     """Evaluation uses all there are and says so; training refuses."""
-    held = len(streams.distinct_problems(two_runs.config().data, 0, "test", 10**4))
+    count = len(streams.distinct_problems(two_runs.config().data, 0, "test", 10**4))
     view, arrays = evaluated(two_runs, "eval.problems=1000")
-    assert view["n_problems"] == held == len(arrays[f"{view['records'][0]['run']}/base/plain/free"]) < 1000
-    assert f"the test stream holds {held} different problems, not eval.problems=1000" in capsys.readouterr().out
+    assert view["n_problems"] == count == len(arrays[f"{view['records'][0]['run']}/base/plain/free"]) < 1000
+    assert f"the test stream holds {count} different problems, not eval.problems=1000" in capsys.readouterr().out
     assert "different problems, and 1000 are asked for" in two_runs.refused(capsys, "sft", "sft.traces=1000")
     refused = two_runs.refused(capsys, "rl", "rl.problems=1000", "rl.updates=2", "rl.mode=FWD")
     assert "different problems, and 1000 are asked for" in refused

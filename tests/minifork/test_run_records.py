@@ -55,7 +55,7 @@ def test_legs_of_an_interrupted_run(empty, threads, capsys):
     expected = [{"from": 0, "to": 4, "threads": 2} | made, {"from": 4, "to": 40, "threads": 1} | made]
     assert [{key: value for key, value in leg.items() if key != "seconds"} for leg in record["legs"]] == expected
     assert record["seconds"] == pytest.approx(sum(leg["seconds"] for leg in record["legs"]), abs=0.11)
-    line = "goes on after step 4 of 40 with another number of threads (2 before, 1 now): its weights may differ"
+    line = "goes on after step 4 of 40 with threads 1 instead of 2: weights may differ"
     assert capsys.readouterr().out.count(line) == 1
 
 

@@ -194,8 +194,8 @@ def test_two_processes_that_want_one_run(empty, capsys):
 
 def test_two_processes_that_begin_at_once(empty):
     """Both get one folder; if they meet there, one is refused."""
-    both = [holder(empty, 0.2, f"name={name}") for name in ("one", "two")]
-    lines = [process.communicate()[0].strip() for process in both]
+    processes = [holder(empty, 0.2, f"name={name}") for name in ("one", "two")]
+    lines = [process.communicate()[0].strip() for process in processes]
     (folder,) = empty.folder.iterdir()
     lines.remove(str(folder))
     assert lines[0] == str(folder) or lines[0].endswith("is working here; wait until it has finished this run")
