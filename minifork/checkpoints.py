@@ -1,6 +1,4 @@
-"""From a config to a model: the device, a new model, a model with weights that were read."""
-
-from pathlib import Path
+"""From a config to a model: the device, and a new model of the config's shape."""
 
 import torch
 
@@ -10,24 +8,14 @@ from minifork.schema import Config
 
 def pick_device(config: Config) -> str:
     """ "cuda" or "cpu"; raises ValueError when CUDA is asked for and missing."""
-    if config.device == "cuda" and not torch.cuda.is_available():
+    available = torch.cuda.is_available()
+    if config.device == "cuda" and not available:
         raise ValueError("device=cuda: torch sees no CUDA device here; use device=auto")
-    if config.device == "auto":
-        return "cuda" if torch.cuda.is_available() else "cpu"
-    return config.device
+    return "cuda" if available and config.device != "cpu" else "cpu"
 
 
 def new_model(config: Config, seed: int) -> GPT:
     """A freshly initialised model of the config's shape."""
-    with torch.random.fork_rng(devices=[]):  # whatever else draws from torch's generator goes on undisturbed
+    with torch.random.fork_rng(devices=[]):  # leaves torch's global generator as it is
         torch.manual_seed(seed)
         return GPT(config.model, config.data.vocab_size, config.context)
-
-
-def load_state(model: GPT, saved: dict, path: Path) -> None:
-    """Load saved["model"] into a model; raises ValueError naming the file when shapes disagree."""
-    try:
-        model.load_state_dict(saved["model"])
-    except (KeyError, RuntimeError) as error:
-        detail = str(error).strip().splitlines()[-1].strip()
-        raise ValueError(f"{path}: does not fit the config's model ({detail})") from None

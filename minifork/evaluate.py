@@ -1,24 +1,22 @@
-"""Evaluation: pass@k of every run of a task, what it is made of, and a check by another engine.
+"""Evaluation: measure what is missing, keep it with its run, write a view of it, print tables.
 
 Every checkpoint is measured once under given settings, and the measurement is kept with its run
-(`minifork.storage.measurements`). All checkpoints are measured on the same test problems, so differences between
-runs are paired. runs/<task>/eval.json and eval.npz are a view of what was measured
-with the settings of the last command.
+(`minifork.storage.measurements`). All checkpoints are measured on the same test problems, so differences between runs
+are paired. runs/<task>/eval.json and eval.npz are a view: all that was measured with the settings of the last command.
 """
 
-import sys
 import time
-from collections.abc import Callable, Iterable, Iterator
-from concurrent.futures import ThreadPoolExecutor, as_completed
+from collections.abc import Callable, Iterator
+from concurrent.futures import Future, ThreadPoolExecutor, as_completed
 from dataclasses import asdict, dataclass
 from functools import lru_cache
-from typing import Any, TypeVar
+from typing import Any
 
+import numpy as np
 import torch
 from tqdm import tqdm
 
 from data_gen import streams
-from data_gen.task import Problems
 from minifork import config as configs
 from minifork import runs, tables
 from minifork.checkpoints import pick_device
@@ -32,14 +30,11 @@ from minifork.schema import Config
 from minifork.storage import measurements
 from minifork.storage.files import digest, write_atomically, write_json
 from minifork.storage.locks import locked
-from minifork.storage.measurements import packed
 from minifork.storage.version import measuring_version
 
-T = TypeVar("T")
-
-SCHEMA = 5  # of eval.json; raised when what others read of it changes
+SCHEMA = 5  # of eval.json; raised when a key that others read changes
 SECONDS_BETWEEN_LINES = 10
-MOST_AT_ONCE = 8  # measurements, as each may keep up to 1 GiB of waiting prefixes
+MOST_AT_ONCE = 8  # measurements side by side: each may hold up to 1 GiB of waiting prefixes
 
 
 @dataclass(frozen=True)
@@ -65,45 +60,40 @@ class Target:
 
 @dataclass(frozen=True)
 class Evaluation:
-    """A target with what was measured of it, by this version of the measuring code or by another one."""
+    """A target and its measurement; current: whether this version of the measuring code made it."""
 
     target: Target
     measurement: Measurement
     current: bool
 
 
-def evaluate(config: Config, wanted: Callable[[Checkpoint], bool] = lambda _: True, again: bool = False) -> int:
+def evaluate(config: Config, selected: Callable[[Checkpoint], bool] = lambda _: True, again: bool = False) -> int:
     """Measure what is missing, write the view, print it; returns 1 when another engine disagrees with a result.
 
-    Raises ValueError as `measure_missing` does.
+    Arguments and errors are those of `measure_missing`.
     """
-    evaluations = measure_missing(config, wanted, again)
+    evaluations = measure_missing(config, selected, again)
     view = write_view(config, evaluations)
     print(tables.report(config, view))
     return 0 if all(check["agrees"] for check in view["checks"]) else 1
 
 
 def measure_missing(
-    config: Config, wanted: Callable[[Checkpoint], bool] = lambda _: True, again: bool = False
+    config: Config, selected: Callable[[Checkpoint], bool] = lambda _: True, renew: bool = False
 ) -> list[Evaluation]:
-    """Measure what is missing of the wanted checkpoints; returns all that was measured with the config's settings.
+    """Measure the selected checkpoints that were not measured; returns all measurements with the config's settings.
 
-    again: measure anew what another version of the measuring code measured. Raises ValueError for a policy that is
-    none, and when there is nothing to measure.
+    renew: measure again what another version of the measuring code measured. Raises ValueError for a policy that does
+    not exist, and when there is nothing to measure.
     """
     require_policy(config)
-    root = runs.task_folder(config)
-    targets, left_out = find_targets(config)
-    print("".join(f"{line}\n" for line in left_out), end="", flush=True)
+    root, (targets, notes) = runs.task_folder(config), find_targets(config)
+    for line in notes:
+        print(line, flush=True)
     if not targets:
         raise ValueError(f"{root}: no finished run to evaluate; make one with `minifork pretrain` and `minifork sft`")
-    missing = [target for target in targets if wanted(target.checkpoint) and _is_missing(config, target, again)]
-    problems = len(evaluation_problems(config.data, config.eval))
-    if problems < config.eval.problems:
-        held = f"the {config.eval.split} stream holds {problems} different problems"
-        print(f"{held}, not eval.problems={config.eval.problems}: all are used", flush=True)
-    what = f"{len(targets)} checkpoints and test sets on {problems} {config.eval.split} problems"
-    print(f"evaluating {what}, {len(missing)} of them not measured yet", flush=True)
+    missing = [one for one in targets if selected(one.checkpoint) and _is_missing(config, one, renew)]
+    _say_plan(config, len(targets), len(missing))
     _measure_side_by_side(config, missing)
     evaluations = [one for target in targets if (one := stored(config, target))]
     if not evaluations:
@@ -119,14 +109,14 @@ def require_policy(config: Config) -> None:
         raise ValueError(f"eval.policy: {error}") from None
 
 
-def with_progress(items: Iterable[T], name: str, unit: str, total: int) -> Iterator[T]:
-    """The items one by one, behind a bar on a terminal and a plain line every few seconds elsewhere."""
-    printed = time.monotonic()
-    for done, item in enumerate(tqdm(items, desc=name, unit=unit, total=total, disable=None)):
-        if time.monotonic() - printed > SECONDS_BETWEEN_LINES and not sys.stderr.isatty():
-            printed = time.monotonic()
-            print(f"{name}: {done}/{total} {unit}s", flush=True)
-        yield item
+def _say_plan(config: Config, targets: int, missing: int) -> None:
+    """Print how much there is to measure, and when there are fewer problems than asked for."""
+    settings, count = config.eval, len(evaluation_problems(config.data, config.eval))
+    if count < settings.problems:
+        stream = f"the {settings.split} stream holds {count} different problems"
+        print(f"{stream}, not eval.problems={settings.problems}: all are used", flush=True)
+    total = f"{targets} checkpoints and test sets on {count} {settings.split} problems"
+    print(f"evaluating {total}, {missing} of them not measured yet", flush=True)
 
 
 # what to measure
@@ -137,17 +127,17 @@ def find_targets(config: Config) -> tuple[list[Target], list[str]]:
 
     Second, lines that name the runs that are left out, and why.
     """
-    targets, lines = [], []
-    every = runs.all_runs(config)
-    alike = [run for run in every if _test_data(run.config) == _test_data(config)]
-    if len(alike) < len(every):
-        lines.append(f"{runs.task_folder(config)}: {len(every) - len(alike)} runs of other data are left out")
-    for run in alike:
+    targets, notes = [], []
+    all_runs = runs.all_runs(config)
+    comparable = [run for run in all_runs if _test_data(run.config) == _test_data(config)]
+    if len(comparable) < len(all_runs):
+        notes.append(f"{runs.task_folder(config)}: {len(all_runs) - len(comparable)} runs of other data are left out")
+    for run in comparable:
         try:
-            targets += [Target(one, test) for one in _checkpoints(run, config) for test in test_sets(run)]
+            targets += [Target(one, test_set) for one in _checkpoints(run, config) for test_set in test_sets(run)]
         except (ValueError, OSError) as error:
-            lines.append(f"{run.folder}: left out, {error}")
-    return targets, lines
+            notes.append(f"{run.folder}: left out, {error}")
+    return targets, notes
 
 
 def _test_data(config: Config) -> dict[str, Any]:
@@ -156,28 +146,48 @@ def _test_data(config: Config) -> dict[str, Any]:
 
 
 def _checkpoints(run: Run, config: Config) -> list[Checkpoint]:
-    """The checkpoints of a run; raises ValueError or OSError saying why they cannot be measured."""
-    sampled = config.eval.engine in ("split", "rollout") or config.eval.stratify != "none"
+    """The checkpoints of a run; raises ValueError saying why they cannot be measured."""
     if not run.complete:
         raise ValueError("unfinished")
-    if run.stage != "base" and run.config.sft.prefix and sampled:
+    sampled = config.eval.engine in ("split", "rollout") or config.eval.stratify != "none"
+    if run.values.get("sft.prefix") and sampled:
         raise ValueError("its p is an average over prefixes: only an exact, unstratified evaluation has it")
     runs.require_parent(run)
     return run.checkpoints()
 
 
 def test_sets(run: Run) -> list[TestSet]:
-    """The test sets of a run: the plain one, and where its training data gave the branch away a matched one."""
-    prefix = 0 if run.stage == "base" else run.config.sft.prefix
-    sets, cue_rate = [TestSet(prefix=prefix)], run.config.sft.cue_rate
-    if run.stage in ("sft", "wise") and cue_rate:
+    """The test sets of a run: the plain one, and a matched one where its training data gave the branch away."""
+    prefix, cue_rate = (run.values.get(key, 0) for key in ("sft.prefix", "sft.cue_rate"))
+    sets = [TestSet(prefix=prefix)]
+    if cue_rate and run.stage != "rl":
         sets.append(TestSet(f"cue{cue_rate:g}", cue_rate=cue_rate, prefix=prefix))
-    if run.stage != "base" and run.config.data.branch_order == "published":
+    if run.values.get("data.branch_order") == "published":
         sets.append(TestSet("published", "published", prefix=prefix))
     return sets
 
 
-# measuring
+def stored(config: Config, target: Target) -> Evaluation | None:
+    """The measurement of a target, by this version of the code if there is one, None where there is none.
+
+    Raises ValueError naming a file that is damaged.
+    """
+    key, folder = key_of(config, target), target.checkpoint.run.folder
+    if measurement := measurements.load_measurement(folder, key):
+        return Evaluation(target, measurement, current=True)
+    if measurement := measurements.load_other_version(folder, key):
+        return Evaluation(target, measurement, current=False)
+    return None
+
+
+def _is_missing(config: Config, target: Target, renew: bool) -> bool:
+    """Whether a target is still to be measured. A damaged measurement is named in a line and made anew."""
+    try:
+        evaluation = stored(config, target)
+    except ValueError as error:
+        print(error, flush=True)
+        return True
+    return evaluation is None or renew and not evaluation.current
 
 
 def key_of(config: Config, target: Target) -> measurements.Key:
@@ -203,33 +213,13 @@ def _version(task: object, decoder: str) -> str:
     return measuring_version(task, *policy.parse_policy(decoder).functions)
 
 
-def _is_missing(config: Config, target: Target, again: bool) -> bool:
-    """Whether a target is still to be measured; a damaged measurement is, and is named in a line."""
-    try:
-        measured = stored(config, target)
-    except ValueError as error:
-        print(error, flush=True)
-        return True
-    return measured is None or again and not measured.current
-
-
-def stored(config: Config, target: Target) -> Evaluation | None:
-    """What was measured of a target, if by another version of the code only then that; None where nothing was.
-
-    Raises ValueError naming a file that is damaged.
-    """
-    key, folder = key_of(config, target), target.checkpoint.run.folder
-    if measurement := measurements.load_measurement(folder, key):
-        return Evaluation(target, measurement, current=True)
-    if measurement := measurements.load_other_version(folder, key):
-        return Evaluation(target, measurement, current=False)
-    return None
+# measuring
 
 
 def _measure_side_by_side(config: Config, missing: list[Target]) -> None:
     """Measure targets, on a CPU one a core: tiny models make poor use of several threads.
 
-    Raises what the first measurement that fails raises, once those that run are done; Ctrl-C stops them.
+    Raises the error of the first measurement that fails, once the running ones are done; Ctrl-C stops them.
     """
     threads = torch.get_num_threads()
     pool = ThreadPoolExecutor(1 if pick_device(config) == "cuda" else min(threads, cores(), MOST_AT_ONCE))
@@ -237,7 +227,7 @@ def _measure_side_by_side(config: Config, missing: list[Target]) -> None:
     calls = Stoppable()
     try:
         futures = {pool.submit(calls.call, _measure, config, target): target for target in missing}
-        for future in with_progress(as_completed(futures), "eval", "checkpoint", len(futures)):
+        for future in _as_they_end(futures):
             try:
                 future.result()
             except NotComputedError as error:
@@ -250,48 +240,55 @@ def _measure_side_by_side(config: Config, missing: list[Target]) -> None:
         torch.set_num_threads(threads)
 
 
+def _as_they_end(futures: dict[Future, Target]) -> Iterator[Future]:
+    """The futures as they end, behind a bar on a terminal, elsewhere with a printed line every few seconds."""
+    printed = time.monotonic()
+    bar = tqdm(as_completed(futures), desc="eval", unit="checkpoint", total=len(futures), disable=None)
+    for done, future in enumerate(bar):
+        if bar.disable and time.monotonic() - printed > SECONDS_BETWEEN_LINES:
+            printed = time.monotonic()
+            print(f"eval: {done}/{len(futures)} checkpoints", flush=True)
+        yield future
+
+
 def _measure(config: Config, target: Target) -> None:
-    """Measure a target and keep what was found with its run."""
-    run, device, settings = target.checkpoint.run, pick_device(config), config.eval
+    """Measure a target and keep the measurement with its run."""
+    device = pick_device(config)
     model = target.checkpoint.model().to(device)
     test = problems_for(config, device, target.test_set)
-    forks = _training_forks(run, settings.problems)
-    training = None if forks is None else problem_set(config.data, forks, device, prefix=target.test_set.prefix)
+    training = _training_problems(config, target, device)
     key = key_of(config, target)
-    measured = measure(model, test, settings, training, key.test_set["checked"])
-    measurements.save_measurement(run.folder, key, measured)
+    measured = measure(model, test, config.eval, training, key.test_set["checked"])
+    measurements.save_measurement(target.checkpoint.run.folder, key, measured)
 
 
-def _training_forks(run: Run, most: int) -> Problems | None:
-    """The problems whose trace passed the fork when a run was fine-tuned, None where none did or they are not known."""
-    if run.stage == "base" or run.stage == "rl" and run.config.rl.epoch == 0:
+def _training_problems(config: Config, target: Target, device: str) -> ProblemSet | None:
+    """The first problems whose trace passed the fork when a run was fine-tuned, None where none did."""
+    tuned = target.checkpoint.run.config
+    if "sft.traces" not in target.checkpoint.run.values:
         return None
-    tuned = run.config
-    try:
-        return training_forks(tuned.data, tuned.sft, tuned.seed, tuned.sft.traces, most)
-    except ValueError as error:  # a version that drew problems repeatedly made the run
-        print(f"{run.folder}: its training forks are left out, {error}", flush=True)
-        return None
+    forks = training_forks(tuned.data, tuned.sft, tuned.seed, tuned.sft.traces, config.eval.problems)
+    return None if forks is None else problem_set(config.data, forks, device, prefix=target.test_set.prefix)
 
 
 @lru_cache(maxsize=8)
 def problems_for(config: Config, device: str, test_set: TestSet = PLAIN) -> ProblemSet:
-    """The problems that the config evaluates on, as tensors; with a prefix, each with all that its model knows."""
-    drawn = evaluation_problems(config.data, config.eval, test_set.order, test_set.cue_rate)
-    return problem_set(config.data, drawn, device, config.eval.grading, test_set.prefix)
+    """The problems that the config evaluates on, as tensors."""
+    problems = evaluation_problems(config.data, config.eval, test_set.order, test_set.cue_rate)
+    return problem_set(config.data, problems, device, config.eval.grading, test_set.prefix)
 
 
 # the view
 
 
 def array_name(record: dict[str, Any], what: str) -> str:
-    """The name in eval.npz of an array (see `minifork.measure.measure`) of a record: run/epoch/test set/what."""
+    """The name in eval.npz of an array of a record: run/epoch/test set/what, see `minifork.measure.measure`."""
     epoch = "base" if record["epoch"] is None else f"e{record['epoch']}"
     return f"{record['run']}/{epoch}/{record['test_set']}/{what}"
 
 
 def record_of(config: Config, evaluation: Evaluation) -> dict[str, Any]:
-    """What eval.json says of a target: which run, how it differs from the config's, and what was measured."""
+    """The record of an evaluation in eval.json: the run, its differences from the config, and the measurement."""
     checkpoint, test_set = evaluation.target.checkpoint, evaluation.target.test_set
     run = checkpoint.run
     return {
@@ -309,21 +306,25 @@ def record_of(config: Config, evaluation: Evaluation) -> dict[str, Any]:
     } | evaluation.measurement.record
 
 
+def named_arrays(records: list[dict[str, Any]], evaluations: list[Evaluation]) -> dict[str, np.ndarray]:
+    """The arrays of evaluations by their names in eval.npz; records: those of the evaluations, in the same order."""
+    arrays: dict[str, np.ndarray] = {}
+    for record, evaluation in zip(records, evaluations, strict=True):
+        arrays |= {array_name(record, what): array for what, array in evaluation.measurement.arrays.items()}
+    return arrays
+
+
 def write_view(config: Config, evaluations: list[Evaluation]) -> dict[str, Any]:
-    """Write eval.json and eval.npz from what was measured; returns what eval.json says."""
-    settings, records = config.eval, [record_of(config, one) for one in evaluations]
-    pairs = list(zip(evaluations, records, strict=True))
-    checks = [{"run": record["run"], **one.measurement.check} for one, record in pairs if one.measurement.check]
-    for check in checks:
-        check["agrees"] = check["p_value"] * len(checks) >= tables.FALSE_ALARMS
-    spread = "" if settings.stratify == "none" else f" {settings.stratify}={settings.strata}"
-    problems = evaluation_problems(config.data, settings)
-    arrays = packed({array_name(r, what): a for one, r in pairs for what, a in one.measurement.arrays.items()})
+    """Write eval.json and eval.npz; returns the content of eval.json."""
+    settings, problems = config.eval, evaluation_problems(config.data, config.eval)
+    records = [record_of(config, one) for one in evaluations]
+    npz = measurements.pack_npz(named_arrays(records, evaluations))
+    strata = "" if settings.stratify == "none" else f" {settings.stratify}={settings.strata}"
     view = {
         "schema": SCHEMA,
         "task": config.task,
         "engine": "+".join(sorted({record["engine"] for record in records})),
-        "policy": f"{policy.parse_policy(settings.policy)}{spread}",
+        "policy": f"{policy.parse_policy(settings.policy)}{strata}",
         "grading": settings.grading,
         "guessing_floor": config.data.guessing_floor if settings.grading == "answer" else None,
         "split": settings.split,
@@ -332,11 +333,18 @@ def write_view(config: Config, evaluations: list[Evaluation]) -> dict[str, Any]:
         "settings": asdict(settings),
         "version": _version(config.data, settings.policy),
         "records": records,
-        "checks": checks,
-        "npz_hash": digest(arrays),
+        "checks": _checks(evaluations),
+        "npz_hash": digest(npz),
     }
     path = runs.task_folder(config) / "eval.json"
     with locked(path.parent):  # of two evaluations that end at once, one writes both files
-        write_atomically(path.with_suffix(".npz"), lambda file: file.write(arrays))
+        write_atomically(path.with_suffix(".npz"), lambda file: file.write(npz))
         write_json(path, view)
     return view
+
+
+def _checks(evaluations: list[Evaluation]) -> list[dict[str, Any]]:
+    """The cross-checks, each with its run and whether the engines agree (Bonferroni over all checks)."""
+    checked = [one for one in evaluations if one.measurement.check]
+    checks = [{"run": one.target.checkpoint.run.name, **(one.measurement.check or {})} for one in checked]
+    return [check | {"agrees": check["p_value"] * len(checks) >= tables.FALSE_ALARMS} for check in checks]

@@ -1,4 +1,4 @@
-"""Being stopped: SIGTERM (preemption) and SIGHUP (a closed terminal) mean what Ctrl-C means."""
+"""Interrupting a process: SIGTERM (preemption) and SIGHUP (a closed terminal) act as Ctrl-C does."""
 
 import contextlib
 import ctypes
@@ -8,13 +8,13 @@ from collections.abc import Callable, Iterator
 from types import FrameType
 from typing import Any
 
-QUIET = tuple(getattr(signal, name) for name in ("SIGTERM", "SIGHUP") if hasattr(signal, name))
+QUIET = (signal.SIGTERM, signal.SIGHUP)
 Handler = Callable[[int, FrameType | None], object]
 
 
 @contextlib.contextmanager
 def as_ctrl_c() -> Iterator[None]:
-    """Have Ctrl-C, SIGTERM and SIGHUP raise KeyboardInterrupt, the last two once: then the process is stopping."""
+    """Make Ctrl-C, SIGTERM and SIGHUP raise KeyboardInterrupt. After the first SIGTERM or SIGHUP both are ignored."""
 
     def stop(*_: object) -> None:
         for number in QUIET:
@@ -29,25 +29,25 @@ def as_ctrl_c() -> Iterator[None]:
 def held_back() -> Iterator[Callable[[], bool]]:
     """Hold signals back until the block ends, which then raises KeyboardInterrupt; a second Ctrl-C stops at once.
 
-    Yields a function that says whether one came.
+    Yields a function that returns whether a signal was received.
     """
-    came: list[int] = []
+    received: list[int] = []
     previous = signal.getsignal(signal.SIGINT)
 
     def hold(number: int, _: FrameType | None) -> None:
-        came.append(number)
+        received.append(number)
         if number == signal.SIGINT:
             signal.signal(signal.SIGINT, previous)
 
     with _handled(dict.fromkeys((signal.SIGINT, *QUIET), hold)):
-        yield lambda: bool(came)
-    if came:
+        yield lambda: bool(received)
+    if received:
         raise KeyboardInterrupt
 
 
 @contextlib.contextmanager
 def _handled(handlers: dict[signal.Signals, Handler]) -> Iterator[None]:
-    """Handle signals in the main thread, which alone sees them; one that is ignored, as under nohup, stays so."""
+    """Handle signals in the main thread, the only one that receives them. One that is ignored (nohup) stays ignored."""
     if threading.current_thread() is not threading.main_thread():
         yield
         return
@@ -63,7 +63,7 @@ def _handled(handlers: dict[signal.Signals, Handler]) -> Iterator[None]:
 
 
 class Stoppable:
-    """Calls in threads that can be stopped: Python hands signals to the main thread alone."""
+    """Calls in threads that the main thread can stop. Python delivers signals to the main thread only."""
 
     def __init__(self) -> None:
         self._lock, self._threads, self._stopped = threading.Lock(), set[int](), False
@@ -81,7 +81,7 @@ class Stoppable:
                 self._threads.discard(threading.get_ident())
 
     def stop(self) -> None:
-        """Raise KeyboardInterrupt in all calls, each as soon as it is back from what runs outside of Python."""
+        """Raise KeyboardInterrupt in all calls, in each once it returns from code outside of Python."""
         with self._lock:
             self._stopped = True
             for thread in self._threads:

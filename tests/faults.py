@@ -25,7 +25,7 @@ import numpy as np
 from minifork.runs import RECORD, WEIGHTS
 from minifork.storage import locks, measurements
 from minifork.storage.files import read_json
-from minifork.storage.weights import hash_of, load_weights
+from minifork.storage.weights import load_weights, weights_hash
 from tests.conftest import SMALL
 from tests.helpers.pipeline import logged_steps
 
@@ -39,18 +39,18 @@ OVERRIDES = {
     "eval": [],
     "reproduce": ["pretrain.steps=300", "sft.epochs=8", "reproduce.workers=2"],
 }
-ENV = os.environ | {"OMP_NUM_THREADS": "1"}  # as in the tests: the tensors are tiny
+RESULTS = {"pretrain": "base-*", "sft": "sft-*", "rl": "rl-*", "wise": "wise-*", "eval": "*/eval", "reproduce": "*"}
 RESUMABLE = ("pretrain", "sft", "rl")
 WITNESSED = (*RESUMABLE, "eval")
 WITNESS = """
 import signal
 import sys
 from pathlib import Path
-from minifork import evaluate
+from minifork.storage import measurements
 from minifork.training import loop
 
 signal.signal(signal.SIGINT, signal.SIG_DFL)  # as `python -m experiments` has it
-path, take_step, save = Path(sys.argv.pop(1)), loop.take_step, evaluate.measurements.save
+path, take_step, save = Path(sys.argv.pop(1)), loop.take_step, measurements.save_measurement
 
 def write(line):
     with path.open("a", encoding="utf-8") as file:
@@ -65,7 +65,7 @@ def save_and_tell(folder, key, measurement):
     save(folder, key, measurement)
     write(f"{folder}/{key.digits}")
 
-loop.take_step, evaluate.measurements.save = step_and_tell, save_and_tell
+loop.take_step, measurements.save_measurement = step_and_tell, save_and_tell
 from experiments.cli import main
 sys.exit(main(sys.argv[1:]))
 """
@@ -81,39 +81,35 @@ class Trial:
         self.stage, self.root, self.rng = stage, root, rng
         self.log, self.witness = root.parent / f"{stage}.log", root.parent / f"{stage}.steps"
 
-    def command(self, every: int) -> list[str]:
-        """Its command line, with a checkpoint after ``every`` steps."""
+    def run(self, number: signal.Signals | None = None) -> tuple[int, bool]:
+        """Start it, send it a signal, if any, and wait for its end; its exit code, and whether the signal met it.
+
+        It writes a checkpoint after every step before a SIGKILL, and none before the other signals.
+        """
+        every = 1 if number == signal.SIGKILL else 10**6
+        program = ["-c", WITNESS, str(self.witness)] if self.stage in WITNESSED else ["-m", "experiments"]
         resume = ["--resume"] if self.stage in RESUMABLE else []
         words = [*SMALL, f"save_every={every}", f"runs={self.root}", *OVERRIDES[self.stage]]
-        start = ["-c", WITNESS, str(self.witness)] if self.stage in WITNESSED else ["-m", "experiments"]
-        return [sys.executable, *start, self.stage, *resume, *words]
-
-    def run(self, number: signal.Signals | None = None) -> tuple[int, bool]:
-        """Start it, send it a signal, if any, and wait for its end; its exit code, and whether the signal met it."""
-        before, met = state(self.root), False
-        every = 1 if number == signal.SIGKILL else 10**6
-        pipes = {"stdout": self.log.open("wb"), "stderr": subprocess.STDOUT, "env": ENV, "start_new_session": True}
-        with pipes["stdout"], subprocess.Popen(self.command(every), **pipes) as process:
+        command, before, met = [sys.executable, *program, self.stage, *resume, *words], state(self.root), False
+        pipes = {"stdout": self.log.open("wb"), "stderr": subprocess.STDOUT, "start_new_session": True}
+        with pipes["stdout"], subprocess.Popen(command, **pipes) as process:
             if number is not None:
                 while self.stage in WITNESSED and process.poll() is None and state(self.root) == before:
                     time.sleep(0.02)  # until it writes something
                 time.sleep(self.rng.uniform(0, 0.8 if self.stage in RESUMABLE else 4.0))
                 met = process.poll() is None
-                if met:
-                    self._send(process.pid, number)
+            if met:  # Ctrl-C goes to all processes of a terminal, and SIGKILL here; the others go to one
+                send = os.kill if number in (signal.SIGTERM, signal.SIGHUP) else os.killpg
+                send(process.pid, number)
             code = process.wait()
         return code, met
-
-    def _send(self, pid: int, number: signal.Signals) -> None:
-        """As it comes: Ctrl-C, and here SIGKILL, to all processes of a terminal, the others to one."""
-        (os.kill if number in (signal.SIGTERM, signal.SIGHUP) else os.killpg)(pid, number)
 
     def check(self, number: signal.Signals | None, code: int) -> None:
         """Raise AssertionError unless a run that was sent a signal ended as it should, and left all that it did."""
         printed = self.log.read_text(encoding="utf-8")
-        said = f"{self.stage} after {number}, exit code {code}: {printed}"
-        assert "Traceback" not in printed and "Exception ignored" not in printed, said
-        assert code in (0, -(number or 0), *([] if number == signal.SIGKILL else [130])), said
+        case = f"{self.stage} after {number}, exit code {code}: {printed}"
+        assert "Traceback" not in printed and "Exception ignored" not in printed, case
+        assert code in (0, -(number or 0), *([] if number == signal.SIGKILL else [130])), case
         results(self.root)
         if number == signal.SIGKILL:
             return
@@ -128,16 +124,8 @@ class Trial:
         return self.witness.read_text(encoding="utf-8").splitlines() if self.witness.exists() else []
 
     def begin_anew(self) -> None:
-        """Remove what the stage made."""
-        made = {
-            "pretrain": "base-*",
-            "sft": "sft-*",
-            "rl": "rl-*",
-            "wise": "wise-*",
-            "eval": "*/eval",
-            "reproduce": "*",
-        }
-        for path in [*self.root.glob(f"*/{made[self.stage]}")]:
+        """Remove the results of the stage."""
+        for path in [*self.root.glob(f"*/{RESULTS[self.stage]}")]:
             shutil.rmtree(path) if path.is_dir() else path.unlink()
         self.witness.unlink(missing_ok=True)
 
@@ -199,7 +187,7 @@ def results(root: Path) -> dict[str, object]:
         if path.name.startswith("."):
             continue  # a temporary file that a kill left behind
         if path.suffix == ".pt":
-            content[name] = hash_of(load_weights(path)["model"])
+            content[name] = weights_hash(path)
         elif path.suffix == ".npz":
             with np.load(path) as arrays:
                 content[name] = {key: arrays[key].tobytes() for key in arrays.files}

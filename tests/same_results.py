@@ -6,6 +6,7 @@ the folders and files are called. Exits with 1 when anything differs.
 """
 
 import hashlib
+import itertools
 import subprocess
 import sys
 import tempfile
@@ -33,13 +34,10 @@ CASES |= {"GRPO": ("rl", ["rl.advantage=grpo"]), "WiSE-FT": ("wise", ["wise.weig
 
 def run(checkout: Path, root: Path, task: str, stage: str, overrides: list[str]) -> None:
     """Run a stage and all before it, then the evaluation, with the results in root."""
-    shipped = checkout / "experiments" / "configs" / f"{task}.yaml"
-    config = ["--config", str(shipped) if shipped.exists() else task]
     for command in dict.fromkeys(("pretrain", "sft", stage, "eval")):
-        words = [*config, *SMALL, *overrides, f"runs={root}"]
-        subprocess.run(
-            [sys.executable, "-m", "minifork", command, *words], cwd=checkout, check=True, capture_output=True
-        )
+        words = ["--config", task, *SMALL, *overrides, f"runs={root}"]
+        command_line = [sys.executable, "-m", "minifork", command, *words]
+        subprocess.run(command_line, cwd=checkout, check=True, capture_output=True)
 
 
 def results(root: Path) -> Counter:
@@ -57,21 +55,21 @@ def results(root: Path) -> Counter:
 
 
 def main(old: str, new: str, folder: str | None = None) -> int:
-    """Compare two checkouts; prints one line a case."""
-    differ = 0
+    """Compare two checkouts; prints one line a case. Results that lie in the folder are not made again."""
+    differences = 0
     with tempfile.TemporaryDirectory() as scratch:
-        for task in ("star", "arith", "sizes"):
-            for case, (stage, overrides) in CASES.items():
-                both = []
-                for checkout in (old, new):
-                    root = Path(folder or scratch) / Path(checkout).resolve().name / task / stage / case
-                    if not list(root.rglob("eval.npz")):
-                        run(Path(checkout).resolve(), root, task, stage, overrides)
-                    both.append(results(root))
-                same = both[0] == both[1] and both[0].total() > 0
-                print(f"{'same' if same else 'DIFFER'}  {task}, {case}: {both[0].total()} arrays", flush=True)
-                differ += not same
-    return int(differ > 0)
+        for task, case in itertools.product(("star", "arith", "sizes"), CASES):
+            stage, overrides = CASES[case]
+            hashes = []
+            for checkout in (Path(old).resolve(), Path(new).resolve()):
+                root = Path(folder or scratch) / checkout.name / task / stage / case
+                if not list(root.rglob("eval.npz")):
+                    run(checkout, root, task, stage, overrides)
+                hashes.append(results(root))
+            is_same = hashes[0] == hashes[1] and hashes[0].total() > 0
+            print(f"{'same' if is_same else 'DIFFER'}  {task}, {case}: {hashes[0].total()} arrays", flush=True)
+            differences += not is_same
+    return int(differences > 0)
 
 
 if __name__ == "__main__":

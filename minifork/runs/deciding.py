@@ -10,7 +10,7 @@ from minifork.storage import files
 STAGES = ("base", "sft", "wise", "rl")  # in this order: each starts from one before it
 COMMANDS = {"base": "pretrain", "sft": "sft", "wise": "wise", "rl": "rl"}
 SEEDS = ("base_seed", "seed")
-DECIDING = {  # sections and keys that decide the weights of a stage, beside its parent's
+DECIDING = {  # sections and keys that decide the weights of a stage, beside those of its parent
     "base": ("task", "base_seed", "data", "walks", "model", "pretrain"),
     "sft": ("seed", "sft", "data.branch_order"),
     "wise": ("wise",),
@@ -20,7 +20,7 @@ UNDECIDING = {"base": ("data.branch_order",), "sft": ("sft.allow_leak",)}  # wal
 
 
 def parent_stage(config: Config, stage: str) -> str | None:
-    """The stage that a run starts from."""
+    """The stage that a run starts from, None for a base."""
     return {"base": None, "sft": "base", "wise": "sft", "rl": "sft" if config.rl.epoch else "base"}[stage]
 
 
@@ -39,19 +39,18 @@ def deciding_values(config: Config, stage: str) -> dict[str, Any]:
 
 
 def _stage_values(config: Config, stage: str) -> dict[str, Any]:
-    """The keys that decide this stage itself."""
-    wanted, unwanted = DECIDING[stage], UNDECIDING.get(stage, ())
+    """The keys that decide this stage itself, with their values."""
     return {
         key: value
         for key, value in configs.flat(config).items()
-        if (key in wanted or key.split(".")[0] in wanted) and key not in unwanted
+        if {key, key.split(".")[0]} & {*DECIDING[stage]} and key not in UNDECIDING.get(stage, ())
     }
 
 
 def identity(config: Config, stage: str) -> str:
     """Twelve hex digits, equal for configs that give the same run.
 
-    A key with the value from before it existed does not count, so that runs made before keep their identity.
+    A key with the value from before it existed does not count, so that older runs keep their identity.
     """
     parent, before = parent_stage(config, stage), configs.before(config.task)
     values = {k: v for k, v in _stage_values(config, stage).items() if k not in before or before[k] != v}
@@ -64,7 +63,7 @@ def task_folder(config: Config) -> Path:
 
 
 def label(config: Config, stage: str) -> str:
-    """What a new run is called: for people, and eight digits of its identity."""
-    rate = f"-fork{config.sft.fork_rate:g}" if stage != "base" else ""
+    """The name of a new run's folder: words for people, then eight digits of its identity."""
+    rate = "" if stage == "base" else f"-fork{config.sft.fork_rate:g}"
     seed = config.base_seed if stage == "base" else config.seed
     return f"{config.name or f'{stage}{rate}-seed{seed}'}-{identity(config, stage)[:8]}"

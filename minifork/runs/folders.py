@@ -1,105 +1,66 @@
-"""Runs on disk: the folder of each, finding and reading it, holding it while it is made."""
+"""Runs on disk: finding and reading them, and holding the folder of one while a process makes it."""
 
 import contextlib
-import re
 import shutil
 from collections.abc import Iterator
 from dataclasses import replace
 from pathlib import Path
-from typing import Any
 
 from minifork import config as configs
-from minifork.runs.deciding import COMMANDS, STAGES, identity, label, parent_stage, task_folder
+from minifork.runs.deciding import COMMANDS, identity, label, parent_stage, task_folder
 from minifork.runs.run import FORMAT, RECORD, VERSION, WEIGHTS, Checkpoint, Run, new, with_config
 from minifork.schema import Config
-from minifork.storage import files, legacy, locks
+from minifork.storage import files, locks
 
-KINDS = {"identity": str, "config": dict, "weights": dict, "legs": list, "complete": bool, "step": int, "steps": int}
+KEYS = ("format", "version", "stage", "identity", "config", "parent", "weights", "legs", "step", "steps", "complete")
 
 
 def folder_of(config: Config, stage: str) -> Path:
-    """The folder of the run that a config asks for, whether it exists or not and whatever its label is."""
-    wanted = identity(config, stage)
-    for path in sorted(task_folder(config).glob(f"*-{wanted[:8]}")):
-        if path.is_dir():
-            return path
-    for path in _folders(config):
-        with contextlib.suppress(ValueError, OSError):  # a run that cannot be read is not the one
-            if _read_record(path)["identity"] == wanted:
-                return path
-    return task_folder(config) / label(config, stage)
-
-
-def _folders(config: Config) -> list[Path]:
-    """The folders of a task that hold a run."""
-    root = task_folder(config)
-    inside = sorted(root.iterdir()) if root.exists() else []
-    return [path for path in inside if (path / RECORD).exists() or (path / legacy.RECORD).exists()]
+    """The folder of the run that a config asks for, under any label; for a new run where it will be."""
+    digits = identity(config, stage)[:8]
+    folders = [path for path in task_folder(config).glob(f"*-{digits}") if path.is_dir()]
+    return min(folders, default=task_folder(config) / label(config, stage))
 
 
 def read_run(folder: Path) -> Run:
     """The run in a folder.
 
-    Raises ValueError naming the record when it is missing, damaged, of another project or of a newer version.
+    Raises ValueError naming the record when it is missing, damaged or not of this version, and for a task that is not
+    known here.
     """
-    record = _read_record(folder)
+    path = folder / RECORD
+    record = files.read_json(path, *KEYS)
+    if (record["format"], record["version"]) != (FORMAT, VERSION):
+        raise ValueError(f"{path}: not the record of a run of this version of minifork; move it elsewhere")
     try:
-        config = configs.from_record(record["config"], folder / RECORD)
+        return Run(folder, record, configs.from_record(record["config"], path))
     except configs.UnknownTaskError as error:
         raise ValueError(f"{error}; one of your own is to be put into minifork.schema.TASKS first") from None
-    except ValueError as error:
-        raise ValueError(f"{error}; remove its folder and run it again") from None
-    return Run(folder, record, config)
-
-
-def _read_record(folder: Path) -> dict[str, Any]:
-    path = folder / RECORD
-    if not path.exists() and (folder / legacy.RECORD).exists():
-        record = legacy.read(folder)
-        if not _is_parent(record["parent"]):
-            raise ValueError(f"{folder / legacy.RECORD}: damaged; remove its folder and run it again")
-        config = configs.from_record(record["config"], folder)
-        return record | {"identity": identity(config, record["stage"])}
-    record = files.read_json(path)
-    if record.get("format") != FORMAT:
-        raise ValueError(f"{path}: not the record of a minifork run; move it elsewhere")
-    if type(record.get("version")) is int and record["version"] > VERSION:
-        raise ValueError(f"{path}: written by a newer version of minifork; update this one, or use another runs=...")
-    whole = all(type(record.get(key)) is kind for key, kind in KINDS.items())
-    whole = whole and all(type(digits) is str for digits in record["weights"].values())
-    if not whole or record.get("stage") not in STAGES or not _is_parent(record.get("parent")):
-        raise ValueError(f"{path}: damaged; remove its folder and run it again")
-    return record
-
-
-def _is_parent(parent: Any) -> bool:
-    kinds = {key: type(value) for key, value in parent.items()} if isinstance(parent, dict) else None
-    return parent is None or kinds == {"run": str, "file": str, "weights": str}
 
 
 def all_runs(config: Config) -> list[Run]:
-    """Every run of the config's task, bases first; those that cannot be read are named in a line and left out."""
+    """Every run of the config's task, bases first. A run that cannot be read is left out, with a printed line."""
     readable = []
-    for folder in _folders(config):
+    for path in task_folder(config).glob(f"*/{RECORD}"):
         try:
-            readable.append(read_run(folder))
+            readable.append(read_run(path.parent))
         except (ValueError, OSError) as error:
-            print(f"{folder}: left out, {error}", flush=True)
+            print(f"{path.parent}: left out, {error}", flush=True)
     return sorted(readable, key=lambda run: (run.stage != "base", run.name))
 
 
 def find(config: Config, stage: str) -> Run | None:
     """The run that a config asks for, None when there is none; raises ValueError when its record is unreadable."""
     folder = folder_of(config, stage)
-    return read_run(folder) if folder in _folders(config) else None
+    return read_run(folder) if (folder / RECORD).exists() else None
 
 
 def require_run(config: Config, stage: str) -> Run:
     """The finished run that a config asks for; raises ValueError saying how to make it."""
     if run := finished(config, stage):
         return run
-    command = f"minifork {COMMANDS[stage]} base_seed={config.base_seed}"
-    command += "" if stage == "base" else f" seed={config.seed}"
+    seed = "" if stage == "base" else f" seed={config.seed}"
+    command = f"minifork {COMMANDS[stage]} base_seed={config.base_seed}{seed}"
     raise ValueError(f"{folder_of(config, stage)}: no such finished run; make it with `{command}` and the same keys")
 
 
@@ -113,21 +74,20 @@ def finished(config: Config, stage: str) -> Run | None:
 
 
 def require_parent(run: Run) -> None:
-    """Raise ValueError when the run that this one started from, or one before that, holds other weights by now."""
-    parent = run.record["parent"]
+    """Raise ValueError when the run that this one started from, or one before that, was made anew with other weights.
+
+    A parent that is gone is no error: only new runs need it.
+    """
+    start, stage = run.record["parent"], parent_stage(run.config, run.stage)
+    if stage is None:
+        return
+    parent = find(replace(run.config, runs=str(run.folder.parent.parent)), stage)
     if parent is None:
         return
-    folder = run.folder.parent / parent["run"]
-    stage = parent_stage(run.config, run.stage)
-    if stage and not folder.exists():  # it has another label by now, or is gone
-        folder = folder_of(replace(run.config, runs=str(run.folder.parent.parent)), stage)
-    if not folder.exists():
-        return
-    before = read_run(folder)
-    if before.complete and before.weights_hash(parent["file"]) != parent["weights"]:
-        start = folder / parent["file"]
-        raise ValueError(f"{run.folder} started from other weights than {start} holds now; remove it and run it again")
-    require_parent(before)
+    path = parent.folder / start["file"]
+    if parent.complete and parent.record["weights"].get(start["file"]) != start["weights"]:
+        raise ValueError(f"{run.folder} started from other weights than {path} holds now; remove it and run it again")
+    require_parent(parent)
 
 
 # making a run
@@ -138,8 +98,8 @@ def hold(config: Config, stage: str, parent: Checkpoint | None, resume: bool) ->
     """Hold the folder of the run that a config asks for, new, unfinished or complete, while a process works on it.
 
     Every process that asks for the same run gets the same folder. What a killed process left half-written is removed,
-    and so is a folder in which nothing was written. Raises ValueError while another process holds it, for an
-    unfinished run unless ``resume``, and when it started from other weights than ``parent`` has.
+    and so is a folder in which nothing was written. Raises HeldError while another process holds it, ValueError for an
+    unfinished run unless ``resume``, and when its parent was made anew since.
     """
     with contextlib.ExitStack() as stack:
         with locks.locked(task_folder(config)):  # two labels for one run must not become two folders
@@ -149,9 +109,8 @@ def hold(config: Config, stage: str, parent: Checkpoint | None, resume: bool) ->
                 stack.enter_context(locks.locked(folder, wait=False))
             except locks.HeldError as error:
                 raise locks.HeldError(f"{error}; wait until it has finished this run") from None
-        for path in folder.rglob(".*"):
-            if path.is_file() and re.fullmatch(r"\..+\.[a-z0-9_]{8}", path.name):  # of `files.write_atomically`
-                path.unlink()
+        for path in folder.rglob(f".*{files.TEMPORARY}"):
+            path.unlink()
         yield _state(folder, config, stage, parent, resume)
 
 
@@ -161,11 +120,14 @@ def _remove_if_empty(folder: Path) -> None:
 
 
 def _state(folder: Path, config: Config, stage: str, parent: Checkpoint | None, resume: bool) -> Run:
-    """The run that a folder holds, or a new one."""
+    """The run that a folder holds; a new one where it holds none, or one that was killed before its first checkpoint.
+
+    The folder of a new run keeps no weights.
+    """
     run = find(config, stage)
     if run is None or not run.complete and not (folder / WEIGHTS).exists():
-        for path in [*folder.glob("epochs/e*.pt"), folder / WEIGHTS]:  # of a run without a record or a checkpoint
-            path.unlink(missing_ok=True)
+        for path in [*folder.glob("epochs/e*.pt"), *folder.glob(WEIGHTS)]:
+            path.unlink()
         return new(folder, config, stage, parent)
     require_parent(run)
     if run.complete:
@@ -177,13 +139,10 @@ def _state(folder: Path, config: Config, stage: str, parent: Checkpoint | None, 
 
 def remove(run: Run) -> None:
     """Delete a run's folder; raises ValueError while a process works on it."""
-    with locks.locked(run.folder.parent):  # or a new run could begin before the folder is gone
+    with locks.locked(run.folder.parent):  # so no process can begin to work on it
         try:
             with locks.locked(run.folder, wait=False):
-                for path in run.folder.iterdir():
-                    if path.name in (locks.LOCK, locks.LEASE):
-                        continue  # they go with the block
-                    shutil.rmtree(path) if path.is_dir() and not path.is_symlink() else path.unlink()
+                pass
         except locks.HeldError as error:
             raise ValueError(f"{error}; the run stays") from None
-        run.folder.rmdir()
+        shutil.rmtree(run.folder)

@@ -1,4 +1,4 @@
-"""What a result says of how it was made: the command, the config, the machine."""
+"""What a result file says about how it was made: the command, the config, the machine."""
 
 import platform
 import shlex
@@ -9,27 +9,28 @@ from minifork import config as configs
 from minifork.schema import Config
 from minifork.storage import files
 
+INSTRUCTION_SETS = ("avx2", "avx512f", "avx512_bf16", "amx_bf16", "asimd", "bf16")  # they speed up matrix products
+
+
+def _cpuinfo() -> str:
+    """Linux's description of the processors, "" on other systems."""
+    path = Path("/proc/cpuinfo")
+    return path.read_text(encoding="utf-8") if path.exists() else ""
+
 
 def processor() -> str:
     """The processor's name."""
-    try:
-        text = Path("/proc/cpuinfo").read_text(encoding="utf-8")
-        names = [line.split(":", 1)[1] for line in text.splitlines() if "model name" in line]
-    except OSError:
-        names = []
+    names = [line.split(":", 1)[1] for line in _cpuinfo().splitlines() if "model name" in line]
     return names[0].strip() if names else platform.processor() or platform.machine()
 
 
 def instruction_sets() -> list[str]:
-    """Those of the processor's instruction sets that decide how fast it multiplies matrices."""
-    try:
-        flags = set(Path("/proc/cpuinfo").read_text(encoding="utf-8").split())
-    except OSError:
-        flags = set()
-    return [name for name in ("avx2", "avx512f", "avx512_bf16", "amx_bf16", "asimd", "bf16") if name in flags]
+    """Those of INSTRUCTION_SETS that the processor has."""
+    flags = set(_cpuinfo().split())
+    return [name for name in INSTRUCTION_SETS if name in flags]
 
 
 def made_by(config: Config) -> dict[str, str]:
-    """What a result file says of how it was made: this process's command, the config's hash, the machine."""
+    """This process's command, the config's hash and the machine, as result files record them."""
     command = shlex.join(["minifork", *sys.argv[1:]])
     return {"command": command, "config_hash": files.fingerprint(configs.to_tree(config)), "machine": processor()}

@@ -1,14 +1,14 @@
-"""Runs: what each one is, the folder it lives in, and the run that it started from.
+"""A run: the files in its folder, its record, its config and its checkpoints.
 
     run.json        the record: config, stage, parent, hashes of the weights, progress
     metrics.jsonl   one line a logged step
     ckpt.pt         weights, optimizer, step
     epochs/e<n>.pt  weights after epoch n (SFT, WiSE-FT) or update n (RL)
-    eval/           what was measured of its weights (`minifork.storage.measurements`)
+    eval/           measurements of its weights (`minifork.storage.measurements`)
 
-A run is what decides its weights: its *identity* hashes the deciding keys of its config together with the identity of
-its parent. Its folder is <label>-<8 digits of the identity>; the label is for people and is never read. Nothing here
-imports torch until weights are asked for.
+A run's *identity* hashes the keys of its config that decide its weights, together with its parent's identity. Its
+folder is called <label>-<8 digits of the identity>. The label is for people and is never read. torch is imported only
+when weights are read or written.
 """
 
 import copy
@@ -42,13 +42,13 @@ class Checkpoint:
 
     @property
     def path(self) -> Path:
-        """Where the file lies; for a run in memory what messages call it."""
+        """Where the file lies; for a run in memory its name in messages."""
         return self.run.folder / self.file
 
     @property
     def weights(self) -> str:
         """The hash of the weights, as recorded when they were written."""
-        return self.run.weights_hash(self.file)
+        return self.run.record["weights"][self.file]
 
     def state(self) -> "dict[str, Tensor]":
         """The weights by name.
@@ -64,10 +64,10 @@ class Checkpoint:
 
     def model(self) -> "GPT":
         """The model with these weights, in evaluation mode on the CPU; raises ValueError as `state` does."""
-        from minifork.checkpoints import load_state, new_model
+        from minifork.checkpoints import new_model
 
         model = new_model(self.run.config, 0)
-        load_state(model, {"model": self.state()}, self.path)
+        model.load_state_dict(self.state())
         return model.eval()
 
 
@@ -75,7 +75,7 @@ class Checkpoint:
 class Run:
     """A run: its folder, its record, and the config in it.
 
-    memory: None, or the files of a run that lives in memory; its folder is then only what messages call it.
+    memory: None, or the files of a run that lives in memory; its folder is then only its name in messages.
     """
 
     folder: Path
@@ -96,7 +96,7 @@ class Run:
 
     @property
     def identity(self) -> str:
-        """What tells it from all other runs, in twelve hex digits."""
+        """Twelve hex digits that tell it from all other runs."""
         return self.record["identity"]
 
     @property
@@ -110,7 +110,7 @@ class Run:
         return deciding_values(self.config, self.stage)
 
     def tags(self, study: Config | None = None) -> dict[str, Any]:
-        """The deciding keys, seeds apart, that differ from a study's config, by default from what ships."""
+        """The deciding keys, seeds apart, that differ from a study's config; by default from the shipped one."""
         differing = configs.tags(self.config, study)
         return {key: value for key, value in differing.items() if key in self.values and key not in SEEDS}
 
@@ -120,7 +120,7 @@ class Run:
         return epochs_of(self.config, self.stage)
 
     def checkpoint(self, epoch: int | None = None) -> Checkpoint:
-        """The weights after an epoch, or the last ones; raises ValueError when the run keeps no such ones."""
+        """The weights after an epoch, by default the last; raises ValueError when the run has none from there."""
         epochs = self.epochs
         epoch = epochs[-1] if epochs and epoch is None else epoch
         file = WEIGHTS if epoch is None else snapshot(epoch)
@@ -138,14 +138,6 @@ class Run:
         Raises ValueError for an unfinished run, and for an epoch without weights.
         """
         return self.checkpoint(epoch).model()
-
-    def weights_hash(self, file: str) -> str:
-        """The recorded hash of a file of weights; runs of version 0.1 recorded none, so theirs is computed."""
-        if file not in self.record["weights"]:
-            from minifork.storage.weights import weights_hash
-
-            self.record["weights"][file] = weights_hash(self.folder / file)
-        return self.record["weights"][file]
 
     # files
 
@@ -211,6 +203,7 @@ def new(folder: Path, config: Config, stage: str, parent: Checkpoint | None) -> 
 
 def with_config(record: dict[str, Any], folder: Path, config: Config) -> Run:
     """The run of a record whose config is replaced by one that decides the same weights."""
-    record = record | {"format": FORMAT, "version": VERSION, "config": configs.to_tree(config)}
-    run = Run(folder, record, config)
-    return Run(folder, record | {"tags": run.tags()}, config)
+    header = {"format": FORMAT, "version": VERSION, "config": configs.to_tree(config)}
+    run = Run(folder, record | header, config)
+    run.record["tags"] = run.tags()
+    return run

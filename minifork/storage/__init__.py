@@ -1,1 +1,1 @@
-"""What lies on disk: files that are whole or absent, weights, measurements with their runs, runs of 0.1."""
+"""What lies on disk: files that are whole or absent, locks, weights, measurements kept with their runs."""

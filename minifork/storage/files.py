@@ -5,51 +5,52 @@ import hashlib
 import json
 import os
 import tempfile
-from collections.abc import Callable
+from collections.abc import Callable, Iterator
 from pathlib import Path
 from typing import IO, Any
+
+TEMPORARY = ".tmp"  # how the name of a file ends while it is written; it begins with a dot
 
 
 def write_atomically(path: Path, write: Callable[[IO[bytes]], object]) -> None:
     """Call ``write`` on a temporary file beside ``path``, then move it there.
 
-    Raises OSError naming the file when it cannot be written (a full disk, say); an older file stays.
+    Raises OSError naming the file when it cannot be written, say on a full disk. An older file stays as it was.
     """
-    temporary = None
-    try:
+    with _named_errors(path):
         path.parent.mkdir(parents=True, exist_ok=True)
-        with tempfile.NamedTemporaryFile(dir=path.parent, prefix=f".{path.name}.", delete=False) as file:
-            temporary = Path(file.name)
-            write(file)
-            file.flush()
-            os.fsync(file.fileno())
-        os.chmod(temporary, 0o644)
-        os.replace(temporary, path)
-    except BaseException as error:
-        if temporary is not None:
-            with contextlib.suppress(OSError):
-                temporary.unlink()
-        if isinstance(error, (OSError, RuntimeError)):  # torch reports a failed write as RuntimeError
-            raise _unsaved(path, error) from error
-        raise
+        with tempfile.NamedTemporaryFile(
+            dir=path.parent, prefix=f".{path.name}.", suffix=TEMPORARY, delete=False
+        ) as file:
+            try:
+                write(file)
+                file.flush()
+                os.fsync(file.fileno())
+                os.chmod(file.name, 0o644)
+                os.replace(file.name, path)
+            finally:
+                Path(file.name).unlink(missing_ok=True)
 
 
 def append_line(path: Path, value: dict) -> None:
     """Append one JSON line; raises OSError naming the file when it cannot be written."""
+    with _named_errors(path), path.open("a", encoding="utf-8") as file:
+        file.write(json.dumps(value) + "\n")
+
+
+@contextlib.contextmanager
+def _named_errors(path: Path) -> Iterator[None]:
+    """Turn an error of writing a file into an OSError that names it. torch raises RuntimeError for a failed write."""
     try:
-        with path.open("a", encoding="utf-8") as file:
-            file.write(json.dumps(value) + "\n")
-    except OSError as error:
-        raise _unsaved(path, error) from error
-
-
-def _unsaved(path: Path, error: Exception) -> OSError:
-    reason = getattr(error, "strerror", None) or str(error).splitlines()[0]
-    return OSError(f"{path}: cannot be saved ({reason}); make room or choose another folder with runs=...")
+        yield
+    except (OSError, RuntimeError) as error:
+        reason = getattr(error, "strerror", None) or str(error).splitlines()[0]
+        advice = "make room or choose another folder with runs=..."
+        raise OSError(f"{path}: cannot be saved ({reason}); {advice}") from error
 
 
 def write_json(path: Path, value: Any) -> None:
-    """Write a JSON file atomically; raises ValueError naming it for not-a-number values."""
+    """Write a JSON file atomically; raises ValueError naming it when a value is not a finite number."""
     try:
         text = json.dumps(value, indent=1, allow_nan=False) + "\n"
     except ValueError:
@@ -58,18 +59,15 @@ def write_json(path: Path, value: Any) -> None:
 
 
 def read_json(path: Path, *needs: str) -> dict:
-    """Read a JSON file that holds a mapping with these keys; raises ValueError naming it when it does not."""
+    """The mapping with these keys that a JSON file holds; raises ValueError naming the file when it holds none."""
     try:
-        value = json.loads(path.read_text(encoding="utf-8"))
-        if not isinstance(value, dict):
-            raise ValueError
+        value = json.loads(path.read_bytes())
     except FileNotFoundError:
         raise ValueError(f"{path}: no such file") from None
-    except (ValueError, RecursionError):
-        raise ValueError(f"{path}: not a JSON file; remove it and run its stage again") from None
-    missing = [key for key in needs if key not in value]
-    if missing:
-        raise ValueError(f"{path}: has no {missing[0]!r}, so this version did not write it; run its stage again")
+    except ValueError:
+        value = None
+    if not isinstance(value, dict) or not value.keys() >= {*needs}:
+        raise ValueError(f"{path}: not a JSON file that this version wrote; remove it and run its stage again")
     return value
 
 

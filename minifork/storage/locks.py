@@ -11,6 +11,7 @@ import contextlib
 import errno
 import fcntl
 import hashlib
+import io
 import json
 import os
 import socket
@@ -19,13 +20,13 @@ import time
 from collections.abc import Iterator
 from functools import lru_cache
 from pathlib import Path
-from typing import Any
 
 LOCK, LEASE = ".lock", ".lease"
 UNSUPPORTED = (errno.EBADF, errno.ENOLCK, errno.ENOSYS, errno.EOPNOTSUPP)  # of flock on some NFS and Lustre mounts
 PAUSE = 0.2  # seconds between two looks at a lease
 LOOKS = {True: 50, False: 5}  # at a lease that cannot be judged, with and without waiting: it may be about to end
-ANYBODY = {"host": None, "boot": None, "processes": None, "pid": None, "started": None}
+
+Holder = dict[str, str | int]  # what a lock or a lease says about its process, see `_this_process`; {} if unreadable
 
 
 class HeldError(ValueError):
@@ -34,73 +35,32 @@ class HeldError(ValueError):
 
 @contextlib.contextmanager
 def locked(folder: Path, wait: bool = True) -> Iterator[None]:
-    """Hold a folder, made where it is missing, for one process as long as the block lasts.
+    """Hold a folder for one process as long as the block lasts; makes it where it is missing.
 
     Raises HeldError when another process holds it and ``wait`` is False, ValueError naming the lease of another
-    machine, and OSError naming the file that cannot be locked.
+    machine, and OSError naming a file that cannot be locked.
     """
-    handle = _lock(folder / LOCK, wait)
-    if handle is None:
-        _lease(folder / LEASE, wait)
+    lock, lease = folder / LOCK, folder / LEASE
+    while True:
+        with _open(lock) as file:
+            if not _flock(file, lock, wait):
+                break
+            if not _is_at(file, lock):  # its last holder removed it in between
+                continue
+            with contextlib.suppress(OSError):  # a full disk: the lock holds without a name in it
+                file.truncate(0)
+                file.write(_this_process())
+            try:
+                yield
+            finally:
+                if _is_at(file, lock):  # else the block removed the folder
+                    _remove(lock)
+            return
+    _take_lease(lease, wait)
     try:
         yield
     finally:
-        if handle is None:
-            _remove(folder / LEASE)
-        else:
-            _unlock(folder / LOCK, handle)
-
-
-# flock
-
-
-def _lock(path: Path, wait: bool) -> int | None:
-    """A descriptor of the locked file, None where the file system refuses `flock`."""
-    while True:
-        handle = _open(path)
-        try:
-            fcntl.flock(handle, fcntl.LOCK_EX | (0 if wait else fcntl.LOCK_NB))
-            if _is_at(handle, path):
-                with contextlib.suppress(OSError):  # a full disk: the lock holds without a name in it
-                    os.pwrite(handle, _signature(), 0)
-                return handle
-            os.close(handle)  # the holder before removed it
-        except BlockingIOError:
-            os.close(handle)
-            raise HeldError(_held(path, _holder(path) or ANYBODY)) from None
-        except OSError as error:
-            os.close(handle)
-            if error.errno not in UNSUPPORTED:
-                raise OSError(error.errno, error.strerror, str(path)) from None
-            _remove(path)
-            _say(f"{path}: this file system refuses locks ({error.strerror}); {LEASE} beside it stands for one")
-            return None
-        except BaseException:
-            os.close(handle)
-            raise
-
-
-def _open(path: Path) -> int:
-    """A descriptor for writing of a file, made with its folder where they are missing."""
-    while True:
-        path.parent.mkdir(parents=True, exist_ok=True)
-        with contextlib.suppress(FileNotFoundError):  # the folder was removed in between
-            return os.open(path, os.O_RDWR | os.O_CREAT, 0o644)
-
-
-def _is_at(handle: int, path: Path) -> bool:
-    """Whether a path still leads to an open file; a file that another NFS client removed is stale."""
-    try:
-        return os.path.samestat(os.fstat(handle), os.stat(path))
-    except OSError:
-        return False
-
-
-def _unlock(path: Path, handle: int) -> None:
-    """Remove a locked file, unless its folder was removed with it, and end its lock."""
-    if _is_at(handle, path):
-        _remove(path)
-    os.close(handle)
+        _remove(lease)
 
 
 def _remove(path: Path) -> None:
@@ -108,8 +68,43 @@ def _remove(path: Path) -> None:
         path.unlink()
 
 
+# flock
+
+
+def _open(path: Path) -> io.FileIO:
+    """A file that is open for writing; makes it and its folder where they are missing."""
+    while True:
+        path.parent.mkdir(parents=True, exist_ok=True)
+        with contextlib.suppress(FileNotFoundError):  # the folder was removed in between
+            return path.open("ab", buffering=0)
+
+
+def _flock(file: io.FileIO, path: Path, wait: bool) -> bool:
+    """Lock an open file; returns False where the file system refuses `flock`."""
+    try:
+        fcntl.flock(file, fcntl.LOCK_EX | (0 if wait else fcntl.LOCK_NB))
+    except BlockingIOError:
+        raise HeldError(_held(path, _read_holder(path) or {})) from None
+    except OSError as error:
+        if error.errno not in UNSUPPORTED:
+            error.filename = str(path)
+            raise
+        _remove(path)
+        _warn(f"{path}: this file system refuses locks ({error.strerror}); {LEASE} beside it stands for one")
+        return False
+    return True
+
+
+def _is_at(file: io.FileIO, path: Path) -> bool:
+    """Whether a path still leads to an open file; a file that another NFS client removed is stale."""
+    try:
+        return os.path.samestat(os.fstat(file.fileno()), os.stat(path))
+    except OSError:
+        return False
+
+
 @lru_cache
-def _say(text: str) -> None:
+def _warn(text: str) -> None:
     """Print a line on standard error, once a process."""
     print(f"minifork: {text}", file=sys.stderr, flush=True)
 
@@ -117,11 +112,11 @@ def _say(text: str) -> None:
 # leases
 
 
-def _lease(path: Path, wait: bool) -> None:
+def _take_lease(path: Path, wait: bool) -> None:
     """Create a lease of this process. Raises as `locked` does."""
     looks = 0
-    while not _create(path):
-        holder = _holder(path)
+    while not _create_lease(path):
+        holder = _read_holder(path)
         if holder is None:  # it has just ended
             continue
         running = _is_running(holder)
@@ -130,52 +125,50 @@ def _lease(path: Path, wait: bool) -> None:
         elif running and not wait:
             raise HeldError(_held(path, holder))
         elif running is None and (looks := looks + 1) == LOOKS[wait]:
-            way_out = f"which {socket.gethostname()} cannot look into; remove {path} if that process has ended"
-            raise ValueError(f"{_held(path, holder)}, {way_out}")
+            advice = f"which {socket.gethostname()} cannot look into; remove {path} if that process has ended"
+            raise ValueError(f"{_held(path, holder)}, {advice}")
         time.sleep(PAUSE)
 
 
-def _create(path: Path) -> bool:
-    """Create a lease of this process, unless there is one."""
+def _create_lease(path: Path) -> bool:
+    """Create a lease of this process; returns False where there is one."""
     try:
-        handle = os.open(path, os.O_CREAT | os.O_EXCL | os.O_WRONLY, 0o644)
+        file = path.open("xb", buffering=0)
     except FileExistsError:
         return False
-    try:
-        os.write(handle, _signature())
-    except BaseException:
-        _remove(path)
-        raise
-    finally:
-        os.close(handle)
+    with file:
+        try:
+            file.write(_this_process())
+        except BaseException:
+            _remove(path)
+            raise
     return True
 
 
-def _is_running(holder: dict[str, Any]) -> bool | None:
+def _is_running(holder: Holder) -> bool | None:
     """Whether the process that made a lease still runs, None where this process cannot tell."""
-    here = _machine()
-    if holder["host"] != here["host"]:
+    machine = _machine()
+    if holder.get("host") != machine["host"]:
         return None
-    if holder["boot"] != here["boot"]:
+    if holder["boot"] != machine["boot"]:
         return False
-    if holder["processes"] != here["processes"]:
+    if holder["processes"] != machine["processes"]:
         return None
+    pid = int(holder["pid"])
     try:
-        os.kill(holder["pid"], 0)
+        os.kill(pid, 0)
     except ProcessLookupError:
         return False
-    except PermissionError:  # it is somebody else's
+    except PermissionError:  # it is another user's
         return True
-    state, started = _life(holder["pid"])
-    # One that was killed stays as a zombie until its parent asks for its exit code. A number may be given anew.
-    return state not in ("Z", "X") and started == holder["started"]
+    return _started(pid) == holder["started"]  # else the number was given to another process since
 
 
-def _remove_dead(path: Path, holder: dict[str, Any]) -> None:
+def _remove_dead(path: Path, holder: Holder) -> None:
     """Remove the lease of a dead process, unless another process is doing so.
 
-    All that may do so run on one machine, so a name in its memory, which ends with its process, decides between them:
-    else the second might remove the lease that the first has made since.
+    Without a guard the second of two processes could remove the lease that the first has made since. Both run on one
+    machine, so a name in its memory decides between them. It ends with its process.
     """
     name = hashlib.sha256(os.fsencode(path.resolve())).hexdigest()
     with socket.socket(socket.AF_UNIX) as guard:
@@ -183,7 +176,7 @@ def _remove_dead(path: Path, holder: dict[str, Any]) -> None:
             guard.bind(f"\0minifork-{name}")
         except OSError:
             return
-        if _holder(path) == holder:
+        if _read_holder(path) == holder:
             path.unlink()
 
 
@@ -200,34 +193,34 @@ def _machine() -> dict[str, str]:
     return machine
 
 
-def _life(pid: int) -> tuple[str, str]:
-    """The state of a process and when it started, in ticks since the boot; empty where the system does not say."""
+def _started(pid: int) -> str:
+    """When a process started, in ticks since the boot; "dead" for a zombie, "" where the system does not say.
+
+    A killed process stays as a zombie until its parent asks for its exit code.
+    """
     try:
         fields = Path(f"/proc/{pid}/stat").read_text(encoding="utf-8").rpartition(")")[2].split()
     except OSError:
-        return "", ""
-    return fields[0], fields[19]
+        return ""
+    return "dead" if fields[0] in ("Z", "X") else fields[19]
 
 
-def _signature() -> bytes:
-    """What a lock and a lease say of this process."""
+def _this_process() -> bytes:
+    """What a lock and a lease say about this process."""
     pid = os.getpid()
-    return json.dumps(_machine() | {"pid": pid, "started": _life(pid)[1]}).encode() + b"\n"
+    return json.dumps(_machine() | {"pid": pid, "started": _started(pid)}).encode() + b"\n"
 
 
-def _holder(path: Path) -> dict[str, Any] | None:
-    """What a lock or a lease says of its process: None where there is no file, ANYBODY where it cannot be read."""
+def _read_holder(path: Path) -> Holder | None:
+    """What a lock or a lease says about its process: None where there is no file, {} where it cannot be read."""
     try:
-        holder = json.loads(path.read_text(encoding="utf-8"))
+        return json.loads(path.read_bytes())
     except FileNotFoundError:
         return None
     except (OSError, ValueError):
-        return ANYBODY
-    kinds = {"host": str, "boot": str, "processes": str, "pid": int, "started": str}
-    whole = isinstance(holder, dict) and all(type(holder.get(key)) is kind for key, kind in kinds.items())
-    return holder if whole and 0 < holder["pid"] < 2**31 else ANYBODY
+        return {}
 
 
-def _held(path: Path, holder: dict[str, Any]) -> str:
-    who = f"process {holder['pid']} on {holder['host']}" if holder["pid"] else "another process"
+def _held(path: Path, holder: Holder) -> str:
+    who = f"process {holder['pid']} on {holder['host']}" if holder else "another process"
     return f"{path.parent}: {who} is working here"

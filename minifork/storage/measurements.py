@@ -21,8 +21,11 @@ FORMAT = 1
 
 @dataclass(frozen=True)
 class Key:
-    """What decides a measurement: hash of the weights, the run's identity (for its training problems), settings, name
-    and description of the test set, version of the code."""
+    """What decides a measurement.
+
+    weights: their hash; run: the run's identity, which decides its training problems; settings: of the evaluation;
+    test_set: its name and description; version: of the measuring code.
+    """
 
     weights: str
     run: str
@@ -38,7 +41,7 @@ class Key:
         return f"{fingerprint(values)}-{version}"
 
 
-def packed(arrays: dict[str, np.ndarray]) -> bytes:
+def pack_npz(arrays: dict[str, np.ndarray]) -> bytes:
     """The content of an .npz file with these arrays."""
     buffer = io.BytesIO()
     np.savez_compressed(buffer, **cast(dict[str, Any], arrays))  # mypy takes them for its other arguments
@@ -48,9 +51,9 @@ def packed(arrays: dict[str, np.ndarray]) -> bytes:
 def save_measurement(folder: Path, key: Key, measurement: Measurement) -> None:
     """Keep a measurement with its run; a process that is killed leaves all of it or nothing that is read.
 
-    Raises OSError or ValueError naming the file when it cannot be written, or holds what is no number.
+    Raises OSError naming the file when it cannot be written, and ValueError when a value is not a finite number.
     """
-    path, arrays = folder / "eval" / f"{key.digits}.json", packed(measurement.arrays)
+    path, arrays = folder / "eval" / f"{key.digits}.json", pack_npz(measurement.arrays)
     write_atomically(path.with_suffix(".npz"), lambda file: file.write(arrays))
     stored = {"format": FORMAT, "key": asdict(key), "record": measurement.record, "check": measurement.check}
     stored["npz_hash"] = digest(arrays)
@@ -58,10 +61,7 @@ def save_measurement(folder: Path, key: Key, measurement: Measurement) -> None:
 
 
 def load_measurement(folder: Path, key: Key) -> Measurement | None:
-    """The measurement with a key, None where there is none.
-
-    Raises ValueError naming a file that is damaged or was edited.
-    """
+    """The measurement with a key, None where there is none; raises ValueError naming a file that is damaged."""
     path = folder / "eval" / f"{key.digits}.json"
     return _read(path) if path.exists() else None
 
@@ -76,15 +76,13 @@ def load_other_version(folder: Path, key: Key) -> Measurement | None:
 
 
 def _read(path: Path) -> Measurement:
+    """The measurement in a file; raises ValueError naming it unless its checksum and those of its arrays hold."""
     stored = read_json(path, "format", "key", "record", "check", "npz_hash", "checksum")
-    if stored["format"] != FORMAT:
-        raise ValueError(f"{path}: of another version of minifork; remove it and run `minifork eval` again")
-    try:
-        content = path.with_suffix(".npz").read_bytes()
-        sound = stored["checksum"] == fingerprint({k: v for k, v in stored.items() if k != "checksum"})
-        if sound and Key(**stored["key"]).digits == path.stem and digest(content) == stored["npz_hash"]:
-            with np.load(io.BytesIO(content)) as arrays:
-                return Measurement(stored["record"], {n: arrays[n] for n in arrays.files}, stored["check"])
-    except (FileNotFoundError, TypeError):  # no arrays; a key of another kind
-        pass
-    raise ValueError(f"{path}: damaged or edited; remove it and run `minifork eval` again")
+    arrays_path = path.with_suffix(".npz")
+    content = arrays_path.read_bytes() if arrays_path.exists() else b""
+    checksum = stored.pop("checksum")
+    intact = (checksum, stored["npz_hash"]) == (fingerprint(stored), digest(content))
+    if not intact or stored["format"] != FORMAT or Key(**stored["key"]).digits != path.stem:
+        raise ValueError(f"{path}: damaged or edited; remove it and run `minifork eval` again")
+    with np.load(io.BytesIO(content)) as arrays:
+        return Measurement(stored["record"], {name: arrays[name] for name in arrays.files}, stored["check"])

@@ -10,7 +10,6 @@ import sys
 import sysconfig
 from collections.abc import Iterable, Iterator
 from functools import lru_cache
-from importlib.machinery import ModuleSpec, PathFinder
 from pathlib import Path
 
 from minifork.storage.files import digest
@@ -57,31 +56,28 @@ def _is_local(package: str) -> bool:
     return any(not str(place).startswith(STANDARD) and not INSTALLED & {*place.parts} for place in places)
 
 
-def _source(module: str) -> Path | None:
-    """The Python file of a module, None for one that has none."""
-    return next((place for place in _places(module) if place.suffix == ".py"), None)
-
-
-def _places(module: str) -> list[Path]:
-    """The file of a module, and the folders of a package."""
-    spec = _spec(module)
-    file = spec.origin if spec and spec.has_location else getattr(sys.modules.get(module), "__file__", None)
-    folders = spec.submodule_search_locations if spec else None
-    return [Path(place).resolve() for place in [file, *(folders or ())] if place]
-
-
 @lru_cache
-def _spec(module: str) -> ModuleSpec | None:
-    """Where a module is, None for one that does not exist; imports nothing, not even the packages around it."""
-    parent = module.rpartition(".")[0]
-    if parent:
-        spec = _spec(parent)
-        folders = spec.submodule_search_locations if spec else None
-        return PathFinder.find_spec(module, [*folders]) if folders else None
+def _places(package: str) -> list[Path]:
+    """The folders of a top-level package, or the file of a module; empty when there is none."""
     try:
-        return importlib.util.find_spec(module)
-    except ValueError:  # a program, __main__, has none
-        return None
+        spec = importlib.util.find_spec(package)
+    except ValueError:  # a program, __main__, has no spec
+        spec = None
+    if spec and spec.submodule_search_locations:
+        return [Path(place).resolve() for place in spec.submodule_search_locations]
+    file = spec.origin if spec and spec.has_location else getattr(sys.modules.get(package), "__file__", None)
+    return [Path(file).resolve()] if file else []
+
+
+def _source(module: str) -> Path | None:
+    """The Python file of a module, None for one that has none; imports nothing."""
+    package, *inner = module.split(".")
+    for place in _places(package):
+        path = place.joinpath(*inner)
+        for candidate in (path, path / "__init__.py", path.with_name(f"{path.name}.py")):
+            if candidate.suffix == ".py" and candidate.is_file():
+                return candidate
+    return None
 
 
 def _imported(tree: ast.Module, module: str, is_package: bool) -> Iterator[str]:

@@ -1,7 +1,7 @@
-"""Legs: the parts in which a run was trained, each by one process, and what it ran on.
+"""Legs: the parts in which a run was trained, each by one process, with the machine and the software of each.
 
-Other processors, numbers of threads and versions of torch add numbers in another order. So a run that goes on elsewhere
-ends with weights whose last bits may differ from those of a run that stayed.
+Other processors, numbers of threads and versions of torch add numbers in another order. So a run that continues on
+another machine may end with weights that differ in the last bits.
 """
 
 import platform
@@ -11,31 +11,25 @@ import torch
 
 from minifork.runs import processor
 
-WORDS = {  # what may move bits, in the words of a message
-    "machine": "processor",
-    "architecture": "architecture",
-    "capability": "instruction set",
-    "device": "device",
-    "torch": "torch",
-    "threads": "number of threads",
-}
-
 
 def new_leg(step: int, device: str) -> dict[str, Any]:
-    """A leg of this process that begins after a step: the processor, its architecture and the instruction set that
-    torch uses on it, the device that it trains on, torch's version and its number of threads."""
+    """A leg of this process that begins after a step.
+
+    Its keys are the step, the processor, its architecture, the instruction set that torch uses on it, the device,
+    torch's version and its number of threads.
+    """
     return {
         "from": step,
         "machine": processor(),
-        "architecture": platform.processor(),
+        "architecture": platform.machine(),
         "capability": torch.backends.cpu.get_cpu_capability(),
         "device": torch.cuda.get_device_name() if device == "cuda" else device,
-        "torch": str(torch.__version__),  # a plain word, which can be read without executing anything
+        "torch": str(torch.__version__),  # a plain str, which weights_only can read
         "threads": torch.get_num_threads(),
     }
 
 
-def moved(before: dict[str, Any], now: dict[str, Any]) -> str:
-    """What differs between two legs that may move bits, in words; what the first does not say is left out."""
-    differing = [key for key in WORDS if before.get(key) is not None and before[key] != now[key]]
-    return ", ".join(f"another {WORDS[key]} ({before[key]} before, {now[key]} now)" for key in differing)
+def changes_between(before: dict[str, Any], now: dict[str, Any]) -> str:
+    """The differences between two legs that may change bits, in words; now: a leg that has just begun."""
+    differing = [key for key in now if key != "from" and before[key] != now[key]]
+    return ", ".join(f"{key} {now[key]} instead of {before[key]}" for key in differing)

@@ -102,9 +102,9 @@ def logged_steps(folder: Path) -> list[int]:
 
 def assert_same_training(folder: Path, reference: Path) -> None:
     """Weights and optimizer state equal bit for bit, every step logged once, same snapshots."""
-    files = {str(p.relative_to(reference)) for p in reference.rglob("*.pt")}
-    assert {str(p.relative_to(folder)) for p in folder.rglob("*.pt")} == files
-    for file in files:
+    names = {str(p.relative_to(reference)) for p in reference.rglob("*.pt")}
+    assert {str(p.relative_to(folder)) for p in folder.rglob("*.pt")} == names
+    for file in names:
         assert_equal(weights.load_weights(folder / file), weights.load_weights(reference / file), file)
     assert logged_steps(folder) == logged_steps(reference)
     assert not [p for p in folder.rglob(".*") if p.is_file()]  # no temporary file is left
@@ -112,7 +112,7 @@ def assert_same_training(folder: Path, reference: Path) -> None:
 
 
 def assert_equal(one: dict, other: dict, where: str) -> None:
-    """What two files of weights hold is the same, bit for bit, the seconds and legs apart."""
+    """Two files of weights hold the same, bit for bit, the seconds and legs apart."""
     plain = {"seconds": 0, "legs": []}
     (leaves, tree), (other_leaves, other_tree) = (tree_flatten(saved | plain) for saved in (one, other))
     assert tree == other_tree, where

@@ -16,7 +16,7 @@ from tests.helpers.pipeline import ctrl_c, snapshot
 def test_what_a_kill_left_behind_is_removed(copy):
     pipeline = copy("base")
     folder = pipeline.at("sft", "sft.epochs=1")
-    for litter in (folder / ".run.json.x1y2_abc", folder / "epochs" / ".e1.pt.0123abcd"):
+    for litter in (folder / ".run.json.x1y2_abc.tmp", folder / "epochs" / ".e1.pt.0123abcd.tmp"):
         litter.parent.mkdir(parents=True, exist_ok=True)
         litter.write_bytes(b"half")
         assert pipeline("sft", "--resume", "sft.epochs=1") == 0 and not litter.exists()

@@ -21,6 +21,7 @@ from minifork.storage import files
 from tests.conftest import SMALL
 
 KEYS = sorted(configs.keys(Config))
+PARTS = {"even": KEYS[::2], "odd": KEYS[1::2], "all": KEYS}
 GONE = {"gone": 1, "sft": {"gone": "a word"}, "gone_section": {"one": 1, "two": [2]}}
 RESULTS = ("eval.json", "claims.json", "report.html")
 
@@ -95,9 +96,9 @@ def check_recognised(folder: Path, capsys: pytest.CaptureFixture) -> None:
     assert [record_of(config, one) for one in evaluations] == files.read_json(folder / "eval.json")["records"]
 
 
-@pytest.mark.parametrize("key", KEYS)
-def test_without_a_key(folder, capsys, key):
-    with edited_records([key]):
+@pytest.mark.parametrize("part", PARTS)
+def test_without_keys(folder, capsys, part):
+    with edited_records(PARTS[part]):
         check_recognised(folder, capsys)
 
 
@@ -106,25 +107,23 @@ def test_with_keys_that_are_gone(folder, capsys):
         check_recognised(folder, capsys)
 
 
-@pytest.mark.parametrize("keys", [KEYS[::2], KEYS[1::2], KEYS], ids=["even", "odd", "all"])
-def test_results_are_the_same(folder, capsys, keys):
+def test_results_are_the_same(folder, capsys):
     """Evaluating measures nothing, and the claims and the report are those of whole records."""
     before = {name: (folder / name).read_bytes() for name in RESULTS}
     for name in RESULTS:
         (folder / name).unlink()
-    with edited_records(keys, GONE):
+    with edited_records(KEYS, GONE):
         capsys.readouterr()
         assert main(["eval"]) == 0 and ", 0 of them not measured yet" in capsys.readouterr().out
         assert main(["claims"]) == main(["report"]) == 0
     assert {name: (folder / name).read_bytes() for name in RESULTS} == before
 
 
-@pytest.mark.parametrize("keys", [KEYS[::2], KEYS[1::2]], ids=["even", "odd"])
-def test_a_fine_tuning_of_such_a_base(folder, keys):
+def test_a_fine_tuning_of_such_a_base(folder):
     """It has the weights that it has of a whole record."""
     config, weights = configs.load_config(overrides=["seed=1"]), []
-    for without in ([], keys):
-        with edited_records(without):
+    for missing in ([], KEYS):
+        with edited_records(missing):
             assert main(["sft", "seed=1"]) == 0
         run = runs.require_run(config, "sft")
         weights.append(run.record["weights"])

@@ -15,9 +15,6 @@ def everything(folder: Path) -> set[str]:
     return {str(path.relative_to(folder)) for path in folder.rglob("*") if path.is_file()}
 
 
-# Atomic writes
-
-
 def failing(error: BaseException) -> Callable[[IO[bytes]], None]:
     """A function that writes half a file and then fails."""
 
@@ -29,28 +26,23 @@ def failing(error: BaseException) -> Callable[[IO[bytes]], None]:
     return write
 
 
-FULL, READ_ONLY = OSError(28, "No space left on device"), OSError(30, "Read-only file system")
+ERRORS = {
+    OSError(28, "No space left on device"): "No space left on device",
+    RuntimeError("write failed\nmore"): "write failed",
+    KeyboardInterrupt(): None,  # of these the type stays
+    ValueError("not about the disk"): None,
+}
 
 
-@pytest.mark.parametrize("error", [FULL, READ_ONLY, RuntimeError("write failed\nmore")])
+@pytest.mark.parametrize("error", ERRORS)
 def test_a_failed_write_keeps_the_old_file(tmp_path, error):
-    path = tmp_path / "deep" / "file.bin"
+    path, reason = tmp_path / "deep" / "file.bin", ERRORS[error]
     files.write_atomically(path, lambda file: file.write(b"old"))
-    reason = r"file\.bin: cannot be saved \((No space left on device|Read-only file system|write failed)\)"
-    with pytest.raises(OSError, match=reason) as raised:
+    with pytest.raises(OSError if reason else type(error)) as raised:
         files.write_atomically(path, failing(error))
-    assert "\n" not in str(raised.value)
+    if reason:
+        assert str(raised.value).startswith(f"{path}: cannot be saved ({reason}); ") and "\n" not in str(raised.value)
     assert path.read_bytes() == b"old" and everything(tmp_path) == {"deep/file.bin"}
-
-
-@pytest.mark.parametrize("error", [KeyboardInterrupt(), ValueError("not about the disk")])
-def test_other_errors_pass_unchanged(tmp_path, error):
-    path = tmp_path / "file.bin"
-    path.write_bytes(b"old")
-    with pytest.raises(type(error)) as raised:
-        files.write_atomically(path, failing(error))
-    assert raised.value is error
-    assert path.read_bytes() == b"old" and everything(tmp_path) == {"file.bin"}
 
 
 def test_the_new_file_appears_only_when_whole(tmp_path):
@@ -69,43 +61,34 @@ def test_the_new_file_appears_only_when_whole(tmp_path):
 def test_a_folder_that_cannot_be_made(tmp_path):
     (tmp_path / "file").write_text("in the way", encoding="utf-8")
     path = tmp_path / "file" / "run.json"
-    for write in (lambda: files.write_json(path, {}), lambda: files.append_line(path, {})):
-        with pytest.raises(OSError, match="cannot be saved") as raised:
-            write()
-        assert str(path) in str(raised.value)
-
-
-# JSON
+    for write in (files.write_json, files.append_line):
+        with pytest.raises(OSError, match=f"{path}: cannot be saved"):
+            write(path, {})
 
 
 def test_json(tmp_path):
     path = tmp_path / "x.json"
     files.write_json(path, {"a": [1, 2.5, None, True]})
-    assert files.read_json(path) == files.read_json(path, "a") == {"a": [1, 2.5, None, True]}
     with pytest.raises(ValueError, match=r"x\.json: a result is not a number"):
         files.write_json(path, {"a": float("nan")})
-    assert files.read_json(path) == {"a": [1, 2.5, None, True]}
-    with pytest.raises(ValueError, match=r"x\.json: has no 'b'"):
-        files.read_json(path, "a", "b")
+    assert files.read_json(path) == files.read_json(path, "a") == {"a": [1, 2.5, None, True]}
     with pytest.raises(ValueError, match=r"none\.json: no such file"):
         files.read_json(tmp_path / "none.json")
 
 
-@pytest.mark.parametrize("content", ["", '{"a": 1', "\xff", "[]", "3", "null", '"a"', "[" * 100_000])
-def test_what_is_no_json_mapping(tmp_path, content):
+@pytest.mark.parametrize("content", ["", '{"a": 1', "\xff", "[]", "null", '{"b": 1}'])
+def test_what_is_no_json_mapping_with_these_keys(tmp_path, content):
     path = tmp_path / "x.json"
     path.write_text(content, encoding="latin-1")
-    with pytest.raises(ValueError, match=r"x\.json: not a JSON file"):
-        files.read_json(path)
+    with pytest.raises(ValueError, match=r"x\.json: not a JSON file that this version wrote"):
+        files.read_json(path, "a")
 
 
 def test_lines_are_appended(tmp_path):
-    for step in (1, 2):
-        files.append_line(tmp_path / "log", {"step": step})
-    assert [json.loads(line) for line in (tmp_path / "log").read_text(encoding="utf-8").splitlines()] == [
-        {"step": 1},
-        {"step": 2},
-    ]
+    lines = [{"step": 1}, {"step": 2}]
+    for line in lines:
+        files.append_line(tmp_path / "log", line)
+    assert [json.loads(line) for line in (tmp_path / "log").read_text(encoding="utf-8").splitlines()] == lines
 
 
 def test_fingerprints():
