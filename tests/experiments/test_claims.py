@@ -132,7 +132,7 @@ def test_pairs_that_differ_too_much_have_no_interval():
     p = {("base", pair): np.full(N, value) for pair, value in enumerate((1.0, 0.999, 0.9, 0.99, 1.0))}
     row = judged(results_of(p), 5, value=term("base", "pass@1"), at_least=0.5)
     assert (row["verdict"], row["ci95"]) == ("fails", None) and row["effect"] == pytest.approx(0.9778)
-    assert "pairs differ too much for an interval (pairs: 1.000, 0.999, 0.900" in claims.line(row)
+    assert "pairs differ too much for an interval (pairs: 1.000, 0.999, 0.900" in claims.claim_line(row)
 
 
 def test_terms_about_different_problems_are_refused():
