@@ -116,7 +116,7 @@ def test_files_that_hold_no_study_are_named(tmp_path, text, named):
         study.read_study(str(path))
 
 
-@pytest.mark.parametrize("name", sorted(path.stem for path in study.FOLDER.glob("*.yaml")))
+@pytest.mark.parametrize("name", sorted(path.stem for path in study.STUDIES.glob("*.yaml")))
 def test_shipped_studies_can_be_planned(name):
     """All runs differ, but for decoders on one; the commands that make them read back as the same configs."""
     for task, _, preset in (words.partition(":") for words in SHIPPED[name].split()):
