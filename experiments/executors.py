@@ -15,8 +15,6 @@ from concurrent.futures import ThreadPoolExecutor, as_completed
 from dataclasses import replace
 from typing import Any
 
-from tqdm import tqdm
-
 from experiments.study import Plan
 from minifork import runs
 from minifork.cli import HELD
@@ -65,18 +63,14 @@ def _side_by_side(plans: list[Plan]) -> None:
     Raises ValueError naming the runs that failed, after all others are done.
     """
     started, failures, crew = time.monotonic(), [], _Crew()
-    pool = ThreadPoolExecutor(plans[0].config.reproduce.workers or cores())
-    with pool, tqdm(total=len(plans), unit="run", disable=None) as bar:
+    with ThreadPoolExecutor(plans[0].config.reproduce.workers or cores()) as pool:
         names = {pool.submit(_attempt, plan, crew): plan.log.stem for plan in plans}
         try:
             for done, future in enumerate(as_completed(names), 1):
-                name, failure = names[future], future.result()
+                failure, minutes = future.result(), (time.monotonic() - started) / 60
                 failures += [failure] if failure else []
-                bar.set_postfix_str(name)
-                bar.update()
-                if bar.disable:
-                    state, minutes = "FAILED" if failure else "done", (time.monotonic() - started) / 60
-                    print(f"[{done}/{len(plans)}] {name}: {state} ({minutes:.1f} minutes so far)", flush=True)
+                state = "FAILED" if failure else "done"
+                print(f"[{done}/{len(plans)}] {names[future]}: {state} ({minutes:.1f} minutes so far)", flush=True)
         except BaseException:
             pool.shutdown(wait=False, cancel_futures=True)
             crew.stop()
@@ -156,7 +150,7 @@ class _Crew:
                     return
             except HeldError as error:
                 if not waiting:
-                    tqdm.write(f"{error}; waiting until it has finished this run")
+                    print(f"{error}; waiting until it has finished this run", flush=True)
                 waiting = True
             if self.stopped.wait(SECONDS_BETWEEN_LOOKS):
                 raise KeyboardInterrupt

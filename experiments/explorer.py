@@ -18,7 +18,7 @@ LIVE = -1
 
 
 def explorer(config: Config, results: Results, pair: int) -> dict:
-    """Problems, and the snapshots of every run of the study: branch and mode probabilities, p, and a tree a problem.
+    """Problems, and the snapshots of every run of the study: branch probabilities, p, and a tree a problem.
 
     Runs that never meet the fork, are about another test set than the plain one, or have a random prefix (their
     problems have no one prompt) are left out. Raises ValueError for a task without a fork.
@@ -68,14 +68,9 @@ def _snapshot(config: Config, problems: ProblemSet, results: Results, record: di
     return {
         "epoch": record["epoch"] or 0,
         "p": [float(f"{value:.6g}") for value in results.array(record)[: len(tree)].tolist()],  # pass@16 is made of it
-        "fork": _thousandths(measure.branch_probabilities(model, problems)),
-        "mode": _thousandths(measure.mode_probabilities(tree, problems)),
+        "fork": np.rint(1000 * measure.branch_probabilities(model, problems)).astype(int).tolist(),
         "trees": unfold(tree),
     }
-
-
-def _thousandths(values: np.ndarray) -> list:
-    return np.rint(1000 * values).astype(int).tolist()
 
 
 @torch.no_grad()

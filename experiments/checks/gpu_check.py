@@ -8,7 +8,6 @@ Every part yields rows of the JSON file, name and value. The file is written at 
 run that is stopped, loses nothing that was measured. A part fails unless it yields ("failed", 0).
 """
 
-import contextlib
 import json
 import os
 import re
@@ -21,7 +20,6 @@ from collections import Counter
 from collections.abc import Iterator
 from dataclasses import replace
 from pathlib import Path
-from threading import Timer
 from typing import Any
 
 import numpy as np
@@ -52,6 +50,7 @@ TESTS = "tests/minifork/gpu/test_gpu.py"
 PYTEST = [sys.executable, "-m", "pytest", "-vv", "-m", "gpu", "-p", "no:cacheprovider", TESTS]
 TESTS_S, SANITIZER_S = 900, 100  # seconds after which the tests, and each tool of the sanitizer, are stopped
 OUTCOME = re.compile(r"::(?P<test>\S.*?) (?P<outcome>PASSED|FAILED|ERROR|SKIPPED)\b.*%\]$")  # a line of pytest -v
+KILLED = (-signal.SIGKILL, 128 + signal.SIGKILL)  # exit codes of a command that was killed
 SANITIZED = "test_runs_again_alike_on_every_tiling and (narrow or reference)"
 P_VALUE = 1e-4  # smallest p-value of samples that holds
 SAMPLES = {"bf16": 10**6, "fp32": 10**5}  # rollouts a problem that are compared with scored probabilities
@@ -138,7 +137,7 @@ def train(config: Config) -> Rows:
 def gpu_tests() -> Rows:
     """The GPU tests; their outcomes are counted as they come."""
     outcomes, output = Counter[str](), ["no output"]
-    with limited(PYTEST, TESTS_S) as process:
+    with start(PYTEST, TESTS_S) as process:
         for line in process.stdout or ():
             output.append(line.rstrip())
             if match := OUTCOME.search(output[-1]):
@@ -149,33 +148,9 @@ def gpu_tests() -> Rows:
                     yield match["test"], outcome
     if process.returncode:
         print(*output[-30:], sep="\n")
-    killed = process.returncode == -signal.SIGKILL
+    killed = process.returncode in KILLED
     yield "summary", f"killed, or not finished within {TESTS_S} s" if killed else output[-1].strip("= ")
     yield "failed", int(process.returncode != 0 or not outcomes["passed"])
-
-
-@contextlib.contextmanager
-def limited(command: list[str], seconds: float, **environment: str) -> Iterator[subprocess.Popen[str]]:
-    """A command whose output can be read while it runs. After so many seconds it and all that it started are killed."""
-    process = subprocess.Popen(
-        command, stdout=subprocess.PIPE, stderr=subprocess.STDOUT, text=True, encoding="utf-8", cwd=CHECKOUT,
-        env=os.environ | environment, start_new_session=True,
-    )  # fmt: skip
-    stop = Timer(seconds, kill, [process])
-    stop.start()
-    try:
-        yield process
-        process.wait()
-    finally:
-        stop.cancel()
-        kill(process)
-        process.communicate()
-
-
-def kill(process: subprocess.Popen[str]) -> None:
-    """End a process that leads a session, and all that it started."""
-    with contextlib.suppress(ProcessLookupError):
-        os.killpg(process.pid, signal.SIGKILL)
 
 
 def sanitizer() -> Rows:
@@ -187,10 +162,10 @@ def sanitizer() -> Rows:
     for tool in ("memcheck", "racecheck") if program else ():
         command = [str(program), "--tool", tool, "--report-api-errors", "no", "--error-exitcode", "9", *PYTEST]
         # torch's caching allocator would hide accesses past the end of a tensor
-        with limited([*command, "-k", SANITIZED], SANITIZER_S, PYTORCH_NO_CUDA_MEMORY_CACHING="1") as process:
-            output = process.stdout.read() if process.stdout else ""
+        with start([*command, "-k", SANITIZED], SANITIZER_S, PYTORCH_NO_CUDA_MEMORY_CACHING="1") as process:
+            output, _ = process.communicate()
         summaries = [line.strip("= ") for line in output.splitlines() if "SUMMARY" in line]
-        if process.returncode == -signal.SIGKILL:
+        if process.returncode in KILLED:
             yield tool, f"not finished within {SANITIZER_S} s"
         elif "not supported" in output:
             yield tool, "not usable on this machine"
@@ -198,6 +173,17 @@ def sanitizer() -> Rows:
             failed |= int(process.returncode != 0)
             yield tool, [f"exit code {process.returncode}", *summaries][-1]
     yield "failed", failed
+
+
+def start(command: list[str], seconds: float, **environment: str) -> subprocess.Popen[str]:
+    """Start a command whose output can be read while it runs.
+
+    GNU `timeout` kills it and all that it started after so many seconds.
+    """
+    return subprocess.Popen(
+        ["timeout", "--signal=KILL", f"{seconds}", *command], stdout=subprocess.PIPE, stderr=subprocess.STDOUT,
+        text=True, encoding="utf-8", cwd=CHECKOUT, env=os.environ | environment,
+    )  # fmt: skip
 
 
 def trees(config: Config) -> dict[str, TraceTree]:
