@@ -4,7 +4,6 @@ import os
 import shutil
 import signal
 import socket
-import stat
 import subprocess
 import sys
 import threading
@@ -145,7 +144,7 @@ def test_what_runs_start_from_is_made_once_and_first(copy, monkeypatch):
     [("pretrain", 1, ValueError), ("pretrain", 130, KeyboardInterrupt), ("sft", -2, KeyboardInterrupt)],
 )
 def test_a_base_that_fails_and_ctrl_c_stop_the_study(copy, monkeypatch, stage, code, error):
-    starts = Starts(monkeypatch, lambda command: code * (command[0] == stage))
+    starts = Starts(monkeypatch, lambda command: code if command[0] == stage else 0)
     with pytest.raises(error, match="failed .see above.: -m minifork pretrain --resume" if code == 1 else None):
         executors.run_plans(study.plans(copy().config("reproduce.workers=1"), [{}, {"stage": "rl"}], [0, 1]))
     assert starts.commands[-1] == stage and "rl" not in starts.commands
@@ -153,26 +152,23 @@ def test_a_base_that_fails_and_ctrl_c_stop_the_study(copy, monkeypatch, stage, c
 
 @pytest.mark.slow
 def test_killed_runs_are_repeated_and_finished_ones_skipped(copy, small, tmp_path, capsys, monkeypatch):
-    """The first two starts die by SIGKILL. In the end both runs are whole, with the weights that one made alone has."""
+    """The first two starts die by SIGKILL. In the end both runs are whole, with the weights of an undisturbed one."""
     wrapper, count = tmp_path / "python", tmp_path / "starts"
     claim = f"mkdir {tmp_path}/first 2>/dev/null || mkdir {tmp_path}/second 2>/dev/null"  # succeeds twice in all
-    wrapper.write_text(
-        f'#!/bin/sh\necho x >> {count}\n{claim} && kill -9 $$\nexec {sys.executable} "$@"\n', encoding="utf-8"
-    )
-    wrapper.chmod(wrapper.stat().st_mode | stat.S_IXUSR)
+    script = f'#!/bin/sh\necho x >> {count}\n{claim} && kill -9 $$\nexec {sys.executable} "$@"\n'
+    wrapper.write_text(script, encoding="utf-8")
+    wrapper.chmod(0o755)
     monkeypatch.setattr(sys, "executable", str(wrapper))
-    pipeline = copy("base")
-    plans = study.plans(pipeline.config("reproduce.workers=2"), [GRAPHS], [0])
+    plans = study.plans(copy("base").config("reproduce.workers=2"), [GRAPHS], [0])
     executors.run_plans(plans)
     assert "[2/2]" in capsys.readouterr().out and len(count.read_text(encoding="utf-8").split()) == 4
-    folders = [runs.require_run(plan.config, "sft").folder for plan in plans]
-    logs = [(pipeline.folder / "logs" / f"{folder.name}.log").read_text(encoding="utf-8") for folder in folders]
-    assert all("16 steps in" in log for log in logs)
+    assert all("16 steps in" in plan.log.read_text(encoding="utf-8") for plan in plans)
     executors.run_plans(plans)
     assert len(count.read_text(encoding="utf-8").split()) == 4
     single = Pipeline(tmp_path / "alone", small)
     assert single("pretrain") == single("sft", "sft.fork_in_graph=true") == 0
-    assert_same_training(folders[1], single.at("sft", "sft.fork_in_graph=true"))
+    folder = runs.require_run(plans[1].config, "sft").folder
+    assert_same_training(folder, single.at("sft", "sft.fork_in_graph=true"))
 
 
 def test_failures_are_named_after_all_others(copy, monkeypatch):
@@ -209,9 +205,7 @@ def test_a_run_that_another_process_makes_is_waited_for(copy, trained, monkeypat
     """And started only if it is not complete then."""
     pipeline = copy() if stage == "base" else copy("base")
     (plan,) = study.plans(pipeline.config(), [{"stage": stage}], [0])
-    starts = Starts(monkeypatch, lambda command: 0)
-    folder = pipeline.at(stage)
-    folder.mkdir(parents=True)
+    starts, folder = Starts(monkeypatch, lambda command: 0), pipeline.at(stage)
     waiting = threading.Thread(target=executors.run_plans, args=([plan],))
     with locks.locked(folder):
         waiting.start()

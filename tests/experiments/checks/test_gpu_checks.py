@@ -113,38 +113,32 @@ def test_the_whole_check(small_check, empty, capsys):
     assert [run.config.sft.epochs for run in trained if run.stage == "sft"] == [3] * 3 and gpu_check.SEED >= 100
 
 
-@twin_only
-def test_parts_that_break(small_check, empty, monkeypatch, capsys):
-    """What a part had before it broke is in the file, and the others run."""
+def test_parts_that_break(tmp_path):
+    """What a part had before it broke, or was interrupted, is in the file."""
+    result, path = {"seconds": {}}, tmp_path / "result.json"
 
-    def breaks(config):
+    def rows(error: BaseException):
         yield "before", {"p": math.nan}
-        assert json.loads(small_check.read_text(encoding="utf-8"))["samples"] == {
-            "failed": 1, "broke": "it was stopped", "before": {"p": "NaN"},
-        }  # fmt: skip
-        raise RuntimeError("out of luck")
+        stored = json.loads(path.read_text(encoding="utf-8"))["samples"]
+        assert stored == {"failed": 1, "broke": "it was stopped", "before": {"p": "NaN"}}
+        raise error
 
+    gpu_check.run_part("samples", rows(RuntimeError("out of luck")), result, path)
+    assert json.loads(path.read_text(encoding="utf-8"))["samples"]["broke"] == "RuntimeError: out of luck"
+    with pytest.raises(KeyboardInterrupt):
+        gpu_check.run_part("samples", rows(KeyboardInterrupt()), result, path)
+
+
+@twin_only
+def test_the_check_fails_where_a_part_does(small_check, empty, monkeypatch, capsys):
     for part in ("samples", "agree", "time_backends"):
-        monkeypatch.setattr(gpu_check, part, breaks if part == "samples" else lambda config: iter([("failed", 0)]))
+        monkeypatch.setattr(gpu_check, part, lambda config, part=part: iter([("failed", int(part == "samples"))]))
     monkeypatch.setattr(gpu_check.stages, "sft", lambda *given, **more: {}["no such fine-tuning"])
     assert empty("gpu-check", *SMALL) == 1
     assert "FAILED: training, samples; written to" in capsys.readouterr().out
     result = json.loads(small_check.read_text(encoding="utf-8"))
-    assert [*result["seconds"]] == PARTS and result["training"]["base"].startswith("base")
-    assert result["samples"] == {"failed": 1, "broke": "RuntimeError: out of luck", "before": {"p": "NaN"}}
-    assert "no such fine-tuning" in result["training"]["broke"] and result["tests"]["failed"] == 0
-
-
-def test_an_interruption_keeps_what_is_there(tmp_path):
-    def interrupted():
-        yield "before", 1
-        raise KeyboardInterrupt
-
-    path = tmp_path / "result.json"
-    with pytest.raises(KeyboardInterrupt):
-        gpu_check.run_part("bench", interrupted(), {"seconds": {}}, path)
-    stored = json.loads(path.read_text(encoding="utf-8"))
-    assert stored["bench"] == {"failed": 1, "broke": "it was stopped", "before": 1}
+    assert result["training"]["base"].startswith("base") and "no such fine-tuning" in result["training"]["broke"]
+    assert [*result["seconds"]] == PARTS and result["tests"]["failed"] == 0
 
 
 def test_outcomes_of_the_tests(gpu_tests, capsys):
@@ -225,8 +219,7 @@ def test_rows_fit_the_shared_memory(make_model, folder, monkeypatch, architectur
 
 
 @twin_only
-@pytest.mark.parametrize("bf16", [False, True])
-@pytest.mark.parametrize("architecture", SHARED_KIB)
+@pytest.mark.parametrize(("architecture", "bf16"), [*zip(SHARED_KIB, (False, True, True), strict=True)])
 def test_the_gpu_tests_choose_rows_that_fit(make_model, folder, monkeypatch, architecture, bf16):
     """The tests of `test_gpu` that choose rows, on the twin of GPUs with less shared memory than an H100."""
     gpu = TwinGPU(folder, shared_kib=SHARED_KIB[architecture])
