@@ -127,25 +127,25 @@ def claims(config: Config) -> None:
     rows = [judge(claim, results, pairs) for claim in of_study]
     print("\n".join(map(claim_line, rows)))
     verdicts = [row["verdict"] for row in rows]
-    holding, judged = verdicts.count("holds"), len(verdicts) - verdicts.count("not run")
+    count, judgeable = verdicts.count("holds"), len(verdicts) - verdicts.count("not run")
     provisional = "" if len(pairs) >= pairs_needed else f"; provisional, {pairs_needed} pairs are wanted"
-    print(f"{holding} of {judged} claims hold on {estimates.pairs_text(len(pairs))}{provisional}")
+    print(f"{count} of {judgeable} claims hold on {estimates.pairs_text(len(pairs))}{provisional}")
     result = runs.made_by(config) | {"study": config.reproduce.study, "pairs": len(pairs), "wanted": pairs_needed}
     write_json(runs.task_folder(config) / "claims.json", result | {"claims": rows, "of": results.fingerprint})
 
 
 def read_claims(path: Path) -> tuple[int, list[Claim]]:
     """The number of pairs that a verdict needs, and the claims. Raises ValueError naming the file and the claim."""
-    tree, listed = read_yaml(path), []
+    tree, all_claims = read_yaml(path), []
     if not isinstance(tree, dict) or not isinstance(tree.get("pairs"), int) or not isinstance(tree.get("claims"), list):
         raise ValueError(f"{path}: give pairs, a number, and claims, a list")
     for entry in tree["claims"]:
         try:
-            listed.append(_read_claim(entry))
+            all_claims.append(_read_claim(entry))
         except (AttributeError, TypeError, ValueError) as error:  # TypeError: of keys that are unknown or not there
             reason = str(error).replace("\n", " ")
             raise ValueError(f"{path}: claim {entry!r:.60}: {reason}") from None
-    return tree["pairs"], listed
+    return tree["pairs"], all_claims
 
 
 def _read_claim(entry: dict) -> Claim:
@@ -176,8 +176,8 @@ def judge(claim: Claim, results: Results, pairs: list[int]) -> dict:
     if claim.over is not None:
         loss = values.get("over", claim.over) - values["minus"]
         return row | _share_verdict(claim, values["value"] - values["minus"], loss)
-    judged = _estimates(claim, values)
-    return row | _interval_verdict(claim, judged) | ({"steps": judged} if claim.rising else {})
+    effects = _estimates(claim, values)
+    return row | _interval_verdict(claim, effects) | ({"steps": effects} if claim.rising else {})
 
 
 def _estimates(claim: Claim, values: dict[str, np.ndarray]) -> list[dict]:
@@ -192,10 +192,10 @@ def _estimates(claim: Claim, values: dict[str, np.ndarray]) -> list[dict]:
     return [estimates.mean_over_pairs(after - before) for before, after in steps]
 
 
-def _interval_verdict(claim: Claim, judged: list[dict]) -> dict:
+def _interval_verdict(claim: Claim, effects: list[dict]) -> dict:
     """The verdict on estimates that must all lie in the range. Its number is the one that is least inside."""
-    margins = [_margin(claim, estimate["ci95"]) for estimate in judged]
-    worst = judged[margins.index(min(margins))]
+    margins = [_margin(claim, effect["ci95"]) for effect in effects]
+    worst = effects[margins.index(min(margins))]
     if worst["ci95"] is None:
         return _verdict(
             "fails", worst, f"pairs differ too much for an interval {estimates.uncertainty_text(worst, '')}"

@@ -21,10 +21,10 @@ def probability_over_pairs(values: np.ndarray) -> dict:
     return _estimate(values, ends)
 
 
-def difference_over_pairs(one: np.ndarray, other: np.ndarray) -> dict:
-    """The mean difference of probabilities float64[pairs, n]; as `probability_over_pairs`."""
-    differ = intervals.pairs_differ(one) or intervals.pairs_differ(other)
-    return _estimate(one - other, None if differ else intervals.difference_interval(one, other))
+def difference_over_pairs(a: np.ndarray, b: np.ndarray) -> dict:
+    """The mean of a - b, probabilities float64[pairs, n] each; as `probability_over_pairs`."""
+    differ = intervals.pairs_differ(a) or intervals.pairs_differ(b)
+    return _estimate(a - b, None if differ else intervals.difference_interval(a, b))
 
 
 def mean_over_pairs(values: np.ndarray) -> dict:

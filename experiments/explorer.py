@@ -25,16 +25,16 @@ def explorer(config: Config, results: Results, pair: int) -> dict:
     """
     task = config.data
     problems = evaluation_problems(task, config.eval)[:EXPLORED]
-    tensors, explored = problem_set(task, problems, "cpu", config.eval.grading), []
+    tensors, run_data = problem_set(task, problems, "cpu", config.eval.grading), []
     for plan in study.plans(config, study.read_study(config.reproduce.study), [pair]):
         sft, records = plan.config.sft, results.records_of(plan)
         if plan.test_set == "plain" and sft.fork_rate and not sft.prefix and records:
             snapshots = [_snapshot(config, tensors, results, record) for record in [results.base(pair), *records]]
-            explored.append({"name": plan.name, "snapshots": snapshots})
+            run_data.append({"name": plan.name, "snapshots": snapshots})
     branches = tensors.at_fork()[1].tolist()
     return {
         "problems": [_problem(task, problems[i : i + 1], tokens) for i, tokens in enumerate(branches)],
-        "runs": explored,
+        "runs": run_data,
         "words": [task.decode(np.array([token])) for token in range(task.vocab_size)],
         "outcomes": list(tensors.outcomes),
     }

@@ -36,7 +36,7 @@ def report(config: Config) -> None:
     """Write runs/<task>/report.html; raises ValueError when something it needs was not measured."""
     results = load_results(config)
     pairs = results.complete_pairs()
-    drawings, explored = figures.draw_all(results, pairs), explorer(config, results, pairs[0])
+    drawings, page_data = figures.draw_all(results, pairs), explorer(config, results, pairs[0])
     texts = {
         "task": config.task,
         "pairs": pairs_text(len(pairs)),
@@ -47,7 +47,7 @@ def report(config: Config) -> None:
     parts = {name: html.escape(text) for name, text in texts.items()} | {
         "claims": verdicts(config, results.fingerprint) or NO_CLAIMS,
         "figures": "".join(figure_block(name, figure) for name, figure in drawings.items()),
-        "data": json.dumps(explored, separators=(",", ":")).replace("<", "\\u003c"),
+        "data": json.dumps(page_data, separators=(",", ":")).replace("<", "\\u003c"),
     }
     page = re.sub(r"{{(\w+)}}", lambda match: parts[match[1]], TEMPLATE.read_text(encoding="utf-8"))
     content = page.encode(errors="surrogateescape")  # names of folders that the terminal's encoding lacks
@@ -62,18 +62,18 @@ def verdicts(config: Config, current: str) -> str:
     Those of this config are marked unless they are about the results with the fingerprint ``current``. Raises
     ValueError naming a file that lacks a key.
     """
-    own, tables = runs.task_folder(config) / "claims.json", []
-    for path in dict.fromkeys([own, *sorted(Path(config.runs).glob("**/claims.json"))]):
+    first, tables = runs.task_folder(config) / "claims.json", []
+    for path in dict.fromkeys([first, *sorted(Path(config.runs).glob("**/claims.json"))]):
         if path.exists():
-            judged = read_json(path, "study", "pairs", "wanted", "claims", "of")
-            tables.append(claims_table(path.parent, judged, path != own or judged["of"] == current))
+            result = read_json(path, "study", "pairs", "wanted", "claims", "of")
+            tables.append(claims_table(path.parent, result, path != first or result["of"] == current))
     return "".join(tables)
 
 
-def claims_table(folder: Path, judged: dict, current: bool) -> str:
+def claims_table(folder: Path, result: dict, current: bool) -> str:
     """The verdicts of one study as an HTML table; current: whether they are about the results that are there now."""
     rows = []
-    for row in judged["claims"]:
+    for row in result["claims"]:
         mark = {"holds": "✓", "fails": "✗", "not run": "–"}[row["verdict"]]
         cells = f'<td class="{row["verdict"].replace(" ", "-")}">{mark} {row["verdict"]}</td>'
         cells += f"<td>{html.escape(row['says'])}</td><td>{html.escape(row['by'])}</td>"
@@ -83,9 +83,9 @@ def claims_table(folder: Path, judged: dict, current: bool) -> str:
             cells += f'<td class="number">{row["effect"]:+.3f}</td><td class="number">{ends_text(row)}</td>'
         rows.append(f"<tr>{cells}<td>{html.escape(row['rule'])}</td></tr>")
     head = "<tr><th>verdict<th>claim<th>by<th>effect<th>95 % interval<th>holds if all of it is</tr>"
-    provisional = "" if judged["pairs"] >= judged["wanted"] else f", provisional: {judged['wanted']} are wanted"
+    provisional = "" if result["pairs"] >= result["wanted"] else f", provisional: {result['wanted']} are wanted"
     stale = "" if current else "; OUT OF DATE: evaluated again since, run minifork claims"
-    title = html.escape(f"{judged['study']} ({folder}; {pairs_text(judged['pairs'])}{provisional}{stale})")
+    title = html.escape(f"{result['study']} ({folder}; {pairs_text(result['pairs'])}{provisional}{stale})")
     table = f"<table><caption>{title}</caption><thead>{head}</thead><tbody>{''.join(rows)}</tbody></table>"
     return f'<div class="wide">{table}</div>'
 

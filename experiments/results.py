@@ -45,10 +45,10 @@ class Results:
         unless it is given as ANY. Raises ValueError for a key that decides nothing about such runs, and naming two
         runs that match one pair and epoch with equal values.
         """
-        requested = self._full_keys(keys, stage)
-        planned = configs.flat(self.config) | dict.fromkeys(runs.SEEDS, ANY) | requested
+        key_values = self._full_keys(keys, stage)
+        planned = configs.flat(self.config) | dict.fromkeys(runs.SEEDS, ANY) | key_values
         names = [name for name, run in self.runs.items() if run.stage == stage and _matches(run, planned)]
-        selected = [
+        matching = [
             record
             for record in self.records
             if record["run"] in names
@@ -57,16 +57,16 @@ class Results:
             and record["seed"] in (None, record["base_seed"])
             and epoch in (None, record["epoch"])
         ]
-        return self._sorted(selected, [key for key, value in requested.items() if value is ANY])
+        return self._sorted(matching, [key for key, value in key_values.items() if value is ANY])
 
     def _full_keys(self, keys: Mapping[str, Any], stage: str) -> dict[str, Any]:
         """The full names of keys, with their values as their types; raises ValueError for keys that decide nothing."""
         source, kinds = f"where(stage={stage!r})", configs.keys(Config, task=self.config.task)
-        deciding, requested = runs.deciding_values(self.config, stage), {}
+        deciding, key_values = runs.deciding_values(self.config, stage), {}
         for name, value in keys.items():
             key = full_key(name, deciding, source)
-            requested[key] = value if value is ANY else typed(value, kinds[key], key, source)
-        return requested
+            key_values[key] = value if value is ANY else typed(value, kinds[key], key, source)
+        return key_values
 
     def _sorted(self, records: list[dict], free: Sequence[str] = ()) -> list[dict]:
         """Records by pair and epoch.
@@ -124,8 +124,8 @@ class Results:
             root = runs.task_folder(self.config)
             raise ValueError(f"{root}: no pair of a base and its fine-tuning was measured; see `make reproduce`")
         entries = study.read_study(self.config.reproduce.study)
-        planned = {pair: {plan.identity for plan in study.plans(self.config, entries, [pair])} for pair in pairs}
-        return [pair for pair in pairs if planned[pair] <= identities] or pairs
+        needed = {pair: {plan.identity for plan in study.plans(self.config, entries, [pair])} for pair in pairs}
+        return [pair for pair in pairs if needed[pair] <= identities] or pairs
 
     def array(self, record: dict, name: str | None = None) -> np.ndarray:
         """An array of a record (see `minifork.measure.measure`); by default the p_i float64[n] of free samples."""

@@ -91,13 +91,13 @@ def plans(config: Config, entries: list[dict], pairs: Iterable[int]) -> list[Pla
 
     Raises ValueError naming the entry that is wrong.
     """
-    planned = []
+    all_plans = []
     for pair, entry in itertools.product(pairs, entries):
         try:
-            planned += _plans_of(config, entry, pair)
+            all_plans += _plans_of(config, entry, pair)
         except ValueError as error:
             raise ValueError(f"entry {entry}: {error}") from None
-    return planned
+    return all_plans
 
 
 def _plans_of(config: Config, entry: dict, pair: int) -> list[Plan]:
@@ -115,14 +115,14 @@ def _plans_of(config: Config, entry: dict, pair: int) -> list[Plan]:
         raise ValueError("an empty list makes no run, and seeds are those of the pair")
     if words.get("needs", "FWD") not in config.data.mode_names:
         return []
-    planned = []
+    all_plans = []
     for combination in itertools.product(*values.values()):
         changes = _scaled(config, dict(zip(values, combination, strict=True))) | dict.fromkeys(runs.SEEDS, pair)
         changed = configs.changed(config, changes, "its keys")
         _check(changed, stage)
         name = _filled(words.get("as", stage), configs.flat(changed))
-        planned.append(Plan(name, stage, changed, words.get("test_set", "plain"), words.get("choose", "")))
-    return planned
+        all_plans.append(Plan(name, stage, changed, words.get("test_set", "plain"), words.get("choose", "")))
+    return all_plans
 
 
 def _scaled(config: Config, changes: dict) -> dict:

@@ -49,11 +49,11 @@ def fine_tunings(config: Config) -> list[Config]:
 
 def comparisons(config: Config) -> Iterator[list[dict[str, Any]]]:
     """The tests of one model under one policy, for each in turn. Raises as `agreement` does."""
-    tested = [runs.require_run(config, "base"), *(runs.require_run(tuned, "sft") for tuned in fine_tunings(config))]
+    models = [runs.require_run(config, "base"), *(runs.require_run(tuning, "sft") for tuning in fine_tunings(config))]
     count, device = _problem_count(config), pick_device(config)
     settings = replace(config.eval, problems=count, check_problems=min(count, config.eval.check_problems))
     problems = problems_for(replace(config, eval=settings), device)
-    for run, decoder in tqdm(list(product(tested, POLICIES)), desc="agreement", disable=None):
+    for run, decoder in tqdm(list(product(models, POLICIES)), desc="agreement", disable=None):
         tree = measure.trace_tree(run.model().to(device), problems, policy.parse_policy(decoder))
         tests = compare_engines(tree, problems.outcomes, settings.check_rollouts, settings.budget)
         yield [{"run": run.name, "policy": decoder, **test} for test in tests]

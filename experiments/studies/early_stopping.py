@@ -43,12 +43,12 @@ def early_stopping_gap(methods: np.ndarray, curves: np.ndarray) -> np.ndarray:
 
 def _reach(curve: np.ndarray, x: float) -> np.ndarray:
     """The largest pass@k float64[K] that a curve [snapshots, 1 + K] has at pass@1 >= x or where it crosses x."""
-    ones, others = curve[:, 0], curve[:, 1:]
-    reached = [others[ones.argmax()]] if x > ones.max() else list(others[ones >= x])
+    ones, rest = curve[:, 0], curve[:, 1:]
+    reached = [rest[ones.argmax()]] if x > ones.max() else list(rest[ones >= x])
     for i in range(len(ones) - 1):
         if (ones[i] - x) * (ones[i + 1] - x) < 0:
             share = (x - ones[i]) / (ones[i + 1] - ones[i])
-            reached.append(others[i] + share * (others[i + 1] - others[i]))
+            reached.append(rest[i] + share * (rest[i + 1] - rest[i]))
     return np.max(reached, axis=0)
 
 

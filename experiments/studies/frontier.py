@@ -144,12 +144,12 @@ def method_row(
     """A method's last checkpoints against the early-stopping curves of their pairs: means over pairs, the gap above the
     curve with its interval, the share of the curve's loss that is recovered."""
     records = [results[plan.config.eval].records_of(plan)[-1] for plan in plans]
-    tested = list(zip([results[plan.config.eval] for plan in plans], records, strict=True))
-    passes = np.stack([one.problem_pass_at_ks(record, KS, mode) for one, record in tested])  # [pairs, 1 + K, n]
+    checkpoints = list(zip([results[plan.config.eval] for plan in plans], records, strict=True))
+    passes = np.stack([one.problem_pass_at_ks(record, KS, mode) for one, record in checkpoints])  # [pairs, 1 + K, n]
     method_curves = np.stack([curves[plan.config.seed] for plan in plans])  # [pairs, snapshots, 1 + K, n]
     row = {
         "pairs": len(plans),
-        "seconds": float(np.mean([one.runs[record["run"]].record["seconds"] for one, record in tested])),
+        "seconds": float(np.mean([one.runs[record["run"]].record["seconds"] for one, record in checkpoints])),
         "tokens": float(np.mean([record["tokens"] for record in records])),
         "pass_at": by_k(lambda values: float(values.mean()), passes),
     }

@@ -59,21 +59,21 @@ def folder(tmp_path_factory) -> Path:
 @pytest.fixture
 def gpu_tests(tmp_path, monkeypatch):
     """A function that gives the rows of the check's tests, run on a file with this text in place of the real one."""
+    path = tmp_path / "test_in_its_place.py"
+    path.write_text(PASSES, encoding="utf-8")
+    monkeypatch.setattr(gpu_check, "PYTEST", [*gpu_check.PYTEST[:-1], str(path)])
 
     def rows(text: str) -> dict:
-        path = tmp_path / "test_in_its_place.py"
         path.write_text(text, encoding="utf-8")
-        monkeypatch.setattr(gpu_check, "PYTEST", [*gpu_check.PYTEST[:-1], str(path)])
         return dict(gpu_check.gpu_tests())
 
     return rows
 
 
 @pytest.fixture
-def small_check(tmp_path, monkeypatch, gpu_tests):
+def small_check(tmp_path, folder, monkeypatch, gpu_tests):
     """The check made small, with the twin in the kernel's place; the file that it writes its result to."""
-    gpu_tests(PASSES)
-    gpu = TwinGPU(tmp_path)
+    gpu = TwinGPU(folder)
     small = {"SAMPLES": {"bf16": 40, "fp32": 40}, "TRIAL": 2, "EVALUATED": 2, "EPOCHS": 3, "RESULTS": tmp_path}
     small |= {"find_gpu": lambda: ("cpu", "Host Twin"), "GAPS": {"bf16": (0.05, 0.1), "fp32": (1e-4, 1e-4)}}
     for name, value in small.items():
@@ -192,10 +192,10 @@ def test_the_sanitizer(tmp_path, monkeypatch):
 
 @twin_only
 @pytest.mark.parametrize("precision", gpu_check.SAMPLES)
-def test_samples_and_scores_hold(case, tmp_path, monkeypatch, precision):
+def test_samples_and_scores_hold(case, folder, monkeypatch, precision):
     """Every bar is met by the twin; an exact p that is .1 higher misses them."""
     tree, problems, _ = case
-    monkeypatch.setattr(backends, "cuda_device", lambda device: TwinGPU(tmp_path))
+    monkeypatch.setattr(backends, "cuda_device", lambda device: TwinGPU(folder))
     monkeypatch.setattr(gpu_check, "SAMPLES", {precision: 100})
     monkeypatch.setattr(gpu_check, "rollout_seconds", lambda *given: 1.0)
     accepted = torch.from_numpy(np.stack([TASK.traces(problems, np.full(5, mode)) for mode in range(2)], axis=1))
