@@ -1,12 +1,14 @@
 """Estimates over pairs of seeds: a mean with its 95 % interval, as data and as text."""
 
-from collections.abc import Sequence
+from collections.abc import Callable, Sequence
+from typing import Any
 
 import numpy as np
 
 from minifork.statistics import intervals
 
 KS = (1, 16, 64)  # the k at which studies give pass@k
+SHRINKAGE_K = 16  # the k of coverage shrinkage and of the polarisation index
 LOST = 0.05  # if less than this was lost, there is nothing to recover
 
 
@@ -19,10 +21,10 @@ def probability_over_pairs(values: np.ndarray) -> dict:
     return _estimate(values, ends)
 
 
-def difference_over_pairs(one: np.ndarray, other: np.ndarray) -> dict:
-    """The mean difference of probabilities float64[pairs, n]; as `probability_over_pairs`."""
-    differ = intervals.pairs_differ(one) or intervals.pairs_differ(other)
-    return _estimate(one - other, None if differ else intervals.difference_interval(one, other))
+def difference_over_pairs(a: np.ndarray, b: np.ndarray) -> dict:
+    """The mean of a - b, probabilities float64[pairs, n] each; as `probability_over_pairs`."""
+    differ = intervals.pairs_differ(a) or intervals.pairs_differ(b)
+    return _estimate(a - b, None if differ else intervals.difference_interval(a, b))
 
 
 def mean_over_pairs(values: np.ndarray) -> dict:
@@ -33,6 +35,11 @@ def mean_over_pairs(values: np.ndarray) -> dict:
 def _estimate(values: np.ndarray, ends: np.ndarray | None) -> dict:
     by_pair = values.mean(axis=1).tolist()
     return {"mean": float(values.mean()), "ci95": None if ends is None else ends.tolist(), "by_pair": by_pair}
+
+
+def by_k(estimate: Callable[..., Any], *values: np.ndarray, ks: Sequence[int] = KS) -> dict[str, Any]:
+    """An estimate for every k, by "k", from values float64[pairs, K, n]."""
+    return {str(k): estimate(*(array[:, i] for array in values)) for i, k in enumerate(ks)}
 
 
 def interval_text(ends: Sequence[float], sign: str = "+") -> str:
@@ -54,5 +61,5 @@ def signed(estimate: dict) -> str:
 
 
 def pairs_text(count: int) -> str:
-    """How many pairs of seeds there are, and what that means for intervals."""
+    """The number of pairs of seeds, and what one pair means for intervals."""
     return f"{count} pairs of seeds" if count > 1 else "1 pair of seeds (intervals are about problems only)"

@@ -1,7 +1,7 @@
 """Where the runs of a study run: on this machine, in processes of their own.
 
-Runs that others start from are made too. Bases use all cores one after the other. The rest run side by side with one
-core each, so that a run's weights do not depend on how many run at once.
+The parents of runs are made too. Bases use all cores, one after the other. The other runs run side by side with one
+core each, so that their weights do not depend on how many run at once.
 """
 
 import os
@@ -10,12 +10,10 @@ import subprocess
 import tempfile
 import threading
 import time
-from collections.abc import Callable, Iterable
+from collections.abc import Iterable
 from concurrent.futures import ThreadPoolExecutor, as_completed
 from dataclasses import replace
-from typing import IO
-
-from tqdm import tqdm
+from typing import Any
 
 from experiments.study import Plan
 from minifork import runs
@@ -31,7 +29,7 @@ SECONDS_BETWEEN_LOOKS = 0.5  # at a run that another process makes
 
 
 def run_plans(plans: Iterable[Plan]) -> None:
-    """Make the runs of plans, and those that they start from, as far as they are missing, stage after stage.
+    """Make the runs of plans that are missing, and their missing parents, stage after stage.
 
     Raises ValueError naming the runs that failed, after all others of their stage are done, and for reserved pairs.
     """
@@ -42,13 +40,14 @@ def run_plans(plans: Iterable[Plan]) -> None:
         missing = [plan for plan in needed if plan.stage == stage and not runs.finished(plan.config, stage)]
         if stage == "base":
             for plan in missing:
-                _on_all_cores(plan)
+                if _Crew().make(plan):
+                    raise ValueError(f"a stage failed (see above): {' '.join(plan.command[1:])}")
         elif missing:
             _side_by_side(missing)
 
 
 def _with_parents(plans: Iterable[Plan]) -> list[Plan]:
-    """Plans and the runs that they start from, each run once."""
+    """Plans and those of their parents, each run once."""
     needed: dict[str, Plan] = {}
     for plan in plans:
         stage: str | None = plan.stage
@@ -58,142 +57,107 @@ def _with_parents(plans: Iterable[Plan]) -> list[Plan]:
     return list(needed.values())
 
 
-def _on_all_cores(plan: Plan) -> None:
-    """Make a run in a process of its own; raises ValueError with its command when it fails."""
-
-    def start() -> int:
-        with subprocess.Popen(plan.command) as process:
-            try:
-                return process.wait()
-            except KeyboardInterrupt:
-                _stop([process])
-                process.wait()
-                raise
-
-    code = _made_once(plan, start, threading.Event())
-    if code in INTERRUPTED:
-        raise KeyboardInterrupt
-    if code:
-        raise ValueError(f"a stage failed (see above): {' '.join(plan.command[1:])}")
-
-
-def _made_once(plan: Plan, start: Callable[[], int], stopped: threading.Event) -> int:
-    """The exit code of ``start``, which runs a plan's command; 0 without it where another process makes the run.
-
-    Raises KeyboardInterrupt when ``stopped`` is set while it waits for that process.
-    """
-    while True:
-        _wait_until_free(plan, stopped)
-        if runs.finished(plan.config, plan.stage):
-            return 0
-        if (code := start()) != HELD:
-            return code
-
-
-def _wait_until_free(plan: Plan, stopped: threading.Event) -> None:
-    """Return once no other process works on a plan's run; a line says which one does."""
-    said = False
-    while (folder := runs.folder_of(plan.config, plan.stage)).exists():
-        try:
-            with locked(folder, wait=False):
-                return
-        except HeldError as error:
-            if not said:
-                tqdm.write(f"{error}; waiting until it has finished this run")
-            said = True
-        if stopped.wait(SECONDS_BETWEEN_LOOKS):
-            raise KeyboardInterrupt
-
-
 def _side_by_side(plans: list[Plan]) -> None:
-    """Make runs with one core each, `reproduce.workers` at a time; what they print goes to runs/<task>/logs/.
+    """Make runs with one core each, `reproduce.workers` at a time; their output goes to runs/<task>/logs/.
 
     Raises ValueError naming the runs that failed, after all others are done.
     """
-    started, failed, crew = time.monotonic(), [], _Crew()
-    pool = ThreadPoolExecutor(plans[0].config.reproduce.workers or cores())
-    with pool, tqdm(total=len(plans), unit="run", disable=None) as bar:
+    started, failures, crew = time.monotonic(), [], _Crew()
+    with ThreadPoolExecutor(plans[0].config.reproduce.workers or cores()) as pool:
         names = {pool.submit(_attempt, plan, crew): plan.log.stem for plan in plans}
         try:
             for done, future in enumerate(as_completed(names), 1):
-                name, error = names[future], future.result()
-                failed += [error] if error else []
-                bar.set_postfix_str(name)
-                bar.update()
-                if bar.disable:
-                    minutes = (time.monotonic() - started) / 60
-                    state = "FAILED" if error else "done"
-                    print(f"[{done}/{len(plans)}] {name}: {state} ({minutes:.1f} minutes so far)", flush=True)
+                failure, minutes = future.result(), (time.monotonic() - started) / 60
+                failures += [failure] if failure else []
+                state = "FAILED" if failure else "done"
+                print(f"[{done}/{len(plans)}] {names[future]}: {state} ({minutes:.1f} minutes so far)", flush=True)
         except BaseException:
             pool.shutdown(wait=False, cancel_futures=True)
             crew.stop()
             raise
-    if failed:
-        raise ValueError(f"{len(failed)} of {len(plans)} runs failed: {'; '.join(failed)}")
+    if failures:
+        raise ValueError(f"{len(failures)} of {len(plans)} runs failed: {'; '.join(failures)}")
 
 
-def _stop(processes: list[subprocess.Popen]) -> None:
-    """Tell processes to save and end. After a Ctrl-C, which they got too, that changes nothing."""
-    for process in processes:
-        process.terminate()
-
-
-class _Crew:
-    """The processes that run side by side."""
-
-    def __init__(self) -> None:
-        self.processes: list[subprocess.Popen] = []
-        self.stopped, self.lock = threading.Event(), threading.Lock()
-
-    def start(self, command: list[str], log: IO[bytes], errors: IO[bytes]) -> subprocess.Popen:
-        """A process on one core that writes to two files; raises KeyboardInterrupt once all were stopped."""
-        with self.lock:
-            if self.stopped.is_set():
-                raise KeyboardInterrupt
-            process = subprocess.Popen(command, env={**os.environ, **ONE_CORE}, stdout=log, stderr=errors)
-            self.processes.append(process)
-        return process
-
-    def stop(self) -> None:
-        """Tell all processes to save and end, and start no more."""
-        with self.lock:
-            self.stopped.set()
-            _stop(self.processes)
-
-
-def _attempt(plan: Plan, crew: _Crew) -> str:
-    """Make a run on one core, again when it is killed; its log and why it failed, nothing when it did not.
-
-    Raises KeyboardInterrupt as it does.
-    """
+def _attempt(plan: Plan, crew: "_Crew") -> str:
+    """Make a run on one core, again when it is killed. Returns its log and why it failed, nothing if it did not."""
     plan.log.parent.mkdir(parents=True, exist_ok=True)
-    errors = b""
-
-    def start() -> int:
-        nonlocal errors
+    for _ in range(ATTEMPTS):
+        # Another process may write to the log at the same time, so errors go through a file of this attempt.
         with plan.log.open("ab") as log, tempfile.TemporaryFile() as error_file:
-            # Another process may write to the log at the same time, so errors go through a file of this attempt.
-            with crew.start(plan.command, log, error_file) as process:
-                code = process.wait()
+            try:
+                code = crew.make(plan, env={**os.environ, **ONE_CORE}, stdout=log, stderr=error_file)
+            except ValueError as error:  # say, the run was made meanwhile from other weights
+                return str(error)
             error_file.seek(0)
             errors = error_file.read()
             log.write(errors)
-        return code
-
-    for _ in range(ATTEMPTS):
-        try:
-            code = _made_once(plan, start, crew.stopped)
-        except ValueError as error:  # of a run that was made meanwhile from other weights, say
-            return str(error)
-        if code in INTERRUPTED:
-            raise KeyboardInterrupt
         if code >= 0:
             break
     return f"{plan.log}: {_reason(code, errors)}" if code else ""
 
 
 def _reason(code: int, errors: bytes) -> str:
-    """Why a process failed: the signal that ended it, or else its last error, or else the last line that it wrote."""
+    """Why a process failed: the signal that ended it, or else its last error, or else its last line."""
+    if code < 0:
+        return f"killed by signal {-code}, {ATTEMPTS} times"
     lines = errors.decode(errors="replace").strip().splitlines() or [f"exit code {code}, no output"]
-    said = [line for line in lines if line.startswith("minifork: ")] or lines
-    return said[-1] if code > 0 else f"killed by signal {-code}, {ATTEMPTS} times"
+    return ([line for line in lines if line.startswith("minifork: ")] or lines)[-1]
+
+
+class _Crew:
+    """The processes that make runs, until all of them are stopped."""
+
+    def __init__(self) -> None:
+        self.processes: list[subprocess.Popen] = []
+        self.stopped, self.lock = threading.Event(), threading.Lock()
+
+    def make(self, plan: Plan, **options: Any) -> int:
+        """The exit code of a plan's command, started with options; 0 without it where another process makes the run.
+
+        Raises KeyboardInterrupt when it is interrupted, and once all are stopped.
+        """
+        code = HELD
+        while code == HELD:
+            self._wait_until_free(plan)
+            if runs.finished(plan.config, plan.stage):
+                return 0
+            code = self._run(plan.command, options)
+        if code in INTERRUPTED:
+            raise KeyboardInterrupt
+        return code
+
+    def _run(self, command: list[str], options: dict[str, Any]) -> int:
+        with self.lock:
+            if self.stopped.is_set():
+                raise KeyboardInterrupt
+            process = subprocess.Popen(command, **options)
+            self.processes.append(process)
+        with process:
+            try:
+                return process.wait()
+            except KeyboardInterrupt:
+                self.stop()
+                process.wait()
+                raise
+
+    def _wait_until_free(self, plan: Plan) -> None:
+        """Return once no other process works on a plan's run; a line says which one does."""
+        waiting = False
+        while (folder := runs.folder_of(plan.config, plan.stage)).exists():
+            try:
+                with locked(folder, wait=False):
+                    return
+            except HeldError as error:
+                if not waiting:
+                    print(f"{error}; waiting until it has finished this run", flush=True)
+                waiting = True
+            if self.stopped.wait(SECONDS_BETWEEN_LOOKS):
+                raise KeyboardInterrupt
+
+    def stop(self) -> None:
+        """Tell all processes to save and end, and start no more. Processes that got the Ctrl-C too ignore it."""
+        with self.lock:
+            self.stopped.set()
+            for process in self.processes:
+                process.terminate()

@@ -1,4 +1,4 @@
-"""What the report's explorer shows: for some problems and every snapshot, what the model would generate."""
+"""The data of the report's explorer: for a few problems and every snapshot, what the model would generate."""
 
 import numpy as np
 import torch
@@ -12,55 +12,52 @@ from minifork.decoding.traces import TraceTree
 from minifork.measuring.problems import ProblemSet, evaluation_problems, problem_set
 from minifork.schema import Config
 
-PROBLEMS = 24
-LEAST = 0.01  # probability below which a prefix is not drawn
+EXPLORED = 24  # problems
+MIN_SHARE = 0.01  # probability below which a prefix is not shown
 LIVE = -1
 
 
 def explorer(config: Config, results: Results, pair: int) -> dict:
-    """Problems, and the snapshots of every run of the study: branch and mode probabilities, p, and a tree a problem.
+    """Problems, and the snapshots of every run of the study: branch probabilities, p, and a tree a problem.
 
-    Runs that are never at the fork, are about another test set than the plain one, or have a random prefix (their
+    Runs that never meet the fork, are about another test set than the plain one, or have a random prefix (their
     problems have no one prompt) are left out. Raises ValueError for a task without a fork.
     """
     task = config.data
-    problems = evaluation_problems(task, config.eval)[:PROBLEMS]
-    tensors = problem_set(task, problems, "cpu", config.eval.grading)
-    shown = []
+    problems = evaluation_problems(task, config.eval)[:EXPLORED]
+    tensors, run_data = problem_set(task, problems, "cpu", config.eval.grading), []
     for plan in study.plans(config, study.read_study(config.reproduce.study), [pair]):
-        sft = plan.config.sft
-        if plan.test_set == "plain" and sft.fork_rate and not sft.prefix and (records := results.records_of(plan)):
+        sft, records = plan.config.sft, results.records_of(plan)
+        if plan.test_set == "plain" and sft.fork_rate and not sft.prefix and records:
             snapshots = [_snapshot(config, tensors, results, record) for record in [results.base(pair), *records]]
-            shown.append({"name": plan.name, "snapshots": snapshots})
+            run_data.append({"name": plan.name, "snapshots": snapshots})
     branches = tensors.at_fork()[1].tolist()
     return {
-        "problems": [_problem(task, problems[i : i + 1], firsts) for i, firsts in enumerate(branches)],
-        "runs": shown,
+        "problems": [_problem(task, problems[i : i + 1], tokens) for i, tokens in enumerate(branches)],
+        "runs": run_data,
         "words": [task.decode(np.array([token])) for token in range(task.vocab_size)],
         "outcomes": list(tensors.outcomes),
     }
 
 
-def _problem(task: Task, problem: Problems, firsts: list[int]) -> dict:
-    """A problem as drawn: its prompt, and every branch from the start, given by its first token, right first.
+def _problem(task: Task, problem: Problems, tokens: list[int]) -> dict:
+    """A problem as drawn: its prompt, and the branches from the start that begin with some tokens, the right one first.
 
-    A branch is a list of nodes as tokens, each with what else its edge says. On a graph without a fork there is the
-    right branch alone.
+    A branch is a list of nodes as tokens, each with what else its edge says. On a graph without a fork there is only
+    the right branch.
     """
-    tokens = task.prompts(problem)
-    *edges, (start, goal) = (array[0].tolist() for array in task.read_graph(tokens))
-    after: dict[int, list] = {parent: [] for parent in edges[0]}
+    prompts = task.prompts(problem)
+    *edges, (start, goal) = (array[0].tolist() for array in task.read_graph(prompts))
+    children: dict[int, list] = {parent: [] for parent in edges[0]}
     for parent, child, extra in zip(*edges, strict=True):
-        after[parent].append((child, extra))
+        children[parent].append((child, extra))
     branches = []
-    for first in firsts:
-        path = [edge for edge in after[start] if edge[0] == first]
-        if not path:  # PAD, or a branch that hangs off another node
-            continue
-        while path[-1][0] in after:
-            path.append(after[path[-1][0]][0])
-        branches.append(path)
-    return {"prompt": task.decode(tokens[0]), "start": start, "goal": goal, "branches": branches}
+    for token in tokens:
+        branch = [edge for edge in children[start] if edge[0] == token]
+        while branch and branch[-1][0] in children:
+            branch.append(children[branch[-1][0]][0])
+        branches += [branch] if branch else []  # there is none for PAD, nor for a branch at another node
+    return {"prompt": task.decode(prompts[0]), "start": start, "goal": goal, "branches": branches}
 
 
 @torch.no_grad()
@@ -71,42 +68,35 @@ def _snapshot(config: Config, problems: ProblemSet, results: Results, record: di
     return {
         "epoch": record["epoch"] or 0,
         "p": [float(f"{value:.6g}") for value in results.array(record)[: len(tree)].tolist()],  # pass@16 is made of it
-        "fork": _thousandths(measure.branch_probabilities(model, problems)),
-        "mode": _thousandths(measure.mode_probabilities(tree, problems)),
+        "fork": np.rint(1000 * measure.branch_probabilities(model, problems)).astype(int).tolist(),
         "trees": unfold(tree),
     }
 
 
-def _thousandths(values: np.ndarray) -> list:
-    return np.rint(1000 * values).astype(int).tolist()
-
-
 @torch.no_grad()
-def unfold(tree: TraceTree, least: float = LEAST) -> list[list[list[int]]]:
-    """The prefixes of every problem that the model generates with probability >= ``least``, in order of length.
+def unfold(tree: TraceTree, min_share: float = MIN_SHARE) -> list[list[list[int]]]:
+    """The prefixes of every problem that the model generates with probability >= ``min_share``, in order of length.
 
-    Each is [parent, token, thousandths, outcome]: its parent's place in the list (-1 for the first token), and the
+    Each is [parent, token, thousandths, outcome]: its parent's index in the list (-1 for the first token), and the
     outcome it ended in (LIVE if it goes on).
     """
     trees: list[list[list[int]]] = [[] for _ in range(len(tree))]
     rows, state, logits = tree.root(1.0, tree.zero_totals(torch.float64))
-    mass, place = torch.ones(len(rows), dtype=torch.float64), [-1] * len(rows)
+    mass, parents = torch.ones(len(rows), dtype=torch.float64), [-1] * len(rows)
     while len(rows):
         p = torch.softmax(tree.sampled_from(logits, rows.problem).double(), dim=-1) * mass[:, None]
-        row, token = (p >= least).nonzero(as_tuple=True)
-        after = tree.dfa[rows.problem[row], state[row], token]
-        outgrown = rows.length + 1 == tree.max_new
-        outcome = torch.where(
-            after >= tree.first_outcome, after - tree.first_outcome, tree.outcomes - 1 if outgrown else LIVE
-        )
-        places = []
-        for r, t, s in zip(row.tolist(), token.tolist(), outcome.tolist(), strict=True):
+        row, token = (p >= min_share).nonzero(as_tuple=True)
+        next_state = tree.dfa[rows.problem[row], state[row], token]
+        unended = tree.outcomes - 1 if rows.length + 1 == tree.max_new else LIVE  # the last outcome: too long
+        outcome = torch.where(next_state >= tree.first_outcome, next_state - tree.first_outcome, unended)
+        indices = []
+        for r, t, o in zip(row.tolist(), token.tolist(), outcome.tolist(), strict=True):
             nodes = trees[int(rows.problem[r])]
-            places.append(len(nodes))
-            nodes.append([place[r], t, round(1000 * float(p[r, t])), s])
+            indices.append(len(nodes))
+            nodes.append([parents[r], t, round(1000 * float(p[r, t])), o])
         live = (outcome == LIVE).nonzero()[:, 0]
-        place = [places[i] for i in live.tolist()]
-        mass, state = p[row[live], token[live]], after[live]
+        parents = [indices[i] for i in live.tolist()]
+        mass, state = p[row[live], token[live]], next_state[live]
         rows = rows.take(row[live])
         if len(rows):
             logits = tree.model.decode(token[live], rows)

@@ -1,8 +1,7 @@
 """The figures: the crossing, pass@k over epochs, the dose, the fork.
 
-The first pair of seeds is drawn with 95 % intervals (over problems), further pairs as thin lines (the bars of the dose
-are the first pair's alone).
-Line styles and markers repeat what colour says, so that the figures read in grey.
+The first pair of seeds is drawn with 95 % intervals (over problems), further pairs as thin lines. The bars of the dose
+are those of the first pair. Line styles and markers repeat the colours, so that the figures read in grey.
 """
 
 import contextlib
@@ -17,6 +16,7 @@ from matplotlib.axes import Axes
 from matplotlib.figure import Figure
 from numpy.typing import ArrayLike
 
+from experiments.estimates import SHRINKAGE_K as K
 from experiments.results import Results, load_results
 from minifork import runs
 from minifork.measuring.quantities import fork_values, index_values
@@ -25,15 +25,14 @@ from minifork.statistics import intervals, passk
 from minifork.storage.files import write_atomically
 
 EPOCH_COLOURS = matplotlib.colormaps["viridis"]
-RIGHT, WRONG, SKILL, POLARISATION, MANY = "#0072B2", "#D55E00", "#56B4E9", "#E69F00", "#CC79A7"  # Okabe and Ito
-K = 16
+RIGHT, WRONG, SKILL, POLARISATION, LARGE_K = "#0072B2", "#D55E00", "#56B4E9", "#E69F00", "#CC79A7"  # Okabe and Ito
 Style = tuple[str, Any, str, str]  # of a line: label, colour, marker, line style
 
 BASE = ("base", "black", "", "--")
 K_STYLES = {
     "1": ("pass@1", RIGHT, "o", "-"),
     "16": ("pass@16", POLARISATION, "s", "-."),
-    "64": ("pass@64", MANY, "^", ":"),
+    "64": ("pass@64", LARGE_K, "^", ":"),
 }
 DOSE_STYLES = {None: ("free", RIGHT, "o", "-"), "FWD": ("forced FWD (given the fork)", WRONG, "s", "--")}
 PARTS = (
@@ -51,26 +50,26 @@ FORK_STYLES = {
 
 
 def figures(config: Config) -> None:
-    """Draw every figure the results allow into runs/<task>/figures/ and say which.
+    """Draw every figure the results allow into runs/<task>/figures/ and print their paths.
 
     Raises ValueError when nothing was measured, or no plain fine-tuning.
     """
     results = load_results(config)
-    for name, figure in drawn(results, results.complete_pairs()).items():
+    for name, figure in draw_all(results, results.complete_pairs()).items():
         save_figure(figure, runs.task_folder(config) / "figures" / f"{name}.png")
 
 
 def save_figure(figure: Figure, path: Path) -> None:
-    """Write a figure as a PNG and print where; raises OSError naming the file when it cannot be written."""
+    """Write a figure as a PNG and print its path; raises OSError naming the file when it cannot be written."""
     picture = io.BytesIO()
-    with known_settings():
+    with default_settings():
         figure.savefig(picture, format="png", dpi=150)
     write_atomically(path, lambda file: file.write(picture.getvalue()))
     print(path)
 
 
 @contextlib.contextmanager
-def known_settings(changes: Mapping[str, Any] = {}) -> Iterator[None]:  # noqa: B006 (never changed)
+def default_settings(changes: Mapping[str, Any] = {}) -> Iterator[None]:  # noqa: B006 (never changed)
     """matplotlib's default settings with changes, whatever a user's matplotlibrc says."""
     with matplotlib.rc_context():
         matplotlib.rcdefaults()
@@ -78,47 +77,15 @@ def known_settings(changes: Mapping[str, Any] = {}) -> Iterator[None]:  # noqa: 
         yield
 
 
-@known_settings({"axes.grid": True, "grid.alpha": 0.3, "axes.axisbelow": True})
-def drawn(results: Results, pairs: list[int]) -> dict[str, Figure]:
+@default_settings({"axes.grid": True, "grid.alpha": 0.3, "axes.axisbelow": True})
+def draw_all(results: Results, pairs: list[int]) -> dict[str, Figure]:
     """Every figure the results allow, by name."""
-    draw = {"crossing": crossing, "epochs": epochs}
+    drawings = {"crossing": crossing, "epochs": epochs}
     if results.base(pairs[0])["fork"]:  # null on a task that declares no fork
-        draw["fork"] = fork
+        drawings["fork"] = fork
     if len(results.fork_rates(pairs[0])) > 1:
-        draw["dose"] = dose
-    return {name: make(results, pairs) for name, make in draw.items()}
-
-
-# lines
-
-
-def _tunings(results: Results, pairs: list[int], rate: float) -> Iterator[tuple[int, list[dict], bool]]:
-    """The pairs that were fine-tuned plainly at a FORK_RATE, the main one last: pair, records, whether it is that."""
-    for pair in reversed(pairs):
-        if records := results.tuned(pair, rate):
-            yield pair, records, pair == pairs[0]
-
-
-def _line(axes: Axes, at: ArrayLike, estimate: np.ndarray, style: Style, main: bool, size: float | None = None) -> None:
-    """A line through estimates float64[3, m] (low, value, high) with its 95 % band; a thin one alone if not main."""
-    (low, value, high), (label, colour, marker, linestyle) = estimate, style
-    if not main:
-        axes.plot(at, value, color=colour, linestyle=linestyle, linewidth=0.6, alpha=0.6)
-        return
-    axes.fill_between(at, low, high, color=colour, alpha=0.2, linewidth=0)
-    axes.plot(at, value, label=label, color=colour, marker=marker, markersize=size, linestyle=linestyle)
-
-
-def _pass_curve(records: Sequence[dict], ks: Sequence[str]) -> np.ndarray:
-    """pass@k of records, then of ks, as float64[3, m]: low, value, high."""
-    return np.array([[*r["ci95"][k], r["pass_at"][k]] for r in records for k in ks])[:, [0, 2, 1]].T
-
-
-def _powers_of_two(axes: Axes, most: int, every: int = 1) -> None:
-    """A logarithmic x axis labelled 1, 2, 4, ... in plain numbers."""
-    ticks = [2**i for i in range(0, most.bit_length(), every)]
-    axes.set_xscale("log", base=2)
-    axes.set_xticks(ticks, [str(t) for t in ticks])
+        drawings["dose"] = dose
+    return {name: draw(results, pairs) for name, draw in drawings.items()}
 
 
 # figures
@@ -126,17 +93,17 @@ def _powers_of_two(axes: Axes, most: int, every: int = 1) -> None:
 
 def crossing(results: Results, pairs: list[int]) -> Figure:
     """pass@k against k: the base against the highest FORK_RATE at several epochs."""
-    figure = Figure(figsize=(6.4, 4.2), layout="constrained")
-    axes, rate = figure.subplots(), results.fork_rates(pairs[0])[-1]
+    rate = results.fork_rates(pairs[0])[-1]
+    figure, (axes,) = _panels(1, 6.4, 4.2)
     for pair, records, main in _tunings(results, pairs, rate):
-        shown = [record for record in records if record["epoch"] in (1, 4, 16, records[-1]["epoch"])]
-        colours = EPOCH_COLOURS(0.85 - 0.8 * np.arange(len(shown)) / max(1, len(shown) - 1))
-        styles = [(f"SFT, epoch {r['epoch']}", colours[i], "osD^"[i % 4], "-") for i, r in enumerate(shown)]
-        for record, style in zip([results.base(pair), *shown], [BASE, *styles], strict=True):
+        snapshots = [record for record in records if record["epoch"] in (1, 4, 16, records[-1]["epoch"])]
+        colours = EPOCH_COLOURS(0.85 - 0.8 * np.arange(len(snapshots)) / max(1, len(snapshots) - 1))
+        styles = [(f"SFT, epoch {r['epoch']}", colours[i], "osD^"[i % 4], "-") for i, r in enumerate(snapshots)]
+        for record, style in zip([results.base(pair), *snapshots], [BASE, *styles], strict=True):
             ks = list(record["pass_at"])
             _line(axes, [int(k) for k in ks], _pass_curve([record], ks), style, main, size=4)
     axes.set(xlabel="k (samples a problem)", ylabel="pass@k", ylim=(0, 1.02))
-    _powers_of_two(axes, 1024, every=2)
+    _powers_of_two(axes, 1024, step=2)
     axes.set_title(f"Before and after fine-tuning at FORK_RATE {rate:g}")
     axes.legend(loc="lower right")
     return figure
@@ -145,8 +112,7 @@ def crossing(results: Results, pairs: list[int]) -> Figure:
 def epochs(results: Results, pairs: list[int]) -> Figure:
     """pass@k against epoch at the highest FORK_RATE and at .5, the base as horizontal lines."""
     rates = [r for r in (0.5, 1.0) if r in results.fork_rates(pairs[0])] or results.fork_rates(pairs[0])[-1:]
-    figure = Figure(figsize=(4.6 * len(rates), 4), layout="constrained")
-    panels = figure.subplots(1, len(rates), sharey=True, squeeze=False)[0]
+    figure, panels = _panels(len(rates), 4.6 * len(rates), 4, sharey=True)
     for axes, rate in zip(panels, rates, strict=True):
         for pair, records, main in _tunings(results, pairs, rate):
             for k, style in K_STYLES.items():
@@ -165,14 +131,13 @@ def dose(results: Results, pairs: list[int]) -> Figure:
     """S_16 at the last epoch split into skill and polarisation, and the index, against FORK_RATE."""
     rates = results.fork_rates(pairs[0])
     at = np.arange(len(rates))
-    figure = Figure(figsize=(9.6, 4), layout="constrained")
-    left, right = figure.subplots(1, 2)
+    figure, (left, right) = _panels(2, 9.6, 4)
     _shrinkage_bars(left, at, [_shrinkage(results, pairs[0], rate) for rate in rates])
     for mode, style in DOSE_STYLES.items():
         for pair in reversed(pairs):
-            lines = [results.tuned(pair, rate) for rate in rates]
-            if all(lines):
-                index = np.stack([_index(results, records[-1], mode) for records in lines], axis=1)
+            tunings = [results.tuned(pair, rate) for rate in rates]
+            if all(tunings):
+                index = np.stack([_index(results, records[-1], mode) for records in tunings], axis=1)
                 _line(right, at, index, style, pair == pairs[0])
     right.set(ylabel="polarisation index at k = 16", title="Polarisation, free and given the fork", ylim=(0, 1.02))
     right.legend(loc="best")
@@ -181,9 +146,9 @@ def dose(results: Results, pairs: list[int]) -> Figure:
     return figure
 
 
-def _shrinkage_bars(axes: Axes, at: np.ndarray, parts: list[np.ndarray]) -> None:
-    """Bars of skill and polarisation [3, (skill, polarisation, total)] and their sum, at every FORK_RATE."""
-    low, value, high = np.stack(parts, axis=-1)  # each [part, FORK_RATE]
+def _shrinkage_bars(axes: Axes, at: np.ndarray, estimates: list[np.ndarray]) -> None:
+    """Bars of skill and polarisation and their sum, from [3, (skill, polarisation, total)] at every FORK_RATE."""
+    low, value, high = np.stack(estimates, axis=-1)  # each [part, FORK_RATE]
     errors = [whiskers(*ends) for ends in zip(value, low, high, strict=True)]
     for part, (offset, label, colour, hatch) in enumerate(PARTS):
         axes.bar(at + offset, value[part], 0.38, color=colour, hatch=hatch, edgecolor="black", label=label,
@@ -194,23 +159,17 @@ def _shrinkage_bars(axes: Axes, at: np.ndarray, parts: list[np.ndarray]) -> None
     axes.legend(loc="best", fontsize=8.5)
 
 
-def whiskers(value: ArrayLike, low: ArrayLike, high: ArrayLike) -> np.ndarray:
-    """Lengths float64[2, m] of error bars below and above."""
-    return np.stack([np.subtract(value, low), np.subtract(high, value)])
-
-
 def fork(results: Results, pairs: list[int]) -> Figure:
     """Confidence on right and wrong branches, and entropy, at the fork against epoch, test and train."""
     rate = results.fork_rates(pairs[0])[-1]
-    figure = Figure(figsize=(9.6, 4), layout="constrained")
-    left, right = figure.subplots(1, 2)
+    figure, (left, right) = _panels(2, 9.6, 4)
     for _, records, main in _tunings(results, pairs, rate):
-        for (where, quantity), style in FORK_STYLES.items():
-            if records[0][where]:  # at FORK_RATE 0 no training trace meets a fork
-                means = np.stack([_fork_mean(results.array(record, where), quantity) for record in records], axis=1)
+        for (array, quantity), style in FORK_STYLES.items():
+            if records[0][array]:  # at FORK_RATE 0 no training trace meets a fork
+                values = [_estimate(fork_values(results.array(record, array), quantity)) for record in records]
                 axes = right if quantity == "entropy" else left
-                _line(axes, [r["epoch"] for r in records], means, style, main)
-    branches = (results.array(results.base(pairs[0]), "fork") > 0).sum(axis=1)  # problems may have fewer than others
+                _line(axes, [r["epoch"] for r in records], np.stack(values, axis=1), style, main)
+    branches = (results.array(results.base(pairs[0]), "fork") > 0).sum(axis=1)  # not the same for all problems
     undecided = float(np.log(branches).mean())
     right.axhline(undecided, color="black", linewidth=0.8)
     label = f"ln {branches[0]}" if (branches == branches[0]).all() else "mean ln d"
@@ -224,6 +183,49 @@ def fork(results: Results, pairs: list[int]) -> Figure:
     return figure
 
 
+# parts of figures
+
+
+def _panels(count: int, width: float, height: float, sharey: bool = False) -> tuple[Figure, np.ndarray]:
+    """A figure of some inches with panels side by side."""
+    figure = Figure(figsize=(width, height), layout="constrained")
+    return figure, figure.subplots(1, count, sharey=sharey, squeeze=False)[0]
+
+
+def _tunings(results: Results, pairs: list[int], rate: float) -> Iterator[tuple[int, list[dict], bool]]:
+    """The plain fine-tunings at a FORK_RATE, the first pair last: pair, records, whether it is the first pair."""
+    for pair in reversed(pairs):
+        if records := results.tuned(pair, rate):
+            yield pair, records, pair == pairs[0]
+
+
+def _line(axes: Axes, at: ArrayLike, estimate: np.ndarray, style: Style, main: bool, size: float | None = None) -> None:
+    """A line through estimates float64[3, m] (low, value, high) with its 95 % band; if not main, a thin line alone."""
+    (low, value, high), (label, colour, marker, linestyle) = estimate, style
+    if not main:
+        axes.plot(at, value, color=colour, linestyle=linestyle, linewidth=0.6, alpha=0.6)
+        return
+    axes.fill_between(at, low, high, color=colour, alpha=0.2, linewidth=0)
+    axes.plot(at, value, label=label, color=colour, marker=marker, markersize=size, linestyle=linestyle)
+
+
+def _pass_curve(records: Sequence[dict], ks: Sequence[str]) -> np.ndarray:
+    """pass@k of records, then of ks, as float64[3, m]: low, value, high."""
+    return np.array([[*r["ci95"][k], r["pass_at"][k]] for r in records for k in ks])[:, [0, 2, 1]].T
+
+
+def _powers_of_two(axes: Axes, largest: int, step: int = 1) -> None:
+    """A logarithmic x axis labelled 1, 2, 4, ... in plain numbers."""
+    ticks = [2**i for i in range(0, largest.bit_length(), step)]
+    axes.set_xscale("log", base=2)
+    axes.set_xticks(ticks, [str(t) for t in ticks])
+
+
+def whiskers(value: ArrayLike, low: ArrayLike, high: ArrayLike) -> np.ndarray:
+    """Lengths float64[2, m] of error bars below and above."""
+    return np.stack([np.subtract(value, low), np.subtract(high, value)])
+
+
 # estimates of one pair, float64[3, ...]: low, value, high
 
 
@@ -235,24 +237,19 @@ def _estimate(values: np.ndarray) -> np.ndarray:
 
 def _shrinkage(results: Results, pair: int, rate: float) -> np.ndarray:
     """S_K and its two parts float64[3, (skill, polarisation, total)], paired over problems."""
-    both = [results.base(pair), results.tuned(pair, rate)[-1]]
-    p = np.stack([results.array(record) for record in both])
-    solved = np.stack([results.problem_pass_at_k(record, K) for record in both])
+    records = [results.base(pair), results.tuned(pair, rate)[-1]]
+    p = [results.array(record) for record in records]
+    passes = [results.problem_pass_at_k(record, K) for record in records]
 
     def parts(means: np.ndarray) -> np.ndarray:
         ceiling, passed = passk.problem_pass_at_k(means[:, :2], K), means[:, 2:]
         skill, total = ceiling[:, 0] - ceiling[:, 1], passed[:, 0] - passed[:, 1]
         return np.stack([skill, total - skill, total], axis=1)
 
-    pseudo = intervals.pseudo_values(parts, np.concatenate([p, solved]))
+    pseudo = intervals.pseudo_values(parts, np.stack(p + passes))
     return np.stack([_estimate(values) for values in pseudo.T], axis=1)
 
 
 def _index(results: Results, record: dict, mode: str | None) -> np.ndarray:
     """The polarisation index of a record at K, free or with a forced mode."""
     return _estimate(index_values(results.array(record, mode), results.problem_pass_at_k(record, K, mode), K))
-
-
-def _fork_mean(branch: np.ndarray, quantity: str) -> np.ndarray:
-    """A fork statistic of branch probabilities [n, d]; nan where hardly a problem counts."""
-    return _estimate(fork_values(branch, quantity))

@@ -36,7 +36,7 @@ def report(config: Config) -> None:
     """Write runs/<task>/report.html; raises ValueError when something it needs was not measured."""
     results = load_results(config)
     pairs = results.complete_pairs()
-    drawn, explored = figures.drawn(results, pairs), explorer(config, results, pairs[0])
+    drawings, page_data = figures.draw_all(results, pairs), explorer(config, results, pairs[0])
     texts = {
         "task": config.task,
         "pairs": pairs_text(len(pairs)),
@@ -46,8 +46,8 @@ def report(config: Config) -> None:
     }
     parts = {name: html.escape(text) for name, text in texts.items()} | {
         "claims": verdicts(config, results.fingerprint) or NO_CLAIMS,
-        "figures": "".join(figure_block(name, figure) for name, figure in drawn.items()),
-        "data": json.dumps(explored, separators=(",", ":")).replace("<", "\\u003c"),
+        "figures": "".join(figure_block(name, figure) for name, figure in drawings.items()),
+        "data": json.dumps(page_data, separators=(",", ":")).replace("<", "\\u003c"),
     }
     page = re.sub(r"{{(\w+)}}", lambda match: parts[match[1]], TEMPLATE.read_text(encoding="utf-8"))
     content = page.encode(errors="surrogateescape")  # names of folders that the terminal's encoding lacks
@@ -57,26 +57,23 @@ def report(config: Config) -> None:
 
 
 def verdicts(config: Config, current: str) -> str:
-    """The verdicts of every study that has some below the config's runs folder, this config's first, as HTML.
+    """The verdicts of all studies in the config's runs folder, this config's first, as HTML.
 
-    Those of this config must be about the results with the fingerprint ``current``; others are taken as they are.
-    Raises ValueError naming a file that `claims` did not write so.
+    Those of this config are marked unless they are about the results with the fingerprint ``current``. Raises
+    ValueError naming a file that lacks a key.
     """
     first, tables = runs.task_folder(config) / "claims.json", []
     for path in dict.fromkeys([first, *sorted(Path(config.runs).glob("**/claims.json"))]):
         if path.exists():
-            judged = read_json(path, "study", "pairs", "wanted", "claims", "of")
-            try:
-                tables.append(claims_table(path.parent, judged, path != first or judged["of"] == current))
-            except (KeyError, IndexError, TypeError, ValueError, AttributeError):
-                raise ValueError(f"{path}: damaged or edited; run `minifork claims` again") from None
+            result = read_json(path, "study", "pairs", "wanted", "claims", "of")
+            tables.append(claims_table(path.parent, result, path != first or result["of"] == current))
     return "".join(tables)
 
 
-def claims_table(folder: Path, judged: dict, current: bool) -> str:
-    """The verdicts of one study as an HTML table; current: whether they are about the results that lie there now."""
+def claims_table(folder: Path, result: dict, current: bool) -> str:
+    """The verdicts of one study as an HTML table; current: whether they are about the results that are there now."""
     rows = []
-    for row in judged["claims"]:
+    for row in result["claims"]:
         mark = {"holds": "✓", "fails": "✗", "not run": "–"}[row["verdict"]]
         cells = f'<td class="{row["verdict"].replace(" ", "-")}">{mark} {row["verdict"]}</td>'
         cells += f"<td>{html.escape(row['says'])}</td><td>{html.escape(row['by'])}</td>"
@@ -86,9 +83,9 @@ def claims_table(folder: Path, judged: dict, current: bool) -> str:
             cells += f'<td class="number">{row["effect"]:+.3f}</td><td class="number">{ends_text(row)}</td>'
         rows.append(f"<tr>{cells}<td>{html.escape(row['rule'])}</td></tr>")
     head = "<tr><th>verdict<th>claim<th>by<th>effect<th>95 % interval<th>holds if all of it is</tr>"
-    provisional = "" if judged["pairs"] >= judged["wanted"] else f", provisional: {judged['wanted']} are wanted"
+    provisional = "" if result["pairs"] >= result["wanted"] else f", provisional: {result['wanted']} are wanted"
     stale = "" if current else "; OUT OF DATE: evaluated again since, run minifork claims"
-    title = html.escape(f"{judged['study']} ({folder}; {pairs_text(judged['pairs'])}{provisional}{stale})")
+    title = html.escape(f"{result['study']} ({folder}; {pairs_text(result['pairs'])}{provisional}{stale})")
     table = f"<table><caption>{title}</caption><thead>{head}</thead><tbody>{''.join(rows)}</tbody></table>"
     return f'<div class="wide">{table}</div>'
 
@@ -96,7 +93,7 @@ def claims_table(folder: Path, judged: dict, current: bool) -> str:
 def figure_block(name: str, figure: Figure) -> str:
     """A figure as inline SVG with its caption; text stays text."""
     buffer = io.BytesIO()
-    with figures.known_settings({"svg.fonttype": "none", "svg.hashsalt": name}):
+    with figures.default_settings({"svg.fonttype": "none", "svg.hashsalt": name}):
         figure.savefig(buffer, format="svg", metadata={"Date": None})
     picture, caption = buffer.getvalue().decode(), html.escape(CAPTIONS.get(name, name))
     picture = picture[picture.index("<svg") :].replace("<svg", f'<svg role="img" aria-label="{caption}"', 1)

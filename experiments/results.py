@@ -1,4 +1,4 @@
-"""What was measured, and which of it belongs together: records by the config of their runs, arrays behind them."""
+"""The results of a study: records of what was measured, selected by the config of their runs, and arrays."""
 
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass, replace
@@ -23,8 +23,8 @@ class ANY:
 
 @dataclass(frozen=True)
 class Results:
-    """A study's config, its runs by name, the records of what was measured of them under the config's settings, and
-    the arrays [n] behind the records."""
+    """A study's config, its runs by name, the records that were measured under the config's settings, and the arrays
+    [n] behind the records."""
 
     config: Config
     runs: dict[str, Run]
@@ -41,18 +41,14 @@ class Results:
     ) -> list[dict]:
         """The records, by pair and epoch, of a stage's runs that have the values of ``keys``.
 
-        Keys are full or short; seeds are free, and every other key that decides a run must have the study's value,
+        Keys are full or short. Seeds are free, and every other key that decides a run must have the study's value,
         unless it is given as ANY. Raises ValueError for a key that decides nothing about such runs, and naming two
         runs that match one pair and epoch with equal values.
         """
-        source, kinds = f"where(stage={stage!r})", configs.keys(Config, task=self.config.task)
-        wanted, deciding = {}, runs.deciding_values(self.config, stage)
-        for name, value in keys.items():
-            key = full_key(name, deciding, source)
-            wanted[key] = value if value is ANY else typed(value, kinds[key], key, source)
-        planned = configs.flat(self.config) | dict.fromkeys(runs.SEEDS, ANY) | wanted
+        key_values = self._full_keys(keys, stage)
+        planned = configs.flat(self.config) | dict.fromkeys(runs.SEEDS, ANY) | key_values
         names = [name for name, run in self.runs.items() if run.stage == stage and _matches(run, planned)]
-        chosen = [
+        matching = [
             record
             for record in self.records
             if record["run"] in names
@@ -61,26 +57,35 @@ class Results:
             and record["seed"] in (None, record["base_seed"])
             and epoch in (None, record["epoch"])
         ]
-        return self._sorted(chosen, [key for key, value in wanted.items() if value is ANY])
+        return self._sorted(matching, [key for key, value in key_values.items() if value is ANY])
 
-    def _sorted(self, chosen: list[dict], free: Sequence[str] = ()) -> list[dict]:
+    def _full_keys(self, keys: Mapping[str, Any], stage: str) -> dict[str, Any]:
+        """The full names of keys, with their values as their types; raises ValueError for keys that decide nothing."""
+        source, kinds = f"where(stage={stage!r})", configs.keys(Config, task=self.config.task)
+        deciding, key_values = runs.deciding_values(self.config, stage), {}
+        for name, value in keys.items():
+            key = full_key(name, deciding, source)
+            key_values[key] = value if value is ANY else typed(value, kinds[key], key, source)
+        return key_values
+
+    def _sorted(self, records: list[dict], free: Sequence[str] = ()) -> list[dict]:
         """Records by pair and epoch.
 
         Raises ValueError naming two runs that match one pair and epoch with equal values of the free keys.
         """
         names: dict[tuple, str] = {}
-        for record in chosen:
+        for record in records:
             values = tuple(self.runs[record["run"]].values.get(key) for key in free)
             first = names.setdefault((record["base_seed"], record["epoch"], values), record["run"])
             if first != record["run"]:
                 root = runs.task_folder(self.config)
                 raise ValueError(f"{root / first} and {root / record['run']} are one run twice; remove one")
-        return sorted(chosen, key=lambda record: (record["base_seed"], record["epoch"] or 0))
+        return sorted(records, key=lambda record: (record["base_seed"], record["epoch"] or 0))
 
     def records_of(self, plan: study.Plan) -> list[dict]:
         """The records of a plan's run on the test set that the plan is about, by epoch."""
-        wanted = (plan.identity, plan.test_set)
-        return self._sorted([record for record in self.records if (record["identity"], record["test_set"]) == wanted])
+        place = (plan.identity, plan.test_set)
+        return self._sorted([record for record in self.records if (record["identity"], record["test_set"]) == place])
 
     def parent_of(self, plan: study.Plan) -> list[dict]:
         """The record that a plan's run started from, on the plain test set; empty when that was not measured."""
@@ -111,23 +116,23 @@ class Results:
     def complete_pairs(self) -> list[int]:
         """The pairs that have every run of the config's study; where none has, all with a base and a fine-tuning.
 
-        So a pair of which another command made a few runs does not leave everything else without them. Raises
-        ValueError when there is no pair.
+        So another command that made a few runs of one more pair changes nothing. Raises ValueError when there is no
+        pair.
         """
         pairs, identities = self.pairs(), {record["identity"] for record in self.records}
-        entries = study.read_study(self.config.reproduce.study)
-        planned = {pair: {plan.identity for plan in study.plans(self.config, entries, [pair])} for pair in pairs}
         if not pairs:
             root = runs.task_folder(self.config)
             raise ValueError(f"{root}: no pair of a base and its fine-tuning was measured; see `make reproduce`")
-        return [pair for pair in pairs if planned[pair] <= identities] or pairs
+        entries = study.read_study(self.config.reproduce.study)
+        needed = {pair: {plan.identity for plan in study.plans(self.config, entries, [pair])} for pair in pairs}
+        return [pair for pair in pairs if needed[pair] <= identities] or pairs
 
-    def array(self, record: dict, what: str | None = None) -> np.ndarray:
-        """An array of a record (see `minifork.measure.measure`): p_i float64[n], free or forced, or others."""
-        name = array_name(record, what or "free")
-        if name not in self.arrays:
-            raise ValueError(f"the evaluation holds no {name}: it was made with settings that do not give it")
-        return self.arrays[name]
+    def array(self, record: dict, name: str | None = None) -> np.ndarray:
+        """An array of a record (see `minifork.measure.measure`); by default the p_i float64[n] of free samples."""
+        full_name = array_name(record, name or "free")
+        if full_name not in self.arrays:
+            raise ValueError(f"the evaluation holds no {full_name}: it was made with settings that do not give it")
+        return self.arrays[full_name]
 
     def problem_pass_at_k(self, record: dict, k: int, mode: str | None = None) -> np.ndarray:
         """1 - (1 - p_i)^k of every problem, float64[n]; its unbiased estimate where p_i was sampled."""
@@ -145,32 +150,33 @@ class Results:
 
 
 def _matches(run: Run, planned: dict[str, Any]) -> bool:
-    """Whether a run has the planned value of every key that decides it, seeds and ANY apart."""
+    """Whether a run has the planned value of every key that decides it, apart from ANY."""
     return all(planned.get(key, ANY) in (ANY, value) for key, value in run.values.items())
 
 
 def load_results(config: Config) -> Results:
-    """What was measured under the config's settings.
+    """All measurements under the config's settings.
 
-    Raises ValueError when nothing was, for a stratified decoder, and where p is bounded but not computed.
+    Raises ValueError when there is none, for a stratified decoder, and where p is bounded but not computed.
     """
     root = runs.task_folder(config)
     targets, left_out = find_targets(config)
     for line in left_out:
         print(line)
-    evaluations = [one for target in targets if (one := stored(config, target))]
+    evaluations = [evaluation for target in targets if (evaluation := stored(config, target))]
     if not evaluations:
         raise ValueError(f"{root}: nothing was measured with these settings; run `minifork eval` with them first")
-    records = [record_of(config, one) for one in evaluations]
+    records = [record_of(config, evaluation) for evaluation in evaluations]
     if any(record.get("forced") is None for record in records):
         raise ValueError(f"{root}: eval.stratify asks for a stratified decoder; figures and claims need i.i.d. samples")
     if any(record["rho"] is None for record in records):
         raise ValueError(f"{root}: p is bounded but not computed; run `minifork eval` with a larger eval.budget")
     if stale := sum(not record["current"] for record in records):
         print(f"{stale} of {len(records)} records are of another version of the code; `minifork eval --again` renews")
-    named: dict[str, Run] = {}
+    run_of: dict[str, Run] = {}
     arrays: dict[str, np.ndarray] = {}
-    for record, one in zip(records, evaluations, strict=True):
-        named[record["run"]] = one.target.checkpoint.run
-        arrays |= {array_name(record, what): array for what, array in one.measurement.arrays.items()}
-    return Results(config, named, records, arrays)
+    for record, evaluation in zip(records, evaluations, strict=True):
+        run_of[record["run"]] = evaluation.target.checkpoint.run
+        for name, array in evaluation.measurement.arrays.items():
+            arrays[array_name(record, name)] = array
+    return Results(config, run_of, records, arrays)

@@ -1,20 +1,20 @@
-"""The small result file of a reproduction, and the table that the README shows of it.
+"""The small result file of a reproduction, and its table for the README.
 
-runs/<task>/summary.json holds means over pairs of seeds with 95 % intervals, and what made
-them. Where a copy is kept in experiments/results/, a test holds the README's table to it.
+runs/<task>/summary.json holds means over pairs of seeds with 95 % intervals, and what made them. A test compares the
+README's tables with the copies in experiments/results/.
 """
 
 import numpy as np
 
 from experiments import study
-from experiments.estimates import KS, pairs_text, probability_over_pairs, uncertainty_text
+from experiments.estimates import KS, by_k, pairs_text, probability_over_pairs, uncertainty_text
 from experiments.results import Results, load_results
 from minifork import runs
 from minifork.schema import Config
 from minifork.storage.files import write_json
 
 
-def summary(config: Config) -> dict:
+def write_summary(config: Config) -> None:
     """Write runs/<task>/summary.json from what was measured and print its table.
 
     train_minutes adds up the training of all runs, on one core each but for the bases.
@@ -29,44 +29,37 @@ def summary(config: Config) -> dict:
         **runs.made_by(config),
         "train_minutes": round(seconds / 60, 1),
         "pairs": len(pairs),
-        "rows": rows(results, pairs),
+        "rows": summary_rows(results, pairs),
     }
     write_json(runs.task_folder(config) / "summary.json", result)
-    print(f"{table(result)}\n{pairs_text(len(pairs))}")
-    return result
+    print(f"{summary_table(result['rows'])}\n{pairs_text(len(pairs))}")
 
 
-def rows(results: Results, pairs: list[int]) -> list[dict]:
+def summary_rows(results: Results, pairs: list[int]) -> list[dict]:
     """The last checkpoint of the base and of every run of the study that all pairs have: pass@k and fork accuracy."""
     entries = study.read_study(results.config.reproduce.study)
-    plans = [study.plans(results.config, entries, [pair]) for pair in pairs]
-    summed = [_row(results, "base", [results.base(pair) for pair in pairs])]
-    for of_pairs in zip(*plans, strict=True):
-        records = [results.records_of(plan) for plan in of_pairs]
+    rows = [_row(results, "base", [results.base(pair) for pair in pairs])]
+    for plans in zip(*(study.plans(results.config, entries, [pair]) for pair in pairs), strict=True):
+        records = [results.records_of(plan) for plan in plans]
         if all(records):
-            summed.append(_row(results, of_pairs[0].name, [of_pair[-1] for of_pair in records]))
-    return summed
+            rows.append(_row(results, plans[0].name, [of_pair[-1] for of_pair in records]))
+    return rows
 
 
-def _row(results: Results, name: str, last: list[dict]) -> dict:
-    """The last records of a run, one a pair."""
-    solved = np.stack([results.problem_pass_at_ks(record, KS) for record in last])  # [pairs, K, n]
-    row = {
-        "name": name,
-        "runs": [record["run"] for record in last],
-        "pass_at": {str(k): probability_over_pairs(solved[:, i]) for i, k in enumerate(KS)},
-        "fork_accuracy": None,
-    }
-    if all(record["fork"] for record in last):  # null on a task that declares no fork
-        right = np.stack([results.array(record, "fork").argmax(axis=1) == 0 for record in last])
-        row["fork_accuracy"] = probability_over_pairs(right.astype(float))
-    return row
+def _row(results: Results, name: str, records: list[dict]) -> dict:
+    """The row of a run, from its last record of every pair. fork_accuracy is null on a task that declares no fork."""
+    passes, accuracy = np.stack([results.problem_pass_at_ks(record, KS) for record in records]), None
+    if all(record["fork"] for record in records):
+        right = np.stack([results.array(record, "fork").argmax(axis=1) == 0 for record in records])
+        accuracy = probability_over_pairs(right.astype(float))
+    names = [record["run"] for record in records]
+    return {"name": name, "runs": names, "pass_at": by_k(probability_over_pairs, passes), "fork_accuracy": accuracy}
 
 
-def table(result: dict) -> str:
+def summary_table(rows: list[dict]) -> str:
     """The rows of a summary as a Markdown table."""
     lines = ["| model | pass@1 | pass@16 | pass@64 | fork accuracy |", "|---|---|---|---|---|"]
-    for row in result["rows"]:
+    for row in rows:
         cells = [_cell(value) for value in (*row["pass_at"].values(), row["fork_accuracy"])]
         lines.append(f"| {row['name']} | {' | '.join(cells)} |")
     return "\n".join(lines)

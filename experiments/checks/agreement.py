@@ -1,8 +1,8 @@
 """Do the engines agree? exact, split and rollout on the same problems, four models and four decode policies.
 
-For every outcome that is reached: counts of split and of rollouts follow the exact probabilities (randomised
-PIT), and both samples come from the same ones (conditional randomised PIT). Every p-value is uniform if the
-engines agree; with Bonferroni's correction over all of them, a false alarm has probability below LEVEL.
+Tested for every outcome that is reached: the counts of split and of rollouts follow the exact probabilities (randomised
+PIT), and both samples come from the same probabilities (conditional randomised PIT). Every p-value is uniform if the
+engines agree. With Bonferroni's correction over all of them, a false alarm has probability below LEVEL.
 """
 
 from collections.abc import Iterator
@@ -29,8 +29,9 @@ from minifork.storage.files import write_json
 
 POLICIES = ("temperature=1", "temperature=0.7,top_p=0.95", "temperature=1.5,top_k=8", "min_p=0.1")
 FORK_RATES = (0.0, 0.5, 1.0)
-PROBLEMS, SPLITS, LEVEL = 500, 2000, 1e-3
-REACHED = 1e-3  # outcomes with less mean probability hold too few traces to test
+PAIRS = ("exact/split", "exact/rollout", "split/rollout")  # engines that are compared
+MAX_PROBLEMS, SPLITS, LEVEL = 500, 2000, 1e-3
+REACHED = 1e-3  # mean probability; rarer outcomes hold too few traces to test
 
 
 def agreement(config: Config) -> int:
@@ -48,45 +49,42 @@ def fine_tunings(config: Config) -> list[Config]:
 
 def comparisons(config: Config) -> Iterator[list[dict[str, Any]]]:
     """The tests of one model under one policy, for each in turn. Raises as `agreement` does."""
-    tested = [runs.require_run(config, "base"), *(runs.require_run(tuned, "sft") for tuned in fine_tunings(config))]
-    count, device = _count(config), pick_device(config)
+    models = [runs.require_run(config, "base"), *(runs.require_run(tuning, "sft") for tuning in fine_tunings(config))]
+    count, device = _problem_count(config), pick_device(config)
     settings = replace(config.eval, problems=count, check_problems=min(count, config.eval.check_problems))
     problems = problems_for(replace(config, eval=settings), device)
-    for run, decoder in tqdm(list(product(tested, POLICIES)), desc="agreement", disable=None):
+    for run, decoder in tqdm(list(product(models, POLICIES)), desc="agreement", disable=None):
         tree = measure.trace_tree(run.model().to(device), problems, policy.parse_policy(decoder))
-        compared = compare(tree, problems.outcomes, settings.check_rollouts, settings.budget)
-        yield [{"run": run.name, "policy": decoder, **test} for test in compared]
+        tests = compare_engines(tree, problems.outcomes, settings.check_rollouts, settings.budget)
+        yield [{"run": run.name, "policy": decoder, **test} for test in tests]
 
 
 def conclude(config: Config, groups: list[list[dict[str, Any]]]) -> int:
-    """Print and write down what `comparisons` gave; returns 1 when engines disagree."""
+    """Print and write the tests that `comparisons` gave; returns 1 when engines disagree."""
     tests = [test for group in groups for test in group]
-    level, count = LEVEL / len(tests), _count(config)
+    level, count = LEVEL / len(tests), _problem_count(config)
     for group in groups:
-        report(group, level)
+        print_smallest(group, level)
     failed = sum(test["p_value"] < level for test in tests)
     print(f"{len(tests)} tests on {count} problems, {failed} below {level:.1e}; false alarms <= {LEVEL:g} in all")
     result = {"n_problems": count, "level": level, "splits": SPLITS, "rollouts": config.eval.check_rollouts}
     write_json(runs.task_folder(config) / "agreement.json", result | {"tests": tests})
-    return 1 if failed else 0
+    return int(failed > 0)
 
 
-def _count(config: Config) -> int:
-    """How many problems are compared."""
-    return min(PROBLEMS, len(evaluation_problems(config.data, config.eval)))
+def _problem_count(config: Config) -> int:
+    return min(MAX_PROBLEMS, len(evaluation_problems(config.data, config.eval)))
 
 
-def report(tests: list[dict[str, Any]], level: float) -> None:
+def print_smallest(tests: list[dict[str, Any]], level: float) -> None:
     """Print the smallest p-value of each comparison, for one run under one policy."""
-    smallest: dict[str, float] = {}
-    for test in tests:
-        smallest[test["test"]] = min(test["p_value"], smallest.get(test["test"], 1.0))
+    smallest = {pair: min(test["p_value"] for test in tests if test["test"] == pair) for pair in PAIRS}
     verdict = "agree" if min(smallest.values()) >= level else "DISAGREE"
-    text = "  ".join(f"{pair} {p:.2g}" for pair, p in sorted(smallest.items()))
+    text = "  ".join(f"{pair} {p:.2g}" for pair, p in smallest.items())
     print(f"{verdict:<9}{tests[0]['run']:<22}{tests[0]['policy']:<28}smallest p: {text}")
 
 
-def compare(tree: TraceTree, outcomes: tuple[str, ...], n: int, budget: int) -> list[dict[str, Any]]:
+def compare_engines(tree: TraceTree, outcomes: tuple[str, ...], n: int, budget: int) -> list[dict[str, Any]]:
     """p-values of the three comparisons for every outcome that is reached; n rollouts a problem.
 
     Raises ValueError when the budget of prefixes does not suffice to compute p.
@@ -94,15 +92,15 @@ def compare(tree: TraceTree, outcomes: tuple[str, ...], n: int, budget: int) -> 
     p = exact(tree, budget)
     if not p.exact:
         raise ValueError(f"eval.budget is {budget}: too few prefixes to compute p, which is compared; raise it")
-    splits, rollouts = (
-        np.rint(s.outcomes * s.n).astype(np.int64) for s in (split(tree, SPLITS, 1), sample(tree, n, 2))
-    )
+    splits, rollouts = (np.rint(s.outcomes * s.n).astype(int) for s in (split(tree, SPLITS, 1), sample(tree, n, 2)))
     rng, tests = np.random.default_rng(0), []
     for outcome in np.flatnonzero(p.outcomes.mean(axis=0) > REACHED):
-        pits = {
-            "exact/split": randomised_pit(splits[:, outcome], SPLITS, p.outcomes[:, outcome], rng),
-            "exact/rollout": randomised_pit(rollouts[:, outcome], n, p.outcomes[:, outcome], rng),
-            "split/rollout": two_sample_pit(rollouts[:, outcome], n, splits[:, outcome], SPLITS, rng),
-        }
-        tests += [{"test": pair, "outcome": outcomes[outcome], "p_value": uniform_p(pit)} for pair, pit in pits.items()]
+        of_exact, of_split, of_rollouts = p.outcomes[:, outcome], splits[:, outcome], rollouts[:, outcome]
+        pits = (
+            randomised_pit(of_split, SPLITS, of_exact, rng),
+            randomised_pit(of_rollouts, n, of_exact, rng),
+            two_sample_pit(of_rollouts, n, of_split, SPLITS, rng),
+        )
+        for pair, pit in zip(PAIRS, pits, strict=True):
+            tests.append({"test": pair, "outcome": outcomes[outcome], "p_value": uniform_p(pit)})
     return tests

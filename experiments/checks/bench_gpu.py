@@ -9,12 +9,11 @@ import copy
 import math
 from collections.abc import Callable, Iterator
 from dataclasses import replace
-from statistics import median
 from typing import Any
 
 import torch
 
-from experiments.checks.timing import fastest, matmul_rate, timed
+from experiments.checks.timing import fastest, matmul_rate, seconds_of, spread
 from minifork.decoding.traces import TraceTree
 from minifork.gpt import Prompts
 from minifork.gpu import backends
@@ -24,7 +23,7 @@ from minifork.gpu.kernel import build_for, lay_out
 BATCHES = (1024, 4096, 16384, 65536, 262144)
 COMPILED = (4096, 65536)  # torch.compile takes a minute for each
 ROUNDS, ROUND_S, WARM_S = 5, 0.1, 0.3  # timed rounds, seconds of a round, seconds before the first
-PROBLEMS = 64  # that share a batch
+BATCH_PROBLEMS = 64  # problems that share a batch
 MATRIX = 8192  # rows and columns of the matrix product that is timed
 BACKENDS = "kernel bf16", "kernel fp32", "kernel bf16 + layout", "torch eager", "torch graph", "torch compiled graph"
 
@@ -67,44 +66,37 @@ def bench_gpu(tree: TraceTree) -> Iterator[dict[str, Any]]:
 
     Yields what is measured so far after every backend, and in the end all, with the machine's limits and the ratios.
     """
-    part, cells = tree[:PROBLEMS], dict[str, list[dict[str, Any]]]()
+    part, cells = tree[:BATCH_PROBLEMS], dict[str, list[dict[str, Any]]]()
     result = {"batches": list(BATCHES), "rounds": ROUNDS, "backends": cells}
     for name in BACKENDS:
         cells[name] = []
         for batch in COMPILED if "compiled" in name else BATCHES:
-            cells[name].append(cell := measure(part, name, batch))
+            cells[name].append(cell := time_backend(part, name, batch))
             text = f"{cell['tokens_per_s']:>16,.0f}" if "tokens_per_s" in cell else f" failed: {cell['failed']}"
             print(f"{name:<22}{cell['rollouts']:>10,} in flight, sampled tokens/s:{text}", flush=True)
         yield result
     limit = limits(part)
-    ratios = summary(cells, limit)
-    for what, ratio in ratios.items():
-        print(f"{what}: {'not measured' if ratio is None else format(ratio, '.3g')}")
+    ratios = speed_ratios(cells, limit)
+    for name, ratio in ratios.items():
+        print(f"{name}: {'not measured' if ratio is None else format(ratio, '.3g')}")
     yield {**result, **limit, "summary": ratios}
 
 
-def measure(tree: TraceTree, name: str, batch: int) -> dict[str, Any]:
-    """One backend at one batch: seconds (median, spread), rates; what went wrong if it failed."""
+def time_backend(tree: TraceTree, name: str, batch: int) -> dict[str, Any]:
+    """One backend at one batch: seconds (median, spread), rates; the error if it failed."""
     n = batch // len(tree)
     rollouts = n * len(tree)  # a batch need not be a multiple of the problems
     try:
         job = prepare(tree, n, name)
         job()
-        timed(job, math.ceil(WARM_S / timed(job, 3)))  # until the clocks are up
-        repeats = math.ceil(ROUND_S / timed(job, 3))
-        seconds = [timed(job, repeats) for _ in range(ROUNDS)]
+        seconds_of(job, math.ceil(WARM_S / seconds_of(job, 3)))  # until the clocks are up
+        repeats = math.ceil(ROUND_S / seconds_of(job, 3))
+        times = spread([seconds_of(job, repeats) for _ in range(ROUNDS)])
         tokens = float(backends.sample(tree, 256, 0).tokens.sum()) * n  # a trace's mean length, from another sample
     except Exception as error:  # a baseline that fails, in whatever way, must not lose the other measurements
         return {"rollouts": rollouts, "failed": f"{type(error).__name__}: {str(error).partition(chr(10))[0]}"}
-    middle = median(seconds)
-    return {
-        "rollouts": rollouts,
-        "seconds": middle,
-        "spread": [min(seconds), max(seconds)],
-        "rollouts_per_s": rollouts / middle,
-        "tokens_per_s": tokens / middle,
-        "decoded_per_s": (tokens - rollouts) / middle,  # a trace's first token comes from the prompt
-    }
+    counts = {"rollouts": rollouts, "tokens": tokens, "decoded": tokens - rollouts}  # the prompt gives the first token
+    return {"rollouts": rollouts, **times} | {f"{name}_per_s": n / times["seconds"] for name, n in counts.items()}
 
 
 def limits(tree: TraceTree) -> dict[str, float]:
@@ -133,20 +125,20 @@ def l2_rate(device: str, megabytes: int = 24) -> float:
     return 64 * a.nbytes / fastest(lambda: a.expand(64, -1).sum(dim=1), 5)
 
 
-def summary(cells: dict[str, list[dict[str, Any]]], limit: dict[str, float]) -> dict[str, float | None]:
+def speed_ratios(cells: dict[str, list[dict[str, Any]]], limit: dict[str, float]) -> dict[str, float | None]:
     """The ratios that matter; None where a backend failed."""
 
-    def best(names: tuple[str, ...], rate: str = "tokens_per_s", most: int = max(BATCHES)) -> float:
-        rates = [cell.get(rate, math.nan) for name in names for cell in cells[name] if cell["rollouts"] <= most]
+    def best(names: tuple[str, ...], rate: str = "tokens_per_s", max_batch: int = max(BATCHES)) -> float:
+        rates = [cell.get(rate, math.nan) for name in names for cell in cells[name] if cell["rollouts"] <= max_batch]
         return max((value for value in rates if value > 0), default=math.nan)
 
     kernel, graphs = ("kernel bf16",), ("torch graph", "torch compiled graph")
+    small, decoded = best(kernel, max_batch=4096) / best(graphs, max_batch=4096), best(kernel, "decoded_per_s")
     ratios = {
         "kernel bf16, best tokens/s": best(kernel),
         "times the better CUDA-graphed baseline, best batch of each": best(kernel) / best(graphs),
-        "times the better CUDA-graphed baseline, at most 4,096 in flight":
-            best(kernel, most=4096) / best(graphs, most=4096),
-        "share of the measured matrix limit": best(kernel, "decoded_per_s") / limit["matrix_limit"],
-        "share of the L2 limit": best(kernel, "decoded_per_s") / limit["l2_limit"],
-    }  # fmt: skip
+        "times the better CUDA-graphed baseline, at most 4,096 in flight": small,
+        "share of the measured matrix limit": decoded / limit["matrix_limit"],
+        "share of the L2 limit": decoded / limit["l2_limit"],
+    }
     return {name: None if math.isnan(ratio) else ratio for name, ratio in ratios.items()}

@@ -1,4 +1,4 @@
-"""`make gpu-check`: is everything right and how fast is it on this GPU? One table, one JSON file.
+"""`make gpu-check`: is everything right on this GPU, and how fast is it? One table, one JSON file.
 
 Trains a base and fine-tunings. Tests the kernel's samples against its own probabilities and against exact ones, and all
 engines against each other. Times every backend. Runs the GPU tests, and compute-sanitizer on some of them where it is
@@ -8,7 +8,6 @@ Every part yields rows of the JSON file, name and value. The file is written at 
 run that is stopped, loses nothing that was measured. A part fails unless it yields ("failed", 0).
 """
 
-import contextlib
 import json
 import os
 import re
@@ -21,7 +20,6 @@ from collections import Counter
 from collections.abc import Iterator
 from dataclasses import replace
 from pathlib import Path
-from threading import Timer
 from typing import Any
 
 import numpy as np
@@ -45,17 +43,18 @@ from minifork.training import stages
 
 Rows = Iterator[tuple[str, Any]]
 
-ROOT = Path(__file__).parents[2]
-RESULTS = ROOT / "experiments" / "results"
+CHECKOUT = Path(__file__).parents[2]
+RESULTS = CHECKOUT / "experiments" / "results"
 SEED, EPOCHS = 101, 16  # of the runs that are trained here; the pairs of seeds below 10 belong to reproductions
 TESTS = "tests/minifork/gpu/test_gpu.py"
 PYTEST = [sys.executable, "-m", "pytest", "-vv", "-m", "gpu", "-p", "no:cacheprovider", TESTS]
 TESTS_S, SANITIZER_S = 900, 100  # seconds after which the tests, and each tool of the sanitizer, are stopped
-ENDED = re.compile(r"::(?P<test>\S.*?) (?P<outcome>PASSED|FAILED|ERROR|SKIPPED)\b.*%\]$")  # a line of pytest -v
+OUTCOME = re.compile(r"::(?P<test>\S.*?) (?P<outcome>PASSED|FAILED|ERROR|SKIPPED)\b.*%\]$")  # a line of pytest -v
+KILLED = (-signal.SIGKILL, 128 + signal.SIGKILL)  # exit codes of a command that was killed
 SANITIZED = "test_runs_again_alike_on_every_tiling and (narrow or reference)"
-LEVEL = 1e-4  # of each test of samples
-SAMPLES = {"bf16": 10**6, "fp32": 10**5}  # rollouts a problem against scored probabilities
-SECONDS = 20  # in which that many may be drawn; a slow GPU draws fewer
+P_VALUE = 1e-4  # smallest p-value of samples that holds
+SAMPLES = {"bf16": 10**6, "fp32": 10**5}  # rollouts a problem that are compared with scored probabilities
+SECONDS = 20  # in which that many may be sampled; a slow GPU samples fewer
 TRIAL = 2000  # rollouts a problem that are timed first, to tell how many SECONDS allow
 EVALUATED = 4096  # rollouts a problem of the evaluation that is timed
 GAPS = {"bf16": (0.002, 0.03), "fp32": (1e-4, 1e-4)}  # bars: change of pass@k, 99th percentile of the change of p
@@ -78,7 +77,7 @@ def gpu_check(config: Config) -> int:
         "training": train(config),
         "samples": samples(config),
         "agreement": agree(config),
-        "bench": bench(config),
+        "bench": time_backends(config),
         "tests": gpu_tests(),
         "sanitizer": sanitizer(),
     }
@@ -99,7 +98,7 @@ def find_gpu() -> tuple[str, str] | None:
 def run_part(part: str, rows: Rows, result: dict[str, Any], path: Path) -> None:
     """Put the rows of a part into the result and its file, each as soon as it is there; then print them."""
     started = time.monotonic()
-    result[part] = row = {"failed": 1, "broke": "it was stopped"}
+    result[part] = values = {"failed": 1, "broke": "it was stopped"}
 
     def save() -> None:
         result["seconds"][part] = time.monotonic() - started
@@ -108,13 +107,13 @@ def run_part(part: str, rows: Rows, result: dict[str, Any], path: Path) -> None:
     save()
     try:
         for name, value in rows:
-            row[name] = json.loads(json.dumps(value), parse_constant=str)  # NaN, which JSON lacks, as a text
+            values[name] = json.loads(json.dumps(value), parse_constant=str)  # NaN, which JSON lacks, as a text
             save()
-        del row["broke"]
+        del values["broke"]
     except Exception as error:  # one part that breaks must not lose what the others measure
-        row |= {"failed": 1, "broke": f"{type(error).__name__}: {error}"}
+        values |= {"failed": 1, "broke": f"{type(error).__name__}: {error}"}
     save()
-    print_rows(part, row)
+    print_rows(part, values)
     print(f"-- {part}: {result['seconds'][part]:.0f} s", flush=True)
 
 
@@ -137,75 +136,54 @@ def train(config: Config) -> Rows:
 
 def gpu_tests() -> Rows:
     """The GPU tests; their outcomes are counted as they come."""
-    outcomes, output = Counter[str](), []
-    with limited(PYTEST, TESTS_S) as process:
+    outcomes, output = Counter[str](), ["no output"]
+    with start(PYTEST, TESTS_S) as process:
         for line in process.stdout or ():
             output.append(line.rstrip())
-            if ended := ENDED.search(output[-1]):
-                outcomes[ended["outcome"].lower()] += 1
+            if match := OUTCOME.search(output[-1]):
+                outcome = match["outcome"].lower()
+                outcomes[outcome] += 1
                 yield "outcomes", dict(outcomes)
-                if ended["outcome"] in ("FAILED", "ERROR"):
-                    yield ended["test"], ended["outcome"].lower()
+                if outcome in ("failed", "error"):
+                    yield match["test"], outcome
     if process.returncode:
         print(*output[-30:], sep="\n")
-    yield "summary", summary(process.returncode, output or ["no output"])
+    killed = process.returncode in KILLED
+    yield "summary", f"killed, or not finished within {TESTS_S} s" if killed else output[-1].strip("= ")
     yield "failed", int(process.returncode != 0 or not outcomes["passed"])
-
-
-def summary(code: int, output: list[str]) -> str:
-    """What pytest's exit code and output say, in a line."""
-    if code == -signal.SIGKILL:
-        return f"killed, or not finished within {TESTS_S} s"
-    missing = sorted(set(re.findall(r"No module named '?(\w+)", "\n".join(output)))) if code else []
-    return f"not installed: {', '.join(missing)}" if missing else output[-1].strip("= ")
-
-
-@contextlib.contextmanager
-def limited(
-    command: list[str], seconds: float, environment: dict[str, str] | None = None
-) -> Iterator[subprocess.Popen[str]]:
-    """A command whose output can be read while it runs. After so many seconds it and all that it started are killed."""
-    pipe: dict[str, Any] = {"stdout": subprocess.PIPE, "stderr": subprocess.STDOUT, "text": True, "encoding": "utf-8"}
-    process = subprocess.Popen(command, **pipe, cwd=ROOT, env=environment, start_new_session=True)
-    stop = Timer(seconds, kill, [process])
-    stop.start()
-    try:
-        yield process
-        process.wait()
-    finally:
-        stop.cancel()
-        kill(process)
-        process.communicate()
-
-
-def kill(process: subprocess.Popen[str]) -> None:
-    """End a process that leads a session, and all that it started."""
-    with contextlib.suppress(ProcessLookupError):
-        os.killpg(process.pid, signal.SIGKILL)
 
 
 def sanitizer() -> Rows:
     """compute-sanitizer's memcheck and racecheck on a few tests, where it is installed."""
     program = shutil.which("compute-sanitizer", path=f"{os.environ['PATH']}:/usr/local/cuda/bin")
-    tools = ("memcheck", "racecheck") if program else ()
+    if program is None:
+        yield "summary", "compute-sanitizer is not installed"
     failed = 0
-    for tool in tools:
+    for tool in ("memcheck", "racecheck") if program else ():
         command = [str(program), "--tool", tool, "--report-api-errors", "no", "--error-exitcode", "9", *PYTEST]
-        # without torch's caching allocator, which hides accesses past the end of a tensor
-        environment = os.environ | {"PYTORCH_NO_CUDA_MEMORY_CACHING": "1"}
-        with limited([*command, "-k", SANITIZED], SANITIZER_S, environment) as process:
-            output = process.stdout.read() if process.stdout else ""
-        lines = [line.strip("= ") for line in output.splitlines() if "SUMMARY" in line]
-        if process.returncode == -signal.SIGKILL:
+        # torch's caching allocator would hide accesses past the end of a tensor
+        with start([*command, "-k", SANITIZED], SANITIZER_S, PYTORCH_NO_CUDA_MEMORY_CACHING="1") as process:
+            output, _ = process.communicate()
+        summaries = [line.strip("= ") for line in output.splitlines() if "SUMMARY" in line]
+        if process.returncode in KILLED:
             yield tool, f"not finished within {SANITIZER_S} s"
         elif "not supported" in output:
             yield tool, "not usable on this machine"
         else:
             failed |= int(process.returncode != 0)
-            yield tool, (lines or [f"exit code {process.returncode}"])[-1]
-    if not tools:
-        yield "summary", "compute-sanitizer is not installed"
+            yield tool, [f"exit code {process.returncode}", *summaries][-1]
     yield "failed", failed
+
+
+def start(command: list[str], seconds: float, **environment: str) -> subprocess.Popen[str]:
+    """Start a command whose output can be read while it runs.
+
+    GNU `timeout` kills it and all that it started after so many seconds.
+    """
+    return subprocess.Popen(
+        ["timeout", "--signal=KILL", f"{seconds}", *command], stdout=subprocess.PIPE, stderr=subprocess.STDOUT,
+        text=True, encoding="utf-8", cwd=CHECKOUT, env=os.environ | environment,
+    )  # fmt: skip
 
 
 def trees(config: Config) -> dict[str, TraceTree]:
@@ -220,16 +198,33 @@ def samples(config: Config) -> Rows:
     modes = range(len(config.data.mode_names))
     if "SEARCH" in config.data.mode_names:
         raise ValueError("scored p need every accepted trace: SEARCH has several for a problem")
-    problems, held = evaluation_problems(config.data, config.eval), True
+    problems, failed = evaluation_problems(config.data, config.eval), 0
     traces = np.stack([config.data.traces(problems, np.full(len(problems), mode)) for mode in modes], axis=1)
     accepted = torch.from_numpy(traces).to(config.device)
     for name, tree in trees(config).items():
         p_exact = exact(tree).p_lo
         for precision in SAMPLES:
-            cell = compare(tree, accepted, p_exact, precision)
-            held &= cell["holds"]
+            cell = compare_samples(tree, accepted, p_exact, precision)
+            failed |= int(not cell["holds"])
             yield f"{name} {precision}", cell
-    yield "failed", int(not held)
+    yield "failed", failed
+
+
+def compare_samples(tree: TraceTree, accepted: torch.Tensor, p_exact: np.ndarray, precision: str) -> dict[str, Any]:
+    """A sample of one build against p as it scores all accepted traces int64[B, m, T], and this p against exact p."""
+    bf16, n = precision == "bf16", SAMPLES[precision]
+    n = max(1, min(n, int(TRIAL * SECONDS / rollout_seconds(tree, TRIAL, bf16))))
+    gpu, rows = gpu_and_rows(tree, n, bf16)
+    scored = kernel.score(tree, accepted, gpu, rows, bf16)
+    p = scored.sum(dim=2).exp().sum(dim=1).clamp(max=1).cpu().numpy()
+    counts = kernel.run_kernel(tree, n, 0, gpu, rows, bf16).accepted
+    ks = [1, 4, 16, 64]
+    gap = float(np.abs(passk.pass_at_k(p, ks) - passk.pass_at_k(p_exact, ks)).max())
+    p99_gap = float(np.quantile(np.abs(p - p_exact), 0.99))
+    p_value = uniform_p(randomised_pit(counts, n, p, np.random.default_rng(0)))
+    holds = p_value > P_VALUE and gap <= GAPS[precision][0] and p99_gap <= GAPS[precision][1]
+    cell = {"p_value": p_value, "rollouts_a_problem": n, "pass_at_k_gap": gap, "p99_gap_of_p": p99_gap}
+    return cell | {"holds": bool(holds)}
 
 
 def agree(config: Config) -> Rows:
@@ -241,41 +236,24 @@ def agree(config: Config) -> Rows:
     yield "failed", agreement.conclude(config, groups)
 
 
-def compare(tree: TraceTree, accepted: torch.Tensor, p_exact: np.ndarray, precision: str) -> dict[str, Any]:
-    """A sample of one build against p as it scores all accepted traces int64[B, m, T], and this p against exact p."""
-    bf16, n = precision == "bf16", SAMPLES[precision]
-    n = max(1, min(n, int(TRIAL * SECONDS / seconds_of(tree, TRIAL, bf16))))
-    gpu = backends.cuda_device(tree.dfa.device)
-    rows = backends.ready(gpu, tree, gpu.rows(len(tree) * n), bf16)
-    scored = kernel.score(tree, accepted, gpu, rows, bf16)
-    p = scored.sum(dim=2).exp().sum(dim=1).clamp(max=1).cpu().numpy()
-    counts = kernel.run_kernel(tree, n, 0, gpu, rows, bf16).accepted
-    ks = [1, 4, 16, 64]
-    gap = float(np.abs(passk.pass_at_k(p, ks) - passk.pass_at_k(p_exact, ks)).max())
-    apart = float(np.quantile(np.abs(p - p_exact), 0.99))
-    p_value = uniform_p(randomised_pit(counts, n, p, np.random.default_rng(0)))
-    return {
-        "p_value": p_value,
-        "rollouts_a_problem": n,
-        "pass_at_k_gap": gap,
-        "p99_gap_of_p": apart,
-        "holds": bool(p_value > LEVEL and gap <= GAPS[precision][0] and apart <= GAPS[precision][1]),
-    }
-
-
-def bench(config: Config) -> Rows:
+def time_backends(config: Config) -> Rows:
     """Rates on the trained base, and seconds of `make eval ENGINE=rollout ROLLOUTS=4096`."""
     tree, reference = trees(config)["base"], dict[str, Any]()
     for reference in bench_gpu(tree):
         yield "reference", reference
     for precision in SAMPLES:
-        yield f"eval_{EVALUATED}_{precision}_s", seconds_of(tree, EVALUATED, precision == "bf16")
+        yield f"eval_{EVALUATED}_{precision}_s", rollout_seconds(tree, EVALUATED, precision == "bf16")
     kernels = [cell for name, row in reference["backends"].items() if name.startswith("kernel") for cell in row]
     yield "failed", int(any("failed" in cell for cell in kernels))
 
 
-def seconds_of(tree: TraceTree, n: int, bf16: bool) -> float:
+def rollout_seconds(tree: TraceTree, n: int, bf16: bool) -> float:
     """Seconds of n rollouts a problem, everything but compiling included."""
-    gpu = backends.cuda_device(tree.dfa.device)
-    rows = backends.ready(gpu, tree, gpu.rows(len(tree) * n), bf16)
+    gpu, rows = gpu_and_rows(tree, n, bf16)
     return fastest(lambda: kernel.run_kernel(tree, n, 0, gpu, rows, bf16))
+
+
+def gpu_and_rows(tree: TraceTree, n: int, bf16: bool) -> tuple[kernel.Machine, int]:
+    """The tree's GPU, and how many rows a tile of its tested kernel has for n rollouts a problem."""
+    gpu = backends.cuda_device(tree.dfa.device)
+    return gpu, backends.ready(gpu, tree, gpu.rows(len(tree) * n), bf16)

@@ -2,12 +2,13 @@
 
 import time
 from collections.abc import Callable
+from statistics import median
 
 import torch
 
 
-def timed(job: Callable[[], object], repeats: int = 1) -> float:
-    """Seconds that a job takes, the mean of several repeats, until a GPU has finished it."""
+def seconds_of(job: Callable[[], object], repeats: int = 1) -> float:
+    """Seconds that a job takes until a GPU has finished it, the mean of several repeats."""
     wait = torch.cuda.synchronize if torch.cuda.is_available() else lambda: None
     wait()
     started = time.perf_counter()
@@ -18,8 +19,13 @@ def timed(job: Callable[[], object], repeats: int = 1) -> float:
 
 
 def fastest(job: Callable[[], object], repeats: int = 1) -> float:
-    """Seconds that a job takes, the least of four measurements."""
-    return min(timed(job, repeats) for _ in range(4))
+    """Seconds that a job takes, the smallest of four measurements."""
+    return min(seconds_of(job, repeats) for _ in range(4))
+
+
+def spread(seconds: list[float]) -> dict:
+    """The median, the smallest and the largest of seconds: {"seconds": .., "spread": [.., ..]}."""
+    return {"seconds": median(seconds), "spread": [min(seconds), max(seconds)]}
 
 
 def matmul_rate(device: str, size: int, dtype: torch.dtype) -> float:

@@ -2,8 +2,8 @@
 
 from experiments import figures
 from experiments.results import load_results
-from experiments.studies.steps import make_runs, timed
-from experiments.summary import rows, table
+from experiments.studies.steps import make_runs, print_minutes
+from experiments.summary import summary_rows, summary_table
 from minifork import runs
 from minifork.evaluate import measure_missing
 from minifork.schema import Config
@@ -14,14 +14,14 @@ def demo(config: Config) -> None:
 
     Raises ValueError naming a run that failed.
     """
-    with timed("demo"):
+    with print_minutes("demo"):
         make_runs(config, config.reproduce.study)
         measure_missing(config)
         results = load_results(config)
         pairs = results.complete_pairs()
-        figure = figures.drawn(results, pairs)["crossing"]
+        figure = figures.draw_all(results, pairs)["crossing"]
         figures.save_figure(figure, runs.task_folder(config) / "figures" / "crossing.png")
-        print(table({"rows": rows(results, pairs)}))
+        print(summary_table(summary_rows(results, pairs)))
         base, tuned = results.base(pairs[0]), results.tuned(pairs[0], config.sft.fork_rate)[-1]
         print(sentence(config, base["pass_at"], tuned["pass_at"]))
 
@@ -31,10 +31,10 @@ def sentence(config: Config, base: dict[str, float], tuned: dict[str, float]) ->
     above = [int(k) for k in base if tuned[k] > base[k]]
     below = [int(k) for k in base if tuned[k] < base[k]]
     changes = " and ".join(f"pass@{k} from {base[k]:.3f} to {tuned[k]:.3f}" for k in ("1", "64"))
-    crossed = bool(above and below) and max(above) < min(below)
-    what = f"the curves cross between k = {max(above)} and {min(below)}" if crossed else "the curves do not cross"
+    crossed = above and below and max(above) < min(below)
+    crossing = f"the curves cross between k = {max(above)} and {min(below)}" if crossed else "the curves do not cross"
     size = f"{config.model.layers} layers of width {config.model.width}, {config.sft.traces} traces, one pair of seeds"
     return (
-        f"Fine-tuning on forks moved {changes}: {what} (a small model: {size}). "
+        f"Fine-tuning on forks moved {changes}: {crossing} (a small model: {size}). "
         "Run next: make reproduce, the same at full size with its controls."
     )

@@ -2,8 +2,8 @@
 
 from experiments.claims import claims
 from experiments.figures import figures
-from experiments.studies.steps import evaluate_and_check, make_runs, timed
-from experiments.summary import summary
+from experiments.studies.steps import evaluate_and_check, make_runs, print_minutes
+from experiments.summary import write_summary
 from minifork import runs
 from minifork.schema import Config
 
@@ -15,10 +15,10 @@ def run_study(config: Config) -> None:
 
 
 def reproduce(config: Config) -> None:
-    """Run the config's study for `reproduce.pairs` pairs of seeds, evaluate, draw, and say which claims hold.
+    """Run the config's study for `reproduce.pairs` pairs of seeds, evaluate, draw, and print which claims hold.
 
     Raises ValueError naming a stage that failed.
     """
-    with timed(f"reproduced, figures in {runs.task_folder(config) / 'figures'}"):
-        for stage in (run_study, figures, claims, summary):
+    with print_minutes(f"reproduced, figures in {runs.task_folder(config) / 'figures'}"):
+        for stage in (run_study, figures, claims, write_summary):
             stage(config)

@@ -1,6 +1,6 @@
 """Is the regime tuned? A map of coverage shrinkage and polarisation over epochs, traces, learning rate, width and d.
 
-The runs are those of experiments/studies/sensitivity.yaml; every width and number of branches has a base of its own.
+The runs are those of experiments/studies/sensitivity.yaml. Every width and number of branches has its own base.
 """
 
 from dataclasses import replace
@@ -10,16 +10,15 @@ import numpy as np
 from matplotlib.axes import Axes
 from matplotlib.figure import Figure
 
-from experiments.figures import known_settings, save_figure
+from experiments.estimates import SHRINKAGE_K as K
+from experiments.figures import default_settings, save_figure
 from experiments.results import Results, load_results
-from experiments.studies.steps import evaluate_and_check, make_runs, timed
+from experiments.studies.steps import evaluate_and_check, make_runs, print_minutes
 from experiments.study import Plan
 from minifork import config as configs
 from minifork import runs
 from minifork.schema import Config
 from minifork.storage.files import write_json
-
-K = 16
 
 
 def sensitivity(config: Config) -> None:
@@ -27,37 +26,37 @@ def sensitivity(config: Config) -> None:
 
     Raises ValueError naming a stage that failed.
     """
-    with timed("sensitivity"):
+    with print_minutes("sensitivity"):
         plans, panels = make_runs(config, "sensitivity"), []
         for data, model in dict.fromkeys((plan.config.data, plan.config.model) for plan in plans):
-            of_panel = replace(config, data=data, model=model)
-            evaluate_and_check(of_panel)
-            alike = [plan for plan in plans if (plan.config.data, plan.config.model) == (data, model)]
-            panels.append(panel(load_results(of_panel), alike))
+            panel_config = replace(config, data=data, model=model)
+            evaluate_and_check(panel_config)
+            of_panel = [plan for plan in plans if (plan.config.data, plan.config.model) == (data, model)]
+            panels.append(panel(load_results(panel_config), of_panel))
         folder = runs.task_folder(config)
         write_json(folder / "sensitivity.json", runs.made_by(config) | {"k": K, "panels": panels})
-        save_figure(draw(panels), folder / "figures" / "sensitivity.png")
-        lost = np.array([row["S"][-1] for panel in panels for row in panel["rows"]])
-        print(f"S_{K} after the last epoch is {lost.min():+.3f} to {lost.max():+.3f} over {len(lost)} settings, "
-              f"above .05 in {np.mean(lost > 0.05):.0%}")  # fmt: skip
+        save_figure(draw_maps(panels), folder / "figures" / "sensitivity.png")
+        losses = np.array([row["S"][-1] for panel in panels for row in panel["rows"]])
+        print(f"S_{K} after the last epoch is {losses.min():+.3f} to {losses.max():+.3f} over {len(losses)} settings, "
+              f"above .05 in {np.mean(losses > 0.05):.0%}")  # fmt: skip
 
 
 def panel(results: Results, plans: list[Plan]) -> dict:
     """S_K and the polarisation index (forced FWD) of every run and epoch, means over pairs."""
     rows, epochs, values = [], [], configs.flat(results.config)
     for name in dict.fromkeys(plan.name for plan in plans):
-        alike = [plan for plan in plans if plan.name == name]
-        records = [results.records_of(plan) for plan in alike]
-        bases = np.array([results.parent_of(plan)[0]["pass_at"][str(K)] for plan in alike])
-        lost = bases[:, None] - [[record["pass_at"][str(K)] for record in line] for line in records]
-        index = [[record["forced"]["FWD"]["index"][str(K)] for record in line] for line in records]
-        rows.append({"run": name, "S": lost.mean(axis=0).tolist(), "index": np.mean(index, axis=0).tolist()})
+        of_run = [plan for plan in plans if plan.name == name]
+        records = [results.records_of(plan) for plan in of_run]
+        bases = [[results.parent_of(plan)[0]["pass_at"][str(K)]] for plan in of_run]
+        losses = np.array(bases) - [[record["pass_at"][str(K)] for record in of_pair] for of_pair in records]
+        index = [[record["forced"]["FWD"]["index"][str(K)] for record in of_pair] for of_pair in records]
+        rows.append({"run": name, "S": losses.mean(axis=0).tolist(), "index": np.mean(index, axis=0).tolist()})
         epochs = [record["epoch"] for record in records[0]]
     return {"width": values["model.width"], "branches": values["data.branches"], "epochs": epochs, "rows": rows}
 
 
-@known_settings()
-def draw(panels: list[dict]) -> Figure:
+@default_settings()
+def draw_maps(panels: list[dict]) -> Figure:
     """One row of two maps for every width and d: S_K and the index, runs against epochs."""
     figure = Figure(figsize=(11, 2.9 * len(panels)), layout="constrained")
     for (left, right), panel in zip(figure.subplots(len(panels), 2, squeeze=False), panels, strict=True):
@@ -67,10 +66,10 @@ def draw(panels: list[dict]) -> Figure:
     return figure
 
 
-def _map(axes: Axes, panel: dict, quantity: str, title: str, colours: str, least: int) -> None:
+def _map(axes: Axes, panel: dict, quantity: str, title: str, colours: str, vmin: int) -> None:
     """A quantity of every run (rows) and epoch (columns), as colours and numbers."""
     values = np.array([row[quantity] for row in panel["rows"]])
-    axes.imshow(values, cmap=matplotlib.colormaps[colours], vmin=least, vmax=1, aspect="auto")
+    axes.imshow(values, cmap=matplotlib.colormaps[colours], vmin=vmin, vmax=1, aspect="auto")
     for (y, x), value in np.ndenumerate(values):
         colour = "white" if abs(value) > 0.6 else "black"
         axes.text(x, y, f"{value:.2f}", ha="center", va="center", fontsize=7, color=colour)

@@ -1,4 +1,4 @@
-"""What samples spread over d tokens find that d independent ones miss, at the fork and where a decoder may guess."""
+"""What d stratified samples, one on each of d tokens at the fork or elsewhere, find that d independent ones miss."""
 
 import numpy as np
 import torch
@@ -17,9 +17,9 @@ from minifork.statistics import intervals
 
 
 def stratified_study(results: Results, plan: Plan) -> dict[str, tuple[np.ndarray, float]]:
-    """`stratified_passes` of the last checkpoint of a run, after what as many i.i.d. samples find, under the name iid.
+    """`stratified_passes` of the last checkpoint of a run, after the pass@d of i.i.d. samples under the name iid.
 
-    Problems without a fork or of several sizes have no one d: nothing.
+    Empty where problems have no one d: without a fork, or of several sizes.
     """
     config, record = results.config, results.records_of(plan)[-1]
     device = pick_device(config)
@@ -33,53 +33,49 @@ def stratified_study(results: Results, plan: Plan) -> dict[str, tuple[np.ndarray
 
 
 def stratified_passes(tree: TraceTree, fork: Tensor, branches: Tensor) -> dict[str, tuple[np.ndarray, float]]:
-    """pass@d float64[n] of samples spread over d tokens at four places, and the share of problems where
-    that place is the fork, which comes after the prefix ``fork`` int64[n, F] and has the branches int64[n, d]."""
+    """pass@d float64[n] of samples dealt to d tokens at four places, and the share of problems where this place is the
+    fork. The fork comes after the prefix ``fork`` int64[n, F] and has the branches int64[n, d]."""
     d = branches.shape[1]
     at_start = torch.zeros(len(tree), dtype=torch.int64, device=fork.device)
     at_fork = at_start + fork.shape[1]
     trace, place = stratified.highest_entropy(tree)
     hits = float(stratified.right_after(fork, trace, place).float().mean())
 
-    def solved(prefix: Tensor, length: Tensor, tokens: int | Tensor) -> np.ndarray:
+    def passes(prefix: Tensor, length: Tensor, tokens: int | Tensor) -> np.ndarray:
         return stratified.dealt_pass_at_k(stratified.stratify(tree, prefix, length, tokens).p_lo, [d])[:, 0]
 
     return {
-        "the branches at the fork": (solved(fork, at_fork, branches), 1.0),
-        "the model's top tokens at the fork": (solved(fork, at_fork, d), 1.0),
-        "the top first tokens": (solved(fork, at_start, d), 0.0),
-        "the top tokens where entropy is highest": (solved(trace, place, d), hits),
+        "the branches at the fork": (passes(fork, at_fork, branches), 1.0),
+        "the model's top tokens at the fork": (passes(fork, at_fork, d), 1.0),
+        "the top first tokens": (passes(fork, at_start, d), 0.0),
+        "the top tokens where entropy is highest": (passes(trace, place, d), hits),
     }
 
 
-def recovered_shares(rate: float, spreads: list[dict[str, tuple[np.ndarray, float]]]) -> list[dict]:
+def recovered_shares(rate: float, by_pair: list[dict[str, tuple[np.ndarray, float]]]) -> list[dict]:
     """The share of what i.i.d. samples miss that stratified ones find, (strat - iid) / (1 - iid) at pass@d.
 
-    By pair of seeds, and together with its interval; spreads: of every pair, from `stratified_study`.
+    For every pair of seeds, and over pairs with its interval; by_pair: of every pair, from `stratified_study`.
     """
-    if not all(spreads):
+    if not all(by_pair):
         return []
-    rows, iid = [], np.stack([spread["iid"][0] for spread in spreads])
-    for name in list(spreads[0])[1:]:
-        solved = np.stack([spread[name][0] for spread in spreads])
-        ends = intervals.share_interval(solved - iid, 1 - iid)
+    rows, iid = [], np.stack([places["iid"][0] for places in by_pair])
+    for name in list(by_pair[0])[1:]:
+        passes = np.stack([places[name][0] for places in by_pair])
+        ends = intervals.share_interval(passes - iid, 1 - iid)
+        means = list(zip(passes.mean(axis=1).tolist(), iid.mean(axis=1).tolist(), strict=True))
         rows.append(
             {
                 "spread_over": name,
                 "fork_rate": rate,
-                "iid": iid.mean(axis=1).tolist(),
-                "stratified": solved.mean(axis=1).tolist(),
-                "recovered": [_share(*means) for means in zip(solved.mean(axis=1), iid.mean(axis=1), strict=True)],
+                "iid": [chance for _, chance in means],
+                "stratified": [mean for mean, _ in means],
+                "recovered": [(mean - chance) / (1 - chance) if chance < 1 else None for mean, chance in means],
                 "ci95": None if ends is None else ends.tolist(),
-                "hit_rate": float(np.mean([spread[name][1] for spread in spreads])),
+                "hit_rate": float(np.mean([places[name][1] for places in by_pair])),
             }
         )
     return rows
-
-
-def _share(solved: float, iid: float) -> float | None:
-    """The share of what i.i.d. samples miss that others find; None where they miss nothing."""
-    return float((solved - iid) / (1 - iid)) if iid < 1 else None
 
 
 def stratified_line(row: dict) -> str:

@@ -8,7 +8,7 @@ import pytest
 
 from experiments.checks import bench
 from experiments.estimates import KS, signed
-from experiments.summary import table
+from experiments.summary import summary_table
 
 ROOT = Path(__file__).parents[2]
 COMMITTED = {
@@ -32,7 +32,7 @@ def test_results_say_what_made_them(name):
 @pytest.mark.parametrize("name", sorted(name for name, result in COMMITTED.items() if "rows" in result))
 def test_summaries(name):
     result = COMMITTED[name]
-    assert table(result) in TEXT and result["train_minutes"] > 0
+    assert summary_table(result["rows"]) in TEXT and result["train_minutes"] > 0
     assert {"study", "sweep"} & result.keys()  # "sweep" is what version 0.1 wrote
 
 
@@ -57,7 +57,7 @@ def test_mitigations(name, rate):
 
 def test_speed(capsys):
     """The lines that the benchmark printed."""
-    bench.print_table(COMMITTED["bench-cpu"])
+    bench.print_speeds(COMMITTED["bench-cpu"])
     assert all(f"    {line}" in TEXT for line in capsys.readouterr().out.splitlines())
 
 

@@ -2,6 +2,7 @@
 
 import json
 import re
+import shutil
 from pathlib import Path
 
 import numpy as np
@@ -16,11 +17,8 @@ from minifork import measure, runs
 from minifork.decoding.exact import exact
 from minifork.decoding.policy import Policy
 from minifork.measuring.problems import problem_set
-from minifork.storage import files
-from minifork.storage.weights import load_weights, save_weights
 from tests.helpers.browser import CHROMIUM, Browser
 
-CUT = {"verdict": "fails", "says": "", "by": "us", "effect": 1.0, "ci95": [], "rule": ""}
 needs_browser = pytest.mark.skipif(CHROMIUM is None, reason="needs Chromium")
 
 
@@ -63,10 +61,10 @@ def test_trees_of_the_explorer_are_the_models(trained):
     model = runs.require_run(config, "sft").model(4)
     problems = problem_set(config.data, streams.test_problems(config.data, 6), "cpu")
     tree = measure.trace_tree(model, problems, Policy())
-    for i, nodes in enumerate(unfold(tree, least=0.0)):
+    for i, nodes in enumerate(unfold(tree, min_share=0.0)):
         accepted = sum(share for *_, share, outcome in nodes if outcome == 0) / 1000
         assert accepted == pytest.approx(exact(tree).p_lo[i], abs=0.001 * len(nodes))
-    for i, nodes in enumerate(unfold(tree, least=0.05)):
+    for i, nodes in enumerate(unfold(tree, min_share=0.05)):
         assert nodes and all(share >= 50 for _, _, share, _ in nodes)
         for parent, token, share, _ in nodes:
             path = []
@@ -79,16 +77,6 @@ def test_trees_of_the_explorer_are_the_models(trained):
             summed = sum(float(logp[start + j, t]) for j, t in enumerate([*path, token]))
             assert share / 1000 == pytest.approx(np.exp(summed), abs=0.001)
         assert {nodes[p][3] for p, *_ in nodes if p != -1} <= {LIVE}
-
-
-def test_damaged_verdicts_are_named(copy, capsys):
-    pipeline = copy("base", "fork1", measured=True)
-    assert pipeline("claims") == 0
-    path = pipeline.folder / "claims.json"
-    judged = files.read_json(path)
-    for change in ({"claims": [{}]}, {"pairs": "1"}, {"claims": 3}, {"claims": [CUT]}):
-        files.write_json(path, judged | change)
-        assert "claims.json: damaged or edited" in pipeline.refused(capsys, "report")
 
 
 @needs_browser
@@ -119,41 +107,25 @@ def test_slider_and_picker(page, trained):
 
 
 @needs_browser
-def test_screen_readers_read_graph_and_tree(page):
-    nodes = page.call("Accessibility.getFullAXTree")["nodes"]
-    read = [(node["role"]["value"], node["name"]["value"]) for node in nodes if "name" in node]
-    right = page.js("document.querySelector('#graph .branch').textContent").removeprefix("right ")
-    (graph,) = [name for role, name in read if role == "image" and name.startswith("from ")]
-    assert re.fullmatch(rf"from \S+, right branch \S+, \S+: {re.escape(right)}; wrong branch .*", graph)
-    rows = page.js("[...document.querySelectorAll('#tree text')].map((row) => row.firstChild.textContent.trim())")
-    assert rows and set(rows) <= {name.strip() for role, name in read if role == "StaticText"}
-
-
-@needs_browser
-def test_keyboard(page):
-    """Everything is reached by Tab; arrows move the slider, Enter presses the buttons."""
-    for name, label in (
-        ("run", "run "),
-        ("previous", None),
-        ("problem", "problem"),
-        ("next", None),
-        ("slider", "snapshot"),
-    ):
+def test_keyboard_and_screen_reader(page):
+    """Everything is reached by Tab; arrows move the slider, Enter presses the buttons; the graph is read out."""
+    for name in ("run", "previous", "problem", "next", "slider"):
         page.press("Tab", 9)
         assert page.js("document.activeElement.id") == name
-        assert page.js("document.activeElement.labels[0]?.firstChild.textContent") == label
     page.press("ArrowRight", 39)
     assert page.js("epoch.textContent") == "epoch 1"
     for name, problem in (("next", "1"), ("previous", "0"), ("previous", "23")):
         page.js(f"document.getElementById('{name}').focus()")
         page.press("Enter", 13, text="\r")
         assert page.js("problem.value") == problem
+    nodes = page.call("Accessibility.getFullAXTree")["nodes"]
+    images = [node["name"]["value"] for node in nodes if node["role"]["value"] == "image"]
+    assert [name for name in images if re.fullmatch(r"from \S+, right branch \S+, \S+: .*; wrong branch .*", name)]
 
 
 @needs_browser
-@pytest.mark.parametrize("dark", [False, True])
-@pytest.mark.parametrize("width", [400, 1100])
-def test_nothing_overflows_in_light_and_dark(report_file, browser, tmp_path, dark, width):
+@pytest.mark.parametrize(("width", "dark"), [(400, False), (1100, True)])
+def test_nothing_overflows_in_light_and_dark(report_file, browser, width, dark):
     browser.open(report_file, width, dark)
     assert browser.js("document.documentElement.scrollWidth") <= width
     background = browser.js("getComputedStyle(document.body).backgroundColor")
@@ -162,17 +134,13 @@ def test_nothing_overflows_in_light_and_dark(report_file, browser, tmp_path, dar
 
 def test_refuses_weights_that_are_not_those_of_the_run(copy, capsys):
     pipeline = copy("base", "fork1", measured=True)
-    path = pipeline.run("fork1") / runs.snapshot(2)
-    saved = load_weights(path)
-    saved["model"]["head.weight"] *= 1.5
-    save_weights(path, saved)
+    shutil.copy(pipeline.run("fork1") / runs.snapshot(1), pipeline.run("fork1") / runs.snapshot(2))
     assert "e2.pt: holds other weights than its run recorded" in pipeline.refused(capsys, "report")
 
 
-def test_shows_the_settings_that_were_asked_for(copy, capsys):
+def test_shows_the_settings_that_were_asked_for(copy):
     """Graphs without a fork and another decoder; the verdicts, which are about the plain ones, are marked."""
     pipeline, settings = copy("base", "fork1", measured=True), ["eval.forked=false", "eval.policy=top_p=0.9"]
-    assert "nothing was measured with these settings" in pipeline.refused(capsys, "report", *settings)
     assert pipeline("claims") == pipeline("eval", *settings) == 0
     for overrides, branches in (([], 2), (settings, 1)):
         assert pipeline("report", *overrides) == 0

@@ -1,6 +1,5 @@
 """A page in headless Chromium, driven over the DevTools protocol on a pipe: no server, no driver, no port."""
 
-import base64
 import json
 import os
 import shutil
@@ -34,8 +33,7 @@ class Browser:
         self.errors.clear()
         scheme = [{"name": "prefers-color-scheme", "value": "dark" if dark else "light"}]
         self.call("Emulation.setEmulatedMedia", features=scheme)
-        size = {"width": width, "height": 900, "deviceScaleFactor": 1, "mobile": False}
-        self.call("Emulation.setDeviceMetricsOverride", **size)
+        self.call("Emulation.setDeviceMetricsOverride", width=width, height=900, deviceScaleFactor=1, mobile=False)
         self.call("Page.navigate", url=path.absolute().as_uri())
         while self.js("document.readyState") != "complete":
             pass
@@ -72,13 +70,6 @@ class Browser:
         """Press and release a key."""
         for kind in ("keyDown" if more else "rawKeyDown", "keyUp"):
             self.call("Input.dispatchKeyEvent", type=kind, key=key, code=key, windowsVirtualKeyCode=code, **more)
-
-    def screenshot(self, path: Path) -> None:
-        """The whole page as PNG."""
-        size = self.call("Page.getLayoutMetrics")["cssContentSize"]
-        clip = {"x": 0, "y": 0, "width": size["width"], "height": size["height"], "scale": 1}
-        shot = self.call("Page.captureScreenshot", format="png", clip=clip, captureBeyondViewport=True)
-        path.write_bytes(base64.b64decode(shot["data"]))
 
     def __enter__(self) -> "Browser":
         return self

@@ -28,13 +28,13 @@ def test_a_snapshot_is_never_above_its_curve():
 
 
 def test_intervals_are_centred_on_the_gap_and_shrink_with_the_problems():
-    """Two pairs; every problem of the method is solved .1 more often than where the curve is."""
+    """Two pairs; every problem of the method is methods .1 more often than where the curve is."""
     rng, widths = np.random.default_rng(1), []
     for n in (100, 1600):
-        stopped = rng.random((2, 3, 3, n)) * 0.2 + np.array([0.3, 0.5, 0.7])[None, :, None, None]
-        solved = stopped[:, 1] + np.array([0.0, 0.1, 0.1])[None, :, None]
-        above = above_curve(solved, stopped)
-        mean = early_stopping_gap(solved.mean(axis=2), stopped.mean(axis=3)).mean(axis=0)
+        curves = rng.random((2, 3, 3, n)) * 0.2 + np.array([0.3, 0.5, 0.7])[None, :, None, None]
+        methods = curves[:, 1] + np.array([0.0, 0.1, 0.1])[None, :, None]
+        above = above_curve(methods, curves)
+        mean = early_stopping_gap(methods.mean(axis=2), curves.mean(axis=3)).mean(axis=0)
         assert [above[k]["mean"] for k in ("16", "64")] == pytest.approx(mean)
         widths.append(np.mean([np.diff(value["ci95"]) for value in above.values()]))
     assert widths[1] < 0.5 * widths[0]

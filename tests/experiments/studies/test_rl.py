@@ -6,8 +6,8 @@ import pytest
 from experiments import study
 from experiments.estimates import KS
 from experiments.results import load_results
-from experiments.studies import rl as contrast
-from experiments.studies.early_stopping import curve
+from experiments.studies.early_stopping import early_stopping_curve
+from experiments.studies.rl import FORWARD, REVERSE, compare_rl_runs, mode_of
 from minifork.storage.files import read_json
 from tests.helpers.starts import Starts
 
@@ -23,24 +23,18 @@ def test_compares_all_runs(copy, monkeypatch, capsys):
     rows = {row["run"]: row for row in compared["runs"]}
     assert list(rows) == [plan.name for plan in plans]
     for plan, row in zip(plans, rows.values(), strict=True):
-        rl, rate, mode = plan.config.rl, plan.config.sft.fork_rate, contrast.mode_of(plan)
+        rl, rate, mode = plan.config.rl, plan.config.sft.fork_rate, mode_of(plan)
         assert mode == {"FWD": "FWD", "REV": "REV", "free": None}[rl.mode]
-        keys = {
-            "fork_rate": rate,
-            "rl.mode": rl.mode,
-            "advantage": rl.advantage,
-            "rl.k": rl.k,
-            "rl.kl_form": rl.kl_form,
-        }
+        keys = {name: getattr(rl, name) for name in ("advantage", "k", "kl_form")} | {"rl.mode": rl.mode}
         (first,) = results.where({"fork_rate": rate}, epoch=1)
         before, after = (results.problem_pass_at_ks(record, KS, mode).mean(axis=1)
-                         for record in (first, results.where(keys, "rl")[-1]))  # fmt: skip
+                         for record in (first, results.where({"fork_rate": rate} | keys, "rl")[-1]))  # fmt: skip
         assert row["start"] == pytest.approx(before) and row["end"] == pytest.approx(after)
         assert [change["mean"] for change in row["change"].values()] == pytest.approx(after - before)
-    forward, reverse = (rows[name]["change"]["64"]["mean"] for name in (contrast.FORWARD, contrast.REVERSE))
+    forward, reverse = (rows[name]["change"]["64"]["mean"] for name in (FORWARD, REVERSE))
     assert compared["forward_minus_reverse"]["64"]["mean"] == pytest.approx(forward - reverse)
-    assert compared["above_grpo"].keys() == {name for name in rows if "forward" in name} - {contrast.FORWARD}
-    line = curve(results, plans[0], "FWD")
+    assert compared["above_grpo"].keys() == {name for name in rows if "forward" in name} - {FORWARD}
+    line = early_stopping_curve(results, plans[0], "FWD")
     assert line.shape == (1 + 3, 3, 64) and (np.diff(line, axis=1) >= -1e-12).all()
     assert "forward minus reverse" in capsys.readouterr().out
 
@@ -48,4 +42,4 @@ def test_compares_all_runs(copy, monkeypatch, capsys):
 def test_a_missing_run_is_named(copy):
     config = copy("base", "fork1", measured=True).config(*SMALL)
     with pytest.raises(ValueError, match="no forward, GRPO of pair 0 to compare with"):
-        contrast.compare(config, study.plans(config, study.read_study("rl"), [0]))
+        compare_rl_runs(config, study.plans(config, study.read_study("rl"), [0]))
