@@ -113,8 +113,7 @@ def sampling_jobs(model: GPT, prompts: Tensor, tree: TraceTree) -> dict[str, Job
         "recompute": (lambda: recompute(model, few, BASELINE_ROLLOUTS, new), len(few) * BASELINE_ROLLOUTS),
     }
     try:
-        generate = hugging_face(model, new)
-        jobs["hf generate"] = lambda: generate(few, BASELINE_ROLLOUTS), len(few) * BASELINE_ROLLOUTS
+        jobs["hf generate"] = hugging_face(model, few, BASELINE_ROLLOUTS, new), len(few) * BASELINE_ROLLOUTS
     except ImportError:
         print("hf generate: not measured, transformers is not installed (extra: bench)")
     return jobs
@@ -189,8 +188,8 @@ def recompute(model: GPT, prompts: Tensor, n: int, new: int) -> Tensor:
     return tokens
 
 
-def hugging_face(model: GPT, new: int) -> Callable[[Tensor, int], Tensor]:
-    """GPT-2's generate with a KV cache, a model of the same size. Raises ImportError without transformers.
+def hugging_face(model: GPT, prompts: Tensor, n: int, new: int) -> Callable[[], Tensor]:
+    """GPT-2's generate with a KV cache, on a model of the same size. Raises ImportError without transformers.
 
     Its weights are random, which does not change how long ``new`` tokens take.
     """
@@ -204,12 +203,8 @@ def hugging_face(model: GPT, new: int) -> Callable[[Tensor, int], Tensor]:
         bos_token_id=0, eos_token_id=None, pad_token_id=0,
     )  # fmt: skip
     twin = GPT2LMHeadModel(config).eval().to(model.head.weight.device)
-
-    def generate(prompts: Tensor, n: int) -> Tensor:
-        lengths = {"min_new_tokens": new, "max_new_tokens": new, "num_return_sequences": n}
-        return twin.generate(prompts, attention_mask=torch.ones_like(prompts), do_sample=True, top_k=0, **lengths)
-
-    return generate
+    options = {"min_new_tokens": new, "max_new_tokens": new, "num_return_sequences": n, "do_sample": True, "top_k": 0}
+    return lambda: twin.generate(prompts, attention_mask=torch.ones_like(prompts), **options)
 
 
 def flops_a_token(model: GPT, context: int) -> float:
