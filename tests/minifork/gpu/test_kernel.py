@@ -216,7 +216,7 @@ def swapped_fragments(matrix):
 
 def test_a_planted_layout_error_is_caught(make_model, twin, monkeypatch):
     """Fragments packed in another order than lanes hold them, or read so."""
-    tree = make_tree(make_model, "narrow", 4)
+    tree = make_tree(make_model, "reference", 2)
     backends.self_test(twin, tree, 32, False)
     backends.self_test(twin, tree, 32, True)
     planted = twin.source.replace("(at + 8 * STRIDE + 8)", "(at + 8)", 1)
