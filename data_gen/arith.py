@@ -192,7 +192,7 @@ class Arith(Stars[Problems]):
         """
         traces = [self._trace(problems, name) for name in self.mode_names]
         live = 1 + sum(len(kinds) - 1 for kinds, _ in traces)
-        table = verifier.blank(len(problems), live, self.vocab_size, OUTCOMES)
+        table = verifier.blank_tables(len(problems), live, self.vocab_size, OUTCOMES)
         base = 1
         for kinds, trace in traces:
             verifier.add_chain(table, base, trace, self._errors(problems, kinds), OUTCOMES)
@@ -216,7 +216,9 @@ class Arith(Stars[Problems]):
         It does not judge what comes before, so a guess is right with probability 1 / numbers.
         """
         rows, outcomes = np.arange(len(problems)), ("accept", "malformed", "wrong_answer", "too_long")
-        table = verifier.blank(len(rows), 3, self.vocab_size, outcomes)  # start, another token last, the answer last
+        table = verifier.blank_tables(
+            len(rows), 3, self.vocab_size, outcomes
+        )  # start, another token last, the answer last
         answer = self.number(problems.value + problems.constant[:, : self.length].sum(axis=1))
         table[:, 0, [self.mode_token(name) for name in self.mode_names]] = 1
         for state, outcome in ((1, "wrong_answer"), (2, "accept")):

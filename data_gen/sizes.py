@@ -105,7 +105,7 @@ class Sizes(Printed[Problems]):
         """The DFA of each problem's star. Those with fewer live states leave the last ones unused."""
         parts = [(rows, one.dfa(problems[rows])) for _, one, rows in self.shapes(problems)]
         live = max(dfa.first_outcome for _, dfa in parts)
-        table = verifier.blank(len(problems), live, self.vocab_size, OUTCOMES)
+        table = verifier.blank_tables(len(problems), live, self.vocab_size, OUTCOMES)
         for rows, dfa in parts:
             fewer = dfa.first_outcome
             states = dfa.next[:, :fewer].astype(np.int64)

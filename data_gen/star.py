@@ -264,7 +264,7 @@ class Star(Printed[Problems]):
         begin at the start (at the goal, for REV: wrong_goal).
         """
         sizes = [self.searching.states if name == "SEARCH" else self.length + 1 for name in self.mode_names]
-        table = verifier.blank(len(problems), 1 + sum(sizes), self.vocab_size, OUTCOMES)
+        table = verifier.blank_tables(len(problems), 1 + sum(sizes), self.vocab_size, OUTCOMES)
         base = 1
         for name, size in zip(self.mode_names, sizes, strict=True):
             if name == "SEARCH":

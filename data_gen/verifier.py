@@ -21,15 +21,15 @@ import numpy as np
 
 @dataclass(frozen=True)
 class DFA:
-    """A batch of automata: next uint8 or uint16[n, S, V]. The last states are the sinks of ``outcomes``, in order."""
+    """A batch of automata: next uint8 or uint16[n, S, V]. The last states are the outcomes, in this order."""
 
     next: np.ndarray
-    outcomes: tuple[str, ...]
+    outcome_names: tuple[str, ...]
 
     @property
     def first_outcome(self) -> int:
         """The first sink: the state of accepted traces."""
-        return self.next.shape[1] - len(self.outcomes)
+        return self.next.shape[1] - len(self.outcome_names)
 
     def run(self, problem: int, tokens: np.ndarray) -> int:
         """The state of one problem's automaton after the tokens int[T]."""
@@ -52,7 +52,7 @@ class DFA:
         return fewest
 
 
-def blank(n: int, live: int, vocab: int, outcomes: tuple[str, ...]) -> np.ndarray:
+def blank_tables(n: int, live: int, vocab: int, outcomes: tuple[str, ...]) -> np.ndarray:
     """Tables [n, live + outcomes, V] in which every token is malformed in every live state, and sinks stay."""
     states = live + len(outcomes)
     table = np.full((n, states, vocab), live + outcomes.index("malformed"), np.uint8 if states <= 256 else np.uint16)

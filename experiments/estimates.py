@@ -37,7 +37,7 @@ def _estimate(values: np.ndarray, ends: np.ndarray | None) -> dict:
     return {"mean": float(values.mean()), "ci95": None if ends is None else ends.tolist(), "by_pair": by_pair}
 
 
-def by_k(estimate: Callable[..., Any], *values: np.ndarray, ks: Sequence[int] = KS) -> dict[str, Any]:
+def estimate_by_k(estimate: Callable[..., Any], *values: np.ndarray, ks: Sequence[int] = KS) -> dict[str, Any]:
     """An estimate for every k, by "k", from values float64[pairs, K, n]."""
     return {str(k): estimate(*(array[:, i] for array in values)) for i, k in enumerate(ks)}
 

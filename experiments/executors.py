@@ -17,7 +17,7 @@ from typing import Any
 
 from experiments.study import Plan
 from minifork import runs
-from minifork.cli import HELD
+from minifork.cli import EXIT_HELD
 from minifork.cores import cores
 from minifork.storage.locks import HeldError, locked
 
@@ -117,8 +117,8 @@ class _Crew:
 
         Raises KeyboardInterrupt when it is interrupted, and once all are stopped.
         """
-        code = HELD
-        while code == HELD:
+        code = EXIT_HELD
+        while code == EXIT_HELD:
             self._wait_until_free(plan)
             if runs.finished(plan.config, plan.stage):
                 return 0

@@ -36,7 +36,7 @@ def explorer(config: Config, results: Results, pair: int) -> dict:
         "problems": [_problem(task, problems[i : i + 1], tokens) for i, tokens in enumerate(branches)],
         "runs": run_data,
         "words": [task.decode(np.array([token])) for token in range(task.vocab_size)],
-        "outcomes": list(tensors.outcomes),
+        "outcomes": list(tensors.outcome_names),
     }
 
 
@@ -81,13 +81,13 @@ def unfold(tree: TraceTree, min_share: float = MIN_SHARE) -> list[list[list[int]
     outcome it ended in (LIVE if it goes on).
     """
     trees: list[list[list[int]]] = [[] for _ in range(len(tree))]
-    rows, state, logits = tree.root(1.0, tree.zero_totals(torch.float64))
+    rows, state, logits = tree.start_rows(1.0, tree.zero_totals(torch.float64))
     mass, parents = torch.ones(len(rows), dtype=torch.float64), [-1] * len(rows)
     while len(rows):
-        p = torch.softmax(tree.sampled_from(logits, rows.problem).double(), dim=-1) * mass[:, None]
+        p = torch.softmax(tree.policy_logits(logits, rows.problem).double(), dim=-1) * mass[:, None]
         row, token = (p >= min_share).nonzero(as_tuple=True)
         next_state = tree.dfa[rows.problem[row], state[row], token]
-        unended = tree.outcomes - 1 if rows.length + 1 == tree.max_new else LIVE  # the last outcome: too long
+        unended = tree.outcome_count - 1 if rows.length + 1 == tree.max_new else LIVE  # the last outcome: too long
         outcome = torch.where(next_state >= tree.first_outcome, next_state - tree.first_outcome, unended)
         indices = []
         for r, t, o in zip(row.tolist(), token.tolist(), outcome.tolist(), strict=True):

@@ -9,7 +9,7 @@ import numpy as np
 from experiments import study
 from minifork import config as configs
 from minifork import runs
-from minifork.evaluate import array_name, find_targets, record_of, stored
+from minifork.evaluate import array_name, find_targets, load_evaluation, record_of
 from minifork.runs import Run
 from minifork.schema import Config
 from minifork.statistics import passk
@@ -137,7 +137,11 @@ class Results:
     def problem_pass_at_k(self, record: dict, k: int, mode: str | None = None) -> np.ndarray:
         """1 - (1 - p_i)^k of every problem, float64[n]; its unbiased estimate where p_i was sampled."""
         p, n = self.array(record, mode), record["n"] if mode is None else record["forced"][mode]["n"]
-        return passk.problem_pass_at_k(p, k) if n is None else passk.unbiased(np.rint(p * n).astype(np.int64), n, k)
+        return (
+            passk.problem_pass_at_k(p, k)
+            if n is None
+            else passk.unbiased_pass_at_k(np.rint(p * n).astype(np.int64), n, k)
+        )
 
     def problem_pass_at_ks(self, record: dict, ks: Sequence[int], mode: str | None = None) -> np.ndarray:
         """`problem_pass_at_k` at every k of ks, float64[K, n]."""
@@ -163,7 +167,7 @@ def load_results(config: Config) -> Results:
     targets, left_out = find_targets(config)
     for line in left_out:
         print(line)
-    evaluations = [evaluation for target in targets if (evaluation := stored(config, target))]
+    evaluations = [evaluation for target in targets if (evaluation := load_evaluation(config, target))]
     if not evaluations:
         raise ValueError(f"{root}: nothing was measured with these settings; run `minifork eval` with them first")
     records = [record_of(config, evaluation) for evaluation in evaluations]

@@ -51,7 +51,14 @@ class Plan:
     def command(self) -> list[str]:
         """The command that makes its run or goes on with it."""
         resume = [] if self.stage == "wise" else ["--resume"]  # mixing weights takes a second and has no such flag
-        return [sys.executable, "-m", "minifork", runs.COMMANDS[self.stage], *resume, *configs.arguments(self.config)]
+        return [
+            sys.executable,
+            "-m",
+            "minifork",
+            runs.COMMAND_OF_STAGE[self.stage],
+            *resume,
+            *configs.arguments(self.config),
+        ]
 
     @property
     def log(self) -> Path:

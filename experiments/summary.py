@@ -7,7 +7,7 @@ README's tables with the copies in experiments/results/.
 import numpy as np
 
 from experiments import study
-from experiments.estimates import KS, by_k, pairs_text, probability_over_pairs, uncertainty_text
+from experiments.estimates import KS, estimate_by_k, pairs_text, probability_over_pairs, uncertainty_text
 from experiments.results import Results, load_results
 from minifork import runs
 from minifork.schema import Config
@@ -53,7 +53,12 @@ def _row(results: Results, name: str, records: list[dict]) -> dict:
         right = np.stack([results.array(record, "fork").argmax(axis=1) == 0 for record in records])
         accuracy = probability_over_pairs(right.astype(float))
     names = [record["run"] for record in records]
-    return {"name": name, "runs": names, "pass_at": by_k(probability_over_pairs, passes), "fork_accuracy": accuracy}
+    return {
+        "name": name,
+        "runs": names,
+        "pass_at": estimate_by_k(probability_over_pairs, passes),
+        "fork_accuracy": accuracy,
+    }
 
 
 def summary_table(rows: list[dict]) -> str:

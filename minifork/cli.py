@@ -30,7 +30,7 @@ class Command:
     preset: str = ""
 
 
-HELD = 75  # the exit code while another process makes the same run; sysexits.h calls it a temporary failure
+EXIT_HELD = 75  # the exit code while another process makes the same run; sysexits.h calls it a temporary failure
 RESUME = (("resume", "continue an unfinished run"),)
 AGAIN = (("again", "repeat what another version of the code measured"),)
 REMOVE = (("remove", "delete the runs that are listed"),)
@@ -81,7 +81,7 @@ def parse_arguments(commands: Mapping[str, Command], arguments: list[str] | None
 
 
 def main(arguments: list[str] | None = None, commands: Mapping[str, Command] = COMMANDS) -> int:
-    """Run a command; returns the exit code: 0, 1 (refused or failed), HELD, 130 (interrupted).
+    """Run a command; returns the exit code: 0, 1 (refused or failed), EXIT_HELD, 130 (interrupted).
 
     SIGTERM and SIGHUP interrupt as Ctrl-C does. A command goes on when nobody reads its output any more. What it
     refuses is one line on standard error.
@@ -95,7 +95,7 @@ def main(arguments: list[str] | None = None, commands: Mapping[str, Command] = C
             if options.debug:
                 raise
             print(f"minifork: {error}", file=sys.stderr)
-            return HELD if isinstance(error, HeldError) else 1
+            return EXIT_HELD if isinstance(error, HeldError) else 1
         except KeyboardInterrupt:
             hint = "; --resume continues from the last checkpoint" if command.flags == RESUME else ""
             print(f"minifork: interrupted{hint}", file=sys.stderr)

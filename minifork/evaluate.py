@@ -74,16 +74,16 @@ def evaluate(config: Config, selected: Callable[[Checkpoint], bool] = lambda _: 
     """
     evaluations = measure_missing(config, selected, again)
     view = write_view(config, evaluations)
-    print(tables.report(config, view))
+    print(tables.evaluation_text(config, view))
     return 0 if all(check["agrees"] for check in view["checks"]) else 1
 
 
 def measure_missing(
-    config: Config, selected: Callable[[Checkpoint], bool] = lambda _: True, renew: bool = False
+    config: Config, selected: Callable[[Checkpoint], bool] = lambda _: True, again: bool = False
 ) -> list[Evaluation]:
     """Measure the selected checkpoints that were not measured; returns all measurements with the config's settings.
 
-    renew: measure again what another version of the measuring code measured. Raises ValueError for a policy that does
+    again: measure again what another version of the measuring code measured. Raises ValueError for a policy that does
     not exist, and when there is nothing to measure.
     """
     require_policy(config)
@@ -92,10 +92,10 @@ def measure_missing(
         print(line, flush=True)
     if not targets:
         raise ValueError(f"{root}: no finished run to evaluate; make one with `minifork pretrain` and `minifork sft`")
-    missing = [one for one in targets if selected(one.checkpoint) and _is_missing(config, one, renew)]
+    missing = [one for one in targets if selected(one.checkpoint) and _is_missing(config, one, again)]
     _say_plan(config, len(targets), len(missing))
     _measure_side_by_side(config, missing)
-    evaluations = [one for target in targets if (one := stored(config, target))]
+    evaluations = [one for target in targets if (one := load_evaluation(config, target))]
     if not evaluations:
         raise ValueError(f"{root}: nothing could be measured (see above)")
     return evaluations
@@ -167,7 +167,7 @@ def test_sets(run: Run) -> list[TestSet]:
     return sets
 
 
-def stored(config: Config, target: Target) -> Evaluation | None:
+def load_evaluation(config: Config, target: Target) -> Evaluation | None:
     """The measurement of a target, by this version of the code if there is one, None where there is none.
 
     Raises ValueError naming a file that is damaged.
@@ -180,14 +180,14 @@ def stored(config: Config, target: Target) -> Evaluation | None:
     return None
 
 
-def _is_missing(config: Config, target: Target, renew: bool) -> bool:
+def _is_missing(config: Config, target: Target, again: bool) -> bool:
     """Whether a target is still to be measured. A damaged measurement is named in a line and made anew."""
     try:
-        evaluation = stored(config, target)
+        evaluation = load_evaluation(config, target)
     except ValueError as error:
         print(error, flush=True)
         return True
-    return evaluation is None or renew and not evaluation.current
+    return evaluation is None or again and not evaluation.current
 
 
 def key_of(config: Config, target: Target) -> measurements.Key:
@@ -198,7 +198,7 @@ def key_of(config: Config, target: Target) -> measurements.Key:
     checked = target.checkpoint.final and target.test_set.name == "plain"
     test_set = asdict(target.test_set) | {"task": config.task, "data": data, "checked": checked}
     run, version = target.checkpoint.run, _version(config.data, config.eval.policy)
-    return measurements.Key(target.checkpoint.weights, run.identity, settings, test_set, version)
+    return measurements.Key(target.checkpoint.weights_hash, run.identity, settings, test_set, version)
 
 
 def _without_before(config: Config, section: str, values: dict[str, Any]) -> dict[str, Any]:
@@ -301,7 +301,7 @@ def record_of(config: Config, evaluation: Evaluation) -> dict[str, Any]:
         "fork_rate": run.values.get("sft.fork_rate"),
         "epoch": checkpoint.epoch,
         "test_set": test_set.name,
-        "weights_hash": checkpoint.weights,
+        "weights_hash": checkpoint.weights_hash,
         "current": evaluation.current,
     } | evaluation.measurement.record
 

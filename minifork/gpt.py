@@ -20,7 +20,7 @@ from torch import Tensor, nn
 from minifork.settings import Shape
 
 TILE = 16  # rows are decoded in multiples of this, because BLAS computes left-over rows in another way
-SEQUENCES = 128  # prompts that are encoded at once; larger batches do not fit the caches of a CPU
+PREFILL_BATCH = 128  # prompts that are encoded at once; larger batches do not fit the caches of a CPU
 MIN_WIDTH = 4  # the fewest rows that meet a shared prompt in one product, so that a row's bits do not depend on others
 
 SLOPE, CUBIC = 2 * math.sqrt(2 / math.pi), 0.044715  # constants of the tanh GELU
@@ -147,7 +147,7 @@ class GPT(nn.Module):
 
     def prefill(self, tokens: Tensor) -> "Prompts":
         """Encode prompts int64[B, P] once; rollouts and prefixes then share their keys and values."""
-        logits, k, v = zip(*(self._prefill(part) for part in tokens.split(SEQUENCES)), strict=True)
+        logits, k, v = zip(*(self._prefill(part) for part in tokens.split(PREFILL_BATCH)), strict=True)
         return Prompts(torch.cat(logits), torch.cat(k, dim=1), torch.cat(v, dim=1))
 
     def _prefill(self, tokens: Tensor) -> tuple[Tensor, Tensor, Tensor]:

@@ -108,9 +108,9 @@ def _register(kind: type[Task]) -> str:
 def _trained(config: Config, stage: str, start: Checkpoint | None, memory: bool, silent: bool) -> Run:
     """The run that a config asks for, in memory or in its folder."""
     if memory:
-        return stages.complete(runs.in_memory(config, stage, start, silent), start)
-    with runs.hold(config, stage, start, resume=True) as run:
-        return stages.complete(replace(run, silent=silent), start)
+        return stages.train_to_end(runs.in_memory(config, stage, start, silent), start)
+    with runs.hold_run(config, stage, start, resume=True) as run:
+        return stages.train_to_end(replace(run, silent=silent), start)
 
 
 def _dotted(changes: dict[str, Value], section: str, task: str) -> dict[str, Value]:

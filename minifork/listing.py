@@ -30,5 +30,5 @@ def list_runs(config: Config, filters: list[str], remove: bool) -> None:
         print(f"{run.stage:<5}{progress:>12}{size:>9.1f} MB  {run.folder}  {tags}")
     if remove:
         for run in chosen:
-            runs.remove(run)
+            runs.remove_run(run)
     print(f"{len(chosen)} runs, {total:.1f} MB{' removed' if remove else ''}")

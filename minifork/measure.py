@@ -8,11 +8,11 @@ from torch import Tensor
 
 from data_gen.task import PAD, Task
 from minifork.decoding import policy, stratified
-from minifork.decoding.exact import Below, Limits, exact, exact_below
+from minifork.decoding.exact import Limits, PrefixResult, exact, exact_by_prefix
 from minifork.decoding.policy import Policy
 from minifork.decoding.split import split
 from minifork.decoding.traces import EXACT, Result, TraceTree
-from minifork.gpt import GPT, SEQUENCES
+from minifork.gpt import GPT, PREFILL_BATCH
 from minifork.gpu.backends import sample
 from minifork.measuring import quantities
 from minifork.measuring.cross_check import check_result, check_strata
@@ -66,7 +66,7 @@ def measure(
     return Measurement(record, samples.arrays | fork_arrays | {"modes": modes}, samples.check)
 
 
-def enumerate_traces(settings: Eval, tree: TraceTree, problems: ProblemSet) -> dict[str, Below]:
+def enumerate_traces(settings: Eval, tree: TraceTree, problems: ProblemSet) -> dict[str, PrefixResult]:
     """Where the traces below each prefix that matters end, and the logits there, by the prefix's name.
 
     "free" is the empty prefix. It and the modes matter if p is to be computed. "fork" is the trace up to the fork, and
@@ -80,24 +80,24 @@ def enumerate_traces(settings: Eval, tree: TraceTree, problems: ProblemSet) -> d
         prefixes["fork"] = fork
         if settings.grading == "steps":
             prefixes["rest"] = torch.cat([fork, branches[:, :1]], dim=1)
-    return exact_below(tree, prefixes, Limits(settings.budget, width=EXACT)) if prefixes else {}
+    return exact_by_prefix(tree, prefixes, Limits(settings.budget, width=EXACT)) if prefixes else {}
 
 
 def measure_iid(
-    settings: Eval, tree: TraceTree, problems: ProblemSet, answers: dict[str, Below], checked: bool
+    settings: Eval, tree: TraceTree, problems: ProblemSet, answers: dict[str, PrefixResult], checked: bool
 ) -> Measurement:
     """pass@k of i.i.d. samples, free and with each mode forced.
 
-    record: the keys of `quantities.coverage` for free traces, "forced" and "errors".
+    record: the keys of `quantities.pass_statistics` for free traces, "forced" and "errors".
     """
     ks, trees = powers_of_two(settings.max_k), _trees_by_mode(tree, problems.task)
     by_row = {name: _result(settings, part, answers.get(name)) for name, part in trees.items()}
     results = {name: _average_over_prefixes(problems, result) for name, result in by_row.items()}
-    record = quantities.coverage(results["free"], ks) | {"forced": {}}
+    record = quantities.pass_statistics(results["free"], ks) | {"forced": {}}
     for mode in problems.task.mode_names:
         wasted = quantities.wasted(results[mode], problems.shortest_trace(mode))
-        record["forced"][mode] = quantities.coverage(results[mode], ks) | {"wasted": wasted}
-    record["errors"] = quantities.errors(results["free"], problems.outcomes)
+        record["forced"][mode] = quantities.pass_statistics(results[mode], ks) | {"wasted": wasted}
+    record["errors"] = quantities.errors(results["free"], problems.outcome_names)
     arrays = {name: result.p_lo for name, result in results.items()}
     for name, result in results.items():
         if not result.exact:
@@ -113,7 +113,7 @@ def _trees_by_mode(tree: TraceTree, task: Task) -> dict[str, TraceTree]:
     return {"free": tree} | {mode: force_mode(tree, task, mode) for mode in task.mode_names}
 
 
-def _result(settings: Eval, tree: TraceTree, answer: Below | None) -> Result:
+def _result(settings: Eval, tree: TraceTree, answer: PrefixResult | None) -> Result:
     """The computed result if there is one, exact or asked for; else that of eval.rollouts samples a problem."""
     if answer is not None and (settings.engine == "exact" or answer.result.exact):
         return answer.result
@@ -154,7 +154,7 @@ def measure_stratified(settings: Eval, tree: TraceTree, problems: ProblemSet, ch
 
 
 def measure_fork(
-    model: GPT, problems: ProblemSet, training: ProblemSet | None, answers: dict[str, Below]
+    model: GPT, problems: ProblemSet, training: ProblemSet | None, answers: dict[str, PrefixResult]
 ) -> tuple[dict, dict[str, np.ndarray]]:
     """The "fork" and "fork_train" of a record, null where there are none, and the arrays behind them."""
     if problems.fork is None:
@@ -179,7 +179,7 @@ def branch_probabilities(model: GPT, problems: ProblemSet) -> np.ndarray:
     """
     sequences = torch.cat([problems.prompts, problems.at_fork()[0]], dim=1)
     last = torch.arange(sequences.shape[1]) == sequences.shape[1] - 1
-    parts = [model(part, last.expand(part.shape))[:, -1] for part in sequences.split(SEQUENCES)]
+    parts = [model(part, last.expand(part.shape))[:, -1] for part in sequences.split(PREFILL_BATCH)]
     return _among_branches(problems, torch.cat(parts))
 
 
@@ -200,7 +200,12 @@ def mode_probabilities(tree: TraceTree, problems: ProblemSet) -> np.ndarray:
 def trace_tree(model: GPT, problems: ProblemSet, policy: Policy) -> TraceTree:
     """The traces of a model on these problems. The prompts are encoded here, once for all engines."""
     return TraceTree(
-        model, model.prefill(problems.prompts), problems.dfa, len(problems.outcomes), problems.task.trace_len, policy
+        model,
+        model.prefill(problems.prompts),
+        problems.dfa,
+        len(problems.outcome_names),
+        problems.task.trace_len,
+        policy,
     )
 
 

@@ -14,7 +14,7 @@ Records = list[dict[str, Any]]
 Column = tuple[str, int, int, list[float | None]]  # title, width, decimals, a value for every record
 
 
-def report(config: Config, view: dict[str, Any]) -> str:
+def evaluation_text(config: Config, view: dict[str, Any]) -> str:
     """All that is printed of an evaluation's view (see `minifork.evaluate.write_view`)."""
     records, path = view["records"], runs.task_folder(config) / "eval.json"
     lines = [table(records)]

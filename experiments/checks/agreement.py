@@ -55,7 +55,7 @@ def comparisons(config: Config) -> Iterator[list[dict[str, Any]]]:
     problems = problems_for(replace(config, eval=settings), device)
     for run, decoder in tqdm(list(product(models, POLICIES)), desc="agreement", disable=None):
         tree = measure.trace_tree(run.model().to(device), problems, policy.parse_policy(decoder))
-        tests = compare_engines(tree, problems.outcomes, settings.check_rollouts, settings.budget)
+        tests = compare_engines(tree, problems.outcome_names, settings.check_rollouts, settings.budget)
         yield [{"run": run.name, "policy": decoder, **test} for test in tests]
 
 

@@ -136,7 +136,7 @@ def training_step(config: Config, device: str, batches: loop.BatchAt, optim: Opt
     model = new_model(config, config.base_seed).to(device)
     optimizers, numbers = loop.make_optimizers(model, optim), itertools.count()
     objective = loop.supervised(batches, losses.parse_loss("cross_entropy"), device)
-    job = loop.Job(runs.in_memory(config, "base", None, silent=True), objective, SCHEDULE, optim)
+    job = loop.TrainingJob(runs.in_memory(config, "base", None, silent=True), objective, SCHEDULE, optim)
     return torch.enable_grad()(lambda: loop.take_step(model, optimizers, job, next(numbers)))
 
 

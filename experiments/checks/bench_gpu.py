@@ -42,7 +42,7 @@ def prepare(tree: TraceTree, n: int, name: str) -> Callable[[], object]:
         return lambda: backends.sample(tree, n, 0, bf16=True)
     if name.startswith("kernel"):
         gpu, bf16 = backends.cuda_device(device), name.endswith("bf16")
-        build = build_for(tree, backends.ready(gpu, tree, gpu.rows(len(tree) * n), bf16), bf16)
+        build = build_for(tree, backends.tested_rows(gpu, tree, gpu.rows(len(tree) * n), bf16), bf16)
         tensors, args, blocks = lay_out(tree, n, 0, gpu, build, None, False)
 
         def launch() -> None:

@@ -9,7 +9,7 @@ interval repairs that.
 
 import numpy as np
 
-from experiments.estimates import KS, by_k, mean_over_pairs
+from experiments.estimates import KS, estimate_by_k, mean_over_pairs
 from experiments.results import Results
 from experiments.study import Plan
 from minifork import runs
@@ -56,7 +56,7 @@ def above_curve(methods: np.ndarray, curves: np.ndarray) -> dict[str, dict]:
     """The mean gap with its interval by k, from the passes of every problem: methods [pairs, 1 + K, n] above curves
     [pairs, snapshots, 1 + K, n]."""
     pseudo = np.stack([_pseudo_values(*pair) for pair in zip(methods, curves, strict=True)])
-    return by_k(mean_over_pairs, pseudo.swapaxes(1, 2), ks=KS[1:])
+    return estimate_by_k(mean_over_pairs, pseudo.swapaxes(1, 2), ks=KS[1:])
 
 
 def _pseudo_values(method: np.ndarray, curve: np.ndarray) -> np.ndarray:

@@ -17,7 +17,7 @@ import numpy as np
 from matplotlib.figure import Figure
 
 from experiments import executors, study
-from experiments.estimates import KS, LOST, by_k, pairs_text, signed
+from experiments.estimates import KS, LOST, estimate_by_k, pairs_text, signed
 from experiments.figures import default_settings, save_figure, whiskers
 from experiments.results import Results, load_results
 from experiments.studies.early_stopping import BIAS, above_curve, early_stopping_curve, early_stopping_gap
@@ -151,7 +151,7 @@ def method_row(
         "pairs": len(plans),
         "seconds": float(np.mean([one.runs[record["run"]].record["seconds"] for one, record in checkpoints])),
         "tokens": float(np.mean([record["tokens"] for record in records])),
-        "pass_at": by_k(lambda values: float(values.mean()), passes),
+        "pass_at": estimate_by_k(lambda values: float(values.mean()), passes),
     }
     bases = np.stack([curve[0] for curve in curves.values()])
     for i, (k, above) in enumerate(above_curve(passes, method_curves).items(), 1):

@@ -8,7 +8,7 @@ not due to sampling.
 
 import numpy as np
 
-from experiments.estimates import KS, by_k, difference_over_pairs, mean_over_pairs, pairs_text, signed
+from experiments.estimates import KS, difference_over_pairs, estimate_by_k, mean_over_pairs, pairs_text, signed
 from experiments.results import load_results
 from experiments.studies.early_stopping import BIAS, above_curve, early_stopping_curve
 from experiments.studies.steps import evaluate_and_check, make_runs, print_minutes
@@ -43,7 +43,7 @@ def compare_rl_runs(config: Config, plans: list[Plan]) -> None:
     result = runs.made_by(config) | {
         "pairs": config.reproduce.pairs,
         "runs": rows,
-        "forward_minus_reverse": by_k(mean_over_pairs, (forward - reverse)[:, 1:], ks=KS[1:]),
+        "forward_minus_reverse": estimate_by_k(mean_over_pairs, (forward - reverse)[:, 1:], ks=KS[1:]),
         "above_grpo": {name: above_curve(curves[name][:, -1], curves[FORWARD]) for name in rivals},
     }
     print(contrast_text(result))
@@ -53,7 +53,7 @@ def compare_rl_runs(config: Config, plans: list[Plan]) -> None:
 def _row(name: str, start: np.ndarray, end: np.ndarray) -> dict:
     """The passes float64[pairs, 1 + K, n] of a run where it started and at its end, and their change."""
     means = {place: passes.mean(axis=(0, 2)).tolist() for place, passes in (("start", start), ("end", end))}
-    return {"run": name} | means | {"change": by_k(difference_over_pairs, end, start)}
+    return {"run": name} | means | {"change": estimate_by_k(difference_over_pairs, end, start)}
 
 
 def mode_of(plan: Plan) -> str | None:

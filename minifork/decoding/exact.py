@@ -14,7 +14,7 @@ from typing import NamedTuple
 import torch
 from torch import Tensor
 
-from minifork.decoding.traces import ROWS, Prefixes, Result, TraceTree, absorb, chunks
+from minifork.decoding.traces import ROWS, Prefixes, Result, TraceTree, chunks, step_every_token
 from minifork.gpt import Rows
 
 FRONTIER_BYTES = 2**30  # keys and values of waiting prefixes, above which the longest prefixes come first
@@ -34,7 +34,7 @@ class Limits:
 
 
 @dataclass(frozen=True)
-class Below:
+class PrefixResult:
     """What follows a prefix: where its traces end, and the model's own next logits float[B, V] there."""
 
     result: Result
@@ -50,11 +50,13 @@ def exact(tree: TraceTree, max_prefixes: float = math.inf, width: float = 0.0) -
     ValueError as `Limits` does. Raises ValueError naming the problem when logits are not finite or the policy removes
     every token.
     """
-    return exact_below(tree, {"": tree.forced}, Limits(max_prefixes, width))[""].result
+    return exact_by_prefix(tree, {"": tree.forced}, Limits(max_prefixes, width))[""].result
 
 
 @torch.no_grad()
-def exact_below(tree: TraceTree, prefixes: Mapping[str, Tensor], limits: Limits = Limits()) -> dict[str, Below]:
+def exact_by_prefix(
+    tree: TraceTree, prefixes: Mapping[str, Tensor], limits: Limits = Limits()
+) -> dict[str, PrefixResult]:
     """The result of `exact` on tree.force(prefix) for prefixes int64[B, F] by name, and the logits after each.
 
     A prefix shares the work of all prefixes that it begins with. A prefix is entered even if the policy removes it. The
@@ -64,7 +66,7 @@ def exact_below(tree: TraceTree, prefixes: Mapping[str, Tensor], limits: Limits 
     lengths = [prefix.shape[1] for prefix in prefixes.values()]
     parts = 1 + sum(lengths) - len(lengths) * min(lengths)
     limits = Limits(limits.max_prefixes, limits.width / parts)
-    answers: dict[str, Below] = {}
+    answers: dict[str, PrefixResult] = {}
     for name, prefix in sorted(prefixes.items(), key=lambda item: item[1].shape[1]):
         if name not in answers:
             part, depth = tree.force(prefix), prefix.shape[1]
@@ -83,7 +85,12 @@ class _Sums(NamedTuple):
 
 
 def _explore(
-    tree: TraceTree, rows: Rows, logits: Tensor, prefixes: dict[str, Tensor], limits: Limits, answers: dict[str, Below]
+    tree: TraceTree,
+    rows: Rows,
+    logits: Tensor,
+    prefixes: dict[str, Tensor],
+    limits: Limits,
+    answers: dict[str, PrefixResult],
 ) -> _Sums:
     """Answer every prefix that begins with the tree's forced tokens; returns sums over what follows these tokens.
 
@@ -93,7 +100,7 @@ def _explore(
     unknown, evaluated = totals.new_zeros(len(tree)), 0
     live, state, live_logits = tree.drop_ended(rows, logits, 1.0, totals)
     p = torch.zeros_like(logits, dtype=torch.float64)  # of the next token, 0 for problems whose traces have ended
-    p[live.problem] = torch.softmax(tree.sampled_from(live_logits, live.problem).double(), dim=-1)
+    p[live.problem] = torch.softmax(tree.policy_logits(live_logits, live.problem).double(), dim=-1)
     for token, longer in _by_next_token(prefixes, tree.forced_len):
         part, child = tree.force(torch.cat([tree.forced, token[:, None]], dim=1)), rows.take(rows.problem)
         below = _explore(part, child, tree.model.decode(token, child), longer, limits, answers)
@@ -103,14 +110,14 @@ def _explore(
         evaluated += len(tree) + below.evaluated
         p.scatter_(1, token[:, None], 0.0)
     frontier = Frontier(tree)
-    frontier.push(absorb(tree, live, state, p[live.problem], totals))
+    frontier.push(step_every_token(tree, live, state, p[live.problem], totals))
     evaluated += _expand(tree, frontier, limits, totals)
     unknown += frontier.mass()
     shares, tokens = totals.cpu().numpy()
     result = Result("exact", shares, unknown.cpu().numpy(), None, evaluated, tokens)
     for name, prefix in prefixes.items():
         if prefix.shape[1] == tree.forced_len:
-            answers[name] = Below(result, logits)
+            answers[name] = PrefixResult(result, logits)
     return _Sums(totals, unknown, evaluated)
 
 
@@ -132,8 +139,8 @@ def _expand(tree: TraceTree, frontier: "Frontier", limits: Limits, totals: Tenso
             break
         block = frontier.pop(limits.max_prefixes - evaluated)
         rows, logits = block.decode(tree.model)
-        p = torch.softmax(tree.sampled_from(logits, rows.problem).double(), dim=-1)
-        frontier.push(absorb(tree, rows, block.state, p * block.weight[:, None], totals))
+        p = torch.softmax(tree.policy_logits(logits, rows.problem).double(), dim=-1)
+        frontier.push(step_every_token(tree, rows, block.state, p * block.weight[:, None], totals))
         evaluated += len(block)
     return evaluated
 

@@ -54,13 +54,13 @@ def _roll(tree: TraceTree, seed: int, numbers: slice, totals: Tensor, traces: Tr
     Adds their outcomes to totals [2, B, outcomes] and writes their tokens to traces, if any.
     """
     n, evaluated = numbers.stop - numbers.start, 0
-    rows, state, logits = tree.root(n, totals)
+    rows, state, logits = tree.start_rows(n, totals)
     rollout_id = torch.arange(n, device=totals.device).repeat(len(rows))
     first = torch.arange(len(rows), device=totals.device).repeat_interleave(n)
     rows, state, logits = rows.take(first, shared=True), state[first], logits[first]
     while len(rows):
         problem, length = rows.problem, rows.length + 1
-        logits = tree.sampled_from(logits, problem)
+        logits = tree.policy_logits(logits, problem)
         token = draw_token(logits, uniform(seed, numbers.start + rollout_id, rows.length, tree.ids[problem], SAMPLE))
         state = tree.step(problem, state, token, length)
         live, outcome = state < tree.first_outcome, state - tree.first_outcome

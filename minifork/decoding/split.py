@@ -8,7 +8,7 @@ however many rollouts pass through it (batch autoregressive sampling, Barrett et
 import numpy as np
 import torch
 
-from minifork.decoding.traces import ROWS, Prefixes, Result, TraceTree, absorb, chunks, sampled_result
+from minifork.decoding.traces import ROWS, Prefixes, Result, TraceTree, chunks, sampled_result, step_every_token
 
 LARGEST_N = 10**9
 
@@ -25,16 +25,16 @@ def split(tree: TraceTree, n: int, seed: int) -> Result:
     if not 1 <= n <= LARGEST_N:
         raise ValueError(f"n is {n}: split takes 1 to {LARGEST_N:,} rollouts a problem")
     totals = tree.zero_totals(torch.int64)
-    rows, state, logits = tree.root(n, totals)
+    rows, state, logits = tree.start_rows(n, totals)
     count = torch.full_like(state, n)
     generators: dict[tuple[int, int], np.random.Generator] = {}
     waiting: list[Prefixes] = []  # depth first, so that at every depth prefixes come in order
     evaluated = 0
     while len(rows):
-        p = torch.softmax(tree.sampled_from(logits, rows.problem).double(), dim=-1).cpu().numpy()
+        p = torch.softmax(tree.policy_logits(logits, rows.problem).double(), dim=-1).cpu().numpy()
         problem = tree.ids[rows.problem].cpu().numpy()
         children = _split(p, count.cpu().numpy(), problem, rows.length, seed, generators)
-        block = absorb(tree, rows, state, torch.from_numpy(children).to(count.device), totals)
+        block = step_every_token(tree, rows, state, torch.from_numpy(children).to(count.device), totals)
         waiting += [block[part] for part in chunks(len(block), ROWS)][::-1]
         if not waiting:
             break

@@ -24,8 +24,8 @@ NOT_GIVEN = torch.empty(0, dtype=torch.int64)  # default of the tensors that a T
 class TraceTree:
     """The traces of B problems: a model under a policy, and one DFA a problem that ends them.
 
-    dfa: int64[B, S, V], the automata (`data_gen.verifier.DFA`). Their last ``outcomes`` states are the ways to end. The
-    first of these accepts, the last takes traces that outgrow max_new tokens. forced: int64[B, F], tokens that every
+    dfa: int64[B, S, V], the automata (`data_gen.verifier.DFA`). The last ``outcome_count`` states end traces: the
+    first of them accepts, the last takes traces that outgrow max_new tokens. forced: int64[B, F], tokens that every
     trace begins with, by default none. ids: int64[B], the global number of each problem, part of the key of its random
     draws, by default 0, 1, 2, ... Raises ValueError naming the argument that does not fit.
     """
@@ -33,7 +33,7 @@ class TraceTree:
     model: GPT
     prompts: Prompts
     dfa: Tensor
-    outcomes: int
+    outcome_count: int
     max_new: int
     policy: Policy = Policy()
     forced: Tensor = NOT_GIVEN
@@ -51,7 +51,7 @@ class TraceTree:
             f"dfa has {count} automata for {prompts} prompts": count == prompts,
             f"dfa reads {vocab} tokens, the model has {tokens}": vocab == tokens,
             f"dfa has states outside 0 .. {states - 1}": self.dfa.min() >= 0 and self.dfa.max() < states,
-            f"outcomes is {self.outcomes}: give 1 to {states - 1}": 0 < self.outcomes < states,
+            f"outcome_count is {self.outcome_count}: give 1 to {states - 1}": 0 < self.outcome_count < states,
             f"max_new is {self.max_new}: the model's context has room for 1 to {room}": 0 < self.max_new <= room,
             f"forced has {self.forced_len} tokens: give fewer than {self.max_new}": self.forced_len < self.max_new,
         }
@@ -77,7 +77,7 @@ class TraceTree:
 
     @property
     def first_outcome(self) -> int:
-        return self.dfa.shape[1] - self.outcomes
+        return self.dfa.shape[1] - self.outcome_count
 
     def after_forced(self) -> tuple[Rows, Tensor]:
         """One row a problem after its forced tokens, and the next logits [B, V]."""
@@ -103,9 +103,9 @@ class TraceTree:
 
     def zero_totals(self, dtype: torch.dtype) -> Tensor:
         """[2, B, outcomes] of zeros: for every outcome the weight of the traces that end there, and weight x length."""
-        return torch.zeros(2, len(self), self.outcomes, dtype=dtype, device=self.dfa.device)
+        return torch.zeros(2, len(self), self.outcome_count, dtype=dtype, device=self.dfa.device)
 
-    def root(self, weight: float, totals: Tensor) -> tuple[Rows, Tensor, Tensor]:
+    def start_rows(self, weight: float, totals: Tensor) -> tuple[Rows, Tensor, Tensor]:
         """The forced tokens where they are live: rows, states int64[R], next logits [R, V]; totals as `drop_ended`."""
         return self.drop_ended(*self.after_forced(), weight, totals)
 
@@ -127,7 +127,7 @@ class TraceTree:
         if not finite.all():
             raise ValueError(f"problem {int(self.ids[problem[~finite][0]])}: the model's logits are not finite")
 
-    def sampled_from(self, logits: Tensor, problem: Tensor) -> Tensor:
+    def policy_logits(self, logits: Tensor, problem: Tensor) -> Tensor:
         """The logits [R, V] of problems int64[R] under the policy, fp32[R, V].
 
         Raises ValueError naming the problem whose logits are not finite before the policy, or have no finite maximum
@@ -243,7 +243,7 @@ def add_totals(totals: Tensor, problem: Tensor, outcome: Tensor | int, weight: T
     totals[1].view(-1).index_add_(0, place, weight * length)
 
 
-def absorb(tree: TraceTree, rows: Rows, state: Tensor, weight: Tensor, totals: Tensor) -> Prefixes:
+def step_every_token(tree: TraceTree, rows: Rows, state: Tensor, weight: Tensor, totals: Tensor) -> Prefixes:
     """Add the weight of next tokens that reach an outcome to totals [2, B, outcomes]; returns the live children.
 
     state: int64[R], the state of each row; weight: [R, V], the weight that passes through each next token. Children at
@@ -256,7 +256,7 @@ def absorb(tree: TraceTree, rows: Rows, state: Tensor, weight: Tensor, totals: T
     add_totals(totals, ended.problem, ended.state - tree.first_outcome, ended.weight, length)
     if length < tree.max_new:
         return live
-    add_totals(totals, live.problem, tree.outcomes - 1, live.weight, length)
+    add_totals(totals, live.problem, tree.outcome_count - 1, live.weight, length)
     return live[:0]
 
 

@@ -30,7 +30,7 @@ def sample(tree: TraceTree, n: int, seed: int, traces: bool = False, bf16: bool 
     try:
         kernel.require_supported(tree)
         gpu = cuda_device(tree.dfa.device)
-        rows = ready(gpu, tree, gpu.rows(len(tree) * n), bf16)
+        rows = tested_rows(gpu, tree, gpu.rows(len(tree) * n), bf16)
         return kernel.run_kernel(tree, n, seed, gpu, rows, bf16, traces)
     except UnavailableError as error:
         warnings.warn(f"rollouts run without the fused kernel, several times slower: {error}", stacklevel=2)
@@ -43,7 +43,7 @@ def cuda_device(device: torch.device) -> GPU:
     return GPU(device)
 
 
-def ready(gpu: GPU, tree: TraceTree, rows: int, bf16: bool) -> int:
+def tested_rows(gpu: GPU, tree: TraceTree, rows: int, bf16: bool) -> int:
     """The rows that a block decodes: ``rows``, or fewer where so many do not fit. Tests a build before its first use.
 
     Raises UnavailableError where no number of rows fits or the test fails.
@@ -54,7 +54,7 @@ def ready(gpu: GPU, tree: TraceTree, rows: int, bf16: bool) -> int:
     except UnavailableError:
         if rows == kernel.TILES[-1]:
             raise
-        return ready(gpu, tree, rows // 2, bf16)  # the next smaller tile
+        return tested_rows(gpu, tree, rows // 2, bf16)  # the next smaller tile
     if build not in gpu.tested:
         self_test(gpu, tree, rows, bf16)
         gpu.tested.add(build)

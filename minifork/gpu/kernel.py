@@ -23,7 +23,7 @@ from minifork.gpt import GPT
 SOURCE = Path(__file__).parent / "decode.cu"
 WIDTHS, HEAD_SIZES = (64, 128, 256), (16, 32, 64)
 TILES = (64, 32, 16)  # rows that a block may decode side by side, the best for large batches first
-STEPS = {"temperature": 0, "top_k": 1, "top_p": 2, "min_p": 3}
+KERNEL_STEPS = {"temperature": 0, "top_k": 1, "top_p": 2, "min_p": 3}
 MOST_STEPS = 4
 OUTPUTS = ("totals", "tokens", "gap", "total", "outcome")
 POINTERS = (*"logits prompt weights token position dfa forced ids given suffix".split(), *OUTPUTS, "bad")
@@ -101,9 +101,9 @@ def policy_steps(policy: Policy) -> list[tuple[int, float]]:
     """The steps of a policy as the kernel numbers them. Raises UnavailableError for one it lacks, or for too many."""
     greedy = {("greedy", 1.0), ("temperature", 0.0)}
     steps = [("top_k", 1.0) if step in greedy else step for step in policy.steps if step != ("top_p", 1.0)]
-    if len(steps) > MOST_STEPS or any(name not in STEPS for name, _ in steps):
+    if len(steps) > MOST_STEPS or any(name not in KERNEL_STEPS for name, _ in steps):
         raise UnavailableError(f"the policy {policy}")
-    return [(STEPS[name], value) for name, value in steps]
+    return [(KERNEL_STEPS[name], value) for name, value in steps]
 
 
 def build_for(tree: TraceTree, rows: int, bf16: bool) -> Build:
@@ -229,7 +229,7 @@ def lay_out(
     tensors = {name: tensor.contiguous() for name, tensor in tensors.items()}
     args = Args(
         **{name: tensor.data_ptr() for name, tensor in tensors.items()},
-        problems=count, n=n, states=tree.dfa.shape[1], outcomes=tree.outcomes, forced_len=tree.forced_len,
+        problems=count, n=n, states=tree.dfa.shape[1], outcomes=tree.outcome_count, forced_len=tree.forced_len,
         policy_steps=len(steps), seed_lo=seed & 0xFFFFFFFF, seed_hi=seed >> 32 & 0xFFFFFFFF,
     )  # fmt: skip
     for i, (step, value) in enumerate(steps):

@@ -27,13 +27,13 @@ class ProblemSet:
     dfa: Tensor
     fork: Tensor | None
     branches: Tensor | None
-    outcomes: tuple[str, ...]
+    outcome_names: tuple[str, ...]
     prefixes: int = 1
 
     @cached_property
     def shortest(self) -> np.ndarray:
         """int64[n, S]: the fewest tokens from each state of the automata to acceptance."""
-        return DFA(self.dfa.cpu().numpy(), self.outcomes).shortest()
+        return DFA(self.dfa.cpu().numpy(), self.outcome_names).shortest()
 
     def shortest_trace(self, mode: str) -> np.ndarray:
         """int64[n / prefixes]: the tokens of the shortest accepted trace of each problem in a mode."""
@@ -78,7 +78,7 @@ def problem_set(task: Task, problems: Problems, device: str, grading: str = "ste
     at_fork = task.fork_prefix(problems), task.children(problems)
     fork, branches = (None if array is None else tensor(array) for array in at_fork)
     automata = tensor(dfa.next.astype(np.int64))
-    return ProblemSet(task, torch.from_numpy(prompts).to(device), automata, fork, branches, dfa.outcomes, prefixes)
+    return ProblemSet(task, torch.from_numpy(prompts).to(device), automata, fork, branches, dfa.outcome_names, prefixes)
 
 
 def over_prefixes(problems: ProblemSet, values: np.ndarray) -> np.ndarray:

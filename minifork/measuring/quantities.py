@@ -13,7 +13,7 @@ COUNTED = 5  # fewest problems for a mean over a part of them, such as confidenc
 TAUS = (0.01, 0.05, 0.25, 0.5, 0.75, 0.95)
 
 
-def coverage(result: Result, ks: Sequence[int]) -> dict:
+def pass_statistics(result: Result, ks: Sequence[int]) -> dict:
     """pass@k and what it is made of, from one engine result.
 
     pass_at: if p was computed, the certified lower bound; pass_at_lo and pass_at_hi are both bounds, and where these
@@ -52,7 +52,7 @@ def coverage(result: Result, ks: Sequence[int]) -> dict:
 def _estimates(result: Result, ks: Sequence[int]) -> np.ndarray:
     """The unbiased estimate of 1 - (1 - p_i)^k, float64[n, K], from sampled traces."""
     assert result.n is not None
-    return np.stack([passk.unbiased(result.accepted, result.n, k) for k in ks], axis=1)
+    return np.stack([passk.unbiased_pass_at_k(result.accepted, result.n, k) for k in ks], axis=1)
 
 
 def p_interval(result: Result) -> np.ndarray:

@@ -1,16 +1,16 @@
 """Runs: what decides each one, its folder and record, and the run that it started from."""
 
-from minifork.runs.deciding import COMMANDS, SEEDS, STAGES, deciding_values, identity, parent_stage, task_folder
-from minifork.runs.folders import all_runs, find, finished, folder_of, hold, read_run, remove
+from minifork.runs.deciding import COMMAND_OF_STAGE, SEEDS, STAGES, deciding_values, identity, parent_stage, task_folder
+from minifork.runs.folders import all_runs, find_run, finished, folder_of, hold_run, read_run, remove_run
 from minifork.runs.folders import require_parent as require_parent
 from minifork.runs.folders import require_run as require_run
 from minifork.runs.provenance import instruction_sets, made_by, processor
 from minifork.runs.run import METRICS, RECORD, WEIGHTS, Checkpoint, Run, in_memory, snapshot
 
 __all__ = [
-    "COMMANDS", "METRICS", "RECORD", "SEEDS", "STAGES", "WEIGHTS",
+    "COMMAND_OF_STAGE", "METRICS", "RECORD", "SEEDS", "STAGES", "WEIGHTS",
     "Checkpoint", "Run",
-    "all_runs", "deciding_values", "find", "finished", "folder_of", "hold", "identity", "in_memory",
-    "instruction_sets", "made_by", "parent_stage", "processor", "read_run", "remove", "require_parent", "require_run",
-    "snapshot", "task_folder",
+    "all_runs", "deciding_values", "find_run", "finished", "folder_of", "hold_run", "identity", "in_memory",
+    "instruction_sets", "made_by", "parent_stage", "processor", "read_run", "remove_run", "require_parent",
+    "require_run", "snapshot", "task_folder",
 ]  # fmt: skip

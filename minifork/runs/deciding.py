@@ -8,7 +8,7 @@ from minifork.schema import Config
 from minifork.storage import files
 
 STAGES = ("base", "sft", "wise", "rl")  # in this order: each starts from one before it
-COMMANDS = {"base": "pretrain", "sft": "sft", "wise": "wise", "rl": "rl"}
+COMMAND_OF_STAGE = {"base": "pretrain", "sft": "sft", "wise": "wise", "rl": "rl"}
 SEEDS = ("base_seed", "seed")
 DECIDING = {  # sections and keys that decide the weights of a stage, beside those of its parent
     "base": ("task", "base_seed", "data", "walks", "model", "pretrain"),

@@ -7,7 +7,7 @@ from dataclasses import replace
 from pathlib import Path
 
 from minifork import config as configs
-from minifork.runs.deciding import COMMANDS, identity, label, parent_stage, task_folder
+from minifork.runs.deciding import COMMAND_OF_STAGE, identity, label, parent_stage, task_folder
 from minifork.runs.run import FORMAT, RECORD, VERSION, WEIGHTS, Checkpoint, Run, new, with_config
 from minifork.schema import Config
 from minifork.storage import files, locks
@@ -49,7 +49,7 @@ def all_runs(config: Config) -> list[Run]:
     return sorted(readable, key=lambda run: (run.stage != "base", run.name))
 
 
-def find(config: Config, stage: str) -> Run | None:
+def find_run(config: Config, stage: str) -> Run | None:
     """The run that a config asks for, None when there is none; raises ValueError when its record is unreadable."""
     folder = folder_of(config, stage)
     return read_run(folder) if (folder / RECORD).exists() else None
@@ -60,13 +60,13 @@ def require_run(config: Config, stage: str) -> Run:
     if run := finished(config, stage):
         return run
     seed = "" if stage == "base" else f" seed={config.seed}"
-    command = f"minifork {COMMANDS[stage]} base_seed={config.base_seed}{seed}"
+    command = f"minifork {COMMAND_OF_STAGE[stage]} base_seed={config.base_seed}{seed}"
     raise ValueError(f"{folder_of(config, stage)}: no such finished run; make it with `{command}` and the same keys")
 
 
 def finished(config: Config, stage: str) -> Run | None:
     """The run that a config asks for if it is complete; raises ValueError when its parent was made anew since."""
-    run = find(config, stage)
+    run = find_run(config, stage)
     if run is None or not run.complete:
         return None
     require_parent(run)
@@ -81,7 +81,7 @@ def require_parent(run: Run) -> None:
     start, stage = run.record["parent"], parent_stage(run.config, run.stage)
     if stage is None:
         return
-    parent = find(replace(run.config, runs=str(run.folder.parent.parent)), stage)
+    parent = find_run(replace(run.config, runs=str(run.folder.parent.parent)), stage)
     if parent is None:
         return
     path = parent.folder / start["file"]
@@ -94,7 +94,7 @@ def require_parent(run: Run) -> None:
 
 
 @contextlib.contextmanager
-def hold(config: Config, stage: str, parent: Checkpoint | None, resume: bool) -> Iterator[Run]:
+def hold_run(config: Config, stage: str, parent: Checkpoint | None, resume: bool) -> Iterator[Run]:
     """Hold the folder of the run that a config asks for, new, unfinished or complete, while a process works on it.
 
     Every process that asks for the same run gets the same folder. What a killed process left half-written is removed,
@@ -124,7 +124,7 @@ def _state(folder: Path, config: Config, stage: str, parent: Checkpoint | None, 
 
     The folder of a new run keeps no weights.
     """
-    run = find(config, stage)
+    run = find_run(config, stage)
     if run is None or not run.complete and not (folder / WEIGHTS).exists():
         for path in [*folder.glob("epochs/e*.pt"), *folder.glob(WEIGHTS)]:
             path.unlink()
@@ -137,7 +137,7 @@ def _state(folder: Path, config: Config, stage: str, parent: Checkpoint | None, 
     return with_config(run.record, folder, config)
 
 
-def remove(run: Run) -> None:
+def remove_run(run: Run) -> None:
     """Delete a run's folder; raises ValueError while a process works on it."""
     with locks.locked(run.folder.parent):  # so no process can begin to work on it
         try:

@@ -46,11 +46,11 @@ class Checkpoint:
         return self.run.folder / self.file
 
     @property
-    def weights(self) -> str:
+    def weights_hash(self) -> str:
         """The hash of the weights, as recorded when they were written."""
         return self.run.record["weights"][self.file]
 
-    def state(self) -> "dict[str, Tensor]":
+    def tensors(self) -> "dict[str, Tensor]":
         """The weights by name.
 
         Raises ValueError naming the file when it is damaged or holds other weights than its run recorded.
@@ -58,7 +58,7 @@ class Checkpoint:
         from minifork.storage.weights import hash_of
 
         weights = self.run.read(self.file)["model"]
-        if hash_of(weights) != self.weights:
+        if hash_of(weights) != self.weights_hash:
             raise ValueError(f"{self.path}: holds other weights than its run recorded; make the run again")
         return weights
 
@@ -67,7 +67,7 @@ class Checkpoint:
         from minifork.checkpoints import new_model
 
         model = new_model(self.run.config, 0)
-        model.load_state_dict(self.state())
+        model.load_state_dict(self.tensors())
         return model.eval()
 
 
@@ -195,7 +195,7 @@ def in_memory(config: Config, stage: str, parent: Checkpoint | None, silent: boo
 
 def new(folder: Path, config: Config, stage: str, parent: Checkpoint | None) -> Run:
     """A run that is still to be made, which will start from a parent's weights."""
-    start = {"run": parent.run.name, "file": parent.file, "weights": parent.weights} if parent else None
+    start = {"run": parent.run.name, "file": parent.file, "weights": parent.weights_hash} if parent else None
     progress = {"weights": {}, "legs": [], "step": 0, "steps": 0, "complete": False, "seconds": 0.0}
     record = {"stage": stage, "identity": identity(config, stage), "parent": start} | progress
     return with_config(record, folder, config)

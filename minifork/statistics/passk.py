@@ -40,7 +40,7 @@ def pass_at_k(p: ArrayLike, ks: ArrayLike) -> np.ndarray:
     return problem_pass_at_k(p[:, None], ks).mean(axis=0)
 
 
-def unbiased(correct: ArrayLike, n: int, k: int) -> np.ndarray:
+def unbiased_pass_at_k(correct: ArrayLike, n: int, k: int) -> np.ndarray:
     """The unbiased estimator 1 - C(n-c, k)/C(n, k) of Chen et al. (2021), float64, one value a problem.
 
     correct: int[...], accepted rollouts out of n. Raises ValueError for k outside 1..n, where the

@@ -32,7 +32,7 @@ _STEPS_BETWEEN_LOSSES = 10  # a GPU waits whenever a loss is read
 
 
 @dataclass(frozen=True)
-class Job:
+class TrainingJob:
     """How to train a run.
 
     objective(model, step), with steps counted from 0, gives the loss, its number of tokens, and metrics by name, which
@@ -58,7 +58,7 @@ def supervised(batch_at: BatchAt, loss: Loss, device: str) -> Objective:
     return objective
 
 
-def fit(model: GPT, job: Job, device: str) -> None:
+def fit(model: GPT, job: TrainingJob, device: str) -> None:
     """Train a model in place until job.steps, from the run's checkpoint if it has one.
 
     The same steps give the same weights, bit for bit on one CPU with the same number of threads, however often training
@@ -159,7 +159,7 @@ def schedule(step: int, steps: int, warmup: float) -> float:
 
 
 def take_step(
-    model: GPT, optimizers: list[torch.optim.Optimizer], job: Job, step: int
+    model: GPT, optimizers: list[torch.optim.Optimizer], job: TrainingJob, step: int
 ) -> tuple[dict[str, Tensor], int]:
     """Train on one batch; returns its "loss" and metrics, still on their device, and its number of tokens."""
     loss, tokens, metrics = job.objective(model, step)

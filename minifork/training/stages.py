@@ -12,7 +12,7 @@ from minifork.runs import Checkpoint, Run
 from minifork.schema import Config
 from minifork.storage.files import read_json, write_json
 from minifork.training import losses, reinforce
-from minifork.training.loop import BatchAt, Job, fit, supervised
+from minifork.training.loop import BatchAt, TrainingJob, fit, supervised
 
 ALLOW = "a control meant to leak needs sft.allow_leak=true"
 
@@ -22,8 +22,8 @@ def pretrain(config: Config, resume: bool) -> Run:
 
     Raises ValueError for an unfinished run without ``resume``.
     """
-    with runs.hold(config, "base", None, resume) as run:
-        return complete(run, None)
+    with runs.hold_run(config, "base", None, resume) as run:
+        return train_to_end(run, None)
 
 
 def sft(config: Config, resume: bool) -> Run:
@@ -32,8 +32,8 @@ def sft(config: Config, resume: bool) -> Run:
     Raises ValueError where `pretrain` does, for a base that is missing, and for data that leaks.
     """
     start = runs.require_run(config, "base").checkpoint()
-    with runs.hold(config, "sft", start, resume) as run:
-        return complete(run, start)
+    with runs.hold_run(config, "sft", start, resume) as run:
+        return train_to_end(run, start)
 
 
 def rl(config: Config, resume: bool) -> Run:
@@ -42,11 +42,11 @@ def rl(config: Config, resume: bool) -> Run:
     Raises ValueError where `pretrain` does, for a start that is missing, for sft.prefix, and for data that leaks.
     """
     start = runs.require_run(config, "sft" if config.rl.epoch else "base").checkpoint(config.rl.epoch or None)
-    with runs.hold(config, "rl", start, resume) as run:
-        return complete(run, start)
+    with runs.hold_run(config, "rl", start, resume) as run:
+        return train_to_end(run, start)
 
 
-def complete(run: Run, start: Checkpoint | None) -> Run:
+def train_to_end(run: Run, start: Checkpoint | None) -> Run:
     """The run, trained from ``start`` (a base: from scratch) or from where it stopped."""
     if run.complete:
         run.say(f"{run.folder} is complete: nothing to do")
@@ -65,7 +65,7 @@ def _pretrain(run: Run) -> None:
     size = sum(p.numel() for p in model.parameters())
     run.say(f"{run.name}: {size:,} parameters, {plan.steps} steps of {plan.batch} x {config.walks.seq_len} tokens")
     objective = supervised(walk_batches(config), losses.parse_loss("cross_entropy"), device)
-    fit(model, Job(run, objective, plan.steps, plan), device)
+    fit(model, TrainingJob(run, objective, plan.steps, plan), device)
 
 
 def _fine_tune(run: Run, start: Checkpoint) -> None:
@@ -80,7 +80,7 @@ def _fine_tune(run: Run, start: Checkpoint) -> None:
     run.say(f"{run.name}: from {start.path}, {plan.traces} traces, {plan.epochs} epochs, {steps(plan.epochs)} steps")
     snapshots = {steps(epoch): runs.snapshot(epoch) for epoch in run.epochs}
     objective = supervised(sft_batches(config), loss, device)
-    fit(start.model().train(), Job(run, objective, steps(plan.epochs), plan, snapshots), device)
+    fit(start.model().train(), TrainingJob(run, objective, steps(plan.epochs), plan, snapshots), device)
 
 
 def _reinforce(run: Run, start: Checkpoint) -> None:
@@ -90,7 +90,7 @@ def _reinforce(run: Run, start: Checkpoint) -> None:
     run.say(f"{run.name}: from {start.path}, {plan.updates} updates of {plan.prompts} problems{rollouts}")
     objective = reinforce.objective(config, start.model().to(device), device)
     snapshots = {update: runs.snapshot(update) for update in run.epochs}
-    fit(start.model(), Job(run, objective, plan.updates, plan, snapshots), device)
+    fit(start.model(), TrainingJob(run, objective, plan.updates, plan, snapshots), device)
 
 
 def sft_data(config: Config, epoch: int) -> streams.Examples:

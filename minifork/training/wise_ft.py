@@ -25,7 +25,7 @@ def wise(config: Config) -> None:
         raise ValueError(f"{before.path} is the last snapshot: wise.early must leave one after it")
     for share in config.wise.shares:
         mixture = replace(config, wise=replace(config.wise, weights=f"{share!r}"))
-        with runs.hold(mixture, "wise", tuned.checkpoint(), resume=True) as run:
+        with runs.hold_run(mixture, "wise", tuned.checkpoint(), resume=True) as run:
             if not run.complete:
                 _mix(run, before, tuned, share)
         print(f"{run.folder}: {share:g} of {tuned.name} and {1 - share:g} of {before.path}")
@@ -33,10 +33,10 @@ def wise(config: Config) -> None:
 
 def _mix(run: runs.Run, before: runs.Checkpoint, tuned: runs.Run, share: float) -> None:
     """Write the snapshots of a mixture, ``share`` of the tuned weights, and its record."""
-    start, hashes = before.state(), {}
+    start, hashes = before.tensors(), {}
     for epoch in run.epochs:
         after = tuned.checkpoint(epoch)
-        payload = {"model": interpolate(start, after.state(), share), "step": epoch}
+        payload = {"model": interpolate(start, after.tensors(), share), "step": epoch}
         hashes[after.file] = run.write(after.file, payload)
     run.save(step=len(hashes), steps=len(hashes), complete=True, seconds=tuned.record["seconds"], weights=hashes)
 

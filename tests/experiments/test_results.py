@@ -189,7 +189,7 @@ def test_arrays(copy):
         p = exact.array(computed, mode)
         np.testing.assert_allclose(exact.problem_pass_at_k(computed, 16, mode), 1 - (1 - p) ** 16)
         counts = np.rint(split.array(drawn, mode) * 64).astype(int)
-        np.testing.assert_allclose(split.problem_pass_at_k(drawn, 16, mode), passk.unbiased(counts, 64, 16))
+        np.testing.assert_allclose(split.problem_pass_at_k(drawn, 16, mode), passk.unbiased_pass_at_k(counts, 64, 16))
     for one, record in ((exact, computed), (split, drawn)):
         solved = one.problem_pass_at_ks(record, (1, 64)).mean(axis=1)
         assert solved == pytest.approx([record["pass_at"][k] for k in ("1", "64")])

@@ -16,7 +16,7 @@ from experiments.cli import main
 from experiments.studies import steps
 from minifork import config as configs
 from minifork import runs
-from minifork.cli import HELD
+from minifork.cli import EXIT_HELD
 from minifork.storage import files, locks
 from tests.helpers.pipeline import Pipeline, assert_same_training, logged_steps
 from tests.helpers.starts import Starts
@@ -218,7 +218,7 @@ def test_a_run_that_another_process_makes_is_waited_for(copy, trained, monkeypat
 
 
 def test_a_run_that_another_process_began_first_is_asked_for_again(copy, monkeypatch):
-    codes = iter([HELD, HELD, 0])
+    codes = iter([EXIT_HELD, EXIT_HELD, 0])
     starts = Starts(monkeypatch, lambda command: next(codes))
     executors.run_plans(study.plans(copy("base").config(), [{}], [0]))
     assert starts.commands == ["sft"] * 3

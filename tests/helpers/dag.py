@@ -39,7 +39,7 @@ def dag_tree(make_model, problems=20, layers=4, width=3, density=0.8, seed=0, sc
 @torch.no_grad()
 def by_hand(tree: TraceTree, prompt: list[int], problem: int) -> np.ndarray:
     """Sink probabilities float64[outcomes] of one problem of any tree, one prefix at a time on the training path."""
-    totals = np.zeros(tree.outcomes)
+    totals = np.zeros(tree.outcome_count)
 
     def walk(prefix: list[int], state: int, mass: float) -> None:
         logits = tree.policy(tree.model(torch.tensor([prompt + prefix]))[0, -1])

@@ -83,7 +83,7 @@ def grade(task: Star, graph: Graph, answer) -> str:
 def verdict(dfa: DFA, problem: int, answer) -> str:
     """The outcome in which an answer ends, "live" when it is not finished."""
     state = dfa.run(problem, answer) - dfa.first_outcome
-    return dfa.outcomes[state] if state >= 0 else "live"
+    return dfa.outcome_names[state] if state >= 0 else "live"
 
 
 def assert_graded(dfa: DFA, problem: int, vocab_size: int, grader: Callable[[list[int]], str], first=()) -> set[int]:

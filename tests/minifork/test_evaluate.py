@@ -52,7 +52,9 @@ def test_sampled_evaluations_estimate_the_computed_one(trained, two_runs, engine
         counts, low, high = (arrays[array_name(record, what)] * 256 for what in ("free", "free_lo", "free_hi"))
         np.testing.assert_allclose(counts, np.rint(counts), atol=1e-9)
         assert (low <= counts + 0.5).all() and (high >= counts - 0.5).all()
-        assert record["pass_at"]["16"] == pytest.approx(passk.unbiased(np.rint(counts).astype(int), 256, 16).mean())
+        assert record["pass_at"]["16"] == pytest.approx(
+            passk.unbiased_pass_at_k(np.rint(counts).astype(int), 256, 16).mean()
+        )
         assert record["fork"] == exact["fork"] and record["mode"] == exact["mode"]
         assert sum(record["errors"].values()) + record["pass_at"]["1"] == pytest.approx(1, abs=1e-9)
         assert record["rho"] == pytest.approx(exact["rho"], abs=0.1)
@@ -127,7 +129,7 @@ def test_more_problems_than_there_are(two_runs, capsys):
 def test_nothing_ends_within_the_budget():
     """Then no trace has a length, and bounds say nothing."""
     result = Result("exact", np.zeros((4, 3)), np.ones(4), None, 1, np.zeros((4, 3)))
-    record = quantities.coverage(result, [1, 2])
+    record = quantities.pass_statistics(result, [1, 2])
     assert record["tokens"] is None and record["pass_at_lo"] == {"1": 0, "2": 0} and record["pass_at_hi"]["2"] == 1
     row = {"run": "x", "tags": {}, "test_set": "plain", "forced": {"FWD": record | {"wasted": None}}}
     assert tables.mode_table([row]).splitlines()[1].split() == ["x", "0.000", "-", "-"]
@@ -196,12 +198,12 @@ def test_the_valid_stream_is_another_set(two_runs):
 
 def change_results(monkeypatch, change: Callable[[TraceTree, Result], Result]) -> None:
     """Have the enumeration answer with changed results."""
-    real = measuring.exact_below
+    real = measuring.exact_by_prefix
 
     def changed(tree, *arguments):
         return {name: replace(one, result=change(tree, one.result)) for name, one in real(tree, *arguments).items()}
 
-    monkeypatch.setattr(measuring, "exact_below", changed)
+    monkeypatch.setattr(measuring, "exact_by_prefix", changed)
 
 
 def test_a_wrong_result_fails_the_cross_check(two_runs, monkeypatch, capsys):

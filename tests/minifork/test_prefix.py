@@ -45,7 +45,7 @@ def test_p_is_the_mean_over_prefixes(copy):
     by_prefix = []
     for drawn in range(PREFIX):
         prompts = model.prefill(torch.cat([plain.prompts, torch.full((64, 1), drawn)], dim=1))
-        tree = TraceTree(model, prompts, plain.dfa, len(plain.outcomes), config.data.trace_len)
+        tree = TraceTree(model, prompts, plain.dfa, len(plain.outcome_names), config.data.trace_len)
         by_prefix.append(exact(tree).p_lo)
     np.testing.assert_allclose(p, np.mean(by_prefix, axis=0), rtol=1e-4)
     assert (np.ptp(by_prefix, axis=0) > 1e-3 * p).any()  # the prefix matters

@@ -15,7 +15,7 @@ import yaml
 from experiments.cli import main
 from minifork import config as configs
 from minifork import runs
-from minifork.evaluate import find_targets, record_of, stored
+from minifork.evaluate import find_targets, load_evaluation, record_of
 from minifork.schema import Config
 from minifork.storage import files
 from tests.conftest import SMALL
@@ -86,12 +86,12 @@ def check_recognised(folder: Path, capsys: pytest.CaptureFixture) -> None:
     for stage in ("base", "sft"):
         run = runs.read_run(runs.folder_of(config, stage))
         assert run.config == config and run.identity == runs.identity(run.config, stage)
-        assert runs.find(config, stage) == runs.finished(config, stage) == run
+        assert runs.find_run(config, stage) == runs.finished(config, stage) == run
         capsys.readouterr()
-        assert main([runs.COMMANDS[stage]]) == 0
+        assert main([runs.COMMAND_OF_STAGE[stage]]) == 0
         assert capsys.readouterr().out.splitlines()[-1] == f"{run.folder} is complete: nothing to do"
     targets, left_out = find_targets(config)
-    evaluations = [stored(config, target) for target in targets]
+    evaluations = [load_evaluation(config, target) for target in targets]
     assert not left_out and all(one.current for one in evaluations)
     assert [record_of(config, one) for one in evaluations] == files.read_json(folder / "eval.json")["records"]
 
@@ -127,5 +127,5 @@ def test_a_fine_tuning_of_such_a_base(folder):
             assert main(["sft", "seed=1"]) == 0
         run = runs.require_run(config, "sft")
         weights.append(run.record["weights"])
-        runs.remove(run)
+        runs.remove_run(run)
     assert weights[0] == weights[1] and len(weights[0]) == 4

@@ -12,7 +12,7 @@ import pytest
 
 from minifork import config as configs
 from minifork import runs
-from minifork.cli import HELD
+from minifork.cli import EXIT_HELD
 from minifork.schema import Config
 from minifork.storage import files
 from tests.helpers.pipeline import SFT, Pipeline, assert_same_training, ctrl_c, edit_record, snapshot
@@ -162,7 +162,7 @@ HOLD = """
 import sys, time
 from minifork import config, runs
 try:
-    with runs.hold(config.load_config("star", sys.argv[2:]), "base", None, False) as run:
+    with runs.hold_run(config.load_config("star", sys.argv[2:]), "base", None, False) as run:
         print(run.folder, flush=True)
         time.sleep(float(sys.argv[1]))
         run.save()
@@ -182,7 +182,7 @@ def test_two_processes_that_want_one_run(empty, capsys):
     with holder(empty, 60, "name=first") as first:
         folder = Path(first.stdout.readline().strip())
         assert folder.name.startswith("first-") and empty.run("base") == empty.at("base", "name=second") == folder
-        assert empty("pretrain", "name=second") == HELD
+        assert empty("pretrain", "name=second") == EXIT_HELD
         line = f"minifork: {folder}: process {first.pid} on {socket.gethostname()} is working here; wait until it has"
         assert capsys.readouterr().err.startswith(line)
         assert list(empty.folder.iterdir()) == [folder] and [path.name for path in folder.iterdir()] == [".lock"]
@@ -206,20 +206,20 @@ def test_states_of_a_run(copy):
     pipeline = copy("base")
     config, folder = pipeline.config(), pipeline.run("fork1")
     start = runs.require_run(config, "base").checkpoint(None)
-    assert runs.find(config, "sft") is runs.finished(config, "sft") is None
-    with runs.hold(config, "sft", start, resume=False) as run:
+    assert runs.find_run(config, "sft") is runs.finished(config, "sft") is None
+    with runs.hold_run(config, "sft", start, resume=False) as run:
         assert run.folder == folder and folder.is_dir() and not run.complete and run.record["step"] == 0
     assert not folder.exists()
     with ctrl_c("before", 3):
         assert pipeline("sft") == 130
-    assert runs.find(config, "sft").record["step"] == 4 and runs.finished(config, "sft") is None
+    assert runs.find_run(config, "sft").record["step"] == 4 and runs.finished(config, "sft") is None
     with pytest.raises(ValueError, match="unfinished run; continue it with --resume"):
-        runs.hold(config, "sft", start, resume=False).__enter__()
-    with runs.hold(config, "sft", start, resume=True) as run:
+        runs.hold_run(config, "sft", start, resume=False).__enter__()
+    with runs.hold_run(config, "sft", start, resume=True) as run:
         assert run.record["step"] == 4 and run.record["parent"]["weights"] == start.weights
     assert pipeline("sft", "--resume") == 0
     assert runs.finished(config, "sft").complete
-    with runs.hold(config, "sft", start, resume=False) as run:
+    with runs.hold_run(config, "sft", start, resume=False) as run:
         assert run.complete
 
 

@@ -8,7 +8,7 @@ import pytest
 import torch
 
 import minifork.decoding.exact as enumeration
-from minifork.decoding.exact import exact, exact_below
+from minifork.decoding.exact import exact, exact_by_prefix
 from minifork.decoding.policy import parse_policy
 from minifork.gpt import GPT
 from tests.helpers.dag import by_hand, dag_tree
@@ -129,7 +129,7 @@ def test_one_enumeration_gives_what_forcing_every_prefix_gives(make_model, polic
     with torch.no_grad():
         tree = replace(tree, model=tree.model.double(), prompts=tree.model.double().prefill(prompt))
     prefixes = prefixes_of(tree, 0)
-    for name, below in exact_below(tree, prefixes).items():
+    for name, below in exact_by_prefix(tree, prefixes).items():
         forced = exact(tree.force(prefixes[name]))
         for array in ("outcomes", "tokens", "unknown"):
             expected = getattr(forced, array)
@@ -143,7 +143,7 @@ def test_one_enumeration_decodes_no_prefix_twice(make_model, monkeypatch):
     rows, decode = [], GPT.decode
     monkeypatch.setattr(GPT, "decode", lambda *args: rows.append(len(args[1])) or decode(*args))
     prefixes = {name: prefix for name, prefix in prefixes_of(tree, 0).items() if name != "random"}
-    together, decoded = exact_below(tree, prefixes)["free"].result, sum(rows)
+    together, decoded = exact_by_prefix(tree, prefixes)["free"].result, sum(rows)
     states = [tree.force(prefixes[name]).forced_states()[0] for name in ("one", "other", "ends", "two", "three")]
     dead = sum(int((state >= tree.first_outcome).sum()) for state in states)
     assert decoded == together.evaluated == exact(tree).evaluated + dead and dead >= len(tree)
@@ -164,7 +164,7 @@ def test_trees_that_do_not_fit(make_model):
         ("dfa reads 3 tokens, the model has 4", dict(dfa=tree.dfa[:, :, :3])),
         ("dfa has 2 automata for 3 prompts", dict(dfa=tree.dfa[:2])),
         *(("dfa has states outside", dict(dfa=tree.dfa + change)) for change in (1, -2)),
-        *((f"outcomes is {value}", dict(outcomes=value)) for value in (0, 99)),
+        *((f"outcome_count is {value}", dict(outcome_count=value)) for value in (0, 99)),
         *((f"max_new is {value}", dict(max_new=value)) for value in (0, 9)),
         ("forced has 5 tokens", dict(forced=torch.zeros(3, 5, dtype=torch.int64))),
     ]

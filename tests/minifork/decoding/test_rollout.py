@@ -113,7 +113,7 @@ def test_first_tokens_are_independent(make_model):
     vocab, n = TASK.vocab_size, 400
     one_step = torch.arange(vocab).add(1).expand(60, 1 + vocab, vocab).clone()
     one_step[:, 1:] = torch.arange(1, vocab + 1)[:, None]
-    tally = roll(replace(tree, dfa=one_step, outcomes=vocab, max_new=1), n, seed=1)
+    tally = roll(replace(tree, dfa=one_step, outcome_count=vocab, max_new=1), n, seed=1)
     expected = n * torch.softmax(tree.prompts.logits.double(), dim=1).numpy()
     common = expected > 5
     rest = np.where(common, 0, expected).sum(axis=1), np.where(common, 0, tally).sum(axis=1)

@@ -128,7 +128,7 @@ def test_a_broadcast_first_token_is_caught(tree, p, monkeypatch):
 
 def test_bf16_softmax_is_caught(tree, p, monkeypatch):
     """bf16 moves p by about 0.3 %: invisible to ten thousand rollouts, plain to a hundred million."""
-    real, p = TraceTree.sampled_from, p[:, 0]
+    real, p = TraceTree.policy_logits, p[:, 0]
 
     def rounded(self, logits, problem):
         return torch.log_softmax(real(self, logits, problem).bfloat16(), dim=-1).float()
@@ -139,7 +139,7 @@ def test_bf16_softmax_is_caught(tree, p, monkeypatch):
 
     # under the null the mean of 150 squared z is 1 +- .12; fp32 noise of 1e-7 adds nothing visible
     assert chi_square(10**8) < 1.5
-    monkeypatch.setattr(TraceTree, "sampled_from", rounded)
+    monkeypatch.setattr(TraceTree, "policy_logits", rounded)
     assert chi_square(10**4) < 1.5 and chi_square(10**8) > 5
 
 

@@ -39,7 +39,7 @@ def gpu(tmp_path_factory) -> GPU:
 
 def tiles(gpu: GPU, tree: TraceTree, bf16: bool) -> list[int]:
     """The rows a block that fit this GPU's shared memory, the smallest first."""
-    return sorted({backends.ready(gpu, tree, rows, bf16) for rows in kernel.TILES})
+    return sorted({backends.tested_rows(gpu, tree, rows, bf16) for rows in kernel.TILES})
 
 
 @pytest.mark.parametrize("case", CASES)
@@ -47,7 +47,7 @@ def tiles(gpu: GPU, tree: TraceTree, bf16: bool) -> list[int]:
 def test_fp32_is_bit_equal_to_the_host_twin(make_model, gpu, twin, case, policy):
     tree = make_tree(make_model, case, 24, policy)
     host = kernel.run_kernel(tree, 25, 3, twin, CASES[case][-1], False, traces=True)
-    rows = backends.ready(gpu, on_gpu(tree), CASES[case][-1], False)
+    rows = backends.tested_rows(gpu, on_gpu(tree), CASES[case][-1], False)
     device = kernel.run_kernel(on_gpu(tree), 25, 3, gpu, rows, False, traces=True)
     assert np.array_equal(host.outcomes, device.outcomes) and np.array_equal(host.tokens, device.tokens)
     assert torch.equal(host.traces.tokens, device.traces.tokens.cpu())
@@ -70,7 +70,7 @@ def test_runs_again_alike_on_every_tiling(make_model, gpu, case, bf16):
 def test_scores_are_torchs(make_model, gpu, bf16, policy):
     for case in CASES:
         tree = on_gpu(make_tree(make_model, case, 64, policy))
-        backends.self_test(gpu, tree, backends.ready(gpu, tree, 32, bf16), bf16)
+        backends.self_test(gpu, tree, backends.tested_rows(gpu, tree, 32, bf16), bf16)
 
 
 @pytest.mark.parametrize("case", CASES)
@@ -92,7 +92,7 @@ def test_a_build_is_compiled_and_tested_once(make_model, tmp_path, monkeypatch):
     monkeypatch.setattr(backends, "self_test", lambda *args: (calls.append(1), test(*args)))
     for process in range(1, 4):
         gpu = GPU(tree.dfa.device, tmp_path)
-        assert [backends.ready(gpu, tree, 32, True) for _ in range(2)] == [32, 32]
+        assert [backends.tested_rows(gpu, tree, 32, True) for _ in range(2)] == [32, 32]
         assert len(calls) == process and len(list(tmp_path.glob("*.cubin"))) == 1
         if process == 2:
             next(tmp_path.glob("*.cubin")).write_bytes(b"damaged")
@@ -125,5 +125,5 @@ def test_a_broken_kernel_is_not_used(make_model, monkeypatch, tmp_path):
 
 def test_memory_is_enough_for_a_million_rollouts_a_problem(make_model, gpu):
     tree = on_gpu(make_tree(make_model, "narrow", 10))
-    result = kernel.run_kernel(tree, 10**6, 1, gpu, backends.ready(gpu, tree, 64, True), True)
+    result = kernel.run_kernel(tree, 10**6, 1, gpu, backends.tested_rows(gpu, tree, 64, True), True)
     assert (np.rint(result.outcomes.sum(axis=1) * 10**6) == 10**6).all()

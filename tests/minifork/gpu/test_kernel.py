@@ -263,7 +263,9 @@ def test_what_it_refuses(make_model, shape, vocab, policy, reason):
 
 
 def test_steps_that_keep_all_or_one_token():
-    assert kernel.policy_steps(parse_policy("temperature=0,top_p=1,greedy")) == [(kernel.STEPS["top_k"], 1.0)] * 2
+    assert (
+        kernel.policy_steps(parse_policy("temperature=0,top_p=1,greedy")) == [(kernel.KERNEL_STEPS["top_k"], 1.0)] * 2
+    )
 
 
 def test_a_cpu_uses_torch(make_model):

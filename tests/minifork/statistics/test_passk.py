@@ -23,7 +23,7 @@ def test_unbiased_is_the_share_of_subsets(n):
     """Of the k-subsets, those with a success; for counts of any shape and order."""
     for k in range(1, n + 1):
         expected = [1 - math.comb(n - c, k) / math.comb(n, k) for c in range(n + 1)]
-        values = passk.unbiased(np.stack([np.arange(n + 1), np.arange(n, -1, -1)]), n, k)
+        values = passk.unbiased_pass_at_k(np.stack([np.arange(n + 1), np.arange(n, -1, -1)]), n, k)
         np.testing.assert_allclose(values, [expected, expected[::-1]], atol=1e-12)
         assert values.dtype == np.float64
 
@@ -48,22 +48,22 @@ SEAM = [(n, c, k) for n, k in LARGE for c in (999, 1000, 1001, 1100)]  # where a
 @pytest.mark.parametrize(("n", "c", "k"), [*((n, *pair) for n in CASES for pair in CASES[n]), *SEAM])
 def test_unbiased_for_any_number_of_rollouts(n, c, k):
     """To nine digits from one success to nothing but successes, for both ways to compute it."""
-    values = [float(passk.unbiased(c, n, k)), float(passk.unbiased(k, n, c))]
+    values = [float(passk.unbiased_pass_at_k(c, n, k)), float(passk.unbiased_pass_at_k(k, n, c))]
     assert values == pytest.approx([share_of_subsets(c, n, k)] * 2, rel=2e-10)
 
 
 @pytest.mark.parametrize("n", [10, 1024, 10**9])
 def test_unbiased_at_its_ends(n):
     for k in {1, n // 2, min(n, 1001), n}:
-        zero, one = passk.unbiased([0, n], n, k)
+        zero, one = passk.unbiased_pass_at_k([0, n], n, k)
         assert (zero, one) == (0, 1) and not np.signbit(zero)  # not "-0"
-    assert (passk.unbiased([0, 1, n // 2, n - 1, n], n, n) == [0, 1, 1, 1, 1]).all()
+    assert (passk.unbiased_pass_at_k([0, 1, n // 2, n - 1, n], n, n) == [0, 1, 1, 1, 1]).all()
 
 
 @pytest.mark.parametrize(("correct", "k"), [([0, 3], 11), ([0, 3], 0), ([0, 3], 10**9), (-1, 2), ([3, 12], 2)])
 def test_what_has_no_estimate_is_refused(correct, k):
     with pytest.raises(ValueError, match=r"n = 10"):
-        passk.unbiased(correct, 10, k)
+        passk.unbiased_pass_at_k(correct, 10, k)
 
 
 # pass@k from p

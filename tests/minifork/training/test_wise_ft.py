@@ -39,7 +39,7 @@ def test_each_share_is_a_run_of_its_own(copy):
     assert run.complete and run.tags(pipeline.config()) == {"sft.fresh": True, "wise.weights": "0.5"}
     file = "epochs/e4.pt"
     assert run.record["parent"] == {"run": tuned.name, "file": file, "weights": tuned.record["weights"][file]}
-    assert all(checkpoint.weights == weights_hash(checkpoint.path) for checkpoint in run.checkpoints())
+    assert all(checkpoint.weights_hash == weights_hash(checkpoint.path) for checkpoint in run.checkpoints())
     before = snapshot(pipeline.folder)
     assert pipeline("wise", "sft.fresh=true", "wise.weights=0.50,0.25", "name=other") == 0
     assert snapshot(pipeline.folder) == before
