@@ -14,7 +14,7 @@ from minifork.runs import Run
 from minifork.schema import Config
 from minifork.statistics import passk
 from minifork.storage.files import fingerprint
-from minifork.values import full_key, typed
+from minifork.values import full_key, typed_value
 
 
 class ANY:
@@ -46,7 +46,7 @@ class Results:
         runs that match one pair and epoch with equal values.
         """
         key_values = self._full_keys(keys, stage)
-        planned = configs.flat(self.config) | dict.fromkeys(runs.SEEDS, ANY) | key_values
+        planned = configs.flat_values(self.config) | dict.fromkeys(runs.SEEDS, ANY) | key_values
         names = [name for name, run in self.runs.items() if run.stage == stage and _matches(run, planned)]
         matching = [
             record
@@ -65,7 +65,7 @@ class Results:
         deciding, key_values = runs.deciding_values(self.config, stage), {}
         for name, value in keys.items():
             key = full_key(name, deciding, source)
-            key_values[key] = value if value is ANY else typed(value, kinds[key], key, source)
+            key_values[key] = value if value is ANY else typed_value(value, kinds[key], key, source)
         return key_values
 
     def _sorted(self, records: list[dict], free: Sequence[str] = ()) -> list[dict]:

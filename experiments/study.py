@@ -25,7 +25,7 @@ from minifork.config import read_yaml
 from minifork.evaluate import require_policy
 from minifork.schema import Config
 from minifork.training import losses
-from minifork.values import expanded, word
+from minifork.values import expand_home, override_text
 
 STUDIES = Path(__file__).parent / "studies"
 WORDS = ("as", "stage", "test_set", "needs", "choose")
@@ -69,7 +69,7 @@ class Plan:
     @property
     def value(self) -> Any:
         """The value of the key that is to be chosen."""
-        return configs.flat(self.config)[self.choose]
+        return configs.flat_values(self.config)[self.choose]
 
 
 def read_study(name: str) -> list[dict]:
@@ -90,7 +90,7 @@ def read_study(name: str) -> list[dict]:
 
 def path_of(name: str) -> Path:
     """The file of a study."""
-    return expanded(name) if name.endswith(".yaml") else STUDIES / f"{name}.yaml"
+    return expand_home(name) if name.endswith(".yaml") else STUDIES / f"{name}.yaml"
 
 
 def plans(config: Config, entries: list[dict], pairs: Iterable[int]) -> list[Plan]:
@@ -125,16 +125,16 @@ def _plans_of(config: Config, entry: dict, pair: int) -> list[Plan]:
     all_plans = []
     for combination in itertools.product(*values.values()):
         changes = _scaled(config, dict(zip(values, combination, strict=True))) | dict.fromkeys(runs.SEEDS, pair)
-        changed = configs.changed(config, changes, "its keys")
+        changed = configs.with_changes(config, changes, "its keys")
         _check(changed, stage)
-        name = _filled(words.get("as", stage), configs.flat(changed))
+        name = _filled(words.get("as", stage), configs.flat_values(changed))
         all_plans.append(Plan(name, stage, changed, words.get("test_set", "plain"), words.get("choose", "")))
     return all_plans
 
 
 def _scaled(config: Config, changes: dict) -> dict:
     """Changes with x4 and /4 replaced by four times and a quarter of the config's value."""
-    values, scaled = configs.flat(config), dict(changes)
+    values, scaled = configs.flat_values(config), dict(changes)
     for key, text in changes.items():
         match = re.fullmatch(r"([x/])([1-9]\d*)", text) if isinstance(text, str) else None
         if match and type(values.get(key)) is int:
@@ -158,6 +158,6 @@ def _filled(text: str, values: dict[str, Any]) -> str:
         if match[1] not in values:
             raise ValueError(f"{match[0]!r} is no key of the config")
         value = values[match[1]]
-        return f"{value:g}" if isinstance(value, float) else word(value)
+        return f"{value:g}" if isinstance(value, float) else override_text(value)
 
     return re.sub(r"\{([^}]*)\}", fill, text)

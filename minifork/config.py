@@ -20,7 +20,7 @@ import yaml
 from data_gen.star import Star
 from data_gen.task import Task
 from minifork.schema import TASKS, Config
-from minifork.values import Values, expanded, flattened, parse_overrides, typed, unknown_key, word
+from minifork.values import Values, expand_home, flatten, override_text, parse_overrides, typed_value, unknown_key
 from minifork.values import full_key as full_key
 
 FOLDER = Path(__file__).parent / "configs"
@@ -43,7 +43,7 @@ def load_config(source: Path | str = "star", overrides: Iterable[str] = ()) -> C
     """
     words = list(overrides)
     preset_words = [text for text in words if text.startswith("preset=")]
-    path = FOLDER / f"{source}.yaml" if ships(str(source)) else expanded(source)
+    path = FOLDER / f"{source}.yaml" if ships(str(source)) else expand_home(source)
     if not path.exists():
         raise ValueError(f"{source}: no such config file; give a path, or one that ships: {', '.join(TASKS)}")
     file = _read_file(path)
@@ -52,7 +52,7 @@ def load_config(source: Path | str = "star", overrides: Iterable[str] = ()) -> C
     values = shipped.values | _preset(presets, str(file.values.get("preset", "")), source) | file.values
     for name in [text.removeprefix("preset=") for text in preset_words]:
         values |= _preset(presets, name, source) | {"preset": name}
-    return changed(_from_values(values, source), [text for text in words if text not in preset_words])
+    return with_changes(_from_values(values, source), [text for text in words if text not in preset_words])
 
 
 class File(NamedTuple):
@@ -70,10 +70,10 @@ def _read_file(path: Path) -> File:
     presets = tree.pop("presets", {})
     if not isinstance(presets, dict) or not all(isinstance(preset, dict) for preset in presets.values()):
         raise ValueError(f"{path}: presets is a section of sections, name: {{keys}}")
-    values = flattened(tree)
+    values = flatten(tree)
     before = {key.removesuffix(".before"): value for key, value in values.items() if key.endswith(".before")}
     values = {key.removesuffix(".default"): value for key, value in values.items() if not key.endswith(".before")}
-    return File(values, {name: flattened(preset) for name, preset in presets.items()}, before)
+    return File(values, {name: flatten(preset) for name, preset in presets.items()}, before)
 
 
 @lru_cache
@@ -118,7 +118,9 @@ def read_yaml(path: Path) -> Any:
 # changing and comparing
 
 
-def changed(config: Config, changes: Iterable[str] | Mapping[str, Any], source: str = "the command line") -> Config:
+def with_changes(
+    config: Config, changes: Iterable[str] | Mapping[str, Any], source: str = "the command line"
+) -> Config:
     """A Config with changes: "key=value" words, or a mapping of dotted keys to values.
 
     Raises ValueError naming ``source`` and the key that does not fit.
@@ -128,17 +130,17 @@ def changed(config: Config, changes: Iterable[str] | Mapping[str, Any], source: 
     task = str(changes.get("task", config.task))
     if task in TASKS and keys(Config, task=task) != keys(Config, task=config.task):
         raise ValueError(f"{source}: task is {task!r}, but the config is of {config.task}: give --config {task}")
-    return _from_values(flat(config) | dict(changes), source) if changes else config
+    return _from_values(flat_values(config) | dict(changes), source) if changes else config
 
 
-def of_task(name: str, task: Task, changes: Mapping[str, Any]) -> Config:
+def task_config(name: str, task: Task, changes: Mapping[str, Any]) -> Config:
     """The shipped Config of a task's name, with its data section replaced, then changes by dotted key.
 
     Raises ValueError as `load_config` does.
     """
     shared = {key: value for key, value in _shipped_file(FOLDER, name).values.items() if not key.startswith("data.")}
     modes = {} if ships(name) else {"sft.modes": task.modes}
-    return _from_values(shared | modes | flattened({"data": dataclasses.asdict(task)}) | dict(changes), name)
+    return _from_values(shared | modes | flatten({"data": dataclasses.asdict(task)}) | dict(changes), name)
 
 
 def to_tree(config: Config) -> dict[str, Any]:
@@ -146,12 +148,12 @@ def to_tree(config: Config) -> dict[str, Any]:
     return dataclasses.asdict(config)
 
 
-def flat(config: Config) -> Values:
+def flat_values(config: Config) -> Values:
     """The values of a Config by dotted key."""
-    return flattened(to_tree(config))
+    return flatten(to_tree(config))
 
 
-def shipped(config: Config) -> Config:
+def shipped_config(config: Config) -> Config:
     """What a config's task and preset give without any other change."""
     task = config.task if ships(config.task) else "star"
     has_preset = config.preset in _shipped_file(FOLDER, task).presets
@@ -160,8 +162,8 @@ def shipped(config: Config) -> Config:
 
 def tags(config: Config, study: Config | None = None) -> Values:
     """The dotted keys, with their values, in which a config differs from a study's; by default from what ships."""
-    planned = flat(study or shipped(config))
-    return {key: value for key, value in flat(config).items() if planned.get(key, ...) != value}
+    planned = flat_values(study or shipped_config(config))
+    return {key: value for key, value in flat_values(config).items() if planned.get(key, ...) != value}
 
 
 def arguments(config: Config) -> list[str]:
@@ -171,9 +173,9 @@ def arguments(config: Config) -> list[str]:
     """
     if not ships(config.task):
         raise ValueError(f"task is {config.task!r}: a study runs only tasks that ship, such as star")
-    preset = shipped(config).preset
+    preset = shipped_config(config).preset
     words = [f"preset={preset}"] if preset else []
-    words += [f"{key}={word(value)}" for key, value in tags(config).items() if key != "preset"]
+    words += [f"{key}={override_text(value)}" for key, value in tags(config).items() if key != "preset"]
     return ["--config", config.task, *words]
 
 
@@ -181,20 +183,20 @@ def tag_text(tags: Mapping[str, Any]) -> str:
     """Tags as words, their keys as short as they can be: fork_rate=0.5 fresh=true."""
     leaves = [key.split(".")[-1] for key in keys(Config)]
     short = {key: key.split(".")[-1] for key in tags if leaves.count(key.split(".")[-1]) == 1}
-    return " ".join(f"{short.get(key, key)}={word(value)}" for key, value in tags.items())
+    return " ".join(f"{short.get(key, key)}={override_text(value)}" for key, value in tags.items())
 
 
-def described(config: Config) -> str:
+def config_as_yaml(config: Config) -> str:
     """A config as YAML that can be read again. Every key has its comment, a changed one the shipped value too."""
-    comments, standard = _comments(config.task), flat(shipped(config))
+    comments, standard = _comments(config.task), flat_values(shipped_config(config))
     lines: list[str] = []
-    for key, value in flat(config).items():
+    for key, value in flat_values(config).items():
         section, _, leaf = key.rpartition(".")
         if section and f"{section}:" not in lines:
             lines += ["", f"{section}:"]
         indent = "  " if section else ""
         text = f"{indent}{leaf}: {yaml.safe_dump(value, width=math.inf).splitlines()[0]}"
-        mark = "" if standard.get(key, ...) == value else f"[changed, {word(standard.get(key))} ships] "
+        mark = "" if standard.get(key, ...) == value else f"[changed, {override_text(standard.get(key))} ships] "
         lines.append(f"{text:<27} # {mark}{comments.get(key, '')}".rstrip(" #"))
     return "\n".join(lines)
 
@@ -221,7 +223,7 @@ def from_record(tree: dict, source: Path | str) -> Config:
     A key that the record lacks has the value from before the key existed, or else its default. A key that no longer
     exists is ignored. Raises ValueError naming ``source`` and the key that does not fit.
     """
-    recorded = flattened(tree)
+    recorded = flatten(tree)
     task = str(recorded.get("task", "star"))
     valid = keys(Config, task=task)
     values = _shipped_file(FOLDER, task).values | before(task) | recorded
@@ -256,7 +258,7 @@ def _from_values(values: Values, source: Path | str) -> Config:
             raise ValueError(unknown_key(key, kinds, source))
     if missing := [key for key in kinds if key not in values]:
         raise ValueError(f"{source}: missing key {missing[0]}, which has no default")
-    checked = {key: typed(values[key], kind, key, source) for key, kind in kinds.items()}
+    checked = {key: typed_value(values[key], kind, key, source) for key, kind in kinds.items()}
     return _build(Config, checked, "", source, task)
 
 

@@ -35,7 +35,7 @@ from minifork.measuring.problems import ProblemSet, problem_set
 from minifork.runs import Checkpoint, Run
 from minifork.schema import TASKS, Config
 from minifork.training import stages
-from minifork.values import expanded
+from minifork.values import expand_home
 
 Value = str | int | float | bool | None
 
@@ -51,7 +51,7 @@ def pretrain(task: Task, folder: Path | str | None = None, silent: bool = False,
     """
     name = _registered(task)
     keys = _dotted(changes, "pretrain", name) | ({} if folder is None else {"runs": str(folder)})
-    return _trained(configs.of_task(name, task, keys), "base", None, folder is None, silent)
+    return _trained(configs.task_config(name, task, keys), "base", None, folder is None, silent)
 
 
 def sft(base: Run, silent: bool = False, **changes: Value) -> Run:
@@ -60,7 +60,7 @@ def sft(base: Run, silent: bool = False, **changes: Value) -> Run:
     Raises ValueError for an unfinished base, for keys that do not fit, and for data that leaks.
     """
     _require(base, "base", ("base",))
-    config = configs.changed(base.config, _dotted(changes, "sft", base.config.task), "sft")
+    config = configs.with_changes(base.config, _dotted(changes, "sft", base.config.task), "sft")
     return _trained(config, "sft", _start(base, "base", config, None), base.memory is not None, silent)
 
 
@@ -71,7 +71,7 @@ def rl(tuned: Run, silent: bool = False, **changes: Value) -> Run:
     """
     _require(tuned, "tuned", ("sft", "base"))
     keys = ({"rl.epoch": 0} if tuned.stage == "base" else {}) | _dotted(changes, "rl", tuned.config.task)
-    config = configs.changed(tuned.config, keys, "rl")
+    config = configs.with_changes(tuned.config, keys, "rl")
     start = _start(tuned, "tuned", config, config.rl.epoch or None)
     return _trained(config, "rl", start, tuned.memory is not None, silent)
 
@@ -83,7 +83,7 @@ def load(folder: Path | str, task: type[Task] | None = None) -> Run:
     """
     if task is not None:
         _register(task)
-    run = runs.read_run(expanded(folder))
+    run = runs.read_run(expand_home(folder))
     return replace(run, config=replace(run.config, runs=str(run.folder.resolve().parents[1])))
 
 

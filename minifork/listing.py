@@ -7,7 +7,7 @@ from minifork.schema import Config
 
 def print_config(config: Config) -> None:
     """Print every key with its value, its comment, and where it differs from what ships."""
-    print(configs.described(config))
+    print(configs.config_as_yaml(config))
 
 
 def list_runs(config: Config, filters: list[str], remove: bool) -> None:

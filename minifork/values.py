@@ -18,12 +18,12 @@ KINDS: dict[object, str] = {  # what an error calls a key's type
 }  # fmt: skip
 
 
-def flattened(tree: dict, prefix: str = "") -> Values:
+def flatten(tree: dict, prefix: str = "") -> Values:
     """The leaves of a nested mapping by dotted key; an empty mapping counts as a leaf."""
     leaves: Values = {}
     for name, value in tree.items():
         is_section = isinstance(value, dict) and value
-        leaves |= flattened(value, f"{prefix}{name}.") if is_section else {f"{prefix}{name}": value}
+        leaves |= flatten(value, f"{prefix}{name}.") if is_section else {f"{prefix}{name}": value}
     return leaves
 
 
@@ -35,11 +35,11 @@ def parse_overrides(words: Iterable[str], valid: Mapping[str, type], source: str
         if not equals:
             raise ValueError(f"{text!r}: write it as key=value")
         key = full_key(name, valid, source)
-        values[key] = typed(value if valid[key] is str else _scalar(value), valid[key], key, source)
+        values[key] = typed_value(value if valid[key] is str else _scalar(value), valid[key], key, source)
     return values
 
 
-def word(value: object) -> str:
+def override_text(value: object) -> str:
     """A value as an override's text, which `parse_overrides` reads."""
     return str(value).lower() if isinstance(value, bool) else "null" if value is None else f"{value}"
 
@@ -58,7 +58,7 @@ def full_key(name: str, valid: Iterable[str], source: str) -> str:
     return candidates[0]
 
 
-def typed(value: object, kind: type, key: str, source: Path | str) -> Any:
+def typed_value(value: object, kind: type, key: str, source: Path | str) -> Any:
     """A key's value as its type; raises ValueError naming the source and the key for a value of another type."""
     value = value.item() if hasattr(value, "item") else value  # a number of numpy
     if kind is float and isinstance(value, (int, str)) and not isinstance(value, bool):  # YAML reads 3e-3 as text
@@ -80,7 +80,7 @@ def _scalar(text: str) -> Any:
         return text
 
 
-def expanded(path: Path | str) -> Path:
+def expand_home(path: Path | str) -> Path:
     """A path that a user gave, with ~ and ~name replaced."""
     return Path(os.path.expanduser(path))
 

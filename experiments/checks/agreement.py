@@ -44,7 +44,7 @@ def agreement(config: Config) -> int:
 
 def fine_tunings(config: Config) -> list[Config]:
     """The fine-tunings that are tested: the config's own, at each of FORK_RATES."""
-    return [configs.changed(config, {"sft.fork_rate": rate}) for rate in FORK_RATES]
+    return [configs.with_changes(config, {"sft.fork_rate": rate}) for rate in FORK_RATES]
 
 
 def comparisons(config: Config) -> Iterator[list[dict[str, Any]]]:

@@ -43,7 +43,7 @@ def sensitivity(config: Config) -> None:
 
 def panel(results: Results, plans: list[Plan]) -> dict:
     """S_K and the polarisation index (forced FWD) of every run and epoch, means over pairs."""
-    rows, epochs, values = [], [], configs.flat(results.config)
+    rows, epochs, values = [], [], configs.flat_values(results.config)
     for name in dict.fromkeys(plan.name for plan in plans):
         of_run = [plan for plan in plans if plan.name == name]
         records = [results.records_of(plan) for plan in of_run]

@@ -42,7 +42,7 @@ def _stage_values(config: Config, stage: str) -> dict[str, Any]:
     """The keys that decide this stage itself, with their values."""
     return {
         key: value
-        for key, value in configs.flat(config).items()
+        for key, value in configs.flat_values(config).items()
         if {key, key.split(".")[0]} & {*DECIDING[stage]} and key not in UNDECIDING.get(stage, ())
     }
 

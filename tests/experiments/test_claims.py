@@ -25,7 +25,7 @@ RUNS = {"base": {}, "data": {}, "x": {"sft.loss": "gem=0.5"}}  # the base and tw
 def run_of(name: str, pair: int) -> Run:
     """A run of RUNS as its record has it, of a pair of seeds."""
     stage = "base" if name == "base" else "sft"
-    config = configs.changed(configs.load_config("star"), RUNS[name] | {"seed": pair, "base_seed": pair})
+    config = configs.with_changes(configs.load_config("star"), RUNS[name] | {"seed": pair, "base_seed": pair})
     return Run(Path(f"{name}-seed{pair}"), {"stage": stage, "identity": runs.identity(config, stage)}, config)
 
 
@@ -79,7 +79,7 @@ def test_claims_are_about_runs_that_studies_make(name):
         for part in claim.terms.values():
             decide = runs.deciding_values(config, part.stage)
             keys = {configs.full_key(key, decide, claim.id): value for key, value in part.keys.items()}
-            run_config = configs.changed(config, keys | {"sft.allow_leak": True})
+            run_config = configs.with_changes(config, keys | {"sft.allow_leak": True})
             assert (runs.identity(run_config, part.stage), part.test_set) in planned, claim.id
             assert part.epoch is None or part.epoch <= config.sft.epochs
 

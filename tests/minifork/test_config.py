@@ -62,7 +62,7 @@ def test_every_key_has_one_default(task):
     data = {key for key in keys if key.startswith("data.")}
     defaults = {key.removesuffix(".default"): defaults[key] for key in defaults if not key.endswith(".before")}
     assert set(defaults) == keys - data and {key for key in differing if key.startswith("data.")} == data
-    assert configs.flat(configs.load_config(task)) == defaults | differing
+    assert configs.flat_values(configs.load_config(task)) == defaults | differing
     assert not [key for key in differing.keys() - data - {"task"} if defaults[key] == differing[key]]
 
 
@@ -143,7 +143,7 @@ def test_home_is_not_a_folder_called_tilde(file, monkeypatch, tmp_path):
 def test_overrides_change_only_what_they_name():
     changed = configs.load_config("star", ["sft.fork_rate=0.5", "seed=1", "seed=3", "runs=elsewhere/deep"])
     differing = {"runs": "elsewhere/deep", "seed": 3, "sft.fork_rate": 0.5}
-    assert configs.flat(changed) == configs.flat(configs.load_config("star")) | differing
+    assert configs.flat_values(changed) == configs.flat_values(configs.load_config("star")) | differing
     short = configs.load_config("star", ["fork_rate=0.5", "stop=.2"])
     assert short == configs.load_config("star", ["sft.fork_rate=0.5", "walks.stop=.2"])
 
@@ -217,11 +217,13 @@ def test_hopeless_keys_get_the_list():
 def test_changes_in_a_mapping():
     config = configs.load_config("star")
     changes = {"sft.fork_rate": 0.5, "seed": 2}
-    assert configs.changed(config, changes) == configs.changed(config, ["sft.fork_rate=0.5", "seed=2"]) != config
+    assert (
+        configs.with_changes(config, changes) == configs.with_changes(config, ["sft.fork_rate=0.5", "seed=2"]) != config
+    )
     with pytest.raises(ValueError, match="this study: unknown key 'sft.forks'"):
-        configs.changed(config, {"sft.forks": 1}, "this study")
+        configs.with_changes(config, {"sft.forks": 1}, "this study")
     with pytest.raises(ValueError, match="this study: seed must be a whole number, not '2'"):
-        configs.changed(config, {"seed": "2"}, "this study")
+        configs.with_changes(config, {"seed": "2"}, "this study")
 
 
 # What runs recorded
@@ -234,7 +236,9 @@ def test_records_that_lack_keys_or_have_others():
     gone = {"sft": tree["sft"] | {"tail": 1}, "old": {"a": 1, "b": 2}}
     expected = configs.load_config("arith", ["seed=3", "rl.muon=torch", "rl.kl_form=k3"])  # as before these keys
     assert configs.from_record(tree | gone, "run.json") == expected
-    assert configs.from_record({}, "run.json") == configs.changed(configs.load_config("star"), configs.before("star"))
+    assert configs.from_record({}, "run.json") == configs.with_changes(
+        configs.load_config("star"), configs.before("star")
+    )
 
 
 @pytest.mark.parametrize(("tree", "part"), [({"seed": "x"}, "seed must"), ({"task": "maze"}, "task is 'maze'")])
@@ -253,11 +257,11 @@ def test_a_default_that_runs_before_it_did_not_have(tmp_path, monkeypatch, name,
     path.write_text(text, encoding="utf-8")
     assert edits == 1
     config = configs.load_config("star")
-    assert configs.flat(config)[key] == 9 and not configs.tags(config)
+    assert configs.flat_values(config)[key] == 9 and not configs.tags(config)
     tree = configs.to_tree(config)
-    assert configs.flat(configs.from_record(tree, "run.json"))[key] == 9
+    assert configs.flat_values(configs.from_record(tree, "run.json"))[key] == 9
     del tree[section][leaf]
-    assert configs.flat(configs.from_record(tree, "run.json"))[key] == 8
+    assert configs.flat_values(configs.from_record(tree, "run.json"))[key] == 8
 
 
 def test_a_task_that_does_not_ship(monkeypatch):

@@ -38,7 +38,7 @@ def changed_configs(draw) -> Config:
     for key in draw(st.lists(st.sampled_from(sorted(kinds.keys() - {"task"})), max_size=8)):
         value = draw(st.sampled_from(CHOICES[key]) if key in CHOICES else VALUES[kinds[key]])
         try:
-            config = configs.changed(config, {key: value})
+            config = configs.with_changes(config, {key: value})
         except ValueError:
             continue
     return config
@@ -51,7 +51,7 @@ def test_every_config_can_be_asked_for(tmp_path_factory, config):
     options = cli.parser().parse_args(["config", *configs.arguments(config)])
     assert configs.load_config(options.config, options.overrides) == config
     path = tmp_path_factory.getbasetemp() / "printed.yaml"
-    path.write_text(configs.described(config), encoding="utf-8")
+    path.write_text(configs.config_as_yaml(config), encoding="utf-8")
     assert configs.load_config(path) == config
     assert configs.from_record(json.loads(json.dumps(configs.to_tree(config))), "run.json") == config
 
@@ -83,7 +83,7 @@ def test_tags():
     assert configs.tags(configs.load_config("star", ["preset=small"])) == {}  # a preset is no difference
     assert configs.tags(study) == {"sft.epochs": 4}
     differing = {"seed": 1, "sft.fork_rate": 0.5, "sft.fresh": True, "sft.lr": 0.5}
-    changed = configs.changed(study, differing)
+    changed = configs.with_changes(study, differing)
     assert configs.tags(changed, study) == differing and configs.tags(study, study) == {}
     text = configs.tag_text(configs.tags(changed, study))
     assert {*text.split()} == {"seed=1", "fork_rate=0.5", "fresh=true", "sft.lr=0.5"}  # lr alone would be ambiguous

@@ -24,8 +24,8 @@ def test_config_prints_every_key_with_its_comment_and_what_differs(capsys):
     assert len(lines) == len(configs.keys(Config, task="arith"))
     assert all(re.search(r" # (\[changed, \S* ships\] )?\S{2}", line) for line in lines)
     marked = [re.match(r" *(\w+):.* # \[changed, (\S*) ships\]", line) for line in lines]
-    shipped = configs.flat(configs.load_config("arith", ["preset=paper"]))
-    expected = sorted((key.split(".")[-1], configs.word(shipped[key])) for key in changes)
+    shipped = configs.flat_values(configs.load_config("arith", ["preset=paper"]))
+    expected = sorted((key.split(".")[-1], configs.override_text(shipped[key])) for key in changes)
     assert sorted(match.groups() for match in marked if match) == expected
 
 

@@ -44,10 +44,10 @@ def differing(config: Config, key: str) -> tuple[Config, Config]:
     if key == "eval.grading":  # star has one value only
         config = configs.load_config("arith")
     if key == "sft.allocation":
-        config = configs.changed(config, {"sft.fork_rate": 0.5})
-    value = configs.flat(config)[key]
+        config = configs.with_changes(config, {"sft.fork_rate": 0.5})
+    value = configs.flat_values(config)[key]
     default = {bool: lambda: not value, int: lambda: value + 1, float: lambda: value + 0.125}
-    return config, configs.changed(config, {key: OTHER[key] if key in OTHER else default[type(value)]()})
+    return config, configs.with_changes(config, {key: OTHER[key] if key in OTHER else default[type(value)]()})
 
 
 @pytest.mark.parametrize("key", configs.keys(Config))
@@ -66,7 +66,7 @@ def test_rl_is_decided_by_what_it_starts_from(empty):
     from_snapshot, from_base = empty.config(), empty.config("rl.epoch=0")
     assert runs.identity(from_snapshot, "rl") != runs.identity(from_base, "rl")
     for config, decides in ((from_snapshot, True), (from_base, False)):
-        tuned, trained = (configs.changed(config, {key: 0.125}) for key in ("sft.lr", "pretrain.lr"))
+        tuned, trained = (configs.with_changes(config, {key: 0.125}) for key in ("sft.lr", "pretrain.lr"))
         assert (runs.identity(config, "rl") != runs.identity(tuned, "rl")) == decides
         assert ("sft.lr" in runs.deciding_values(config, "rl")) == decides
         assert runs.identity(config, "rl") != runs.identity(trained, "rl")
@@ -75,7 +75,7 @@ def test_rl_is_decided_by_what_it_starts_from(empty):
 def test_stages_and_close_values_are_told_apart(empty):
     """0.5 and 0.5000001 print alike; a config's stages share most keys."""
     config = empty.config("sft.fork_rate=0.5")
-    close = configs.changed(config, {"sft.fork_rate": 0.5000001})
+    close = configs.with_changes(config, {"sft.fork_rate": 0.5000001})
     identities = {runs.identity(one, stage) for one in (config, close) for stage in runs.STAGES}
     assert len(identities) == 7 and all(re.fullmatch("[0-9a-f]{12}", digits) for digits in identities)
     assert runs.folder_of(config, "sft") != runs.folder_of(close, "sft")
@@ -83,14 +83,14 @@ def test_stages_and_close_values_are_told_apart(empty):
 
 def test_a_new_key_leaves_identities_as_they_were(empty, monkeypatch):
     """A key with the value from before it existed counts as no key at all, with another value it counts."""
-    config, real = empty.config(), configs.flat
+    config, real = empty.config(), configs.flat_values
     with monkeypatch.context() as earlier:
         earlier.setattr(configs, "flat", lambda c: {k: v for k, v in real(c).items() if k != "walks.informed"})
         before = {stage: runs.identity(config, stage) for stage in runs.STAGES}
     assert all(runs.identity(config, stage) != before[stage] for stage in runs.STAGES)
     monkeypatch.setattr(configs, "before", lambda task: {"walks.informed": 0.0})
     assert {stage: runs.identity(config, stage) for stage in runs.STAGES} == before
-    informed = configs.changed(config, {"walks.informed": 0.5})
+    informed = configs.with_changes(config, {"walks.informed": 0.5})
     assert all(runs.identity(informed, stage) != before[stage] for stage in runs.STAGES)
 
 

@@ -90,7 +90,7 @@ def test_sequences_score_as_the_rollouts_were_sampled(start, mode):
 @pytest.mark.parametrize("mode", ["free", "FWD", "REV"])
 @pytest.mark.parametrize("k", [1, 7])
 def test_exact_objective_is_pass_at_k(start, mode, k):
-    settings = configs.changed(start[0], {"rl.k": k, "rl.mode": mode})
+    settings = configs.with_changes(start[0], {"rl.k": k, "rl.mode": mode})
     loss, tokens, metrics = learning.exact_objective(settings, "cpu")(start[1], 0)
     p = exact(first_update(settings, start[1], mode)[1]).p_lo
     assert float(loss.detach()) == pytest.approx(-float(np.mean(1 - (1 - p) ** k)), abs=1e-5) and tokens > 0
@@ -102,7 +102,7 @@ def test_the_group_gradient_is_the_exact_one_on_average(start, monkeypatch):
     """With rewards minus their mean as advantages and no KL, REINFORCE follows the gradient of pass@1, but that it
     weighs long traces less: over many rollouts the two point nearly the same way."""
     settings, model = start
-    settings = configs.changed(settings, {"rl.group": 4000, "rl.kl": 0.0, "rl.k": 1})
+    settings = configs.with_changes(settings, {"rl.group": 4000, "rl.kl": 0.0, "rl.k": 1})
     monkeypatch.setitem(learning.ADVANTAGES, "grpo", lambda reward, k: reward - reward.mean(dim=1, keepdim=True))
     gradients = []
     for objective in (learning.group_objective(settings, model, "cpu"), learning.exact_objective(settings, "cpu")):
@@ -154,7 +154,7 @@ def test_the_gradient_is_that_of_the_divergence(make_model, start, forced):
         return torch.cat([part.flatten() for part in parts])
 
     def mean_loss(form: str) -> torch.Tensor:
-        plan = configs.changed(start[0], {"rl.kl": 1.0, "rl.kl_form": form}).rl
+        plan = configs.with_changes(start[0], {"rl.kl": 1.0, "rl.kl_form": form}).rl
         rows = zip(logits.split(1), anchor.split(1), targets.split(1), strict=True)
         losses = torch.stack([learning.group_loss(*row, torch.zeros(1), plan) for row in rows])
         return (logp.exp().detach() * losses).sum()
@@ -173,7 +173,7 @@ def test_the_published_form(start, seed):
     logits, anchor = (torch.randn(2, 7, 9, generator=generator) for _ in range(2))
     targets, advantage = torch.randint(9, (2, 7), generator=generator), torch.randn(2, generator=generator)
     targets[:, :2], targets[:1, 5:] = IGNORE, IGNORE
-    plan = configs.changed(start[0], {"rl.kl": 0.3, "rl.kl_form": "k3"}).rl
+    plan = configs.with_changes(start[0], {"rl.kl": 0.3, "rl.kl_form": "k3"}).rl
     loss = learning.group_loss(logits.requires_grad_(), anchor, targets, advantage, plan)
 
     present, logp = targets != IGNORE, token_logp(logits, targets)
@@ -192,7 +192,7 @@ def test_metrics_of_an_update(start, mode):
     """Reward and signal are those of the rollouts. KL and entropy are within 4 standard errors of the rollouts' mean
     log-ratio and mean surprisal; a correct program fails that in 1 of 8,000 tests."""
     settings, model = start
-    settings = configs.changed(settings, {"rl.mode": mode, "rl.group": 500})
+    settings = configs.with_changes(settings, {"rl.mode": mode, "rl.group": 500})
     reference = runs.require_run(settings, "base").model()
     with torch.no_grad():
         metrics = learning.group_objective(settings, reference, "cpu")(model, 0)[2]
