@@ -25,7 +25,7 @@ class Ordered(Star):
 def leaves_of(name: str) -> dict:
     """The dotted keys of a shipped file with their values, presets apart."""
     tree = yaml.safe_load((configs.FOLDER / f"{name}.yaml").read_text(encoding="utf-8"))
-    return configs.flattened({key: value for key, value in tree.items() if key != "presets"})
+    return configs.flatten({key: value for key, value in tree.items() if key != "presets"})
 
 
 @pytest.fixture
