@@ -8,7 +8,7 @@ COMMANDS = cli.COMMANDS | {
     "figures": Command("experiments.figures:figures", "draw the figures of what was measured"),
     "claims": Command("experiments.claims:claims", "say which claims hold"),
     "report": Command("experiments.report:report", "write claims, figures and an explorer as one HTML file"),
-    "agreement": Command("experiments.checks.agreement:agreement", "test exact, split and rollout against each other"),
+    "agreement": Command("experiments.checks.engines:agreement", "test exact, split and rollout against each other"),
     "bench": Command("experiments.checks.bench:bench", "time the engines against common ways to sample"),
     "frontier": Command("experiments.studies.frontier:frontier", "compare all mitigations with early stopping"),
     "contrast": Command("experiments.studies.rl:contrast", "compare RL on forward and on reverse traces"),

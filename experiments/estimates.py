@@ -9,7 +9,7 @@ from minifork.statistics import intervals
 
 KS = (1, 16, 64)  # the k at which studies give pass@k
 SHRINKAGE_K = 16  # the k of coverage shrinkage and of the polarisation index
-LOST = 0.05  # if less than this was lost, there is nothing to recover
+MIN_SHRINKAGE = 0.05  # smaller coverage shrinkage leaves nothing to recover
 
 
 def probability_over_pairs(values: np.ndarray) -> dict:

@@ -23,8 +23,11 @@ class ANY:
 
 @dataclass(frozen=True)
 class Results:
-    """A study's config, its runs by name, the records that were measured under the config's settings, and the arrays
-    [n] behind the records."""
+    """A study's config, its runs by name, the records that were measured under the config's settings, and their arrays.
+
+    A record is one entry of runs/<task>/eval.json: one checkpoint on one test set. arrays: [n, ..], the values of every
+    problem behind the records. Their keys are those of runs/<task>/eval.npz, from `minifork.evaluate.array_name`.
+    """
 
     config: Config
     runs: dict[str, Run]
@@ -127,25 +130,30 @@ class Results:
         needed = {pair: {plan.identity for plan in study.plans(self.config, entries, [pair])} for pair in pairs}
         return [pair for pair in pairs if needed[pair] <= identities] or pairs
 
-    def array(self, record: dict, name: str | None = None) -> np.ndarray:
-        """An array of a record (see `minifork.measure.measure`); by default the p_i float64[n] of free samples."""
-        full_name = array_name(record, name or "free")
-        if full_name not in self.arrays:
-            raise ValueError(f"the evaluation holds no {full_name}: it was made with settings that do not give it")
-        return self.arrays[full_name]
+    def array(self, record: dict, name: str) -> np.ndarray:
+        """An array of a record by its name in `minifork.measure.measure`, such as fork or rest.
 
-    def problem_pass_at_k(self, record: dict, k: int, mode: str | None = None) -> np.ndarray:
+        Raises ValueError when the evaluation did not give it.
+        """
+        key = array_name(record, name)
+        if key not in self.arrays:
+            raise ValueError(f"the evaluation holds no {key}: it was made with settings that do not give it")
+        return self.arrays[key]
+
+    def problem_p(self, record: dict, mode: str | None = None) -> np.ndarray:
+        """p_i of every problem, float64[n], in a forced mode; in free samples if the mode is None."""
+        return self.array(record, "free" if mode is None else mode)
+
+    def record_pass_at_k(self, record: dict, k: int, mode: str | None = None) -> np.ndarray:
         """1 - (1 - p_i)^k of every problem, float64[n]; its unbiased estimate where p_i was sampled."""
-        p, n = self.array(record, mode), record["n"] if mode is None else record["forced"][mode]["n"]
-        return (
-            passk.problem_pass_at_k(p, k)
-            if n is None
-            else passk.unbiased_pass_at_k(np.rint(p * n).astype(np.int64), n, k)
-        )
+        p, n = self.problem_p(record, mode), record["n"] if mode is None else record["forced"][mode]["n"]
+        if n is None:
+            return passk.problem_pass_at_k(p, k)
+        return passk.unbiased_pass_at_k(np.rint(p * n).astype(np.int64), n, k)
 
-    def problem_pass_at_ks(self, record: dict, ks: Sequence[int], mode: str | None = None) -> np.ndarray:
-        """`problem_pass_at_k` at every k of ks, float64[K, n]."""
-        return np.stack([self.problem_pass_at_k(record, k, mode) for k in ks])
+    def record_pass_at_ks(self, record: dict, ks: Sequence[int], mode: str | None = None) -> np.ndarray:
+        """`record_pass_at_k` at every k of ks, float64[K, n]."""
+        return np.stack([self.record_pass_at_k(record, k, mode) for k in ks])
 
     @property
     def fingerprint(self) -> str:
@@ -154,7 +162,7 @@ class Results:
 
 
 def _matches(run: Run, planned: dict[str, Any]) -> bool:
-    """Whether a run has the planned value of every key that decides it, apart from ANY."""
+    """True if a run has the planned value of every key that decides it, apart from ANY."""
     return all(planned.get(key, ANY) in (ANY, value) for key, value in run.values.items())
 
 

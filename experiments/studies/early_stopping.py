@@ -29,7 +29,7 @@ def early_stopping_curve(results: Results, plan: Plan, mode: str | None) -> np.n
     if not start or not snapshots:
         root = runs.task_folder(plan.config)
         raise ValueError(f"{root}: no {plan.name} of pair {plan.config.seed} to compare with; run the study again")
-    return np.stack([results.problem_pass_at_ks(record, KS, mode) for record in start + snapshots])
+    return np.stack([results.record_pass_at_ks(record, KS, mode) for record in start + snapshots])
 
 
 def early_stopping_gap(methods: np.ndarray, curves: np.ndarray) -> np.ndarray:

@@ -1,4 +1,4 @@
-"""What the README and the docs say of the results that are kept in experiments/results/ is what these hold."""
+"""Numbers in the README and the docs are those of the results in experiments/results/."""
 
 import json
 from pathlib import Path

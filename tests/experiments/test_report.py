@@ -96,7 +96,7 @@ def test_slider_and_picker(page, trained):
         for problem in (0, 5):
             choose("problem", problem, "change")
             choose("slider", snapshot, "input")
-            share, p = f"{100 * results.array(record, 'fork')[problem, 0]:.1f} %", results.array(record)[problem]
+            share, p = f"{100 * results.array(record, 'fork')[problem, 0]:.1f} %", results.problem_p(record)[problem]
             assert page.js("document.querySelector('#graph .branch').textContent") == f"right {share}"
             summary = page.js("summary.textContent")
             assert f"probability {p:.3f}; at least one of 16 with {1 - (1 - p) ** 16:.3f}" in summary
