@@ -121,7 +121,7 @@ class Term:
 
 @dataclass(frozen=True)
 class Claim:
-    """A claim of the file with its terms. Raises ValueError when its range does not say what would refute it."""
+    """A claim of the file with its terms. Raises ValueError for a range or terms that do not fit together."""
 
     id: str
     says: str
@@ -137,7 +137,7 @@ class Claim:
     def __post_init__(self) -> None:
         ends = [end for end in (self.at_least, self.at_most) if end is not None]
         if not ends or ends != sorted(set(ends)) or not all(map(math.isfinite, ends)):
-            raise ValueError("give at_least or at_most or both, in this order: what would refute it?")
+            raise ValueError("give at_least or at_most, or both with at_least below at_most")
         if isinstance(self.value, Term) == (len(self.rising) > 1) or self.rising and self.minus:
             raise ValueError("give value, which may have minus, or rising with at least two terms")
         if self.over is not None and (self.minus is None or self.at_least is None or self.at_most is not None):
@@ -192,7 +192,7 @@ def read_claims(path: Path) -> tuple[int, list[Claim]]:
     for entry in tree["claims"]:
         try:
             all_claims.append(_read_claim(entry))
-        except (AttributeError, TypeError, ValueError) as error:  # TypeError: of keys that are unknown or not there
+        except (AttributeError, TypeError, ValueError) as error:  # TypeError: unknown or missing keys
             reason = str(error).replace("\n", " ")
             raise ValueError(f"{path}: claim {entry!r:.60}: {reason}") from None
     return tree["pairs"], all_claims
@@ -289,7 +289,7 @@ def values_over_pairs(results: Results, pairs: list[int], term: Term) -> np.ndar
         if not records:
             raise NotRunError(f"{term} of pair {pair}")
         values.append(term.quantity.values(results, records[-1], term.k, term.mode))
-    shortest = min(map(len, values))  # every pair has training problems of its own, and not always as many
+    shortest = min(map(len, values))  # the number of training problems differs between pairs
     return np.stack([array[:shortest] for array in values])
 
 

@@ -31,11 +31,11 @@ POLL_SECONDS = 0.5  # the pause between checks of a run that another process mak
 def run_plans(plans: Iterable[Plan]) -> None:
     """Make the runs of plans that are missing, and their missing parents, stage after stage.
 
-    Raises ValueError naming the runs that failed, after all others of their stage are done, and for reserved pairs.
+    Raises ValueError naming the runs that failed, after all others of their stage are done, and for RESERVED_PAIRS.
     """
     needed = _with_parents(plans)
     if reserved := {plan.config.seed for plan in needed} & set(RESERVED_PAIRS):
-        raise ValueError(f"pair {min(reserved)}: pairs 5 to 9 are kept for a confirmation that nobody has looked at")
+        raise ValueError(f"pair {min(reserved)}: pairs 5 to 9 are reserved for a later confirmation; use pairs 0 to 4")
     for stage in runs.STAGES:
         missing = [plan for plan in needed if plan.stage == stage and not runs.finished(plan.config, stage)]
         if stage == "base":

@@ -41,7 +41,7 @@ def explorer(config: Config, results: Results, pair: int) -> dict:
 
 
 def _problem(task: Task, problem: Problems, tokens: list[int]) -> dict:
-    """The graph of a problem: its prompt, and the branches from the start that begin with ``tokens``, the right one first.
+    """The graph of a problem: its prompt, and its branches that begin with ``tokens``, the right one first.
 
     A branch is a list of nodes as tokens, each with the other tokens of its edge. On a graph without a fork there is
     only the right branch.

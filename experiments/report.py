@@ -51,7 +51,7 @@ def report(config: Config) -> None:
         "data": json.dumps(page_data, separators=(",", ":")).replace("<", "\\u003c"),
     }
     page = re.sub(r"{{(\w+)}}", lambda match: parts[match[1]], TEMPLATE.read_text(encoding="utf-8"))
-    content = page.encode(errors="surrogateescape")  # names of folders that the terminal's encoding lacks
+    content = page.encode(errors="surrogateescape")  # folder names may hold bytes that are not UTF-8
     path = runs.task_folder(config) / "report.html"
     write_atomically(path, lambda file: file.write(content))
     print(f"{path}: {len(content) / 1e6:.1f} MB")
@@ -83,7 +83,7 @@ def claims_table(folder: Path, result: dict, current: bool) -> str:
         else:
             cells += f'<td class="number">{row["effect"]:+.3f}</td><td class="number">{ends_text(row)}</td>'
         rows.append(f"<tr>{cells}<td>{html.escape(row['rule'])}</td></tr>")
-    head = "<tr><th>verdict<th>claim<th>by<th>effect<th>95 % interval<th>holds if the whole interval is</tr>"
+    head = "<tr><th>verdict<th>claim<th>claimed by<th>effect<th>95 % interval<th>holds if the whole interval is</tr>"
     too_few = result["pairs"] < result["wanted"]
     provisional = f"; provisional, {result['wanted']} pairs are needed" if too_few else ""
     stale = "" if current else "; OUT OF DATE: the runs were evaluated again, run `minifork claims`"

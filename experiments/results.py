@@ -44,9 +44,9 @@ class Results:
     ) -> list[dict]:
         """The records, by pair and epoch, of a stage's runs that have the values of ``keys``.
 
-        Keys are full or short. Seeds are free, and every other key that decides a run must have the study's value,
-        unless it is given as ANY. Raises ValueError for a key that decides nothing about such runs, and naming two
-        runs that match one pair and epoch with equal values.
+        Keys are full or short. The value ANY matches every value. Seeds match every value too. Every other key that
+        decides a run must have the study's value. Raises ValueError for a key that decides nothing about such runs, and
+        naming two runs that match one pair and epoch with equal values.
         """
         key_values = self._full_keys(keys, stage)
         planned = configs.flat_values(self.config) | dict.fromkeys(runs.SEEDS, ANY) | key_values
@@ -82,7 +82,7 @@ class Results:
             first = names.setdefault((record["base_seed"], record["epoch"], values), record["run"])
             if first != record["run"]:
                 root = runs.task_folder(self.config)
-                raise ValueError(f"{root / first} and {root / record['run']} are one run twice; remove one")
+                raise ValueError(f"{root / first} and {root / record['run']} are copies of one run; remove one")
         return sorted(records, key=lambda record: (record["base_seed"], record["epoch"] or 0))
 
     def records_of(self, plan: study.Plan) -> list[dict]:
@@ -119,7 +119,7 @@ class Results:
     def complete_pairs(self) -> list[int]:
         """The pairs that have every run of the config's study; where none has, all with a base and a fine-tuning.
 
-        So another command that made a few runs of one more pair changes nothing. Raises ValueError when there is no
+        A further pair that has only a few of the runs is therefore ignored. Raises ValueError when there is no
         pair.
         """
         pairs, identities = self.pairs(), {record["identity"] for record in self.records}
@@ -184,7 +184,7 @@ def load_results(config: Config) -> Results:
     if any(record["rho"] is None for record in records):
         raise ValueError(f"{root}: p is bounded but not computed; run `minifork eval` with a larger eval.budget")
     if stale := sum(not record["current"] for record in records):
-        print(f"{stale} of {len(records)} records are of another version of the code; `minifork eval --again` renews")
+        print(f"{stale} of {len(records)} records are of another version of the code; run `minifork eval --again`")
     run_of: dict[str, Run] = {}
     arrays: dict[str, np.ndarray] = {}
     for record, evaluation in zip(records, evaluations, strict=True):

@@ -17,7 +17,7 @@ from minifork.storage.files import write_json
 def write_summary(config: Config) -> None:
     """Write runs/<task>/summary.json from what was measured and print its table.
 
-    train_minutes adds up the training of all runs, on one core each but for the bases.
+    train_minutes sums the training time of all runs. Bases use all cores, other runs one core each.
     """
     results = load_results(config)
     pairs = results.complete_pairs()

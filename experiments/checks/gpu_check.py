@@ -49,7 +49,7 @@ SEED, EPOCHS = 101, 16  # the runs trained here have these; seeds below 10 belon
 TESTS = "tests/minifork/gpu/test_gpu.py"
 PYTEST = [sys.executable, "-m", "pytest", "-vv", "-m", "gpu", "-p", "no:cacheprovider", TESTS]
 TESTS_S, SANITIZER_S = 900, 100  # the tests, and each tool of the sanitizer, are stopped after so many seconds
-OUTCOME = re.compile(r"::(?P<test>\S.*?) (?P<outcome>PASSED|FAILED|ERROR|SKIPPED)\b.*%\]$")  # a line of pytest -v
+OUTCOME = re.compile(r"::(?P<test>\S.*?) (?P<outcome>PASSED|FAILED|ERROR|SKIPPED)\b.*%\]$")  # a line of pytest
 KILLED = (-signal.SIGKILL, 128 + signal.SIGKILL)  # exit codes of a command that was killed
 SANITIZED = "test_runs_again_alike_on_every_tiling and (narrow or reference)"
 MIN_P_VALUE = 1e-4  # samples fail with a smaller p-value
@@ -86,7 +86,7 @@ def gpu_check(config: Config) -> int:
     for part, rows in parts.items():
         run_part(part, rows, result, path)
     failed = [part for part in parts if result[part]["failed"]]
-    print(f"{'FAILED: ' + ', '.join(failed) if failed else 'all held'}; written to {path}")
+    print(f"{'FAILED: ' + ', '.join(failed) if failed else 'all checks passed'}; written to {path}")
     return int(bool(failed))
 
 
@@ -107,10 +107,10 @@ def run_part(part: str, rows: Rows, result: dict[str, Any], path: Path) -> None:
     save()
     try:
         for name, value in rows:
-            values[name] = json.loads(json.dumps(value), parse_constant=str)  # NaN, which JSON lacks, as a text
+            values[name] = json.loads(json.dumps(value), parse_constant=str)  # JSON has no NaN: it becomes a text
             save()
         del values["broke"]
-    except Exception as error:  # one part that breaks must not lose what the others measure
+    except Exception as error:  # a part that breaks must not stop the others
         values |= {"failed": 1, "broke": f"{type(error).__name__}: {error}"}
     save()
     print_rows(part, values)
@@ -199,7 +199,7 @@ def samples(config: Config) -> Rows:
     """The kernel's samples in bf16 and fp32 against its own scored p, and these p against exact ones."""
     modes = range(len(config.data.mode_names))
     if "SEARCH" in config.data.mode_names:
-        raise ValueError("scored p need every accepted trace: SEARCH has several for a problem")
+        raise ValueError("scored p need all accepted traces, of which SEARCH has many; use a task without SEARCH")
     problems, failed = evaluation_problems(config.data, config.eval), 0
     traces = np.stack([config.data.traces(problems, np.full(len(problems), mode)) for mode in modes], axis=1)
     accepted = torch.from_numpy(traces).to(config.device)

@@ -1,4 +1,4 @@
-"""Early stopping as the line to beat: how far a method lies above it, pass@k at no less pass@1, with an interval.
+"""The gap between a method and early stopping, the line to beat: pass@k at no less pass@1, with an interval.
 
 The early-stopping curve goes from where a run started through its snapshots. Arrays of passes hold pass@1 first and
 then one entry for every other k of KS, [.., 1 + K, ..].

@@ -52,7 +52,7 @@ def frontier(config: Config) -> None:
 
 
 def measure_plans(config: Config, plans: list[Plan]) -> dict[Eval, Results]:
-    """Measure what plans compare; returns the results under each of their evaluation settings."""
+    """Measure the checkpoints that plans compare; returns the results under each of their evaluation settings."""
     results = {}
     for settings in dict.fromkeys(plan.config.eval for plan in plans):
         of_settings = [plan for plan in plans if plan.config.eval == settings]
@@ -168,7 +168,7 @@ def method_row(
 
 
 def frontier_table(rows: list[dict]) -> str:
-    """One line a method: where it is, how far above early stopping, what it recovered, its cost, and the verdict."""
+    """One line a method: its pass@k, its gap above early stopping, the share it recovered, its cost and verdict."""
     head = f"{'method':<36}{'r':>5}{'mode':>6}" + "".join(f"{f'pass@{k}':>9}" for k in KS)
     head += "".join(f"{f'above curve, k = {k}':>28}{'recovered':>11}" for k in KS[1:])
     lines = [head + f"{'train s':>9}{'tokens':>8}  verdict"]
@@ -192,9 +192,9 @@ def frontier_verdict(row: dict) -> str:
 
 @default_settings()
 def draw_frontier(rows: list[dict], curves: dict[int, np.ndarray], rate: float, mode: str) -> Figure:
-    """pass@k against pass@1: the curves of all pairs, and every method; its bars are the interval of its gap."""
+    """pass@k against pass@1: the curves of all pairs, and every method with the interval of its gap as a bar."""
     figure = Figure(figsize=(9.6, 4.8), layout="constrained")
-    names = list(dict.fromkeys(row["method"] for row in rows))  # a method looks the same at every FORK_RATE
+    names = list(dict.fromkeys(row["method"] for row in rows))  # a method has one colour and marker in all figures
     colours = matplotlib.colormaps["tab20"]
     for i, (axes, k) in enumerate(zip(figure.subplots(1, 2), KS[1:], strict=True), 1):
         for pair, curve in curves.items():
@@ -206,6 +206,6 @@ def draw_frontier(rows: list[dict], curves: dict[int, np.ndarray], rate: float, 
             axes.errorbar(row["pass_at"]["1"], row["pass_at"][str(k)], yerr=error, color=colours(j % 20),
                           marker="osD^vP*X"[j % 8], linestyle="", label=row["method"])  # fmt: skip
         axes.set(xlabel="pass@1", ylabel=f"pass@{k}", title=f"FORK_RATE {rate:g}, {mode}, k = {k}")
-        axes.set_ylim(top=1.02)  # intervals are of the gap, and may reach above what a pass@k can be
+        axes.set_ylim(top=1.02)  # the interval of a gap may end above pass@k = 1
     figure.legend(*axes.get_legend_handles_labels(), loc="outside right upper", fontsize=7)
     return figure

@@ -64,7 +64,7 @@ def mode_of(plan: Plan) -> str | None:
 
 def contrast_text(result: dict) -> str:
     """The result of `compare_rl_runs` in words."""
-    lines = [f"{'RL, in its own mode':<28}" + "".join(f"{f'pass@{k}: start, end, change':>44}" for k in KS)]
+    lines = [f"{'run, in its own mode':<28}" + "".join(f"{f'pass@{k}: start, end, change':>44}" for k in KS)]
     for row in result["runs"]:
         ends = zip(row["start"], row["end"], row["change"].values(), strict=True)
         cells = [f"{start:.3f} {end:.3f} {signed(change)}" for start, end, change in ends]

@@ -85,5 +85,5 @@ def stratified_line(row: dict) -> str:
     by_pair = " ".join("-" if value is None else f"{value:.3f}" for value in row["recovered"])
     return (
         f"r = {row['fork_rate']:g}, d samples spread over {row['spread_over']}: recovered {by_pair} {ends} of what "
-        f"i.i.d. samples miss; at the fork in {row['hit_rate']:.0%} of problems"
+        f"i.i.d. samples miss; this place is the fork in {row['hit_rate']:.0%} of problems"
     )

@@ -1,4 +1,4 @@
-"""The report: one file that asks for nothing, and its explorer driven in a real browser."""
+"""The report: one file that loads no other, and its explorer driven in a real browser."""
 
 import json
 import re
@@ -52,7 +52,7 @@ def test_is_one_small_file_that_asks_for_nothing(report_file):
     assert all((a or b).startswith("#") for a, b in links)
     ids = re.findall(r'\bid="([^"]+)"', text)
     assert len(set(ids)) == len(ids) and {a[1:] for a, _ in links if a} | {b[1:] for _, b in links if b} <= set(ids)
-    assert text.count("<svg role=") == 4 and "<text" in text  # figures are drawn, their words are words
+    assert text.count("<svg role=") == 4 and "<text" in text  # the text of figures stays text
 
 
 def test_trees_of_the_explorer_are_the_models(trained):
@@ -81,7 +81,7 @@ def test_trees_of_the_explorer_are_the_models(trained):
 
 @needs_browser
 def test_slider_and_picker(page, trained):
-    """Moving them shows what eval.json says of that snapshot and problem."""
+    """Moving them shows the numbers of that snapshot and problem."""
 
     def choose(name: str, value: int, event: str) -> None:
         page.js(f"(($) => {{$.value = {value}; $.dispatchEvent(new Event('{event}'))}})({name})")

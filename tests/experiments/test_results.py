@@ -43,7 +43,7 @@ def names(records: list[dict]) -> set[str]:
     ("keys", "stage", "expected"),
     [
         ({}, "sft", [[], SECOND]),
-        ({"fork_rate": 1.0, "fresh": False}, "sft", [[], SECOND]),  # nor cued, smoothed, prefixed or of two seeds
+        ({"fork_rate": 1.0, "fresh": False}, "sft", [[], SECOND]),  # not the cued, smoothed, prefixed and two-seed runs
         ({"fork_rate": 0.5, "allocation": "problem"}, "sft", [["sft.fork_rate=0.5", "sft.allocation=problem"]]),
         ({"sft.fresh": True}, "sft", [["sft.fresh=true"]]),
         ({"cue_rate": 1}, "sft", [["sft.cue_rate=1"]]),
@@ -69,7 +69,7 @@ def test_selects_by_resolved_values(world, loaded, keys, stage, expected):
 
 def test_other_keys_have_the_values_of_the_study(world):
     """The label, the study, the number of workers and leave to leak are no part of a run."""
-    assert not results.load_results(world.config()).where({"rl.mode": ANY}, "rl")  # which has more updates
+    assert not results.load_results(world.config()).where({"rl.mode": ANY}, "rl")  # whose RL has more updates
     of_half = results.load_results(world.config("sft.fork_rate=0.5", "name=cold"))
     assert names(of_half.where()) == names(of_half.tuned(0, 0.5)) == {world.run("fork0.5").name}
     same = results.load_results(world.config("reproduce.study=rl", "reproduce.workers=3", "sft.allow_leak=true"))
@@ -107,7 +107,7 @@ def test_a_run_that_is_there_twice_is_refused(copy):
     loaded = results.load_results(pipeline.config())
     (plan,) = study.plans(loaded.config, [{"sft.fork_rate": 1}], [0])
     for select in (loaded.where, lambda: loaded.where({"fork_rate": ANY}), lambda: loaded.records_of(plan)):
-        with pytest.raises(ValueError, match="are one run twice; remove one") as error:
+        with pytest.raises(ValueError, match="are copies of one run; remove one") as error:
             select()
         assert str(again) in str(error.value) and str(folder) in str(error.value)
     assert names(loaded.where({"fork_rate": 0.5})) == {pipeline.run("fork0.5").name}

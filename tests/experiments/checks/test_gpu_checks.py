@@ -105,7 +105,7 @@ def test_the_whole_check(small_check, empty, capsys):
     """Every part runs and passes on the twin, with the check's own seeds and epochs, and its rows are in the file."""
     assert empty("gpu-check", *SMALL, "sft.epochs=9", "base_seed=1") == 0, capsys.readouterr().out
     out = capsys.readouterr().out
-    assert f"all held; written to {small_check}" in out and "samples, base bf16, p_value" in out
+    assert f"all checks passed; written to {small_check}" in out and "samples, base bf16, p_value" in out
     result = json.loads(small_check.read_text(encoding="utf-8"))
     assert [*result["seconds"]] == PARTS and not any(result[part]["failed"] for part in PARTS)
     assert not any("broke" in result[part] for part in PARTS)
