@@ -147,7 +147,7 @@ def dose(results: Results, pairs: list[int]) -> Figure:
 
 
 def _shrinkage_bars(axes: Axes, at: np.ndarray, estimates: list[np.ndarray]) -> None:
-    """Bars of skill and polarisation and their sum, from [3, (skill, polarisation, total)] at every FORK_RATE."""
+    """Draw bars of skill and polarisation, and their sum, from [3, (skill, polarisation, total)] per FORK_RATE."""
     low, value, high = np.stack(estimates, axis=-1)  # each [part, FORK_RATE]
     errors = [whiskers(*ends) for ends in zip(value, low, high, strict=True)]
     for part, (offset, label, colour, hatch) in enumerate(PARTS):
@@ -187,13 +187,16 @@ def fork(results: Results, pairs: list[int]) -> Figure:
 
 
 def _panels(count: int, width: float, height: float, sharey: bool = False) -> tuple[Figure, np.ndarray]:
-    """A figure of some inches with panels side by side."""
+    """A figure of width x height inches with ``count`` panels side by side."""
     figure = Figure(figsize=(width, height), layout="constrained")
     return figure, figure.subplots(1, count, sharey=sharey, squeeze=False)[0]
 
 
 def _tunings(results: Results, pairs: list[int], rate: float) -> Iterator[tuple[int, list[dict], bool]]:
-    """The plain fine-tunings at a FORK_RATE, the first pair last: pair, records, whether it is the first pair."""
+    """Yield pair, records and whether it is the first pair, for the plain fine-tunings at a FORK_RATE.
+
+    The first pair comes last, so that it is drawn on top.
+    """
     for pair in reversed(pairs):
         if records := results.tuned(pair, rate):
             yield pair, records, pair == pairs[0]
@@ -202,7 +205,7 @@ def _tunings(results: Results, pairs: list[int], rate: float) -> Iterator[tuple[
 def _line(
     axes: Axes, at: ArrayLike, estimate: np.ndarray, style: LineStyle, main: bool, size: float | None = None
 ) -> None:
-    """A line through estimates float64[3, m] (low, value, high) with its 95 % band; if not main, a thin line alone."""
+    """Draw a line through estimates float64[3, m] (low, value, high) with its 95 % band; if not main, a thin line."""
     (low, value, high), (label, colour, marker, linestyle) = estimate, style
     if not main:
         axes.plot(at, value, color=colour, linestyle=linestyle, linewidth=0.6, alpha=0.6)
@@ -217,7 +220,7 @@ def _pass_curve(records: Sequence[dict], ks: Sequence[str]) -> np.ndarray:
 
 
 def _powers_of_two(axes: Axes, largest: int, step: int = 1) -> None:
-    """A logarithmic x axis labelled 1, 2, 4, ... in plain numbers."""
+    """Make the x axis logarithmic, with the labels 1, 2, 4, ..."""
     ticks = [2**i for i in range(0, largest.bit_length(), step)]
     axes.set_xscale("log", base=2)
     axes.set_xticks(ticks, [str(t) for t in ticks])
@@ -238,7 +241,7 @@ def _estimate(values: np.ndarray) -> np.ndarray:
 
 
 def _shrinkage(results: Results, pair: int, rate: float) -> np.ndarray:
-    """S_K and its two parts float64[3, (skill, polarisation, total)], paired over problems."""
+    """Coverage shrinkage S_K and its two parts, float64[3, (skill, polarisation, total)], paired over problems."""
     records = [results.base(pair), results.tuned(pair, rate)[-1]]
     p = [results.problem_p(record) for record in records]
     passes = [results.record_pass_at_k(record, K) for record in records]

@@ -169,11 +169,11 @@ def method_row(
 
 def frontier_table(rows: list[dict]) -> str:
     """One line a method: its pass@k, its gap above early stopping, the share it recovered, its cost and verdict."""
-    head = f"{'method':<36}{'r':>5}{'mode':>6}" + "".join(f"{f'pass@{k}':>9}" for k in KS)
+    head = f"{'method':<36}{'FORK_RATE':>11}{'mode':>6}" + "".join(f"{f'pass@{k}':>9}" for k in KS)
     head += "".join(f"{f'above curve, k = {k}':>28}{'recovered':>11}" for k in KS[1:])
     lines = [head + f"{'train s':>9}{'tokens':>8}  verdict"]
     for row in rows:
-        text = f"{row['method']:<36}{row['fork_rate']:>5g}{row['mode']:>6}"
+        text = f"{row['method']:<36}{row['fork_rate']:>11g}{row['mode']:>6}"
         text += "".join(f"{passed:>9.3f}" for passed in row["pass_at"].values())
         for k in KS[1:]:
             recovered = row[f"recovered_{k}"]

@@ -84,6 +84,6 @@ def stratified_line(row: dict) -> str:
     ends = "[no interval: too little is missed]" if row["ci95"] is None else interval_text(row["ci95"], "")
     by_pair = " ".join("-" if value is None else f"{value:.3f}" for value in row["recovered"])
     return (
-        f"r = {row['fork_rate']:g}, d samples spread over {row['spread_over']}: recovered {by_pair} {ends} of what "
-        f"i.i.d. samples miss; this place is the fork in {row['hit_rate']:.0%} of problems"
+        f"FORK_RATE {row['fork_rate']:g}, d samples spread over {row['spread_over']}: recovered {by_pair} {ends} of "
+        f"what i.i.d. samples miss; this place is the fork in {row['hit_rate']:.0%} of problems"
     )
