@@ -1,7 +1,7 @@
 """Star problems of several sizes in one set, so that some are hard: d branches of l nodes, d and l per problem.
 
-Sizes must print as many edges (2 x 7, 3 x 5, 4 x 4, 6 x 3 and 12 x 2 all print 12), so that prompts have one
-length and nothing needs padding but traces. Every problem is a `data_gen.star.Star` of its size. This task
+All sizes must print the same number of edges (2 x 7, 3 x 5, 4 x 4, 6 x 3 and 12 x 2 all print 12). So prompts have one
+length, and only traces need padding. Every problem is a `data_gen.star.Star` of its size. This task
 sorts the problems by size, calls the star of each size, and puts the results together.
 """
 
@@ -31,7 +31,7 @@ class Problems(star.Problems):
 class Sizes(Printed[Problems]):
     """Star problems of several sizes. Raises ValueError naming the argument that does not fit.
 
-    nodes: number of node tokens; sizes: "dxl,dxl,..." with equal numbers d (l - 1) of edges, graphs evenly;
+    nodes: number of node tokens; sizes: "dxl,dxl,..." with equal numbers d (l - 1) of edges, all drawn equally often;
     branch_order, modes: as for `Star`.
     """
 
@@ -39,13 +39,22 @@ class Sizes(Printed[Problems]):
     branch_order: str = "shuffled"
     modes: str = "FWD,REV"
 
-    edges = property(lambda self: self.stars[0].edges)
-    trace_len = property(lambda self: max(one.trace_len for one in self.stars))
+    @property
+    def edges(self) -> int:
+        """How many edges a prompt prints, the same for all sizes."""
+        return self.stars[0].edges
+
+    @property
+    def trace_len(self) -> int:
+        """Tokens of the longest trace of any size."""
+        return max(one.trace_len for one in self.stars)
 
     def __post_init__(self) -> None:
         edges = [one.edges for one in self.stars]
         if len(set(edges)) > 1:
-            raise ValueError(f"sizes is {self.sizes!r}: all must print as many edges, but they print {edges}")
+            raise ValueError(
+                f"sizes is {self.sizes!r}: all must print the same number of edges, but they print {edges}"
+            )
 
     @cached_property
     def stars(self) -> tuple[Star, ...]:
@@ -98,8 +107,8 @@ class Sizes(Printed[Problems]):
     def prompts(self, problems: Problems) -> np.ndarray:
         return self._gather(problems, self.prompt_len, lambda one, part, rows: one.prompts(part))
 
-    def traces(self, problems: Problems, mode: np.ndarray) -> np.ndarray:
-        return self._gather(problems, self.trace_len, lambda one, part, rows: one.traces(part, mode[rows]))
+    def traces(self, problems: Problems, mode_index: np.ndarray) -> np.ndarray:
+        return self._gather(problems, self.trace_len, lambda one, part, rows: one.traces(part, mode_index[rows]))
 
     def dfa(self, problems: Problems) -> DFA:
         """The DFA of each problem's star. Those with fewer live states leave the last ones unused."""

@@ -2,6 +2,7 @@
 
 import itertools
 import json
+import math
 import subprocess
 import sys
 from pathlib import Path
@@ -61,6 +62,9 @@ def test_typical_by_hand():
     assert torch.isfinite(typical(uniform, 1.0)).all() and torch.equal(top_p(uniform, 1.0), typical(uniform, 1.0))
     p = torch.tensor([[0.4, 0.15, 0.15, 0.15, 0.15]])  # entropy 1.50: surprise .92 for the first, 1.90 for the others
     assert torch.isfinite(typical(p.log(), 0.5))[0].tolist() == [False, True, True, True, True]
+    thin_tail = torch.tensor([[0.0, *[-40.0] * 10, -math.inf]])
+    assert torch.equal(typical(thin_tail, 1.0), thin_tail)
+    assert torch.isfinite(typical(thin_tail, 1e-300)).sum() == 1  # fp32 lacks this value
 
 
 def test_new_task(tmp_path):

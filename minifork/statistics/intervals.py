@@ -94,15 +94,15 @@ def difference_interval(first: np.ndarray, second: np.ndarray) -> np.ndarray:
 
 
 def _skew(values: np.ndarray) -> np.ndarray:
-    """By how much the squared sides, below and above, of `probability_interval` exceed those of `mean_interval`."""
+    """The excess of the squared sides, below and above, of `probability_interval` over those of `mean_interval`."""
     sides = values.mean() - probability_interval(values)
     return np.maximum(sides**2 - max(_half_width(values), 3 / values.shape[1]) ** 2, 0.0)
 
 
 def pairs_differ(values: np.ndarray) -> bool:
-    """Whether `probability_interval` of values [pairs, problems] covers too rarely, as the pairs differ so much.
+    """True if pairs differ so much that `probability_interval` of values [pairs, problems] covers too rarely.
 
-    They do if the logits of their means have a standard deviation above MAX_PAIR_SD.
+    This is so if the logits of their means have a standard deviation above MAX_PAIR_SD.
     """
     return _logit_variance(values) > MAX_PAIR_SD**2
 
@@ -146,9 +146,10 @@ def _farthest(refuted: Callable[[float], bool], share: float, direction: float) 
 def pseudo_values(statistic: Callable[[np.ndarray], np.ndarray], values: np.ndarray) -> np.ndarray:
     """A statistic of means over problems, plus the influence of each problem on it, float64[n, ...].
 
-    The mean of pseudo-values is the statistic, and their variance gives its variance. values: float64[m, n], m
-    quantities of every problem. statistic: a function from means [draws, m] to values [draws, ...]. The influence is
-    that of the jackknife, which leaves out one problem at a time (Tukey 1958). Raises ValueError for a single problem.
+    The mean of pseudo-values is the statistic, and their variance gives its variance. values: float64[m, n], with the
+    axes [quantities, problems]; the other tables of this module are [pairs, problems]. statistic: a function from means
+    [rows, quantities] to values [rows, ...]. The influence is that of the jackknife, which leaves out one problem at a
+    time (Tukey 1958). Raises ValueError for a single problem.
     """
     n = values.shape[1]
     if n < 2:

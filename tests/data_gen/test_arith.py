@@ -177,7 +177,7 @@ def test_the_audit_passes_and_flags_arithmetic():
     task = Arith(12, 2, 3, 11, modes="FWD,REV,RAT")
     rationale, published = Mixture("RAT", 1.0, 0.0, False, "data", False), replace(task, branch_order="published")
     assert not names_flagged(task, streams.sft_examples(task, PLAIN, 0, 400), 0.5)
-    assert not names_flagged(task, streams.sft_examples(task, rationale, 0, 400), 1.0, mode="RAT")
+    assert not names_flagged(task, streams.sft_examples(task, rationale, 0, 400), 1.0, mode_name="RAT")
     flagged = names_flagged(published, streams.sft_examples(published, PLAIN, 0, 400), 0.5)
     assert flagged >= {"first edge position", "linear probe"}
 

@@ -88,8 +88,8 @@ def test_three_modes_for_every_problem(n):
     mixture = Mixture("FWD,REV,SEARCH", 1 / 3, 0.0, False, "problem", False)
     examples = streams.sft_examples(SEARCHED, mixture, 0, n)
     rows, prompts = np.arange(n), examples.tokens[:, : SEARCHED.prompt_len]
-    assert (examples.mode == rows % 3).all() and (prompts == prompts[rows - rows % 3]).all()
+    assert (examples.mode_index == rows % 3).all() and (prompts == prompts[rows - rows % 3]).all()
     data = streams.sft_examples(SEARCHED, replace(PLAIN, modes="FWD,SEARCH,REV", fork_rate=0.4), 0, 300)
-    assert np.bincount(data.mode).tolist() == [120, 90, 90]
+    assert np.bincount(data.mode_index).tolist() == [120, 90, 90]
     with pytest.raises(ValueError, match="fork_rate=0.333"):
         replace(mixture, fork_rate=0.5)

@@ -100,5 +100,5 @@ def test_a_task_without_a_graph_of_edges():
     task = Maze(5, 3)
     examples = streams.sft_examples(task, PLAIN, 0, 50)
     assert names_flagged(task, examples, 0.5) == set()
-    doubled = Examples(examples.problems[[0, 0]], examples.mode[[0, 0]], examples.tokens[[0, 0]])
-    assert "repeats" in names_flagged(task, doubled, float(examples.mode[0] == 0))
+    doubled = Examples(examples.problems[[0, 0]], examples.mode_index[[0, 0]], examples.tokens[[0, 0]])
+    assert "repeats" in names_flagged(task, doubled, float(examples.mode_index[0] == 0))

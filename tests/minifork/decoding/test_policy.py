@@ -41,7 +41,7 @@ steps = st.sampled_from(sorted(values)).flatmap(lambda name: st.tuples(st.just(n
 
 
 def stay(name: str, value: float, row: list[float]) -> set[int] | None:
-    """The ids that a step keeps; None where that is too close to call."""
+    """The ids that a step keeps; None if that is too close to call."""
     top, possible = max(row), {i for i, x in enumerate(row) if x > -math.inf}
     ranked = sorted(range(len(row)), key=lambda i: (-row[i], i))  # higher logit first, equal logits by lower id
     if name == "greedy" or (name, value) == ("temperature", 0):
@@ -64,6 +64,7 @@ def stay(name: str, value: float, row: list[float]) -> set[int] | None:
         if any(row[i] < top and abs(row[i] - lowest) <= 10 * NEAR for i in possible):
             return None
         return {i for i in possible if row[i] == top or row[i] >= lowest}
+    assert name in ("temperature", "top_p"), f"say in stay() which tokens {name} keeps"
     return possible
 
 
@@ -90,7 +91,20 @@ def test_step_is_its_definition(name, data, row):
     assert got == (pytest.approx(expected, rel=1e-6, abs=1e-30) if name == "temperature" else expected)
 
 
-LARGE = {"temperature": [0, 0.7], "greedy": [1], "top_k": [1, 3, 77], "top_p": [0.0413, 0.4137, 0.9137]}
+LARGE = {
+    "temperature": [0, 0.7],
+    "greedy": [1],
+    "top_k": [1, 3, 77],
+    "top_p": [0.0413, 0.4137, 0.9137],
+    "min_p": [0, 0.31, 1],
+    "top_n_sigma": [0, 0.31, 1],
+}
+
+
+@pytest.mark.parametrize("table", ["values", "LARGE"])
+def test_every_step_is_tried(table):
+    untried = set(STEPS) - set(globals()[table])
+    assert not untried, f"add values of each of {untried} to {table}, and to stay() which tokens it keeps"
 
 
 @pytest.mark.parametrize("name", STEPS)
@@ -98,7 +112,7 @@ def test_step_on_a_large_vocabulary_with_ties(name):
     """Where a sort that is not stable would show; a batch with two leading axes is each row alone."""
     logits = (2 * torch.randn(4, 500, generator=torch.Generator().manual_seed(0))).round()
     logits[:, ::7] = -math.inf
-    for value in LARGE.get(name, [0, 0.31, 1]):
+    for value in LARGE[name]:
         got = Policy(((name, value),))(logits.view(2, 2, 500)).view(4, 500)
         for row, result in zip(logits.tolist(), got.tolist(), strict=True):
             assert result == pytest.approx(reference(name, value, row), rel=1e-6)
