@@ -78,7 +78,7 @@ class Arith(Stars[Problems]):
 
     @property
     def edges(self) -> int:
-        """How many relations a prompt prints."""
+        """The number of printed relations."""
         return self.branches * self.length
 
     @property
@@ -93,7 +93,7 @@ class Arith(Stars[Problems]):
 
     @property
     def vocab_size(self) -> int:
-        """How many tokens there are: labels, numbers, SEP, EOS and the modes."""
+        """The number of tokens: labels, numbers, SEP, EOS and the modes."""
         return self.eos + 1 + len(MODES)
 
     @property
@@ -121,7 +121,7 @@ class Arith(Stars[Problems]):
 
     @property
     def numbers(self) -> int:
-        """How many number tokens there are: 0 .. numbers - 1."""
+        """The number of number tokens: 0 .. numbers - 1."""
         return LARGEST_CONSTANT * (self.length + 1) + 1 if self.modulus is None else self.modulus
 
     @property

@@ -105,7 +105,7 @@ def audit(
 
 
 def read_stars(task: Stars, examples: Examples) -> tuple[np.ndarray, list[tuple[str, Branches]]]:
-    """bool[n], True where a prompt shows a fork, and the branches of these problems, grouped by size."""
+    """bool[n], True if a prompt shows a fork, and the branches of these problems, grouped by size."""
     parent, _, _, query = task.read_graph(examples.tokens)
     forked = (parent == query[:, :1]).sum(axis=1) > 1
     shapes = task.shapes(examples.problems)
@@ -137,7 +137,10 @@ def read_branches(task: Stars, star: Star, tokens: np.ndarray) -> Branches:
 
 
 def read_tokens(task: Task[Batch], examples: Examples) -> tuple[np.ndarray, list[tuple[str, Branches]]]:
-    """As `read_stars`, for a task that prints no star, grouped by the number of branches, which are sorted by token."""
+    """The same as `read_stars` for a task that prints no star, grouped by the number of branches.
+
+    Branches are sorted by token.
+    """
     forked, children, groups = task.forked(examples.problems), task.children(examples.problems), []
     if children is None:
         return forked, []

@@ -2,7 +2,7 @@
 
 `data_gen.streams.problems` calls `check_task` before it draws the first problems of a task. It prints a few problems in
 two ways. Identity and automata must not depend on the print. Every trace must be accepted, must fit and must use tokens
-of the vocabulary. The fork, where one is declared, must lie on a right trace.
+of the vocabulary. The fork, if one is declared, must lie on a right trace.
 
 The ValueError of a `data_gen.star.Star` whose identity is a hash of the printed order:
 
@@ -19,12 +19,12 @@ from data_gen.task import PAD, Batch, Task
 from data_gen.verifier import DFA
 
 PROBLEMS = 8  # drawn for the checks, apart from all streams
-Requirement = tuple[bool | np.ndarray, str]  # whether it holds, a bool or bool[n, ...], and what is wrong if not
+Requirement = tuple[bool | np.ndarray, str]  # True if it holds, a bool or bool[n, ...], and the error if not
 
 
 @lru_cache
 def check_task(task: Task[Batch]) -> None:
-    """Raise ValueError naming the class, a member and an example problem where a task contradicts itself."""
+    """Raise ValueError naming the class, a member and an example problem if a task contradicts itself."""
     problems = task.sample(np.random.default_rng(0), PROBLEMS)
     for holds, wrong in _requirements(task, problems):
         right = np.broadcast_to(holds, np.shape(holds) or PROBLEMS).reshape(PROBLEMS, -1).all(axis=1)

@@ -68,7 +68,7 @@ class Search:
 
     @property
     def states(self) -> int:
-        """How many live states SEARCH takes in a problem's automaton."""
+        """The number of live states that SEARCH takes in a problem's automaton."""
         return 1 + len(self._visited) * (1 + self.branches * (self.length - 1))
 
     @property

@@ -15,7 +15,7 @@ HELD_OUT = 1_000  # problems of the valid and of the test stream that are compar
 
 
 def separation_checks(task: Task[Batch], examples: Examples, seed: int, draws: int) -> list[Check]:
-    """Checks that problems keep to the train stream and share nothing. Where chance plays no part p is 1 or 0.
+    """Checks that problems keep to the train stream and share nothing. A check without chance has p = 1 or 0.
 
     seed, draws: of the simulated null of `near_repeats`.
     """
@@ -48,7 +48,7 @@ def graphs_as_read(task: Task[Batch], prompts: np.ndarray) -> list[bytes]:
 
 
 def _as_read_both_ways(task: Task[Batch], problems: Batch) -> list[bytes]:
-    """The graphs of problems as read, with a fork and, where the task has such graphs, without."""
+    """The graphs of problems as read: with a fork, and without one if the task has such graphs."""
     graphs = graphs_as_read(task, task.prompts(problems))
     try:
         without = task.remove_fork(problems, keep=np.zeros(len(problems), dtype=bool))

@@ -63,7 +63,7 @@ class Stars(Task[S]):
     @property
     @abstractmethod
     def edges(self) -> int:
-        """How many edges a prompt prints."""
+        """The number of printed edges."""
 
     @abstractmethod
     def shapes(self, problems: S) -> list[tuple[str, "Star", np.ndarray]]:
@@ -115,7 +115,7 @@ class Stars(Task[S]):
         return replace(problems, forked=keep)
 
     def read_graph(self, tokens: np.ndarray) -> tuple[np.ndarray, np.ndarray, np.ndarray, np.ndarray]:
-        """As `Task.read_graph`. The goal is the last token before SEP."""
+        """The printed graphs, as `Task.read_graph`. The goal is the last token before SEP."""
         edges = tokens[:, : self.graph_len].reshape(len(tokens), self.edges, self.graph_len // self.edges)
         return edges[:, :, 0], edges[:, :, 1], edges[:, :, 2:], tokens[:, [self.graph_len, self.prompt_len - 2]]
 
@@ -209,12 +209,12 @@ class Star(Printed[Problems]):
 
     @property
     def edges(self) -> int:
-        """How many edges a prompt prints."""
+        """The number of printed edges."""
         return self.branches * (self.length - 1)
 
     @property
     def graph_nodes(self) -> int:
-        """How many nodes the graph has, start included."""
+        """The number of nodes of the graph, start included."""
         return self.edges + 1
 
     @property

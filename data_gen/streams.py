@@ -32,7 +32,7 @@ _PATIENCE = 25  # draws without a new problem, for each problem that was drawn, 
 
 @dataclass(frozen=True)
 class Mixture:
-    """How SFT examples are made from problems. Raises ValueError for a share outside [0, 1].
+    """The recipe that makes SFT examples from problems. Raises ValueError for a share outside [0, 1].
 
     modes: the forms of traces, comma-separated. fork_rate: the share of traces in the FIRST mode of the list, whichever
     that is. It is FWD, the mode that passes the fork, unless a study names another. The other modes share the rest.

@@ -52,16 +52,16 @@ class Task(ABC, Generic[P]):
                  REV 7 4 3 EOS
     """
 
-    branch_order = "shuffled"  # a field of tasks that can print the right branch first: "published"
+    branch_order = "shuffled"  # tasks that can also print the right branch first ("published") have it as a field
     modes = "FWD,REV"
     label_key = ""  # the field with the number of labels, "" for none; labels are the tokens 0, 1, 2, ...
 
-    # A task has to write these.
+    # Every task writes these.
 
     @property
     @abstractmethod
     def vocab_size(self) -> int:
-        """How many tokens there are: 0, 1, 2, ..."""
+        """The number of tokens: 0, 1, 2, ..."""
 
     @property
     @abstractmethod
@@ -107,7 +107,7 @@ class Task(ABC, Generic[P]):
     def identity(self, problems: P) -> np.ndarray:
         """uint64[n]: equal for equal problems, however printed. It decides a problem's stream.
 
-        By default a hash of the prompt, which is right where `reprint` changes nothing.
+        By default it is a hash of the prompt, which is right if `reprint` changes nothing.
         """
         return hashed(self.prompts(problems))
 
@@ -132,7 +132,7 @@ class Task(ABC, Generic[P]):
         queries = [self.prompts(problems)[rows], self.traces(problems[rows], mode_index)]
         return np.concatenate(queries, axis=1).reshape(n, count, -1)
 
-    # These have a default that works.
+    # Few tasks need to change these.
 
     @property
     def mode_names(self) -> tuple[str, ...]:
@@ -151,7 +151,7 @@ class Task(ABC, Generic[P]):
 
     @property
     def label_count(self) -> int:
-        """How many labels there are."""
+        """The number of labels."""
         return getattr(self, self.label_key) if self.label_key else 0
 
     @property
@@ -165,7 +165,7 @@ class Task(ABC, Generic[P]):
         return " ".join(words.get(int(token), str(token)) for token in tokens)
 
     def forked(self, problems: P) -> np.ndarray:
-        """bool[n]: True where a problem shows the fork."""
+        """bool[n]: True if a problem shows the fork."""
         return np.full(len(problems), self.children(problems) is not None)
 
     def printed(self: T, branch_order: str) -> T:
@@ -186,15 +186,15 @@ class Task(ABC, Generic[P]):
 
     @property
     def guessing_floor(self) -> float | None:
-        """The chance that a guess is the answer. None where traces end in no answer."""
+        """The chance that a guess is the answer. None if traces end in no answer."""
         return None
 
     def answer_dfa(self, problems: P) -> DFA:
-        """The automata that judge the answer alone. Raises ValueError where traces end in no answer."""
+        """The automata that judge the answer alone. Raises ValueError if traces end in no answer."""
         raise ValueError(f"grading: traces of {type(self).__name__} end in no answer, choose steps")
 
     def read_graph(self, tokens: np.ndarray) -> tuple[np.ndarray, np.ndarray, np.ndarray, np.ndarray]:
-        """The graphs that prompts print, as int64 arrays. Raises ValueError where prompts print no graph.
+        """The graphs that prompts print, as int64 arrays. Raises ValueError if prompts print no graph.
 
         They are: parents [n, E] and children [n, E] as printed, what else each edge says [n, E, X], and the query
         (start, goal) [n, 2].

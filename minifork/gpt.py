@@ -1,7 +1,7 @@
 """A GPT in the manner of nanoGPT: pre-LN, learned positions, tanh GELU, no biases.
 
-Training, prefill and decode run the same blocks. They differ only in how queries meet keys, so that part (``attend``)
-is passed in: causal attention over the whole sequence, or one query against a shared prompt and the row's own suffix.
+Training, prefill and decode run the same blocks. They differ only in how queries meet keys. So the caller passes
+``attend``: causal attention over the whole sequence, or one query against a shared prompt and the row's own suffix.
 
 Shapes use B problems (or sequences), R rows (rollouts or live prefixes), T tokens of a sequence, P of a
 prompt, S of a suffix, H heads of size D, V tokens of the vocabulary.
@@ -148,7 +148,7 @@ class GPT(nn.Module):
 
     def prefill(self, tokens: Tensor) -> "Prompts":
         """Encode prompts int64[B, P] once; rollouts and prefixes then share their keys and values."""
-        logits, k, v = zip(*(self._prefill(part) for part in tokens.split(PREFILL_BATCH)), strict=True)
+        logits, k, v = zip(*(self._prefill(batch) for batch in tokens.split(PREFILL_BATCH)), strict=True)
         return Prompts(torch.cat(logits), torch.cat(k, dim=1), torch.cat(v, dim=1))
 
     def _prefill(self, tokens: Tensor) -> tuple[Tensor, Tensor, Tensor]:
@@ -211,7 +211,7 @@ class Prompts:
 class Rows:
     """The KV cache of R rows that share B prompts: each row has the keys and values of its suffix only.
 
-    problem: int64[R], ascending, the prompt of each row; capacity: the longest suffix, in tokens; shared: whether the
+    problem: int64[R], ascending, the prompt of each row; capacity: the longest suffix, in tokens; shared: if True, the
     rows of a problem meet its prompt in one product, which is faster for many rows a problem and slower for few.
 
     Rows are packed into U units of ``unit_rows`` rows of one problem each. unit: int64[U], the problem of each unit
@@ -267,7 +267,7 @@ class Rows:
         return from_prompt + (on_suffix[..., None] * suffix_v).sum(dim=2)
 
     def _group(self, x: Tensor) -> Tensor:
-        """[R, ...] to [U, unit_rows, ...], with zeros where a unit has fewer rows."""
+        """[R, ...] to [U, unit_rows, ...], with zeros if a unit has fewer rows."""
         places = self.unit_rows * (len(self.prompts) if self.unit is None else len(self.unit))
         if len(x) < places:
             x = x.new_zeros(places, *x.shape[1:]).index_copy_(0, self.slot, x)

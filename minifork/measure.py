@@ -1,4 +1,4 @@
-"""Measures one model on one set of problems: pass@k, where its traces end, what it does at the fork.
+"""Measures one model on one set of problems: pass@k, outcomes of its traces, probabilities at the fork.
 
 `measure` computes a *measurement*: all numbers of one model under the settings of eval. An *evaluation*
 (`minifork.evaluate`) is the measurement of one checkpoint, kept with its run.
@@ -49,7 +49,7 @@ def measure(
     Arrays, one row a problem:
 
         "free", one a mode    float64[n], p of free traces and of those with the mode forced; "_lo" and "_hi" added to
-                              the name: the interval of p where it is not exact
+                              the name: the interval of p if it is not exact
         "strata"              float64[n, m], p_ij of a stratified decoder, instead of these
         "fork", "fork_train"  float64[n, d], probabilities of the branches, here and on training problems
         "rest"                float64[n], probability of the rest of a trace after the right branch (graded by steps)
@@ -140,7 +140,7 @@ def _average_over_prefixes(problems: ProblemSet, result: Result) -> Result:
 def measure_stratified(settings: Eval, tree: TraceTree, problems: ProblemSet, checked: bool) -> Measurement:
     """pass@k of samples spread over the top tokens at the position that eval.stratify names, within eval.budget.
 
-    hit_rate: the share of problems whose position of highest entropy is the fork; null where the position is given or
+    hit_rate: the share of problems whose position of highest entropy is the fork; null if the position is given or
     there is no fork. Raises ValueError for eval.stratify=fork on a task that declares no fork.
     """
     hit_rate = None

@@ -21,7 +21,7 @@ FRONTIER_BYTES = 2**30  # keys and values of waiting prefixes, above which the l
 
 @dataclass(frozen=True)
 class Limits:
-    """The limits of a search below one prefix: it stops after ``max_prefixes`` decoded ones, or once the bounds of every
+    """The limits of a search below a prefix: it stops after ``max_prefixes`` decoded ones, or once the bounds of every
     p are at most ``width`` apart. Raises ValueError for a budget of zero or less and for a negative width."""
 
     max_prefixes: float = math.inf
@@ -114,7 +114,7 @@ def _explore(
     p[live.problem] = _probabilities(tree, live_logits, live.problem)
     for token, longer in _by_next_token(prefixes, tree.forced_len):
         sums.add(_explore_after(tree, rows, token, longer, limits, answers), p.gather(1, token[:, None])[:, 0])
-        p.scatter_(1, token[:, None], 0.0)  # this token needs no search any more
+        p.scatter_(1, token[:, None], 0.0)  # the search below leaves this token out
     frontier = Frontier(tree)
     frontier.push(step_every_token(tree, live, state, p[live.problem], totals))
     sums.evaluated += _search(tree, frontier, limits, totals)
@@ -199,7 +199,7 @@ class Frontier:
         return heaviest
 
     def mass(self) -> Tensor:
-        """The probability float64[B] that waits, summed anew: exactly 0 where nothing does."""
+        """The probability float64[B] that waits, summed anew: exactly 0 if nothing waits."""
         total = torch.zeros_like(self.waiting)
         for _, block in self.blocks:
             total.index_add_(0, block.problem, block.weight)

@@ -116,7 +116,7 @@ class TraceTree:
     def drop_ended(self, rows: Rows, logits: Tensor, weight: float, totals: Tensor) -> tuple[Rows, Tensor, Tensor]:
         """The rows, states int64[R] and logits of problems that are live after their forced tokens.
 
-        rows, logits: of all problems, as `after_forced`. If the forced tokens lead to an outcome, this adds ``weight`` in
+        rows, logits: of all problems, as `after_forced`. If forced tokens lead to an outcome, this adds ``weight`` in
         place to totals [2, B, outcomes].
         """
         state, length = self.forced_states()
@@ -272,6 +272,6 @@ def step_every_token(tree: TraceTree, rows: Rows, state: Tensor, weight: Tensor,
 
 def chunks(n: int, size: int) -> Iterator[slice]:
     """range(n) in as few slices of at most ``size`` as possible, of nearly equal length."""
-    parts = -(-n // size)
-    for i in range(parts):
-        yield slice(i * n // parts, (i + 1) * n // parts)
+    count = -(-n // size)
+    for i in range(count):
+        yield slice(i * n // count, (i + 1) * n // count)

@@ -1,5 +1,5 @@
 """Rollouts in the fastest way: on a CPU the torch reference; on a GPU the fused kernel, or a CUDA graph of torch
-operations where the kernel cannot run. All draw the same tokens from the same logits.
+operations if the kernel cannot run. All draw the same tokens from the same logits.
 """
 
 import warnings
@@ -46,7 +46,7 @@ def cuda_device(device: torch.device) -> GPU:
 def tested_rows(gpu: GPU, tree: TraceTree, rows: int, bf16: bool) -> int:
     """The rows that a block decodes: ``rows``, or fewer if so many do not fit. Tests a build before its first use.
 
-    Raises UnavailableError where no number of rows fits or the test fails.
+    Raises UnavailableError if no number of rows fits or the test fails.
     """
     build = kernel.build_for(tree, rows, bf16)
     try:
@@ -64,7 +64,7 @@ def tested_rows(gpu: GPU, tree: TraceTree, rows: int, bf16: bool) -> int:
 def self_test(machine: kernel.Machine, tree: TraceTree, rows: int, bf16: bool) -> None:
     """Compare the kernel's probabilities of the tokens that it samples with torch's.
 
-    Raises UnavailableError where they differ.
+    Raises UnavailableError if they differ.
     """
     tree = tree[:64]
     traces = kernel.run_kernel(tree, 32, 0, machine, rows, bf16, traces=True).traces

@@ -1,7 +1,7 @@
 """Rollouts as one fixed sequence of torch operations, which a CUDA graph can replay.
 
 Every row is decoded to the length limit, even after its end, so no step waits for the CPU. Prompts are shared, and keys
-and values of suffixes lie in fixed buffers. `minifork.gpu.backends` uses it on a GPU where the fused kernel cannot run,
+and values of suffixes lie in fixed buffers. `minifork.gpu.backends` uses it on a GPU if the fused kernel cannot run,
 and benchmarks compare the kernel with it.
 """
 

@@ -20,7 +20,7 @@ import numpy as np
 from numpy.typing import ArrayLike
 
 MAX_PAIR_SD = 1.25  # of logits over pairs: up to a true one of 1, intervals that are shown cover .90 (test_coverage.py)
-_MAX_SHARE = 1e6  # where the search for the ends of an interval of a share stops
+_MAX_SHARE = 1e6  # the search for the ends of an interval of a share stops here
 
 
 def beta_interval(correct: ArrayLike, n: int, level: float = 0.95) -> np.ndarray:
@@ -68,7 +68,7 @@ def probability_interval(values: np.ndarray) -> np.ndarray:
 
     Near 0 and 1 the means of pairs are skewed, and a few pairs seldom show how much. So the variance of the pairs is
     also estimated from their logits, as that of a lognormal, and the larger estimate is used. Do not show the interval
-    where `pairs_differ`.
+    if `pairs_differ`.
     """
     mean, slack = float(values.mean()), 3 / values.shape[1]
     ends = np.array([mean, mean])
@@ -85,7 +85,7 @@ def difference_interval(first: np.ndarray, second: np.ndarray) -> np.ndarray:
 
     It is `mean_interval` of the difference, widened near 0 and 1, where intervals of probabilities are skewed: to the
     square of each side it adds what the logit scale adds to the squares of the sides of both means (the method of
-    variance estimates recovery, Zou and Donner 2008). Do not show it where the pairs of either differ (`pairs_differ`).
+    variance estimates recovery, Zou and Donner 2008). Do not show it if the pairs of either differ (`pairs_differ`).
     """
     (first_below, first_above), (second_below, second_above) = _skew(first), _skew(second)
     square, slack = _half_width(first - second) ** 2, 3 / first.shape[1]
@@ -116,7 +116,7 @@ def _logit_variance(values: np.ndarray) -> float:
 def share_interval(gain: np.ndarray, whole: np.ndarray) -> np.ndarray | None:
     """The 95 % interval of mean gain / mean whole, float64[pairs, problems] each (Fieller 1954).
 
-    It holds every share c for which the interval of gain - c whole contains 0. None where the interval of whole
+    It holds every share c for which the interval of gain - c whole contains 0. None if the interval of whole
     contains 0, as no share is refuted then.
     """
     if np.prod(mean_interval(whole)) <= 0:

@@ -57,7 +57,7 @@ def unbiased_pass_at_k(correct: ArrayLike, n: int, k: int) -> np.ndarray:
 
 
 def _log_miss(c: np.ndarray, n: int, k: int) -> np.ndarray:
-    """log C(n-c, k)/C(n, k), float64[m], from c [m]; meaningless where c + k > n.
+    """log C(n-c, k)/C(n, k), float64[m], from c [m]; meaningless if c + k > n.
 
     The ratio is a product of min(c, k) factors 1 - max(c, k)/(n - j). If there are more than _FACTORS, it is computed
     as the difference of Stirling series instead, in which the terms of order n log n cancel exactly.

@@ -30,7 +30,7 @@ def tasks(draw) -> Arith:
 
 
 class Sheet:
-    """What a reader of the prompt knows: who follows whom, by adding what; premise, its value, target."""
+    """The knowledge of a reader of the prompt: who follows whom, by adding what; premise, its value, target."""
 
     def __init__(self, task: Arith, prompt):
         self.task, tokens = task, [int(t) for t in prompt]

@@ -24,7 +24,7 @@ CLEAN += [replace(PLAIN, fork_rate=rate, fork_in_graph=True) for rate in (0.25, 
 
 
 def swap_branches(task: Star, problems: Problems, rows: np.ndarray) -> Problems:
-    """Where bool[n] ``rows``, the first decoy becomes the right branch: the printed edges stay the same set."""
+    """The problems, where bool[n] ``rows`` with the first decoy right: the printed edges stay the same set."""
     steps = task.length - 1
     columns = np.arange(problems.labels.shape[1])
     columns[1 : 1 + 2 * steps] = np.roll(columns[1 : 1 + 2 * steps], steps)
@@ -95,7 +95,7 @@ def test_leaks_in_labels():
 
 
 def test_leaks_in_places():
-    """Of the goal's edge, and of an edge between the ends, which the linear probe alone sees."""
+    """Leaks of the goal's edge, and of an edge between the ends, which the linear probe alone sees."""
     problems = train_problems(500)
     order = problems.order.copy()
     rows, goal_edge = np.arange(len(order)), REFERENCE.length - 2

@@ -109,7 +109,7 @@ def test_every_step_is_tried(table):
 
 @pytest.mark.parametrize("name", STEPS)
 def test_step_on_a_large_vocabulary_with_ties(name):
-    """Where a sort that is not stable would show; a batch with two leading axes is each row alone."""
+    """A sort that is not stable would show here. A batch with two leading axes equals its rows one by one."""
     logits = (2 * torch.randn(4, 500, generator=torch.Generator().manual_seed(0))).round()
     logits[:, ::7] = -math.inf
     for value in LARGE[name]:
@@ -119,14 +119,14 @@ def test_step_on_a_large_vocabulary_with_ties(name):
 
 
 def test_top_p_keeps_the_token_that_reaches_it():
-    """And the first one, however small the value is (fp32 lacks some of these)."""
+    """The first one stays even for values that fp32 lacks."""
     reached = {1: [1e-300, 1e-46, 1e-45, 1e-38, 1e-9, 0.24], 2: [0.26, 0.49], 3: [0.51], 4: [0.76, 1]}
     for value, count in ((value, count) for count, values in reached.items() for value in values):
         assert apply("top_p", value, [0.0] * 4) == [0.0] * count + [-math.inf] * (4 - count), value
 
 
 def test_identities():
-    """Also on a tail too thin for fp32."""
+    """They keep even a tail too thin for fp32."""
     row = [0.0, *[-40.0] * 10, -200.0]
     for text in ("temperature=1", "top_p=1", "min_p=0", "top_k=12", "top_k=1e300", "top_n_sigma=1e300"):
         assert parse_policy(text)(torch.tensor(row)).tolist() == row, text

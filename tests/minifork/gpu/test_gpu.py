@@ -1,4 +1,4 @@
-"""What only a GPU can show: the CUDA build against its host twin and against torch, and how failures are met.
+"""Tests that need a GPU: the CUDA build against its host twin and against torch, and its failures.
 
 `make gpu-check` runs these; everywhere else they are skipped. Statistical tests have a level of 1e-4 each.
 """
