@@ -1,4 +1,4 @@
-"""First use: does a task contradict itself?
+"""Checks at first use: does a task contradict itself?
 
 `data_gen.streams.problems` calls `check_task` before it draws the first problems of a task. It prints a few problems in
 two ways. Identity and automata must not depend on the print. Every trace must be accepted, must fit and must use tokens

@@ -58,13 +58,13 @@ def exact_by_prefix(
 ) -> dict[str, PrefixResult]:
     """The result of `exact` on tree.force(prefix) for prefixes int64[B, F] by name, and the logits after each.
 
-    A longer prefix is explored inside the shorter one, so nothing is decoded twice. A prefix is entered even if the
-    policy removes it. The limits hold for each prefix, and for each token by which one is longer than another. So
+    A longer prefix is explored inside the shorter one that it begins with. A prefix is entered even if the policy
+    removes it. The limits hold for each prefix, and for each token by which one is longer than another. So
     probable prefixes leave a budget to improbable ones. Raises ValueError as `exact` does.
     """
     lengths = [prefix.shape[1] for prefix in prefixes.values()]
-    most_nodes = 1 + sum(lengths) - len(lengths) * min(lengths)  # inside the shortest prefix, itself included
-    limits = Limits(limits.max_prefixes, limits.width / most_nodes)
+    searches = 1 + sum(lengths) - len(lengths) * min(lengths)  # the most that add up to the bounds of one prefix
+    limits = Limits(limits.max_prefixes, limits.width / searches)
     answers: dict[str, PrefixResult] = {}
     for name, prefix in sorted(prefixes.items(), key=lambda item: item[1].shape[1]):
         if name not in answers:

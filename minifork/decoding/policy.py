@@ -89,7 +89,7 @@ STEPS = {
 
 @dataclass(frozen=True)
 class Policy:
-    """A sequence of (name, value) steps, applied in order; no step samples from the model as it is.
+    """A sequence of (name, value) steps, applied in order. Without steps it samples from the model as it is.
 
     Raises ValueError naming a step that does not exist or whose value is out of range.
     """

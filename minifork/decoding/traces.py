@@ -168,11 +168,11 @@ class Traces:
 class Result:
     """The probability of every outcome of the traces of B problems.
 
-    engine: "exact", "split" or "rollout". outcomes: float64[B, outcomes], the probability of each outcome. If computed
-    it is a lower bound, which is reached if unknown is 0. If sampled it is the outcome's share of n rollouts. unknown:
-    float64[B], probability not explored; outcomes and unknown sum to 1. n: rollouts a problem, None if nothing was
-    sampled. evaluated: the number of decoded prefixes. tokens: float64[B, outcomes], outcomes times the mean length of
-    their traces in tokens, forced ones included.
+    engine: "exact", "split" or "rollout". outcomes: float64[B, outcomes], the probability of each outcome. From
+    exact it is a lower bound, and the probability itself if unknown is 0. From split and rollout it is the outcome's
+    share of n rollouts. unknown: float64[B], probability not explored; outcomes and unknown sum to 1. n: rollouts a
+    problem, None if nothing was sampled. evaluated: the number of decoded prefixes. tokens: float64[B, outcomes],
+    outcomes times the mean length of their traces in tokens, forced ones included.
     """
 
     engine: str
