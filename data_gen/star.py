@@ -150,11 +150,6 @@ class Printed(Stars[S]):
         return self.nodes + 3
 
     @property
-    def search(self) -> int:
-        """The token of the mode SEARCH."""
-        return self.nodes + 4
-
-    @property
     def back(self) -> int:
         """The token of a SEARCH that returns to the start."""
         return self.nodes + 5
@@ -174,7 +169,7 @@ class Printed(Stars[S]):
         return self.nodes + (6 if "SEARCH" in self.mode_names else 4)
 
     def mode_token(self, mode_name: str) -> int:
-        return {"FWD": self.fwd, "REV": self.rev, "SEARCH": self.search}[mode_name]
+        return {"FWD": self.fwd, "REV": self.rev, "SEARCH": self.nodes + 4}[mode_name]
 
     @property
     def words(self) -> dict[int, str]:
@@ -225,7 +220,7 @@ class Star(Printed[Problems]):
     @property
     def searching(self) -> Search:
         """The traces of the mode SEARCH."""
-        return Search(self.nodes, self.branches, self.length, self.search, self.back, self.eos)
+        return Search(self.nodes, self.branches, self.length, self.mode_token("SEARCH"), self.back, self.eos)
 
     def sample(self, rng: Generator, n: int) -> Problems:
         """n problems with a fork at the start: random labels, edges in random order."""
