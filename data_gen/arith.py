@@ -75,12 +75,36 @@ class Arith(Stars[Problems]):
 
     label_key = "labels"
     shortest_query = 7  # premise, value, target, SEP, mode, node, EOS
-    edges = property(lambda self: self.branches * self.length)
-    sep = property(lambda self: self.labels + self.numbers)
-    eos = property(lambda self: self.sep + 1)
-    vocab_size = property(lambda self: self.eos + 1 + len(MODES))
-    graph_len = property(lambda self: 3 * self.edges)
-    prompt_len = property(lambda self: self.graph_len + 4)
+
+    @property
+    def edges(self) -> int:
+        """The number of printed relations."""
+        return self.branches * self.length
+
+    @property
+    def sep(self) -> int:
+        """The token that ends a prompt."""
+        return self.labels + self.numbers
+
+    @property
+    def eos(self) -> int:
+        """The token that ends a trace."""
+        return self.sep + 1
+
+    @property
+    def vocab_size(self) -> int:
+        """The number of tokens: labels, numbers, SEP, EOS and the modes."""
+        return self.eos + 1 + len(MODES)
+
+    @property
+    def graph_len(self) -> int:
+        """Tokens of the printed relations: parent, child and constant of each."""
+        return 3 * self.edges
+
+    @property
+    def prompt_len(self) -> int:
+        """Tokens of a prompt: the relations, premise, its value, target, SEP."""
+        return self.graph_len + 4
 
     def __post_init__(self) -> None:
         self.require_fields(MODES, f"{self.branches} chains of {self.length} additions", branches=1, length=1)
@@ -97,7 +121,7 @@ class Arith(Stars[Problems]):
 
     @property
     def numbers(self) -> int:
-        """How many number tokens there are: 0 .. numbers - 1."""
+        """The number of number tokens: 0 .. numbers - 1."""
         return LARGEST_CONSTANT * (self.length + 1) + 1 if self.modulus is None else self.modulus
 
     @property
@@ -110,8 +134,8 @@ class Arith(Stars[Problems]):
         extra = {"FWD": 4, "REV": 5, "RAT": 4 + self.length}
         return 3 * self.length + max(extra[name] for name in self.mode_names)
 
-    def mode_token(self, mode: str) -> int:
-        return self.eos + 1 + MODES.index(mode)
+    def mode_token(self, mode_name: str) -> int:
+        return self.eos + 1 + MODES.index(mode_name)
 
     def number(self, value: np.ndarray) -> np.ndarray:
         """The tokens of values, reduced by the modulus if there is one."""
@@ -150,33 +174,35 @@ class Arith(Stars[Problems]):
         query = [right[:, 0], self.number(problems.value), right[:, -1], np.full(n, self.sep)]
         return np.column_stack([relations.reshape(n, self.graph_len), *query])
 
-    def traces(self, problems: Problems, mode: np.ndarray) -> np.ndarray:
+    def traces(self, problems: Problems, mode_index: np.ndarray) -> np.ndarray:
         out = np.full((len(problems), self.trace_len), PAD)
         for index, name in enumerate(self.mode_names):
-            rows = mode == index
+            rows = mode_index == index
             _, trace = self._trace(problems[rows], name)
             out[rows, : trace.shape[1]] = trace
         return out
 
-    def _trace(self, problems: Problems, mode: str) -> tuple[list[str], np.ndarray]:
+    def _trace(self, problems: Problems, mode_name: str) -> tuple[list[str], np.ndarray]:
         """The kinds (see ERRORS) of the tokens of full traces in one mode, and the traces int64[n, T]."""
-        n, path, backward = len(problems), self.graph.path(problems), mode == "REV"
-        node, constant = path[:, 1:], problems.constant[:, : self.length]
-        total = problems.value[:, None] + np.cumsum(constant, axis=1)
-        value, answer = self.number(problems.value), self.number(total[:, -1])
-        if backward:
-            node, constant = path[:, -2::-1], constant[:, ::-1]
-            total = np.cumsum(constant, axis=1)
-        steps = np.stack([node, self.number(constant), self.number(total)], axis=2).reshape(n, 3 * self.length)
+        path, constants = self.graph.path(problems), problems.constant[:, : self.length]
+        values = problems.value[:, None] + np.cumsum(constants, axis=1)
+        premise, answer = self.number(problems.value), self.number(values[:, -1])
         later = (self.length - 1) * ["node", "constant", "sum"]
-        forward = ["value", "fork", "constant", "sum", *later]
-        kinds, body = {
-            "FWD": (["query", *forward], [path[:, 0], value, steps]),
-            "REV": (["query", "node", "constant", "sum", *later, "value", "sum"], [path[:, -1], steps, value, answer]),
-            "RAT": (["query", *self.length * ["node"], *forward], [path[:, ::-1], value, steps]),
-        }[mode]
-        head, end = np.full(n, self.mode_token(mode)), np.full(n, self.eos)
-        return ["mode", *kinds, "end"], np.column_stack([head, *body, end])
+        if mode_name == "REV":
+            kinds = ["query", "node", "constant", "sum", *later, "value", "sum"]
+            backward = constants[:, ::-1]
+            steps = self._steps(path[:, -2::-1], backward, np.cumsum(backward, axis=1))
+            body = [path[:, -1], steps, premise, answer]
+        else:  # FWD names the premise first, RAT the way back from the target
+            names = path[:, ::-1] if mode_name == "RAT" else path[:, :1]
+            kinds = ["query", *["node"] * (names.shape[1] - 1), "value", "fork", "constant", "sum", *later]
+            body = [names, premise, self._steps(path[:, 1:], constants, values)]
+        mode, end = np.full(len(path), self.mode_token(mode_name)), np.full(len(path), self.eos)
+        return ["mode", *kinds, "end"], np.column_stack([mode, *body, end])
+
+    def _steps(self, nodes: np.ndarray, constants: np.ndarray, values: np.ndarray) -> np.ndarray:
+        """The steps of a trace as tokens int64[n, 3 l]: node, constant, value, node, ..., from int64[n, l] each."""
+        return np.stack([nodes, self.number(constants), self.number(values)], axis=2).reshape(-1, 3 * self.length)
 
     def fork_prefix(self, problems: Problems) -> np.ndarray:
         """int64[n, 3]: FWD, the premise and its value, the forced prefix that ends right before the fork."""
@@ -216,9 +242,8 @@ class Arith(Stars[Problems]):
         It does not judge what comes before, so a guess is right with probability 1 / numbers.
         """
         rows, outcomes = np.arange(len(problems)), ("accept", "malformed", "wrong_answer", "too_long")
-        table = verifier.blank_tables(
-            len(rows), 3, self.vocab_size, outcomes
-        )  # start, another token last, the answer last
+        # The live states are: start, another token last, the answer last.
+        table = verifier.blank_tables(len(rows), 3, self.vocab_size, outcomes)
         answer = self.number(problems.value + problems.constant[:, : self.length].sum(axis=1))
         table[:, 0, [self.mode_token(name) for name in self.mode_names]] = 1
         for state, outcome in ((1, "wrong_answer"), (2, "accept")):
@@ -241,7 +266,7 @@ class Arith(Stars[Problems]):
         value = self._premises(rng, shape)
         rows = np.arange(len(problems))[:, None]
         target = labels[rows, rng.integers(self.edges + 1, size=shape)]
-        forward, first = paths.mode == "FWD", labels[rows, paths.nodes[..., 0]]
+        forward, first = paths.mode_name == "FWD", labels[rows, paths.nodes[..., 0]]
         if informed > 0:  # the target slot names where a FWD walk ends
             last = np.take_along_axis(paths.nodes, paths.steps[..., None], axis=2)[..., 0]
             target = np.where((rng.random(shape) < informed) & forward, labels[rows, last], target)

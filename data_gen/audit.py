@@ -31,7 +31,8 @@ from dataclasses import dataclass, replace
 
 import numpy as np
 
-from data_gen.separation import Check, separation_checks
+from data_gen.audit_rows import Check
+from data_gen.separation import separation_checks
 from data_gen.star import Star, Stars
 from data_gen.streams import Examples
 from data_gen.task import PAD, Batch, Task
@@ -45,26 +46,34 @@ BLOCK = 250
 RIDGE = 0.01
 # The names of the features of a branch and what their checks measure: first place, its rank among the branches, last
 # place, rank of the first token, first token.
-RANK, TOKEN = "chi2 of its rank among branches", "chi2 of the token itself"
-EDGE_PLACE, PROMPT_PLACE = "chi2 of its place among the edges", "chi2 of its place in the prompt"
-STAR = {
-    "first edge position": EDGE_PLACE, "first edge order": RANK, "goal edge position": EDGE_PLACE,
-    "child label order": RANK, "child label": TOKEN,
-}  # fmt: skip
-PROMPT = {
-    "first place": PROMPT_PLACE, "order of first places": RANK, "last place": PROMPT_PLACE, "token order": RANK,
-    "token": TOKEN,
-}  # fmt: skip
+CHI2_OF_RANK = "chi2 of its rank among branches"
+CHI2_OF_TOKEN = "chi2 of the token itself"
+CHI2_OF_EDGE_PLACE = "chi2 of its place among the edges"
+CHI2_OF_PROMPT_PLACE = "chi2 of its place in the prompt"
+STAR_FEATURES = {
+    "first edge position": CHI2_OF_EDGE_PLACE,
+    "first edge order": CHI2_OF_RANK,
+    "goal edge position": CHI2_OF_EDGE_PLACE,
+    "child label order": CHI2_OF_RANK,
+    "child label": CHI2_OF_TOKEN,
+}
+PROMPT_FEATURES = {
+    "first place": CHI2_OF_PROMPT_PLACE,
+    "order of first places": CHI2_OF_RANK,
+    "last place": CHI2_OF_PROMPT_PLACE,
+    "token order": CHI2_OF_RANK,
+    "token": CHI2_OF_TOKEN,
+}
 
 
 @dataclass(frozen=True)
 class Branches:
     """The branches of the n problems that show a fork, in an order that does not depend on which is right.
 
-    position: int64[n, d, L], where a branch is printed, from its first place to its last; node: int64[n, d, M], the
+    position: int64[n, d, L], the places of a branch in the print, from its first to its last; node: int64[n, d, M], the
     tokens of its nodes, the first one first; right: int64[n], the branch that is right; places, tokens: how many values
-    positions and nodes can have; features: STAR or PROMPT; extra: float32[X, n, d, V], what its first edge also says,
-    one-hot.
+    positions and nodes can have; features: STAR_FEATURES or PROMPT_FEATURES; extra: float32[X, n, d, V], further tokens
+    of its first edge, one-hot.
     """
 
     position: np.ndarray
@@ -76,39 +85,32 @@ class Branches:
     extra: np.ndarray | tuple[()] = ()
 
 
-def audit(task: Task[Batch], examples: Examples, fork_rate: float, seed: int = 0, mode: str = "FWD") -> list[Check]:
-    """All checks of an SFT set made with ``fork_rate`` as the share of ``mode``; ``seed`` drives the simulated null.
+def audit(
+    task: Task[Batch], examples: Examples, fork_rate: float, seed: int = 0, mode_name: str = "FWD"
+) -> list[Check]:
+    """All checks of an SFT set made with ``fork_rate`` as the share of one mode.
 
-    A problem that occurs several times (as with allocation=problem) counts once in the checks of the
-    branches. Raises ValueError when the task has too few graphs to fill the valid and test streams. If a task
-    declares no fork, only the streams are checked.
+    seed: of the simulated null. A problem that occurs several times (as with allocation=problem) counts once in the
+    checks of the branches. If a task declares no fork, only the streams are checked. Raises ValueError when the task
+    has too few graphs to fill the valid and test streams.
     """
-    forked, parts = read_stars(task, examples) if isinstance(task, Stars) else read_tokens(task, examples)
+    forked, groups = read_stars(task, examples) if isinstance(task, Stars) else read_tokens(task, examples)
     checks = []
-    for name, branches in parts:
-        tests = branch_checks(branches, seed, len(parts))
+    for name, branches in groups:
+        tests = branch_checks(branches, seed, len(groups))
         checks += [replace(check, name=name + check.name) for check in tests]
-    checks.append(fork_share(task, examples, forked, fork_rate, mode))
-    checks += separation_checks(task, examples, seed, DRAWS * len(parts))
+    checks.append(fork_share(task, examples, forked, fork_rate, mode_name))
+    checks += separation_checks(task, examples, seed, DRAWS * len(groups))
     return [replace(check, flagged=check.p * len(checks) < FALSE_ALARM_RATE) for check in checks]
 
 
-def table(checks: list[Check]) -> str:
-    """The checks as an aligned table, one line each (see the module's docstring)."""
-    lines = [f"{'check':<19}  {'measures':<34} {'value':>7} {'chance':>7} {'p':>7}"]
-    for c in checks:
-        verdict = "LEAK" if c.flagged else "ok"
-        lines.append(f"{c.name:<19}  {c.measures:<34} {c.value:7.4g} {c.chance:7.3g} {c.p:7.2g}  {verdict}")
-    return "\n".join(lines)
-
-
 def read_stars(task: Stars, examples: Examples) -> tuple[np.ndarray, list[tuple[str, Branches]]]:
-    """Which prompts show a fork, bool[n], and the branches of those of each size, with the size's name."""
+    """bool[n], True if a prompt shows a fork, and the branches of these problems, grouped by size."""
     parent, _, _, query = task.read_graph(examples.tokens)
     forked = (parent == query[:, :1]).sum(axis=1) > 1
     shapes = task.shapes(examples.problems)
-    parts = [(name, star, _distinct(task, examples, forked & rows)) for name, star, rows in shapes]
-    return forked, [(name, read_branches(task, star, examples.tokens[rows])) for name, star, rows in parts]
+    groups = [(name, star, _distinct(task, examples, forked & rows)) for name, star, rows in shapes]
+    return forked, [(name, read_branches(task, star, examples.tokens[rows])) for name, star, rows in groups]
 
 
 def _distinct(task: Task[Batch], examples: Examples, rows: np.ndarray) -> np.ndarray:
@@ -131,12 +133,15 @@ def read_branches(task: Stars, star: Star, tokens: np.ndarray) -> Branches:
     nodes = child[rows[..., None], position]
     right = np.argmax(nodes[..., -1] == query[:, 1:], axis=1)
     extra_one_hot = _one_hot(np.moveaxis(extra[rows, first], 2, 0), task.vocab_size)
-    return Branches(position, nodes, right, star.edges, star.nodes, STAR, extra_one_hot)
+    return Branches(position, nodes, right, star.edges, star.nodes, STAR_FEATURES, extra_one_hot)
 
 
 def read_tokens(task: Task[Batch], examples: Examples) -> tuple[np.ndarray, list[tuple[str, Branches]]]:
-    """As `read_stars`, for a task that prints no star. Parts have one number of branches, sorted by their token."""
-    forked, children, parts = task.forked(examples.problems), task.children(examples.problems), []
+    """The same as `read_stars` for a task that prints no star, grouped by the number of branches.
+
+    Branches are sorted by token.
+    """
+    forked, children, groups = task.forked(examples.problems), task.children(examples.problems), []
     if children is None:
         return forked, []
     counts, end = (children != PAD).sum(axis=1), task.prompt_len
@@ -147,9 +152,9 @@ def read_tokens(task: Task[Batch], examples: Examples) -> tuple[np.ndarray, list
         places = np.stack([shown.argmax(axis=2), end - 1 - shown[..., ::-1].argmax(axis=2)], axis=2)
         places[~shown.any(axis=2)] = end
         right = np.argmax(tokens == children[rows, :1], axis=1)
-        branches = Branches(places, tokens[..., None], right, end + 1, task.vocab_size, PROMPT)
-        parts.append((f"{count} branches, ", branches))
-    return forked, parts
+        branches = Branches(places, tokens[..., None], right, end + 1, task.vocab_size, PROMPT_FEATURES)
+        groups.append((f"{count} branches, ", branches))
+    return forked, groups
 
 
 def _rank(values: np.ndarray) -> np.ndarray:
@@ -166,15 +171,15 @@ def categories(branches: Branches) -> dict[tuple[str, str], np.ndarray]:
     first, last, child = branches.position[:, :, 0], branches.position[:, :, -1], branches.node[:, :, 0]
     places, tokens, count = branches.places, branches.tokens, first.shape[1]
     values = [(first, places), (_rank(first), count), (last, places), (_rank(child), count), (child, tokens)]
-    extra = {(f"first edge says {i}", TOKEN): one_hot for i, one_hot in enumerate(branches.extra)}
+    extra = {(f"first edge says {i}", CHI2_OF_TOKEN): one_hot for i, one_hot in enumerate(branches.extra)}
     labels = zip(branches.features.items(), values, strict=True)
     return extra | {label: _one_hot(*value) for label, value in labels}
 
 
 def probe_features(branches: Branches) -> np.ndarray:
-    """What the linear probe sees of a branch, float32[n, d, F], centred in the problem, of unit variance.
+    """The features of a branch for the linear probe, float32[n, d, F], centred in the problem, of unit variance.
 
-    Where it is printed, the ranks of these places and of its labels among the branches at the same
+    They are the places where it is printed, the ranks of these places and of its labels among the branches at the same
     depth, and the token of its first node. Nothing is compared with the goal: finding the branch that
     ends in the goal is the task itself, not a leak.
     """
@@ -191,7 +196,7 @@ def _chosen_sum(features: np.ndarray, right: np.ndarray) -> np.ndarray:
 
 
 def chi_square(one_hot: np.ndarray, observed: np.ndarray) -> np.ndarray:
-    """How far the classes of the right branches are from chance, for each of R assignments; float[R].
+    """The distance of the classes of the right branches from chance, for each of R assignments; float[R].
 
     one_hot: float32[n, d, classes]; observed: float32[R, classes], how many right branches are of each class. The sum
     over classes of (observed - expected)^2 / variance, with the moments of the null given the d candidates of each
@@ -223,10 +228,9 @@ def held_out_accuracy(features: np.ndarray, right: np.ndarray) -> np.ndarray:
 
 
 def branch_checks(branches: Branches, seed: int, times: int = 1) -> list[Check]:
-    """Every check that asks: does this feature tell the right branch from the others?
+    """The checks of all features: does this one tell the right branch from the others?
 
-    times: how many calls one audit makes. With more checks each p must be able to be smaller, so it takes ``times``
-    DRAWS.
+    times: how many calls one audit makes. More checks need a smaller possible p, so this draws DRAWS * times times.
     ``chance`` is the mean of the simulated null: about the number of classes for chi2, 1/d for accuracy.
     """
     tests = categories(branches)
@@ -253,15 +257,17 @@ def branch_checks(branches: Branches, seed: int, times: int = 1) -> list[Check]:
     return [Check(*label, float(value), float(chance), float(p)) for label, value, chance, p in rows]
 
 
-def fork_share(task: Task[Batch], examples: Examples, forked: np.ndarray, fork_rate: float, mode: str = "FWD") -> Check:
-    """Whether the share of ``mode`` traces on forked graphs is ``fork_rate``, as near as n traces allow.
+def fork_share(
+    task: Task[Batch], examples: Examples, forked: np.ndarray, fork_rate: float, mode_name: str = "FWD"
+) -> Check:
+    """The check that the share of traces in this mode on forked graphs is ``fork_rate``, as near as n traces allow.
 
     Shares are exact by construction, so this is no test of chance: p is 1 or 0.
     """
     children, tokens = task.children(examples.problems), examples.tokens
     if children is None or children.shape[1] == 1:
         return Check("fork share", "no fork declared" if children is None else "no fork")
-    passes = forked & (tokens[:, task.prompt_len] == task.mode_token(mode))
+    passes = forked & (tokens[:, task.prompt_len] == task.mode_token(mode_name))
     share = float(passes.mean())
     # Less than a trace of rounding (the last problem of a problem-level set may not get all modes).
     exact = abs(share - fork_rate) < 1 / len(tokens)

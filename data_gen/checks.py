@@ -1,8 +1,8 @@
-"""First use: does a task contradict itself?
+"""Checks at first use: does a task contradict itself?
 
 `data_gen.streams.problems` calls `check_task` before it draws the first problems of a task. It prints a few problems in
 two ways. Identity and automata must not depend on the print. Every trace must be accepted, must fit and must use tokens
-of the vocabulary. The fork, where one is declared, must lie on a right trace.
+of the vocabulary. The fork, if one is declared, must lie on a right trace.
 
 The ValueError of a `data_gen.star.Star` whose identity is a hash of the printed order:
 
@@ -19,12 +19,12 @@ from data_gen.task import PAD, Batch, Task
 from data_gen.verifier import DFA
 
 PROBLEMS = 8  # drawn for the checks, apart from all streams
-Requirement = tuple[bool | np.ndarray, str]  # whether it holds, a bool or bool[n, ...], and what is wrong if not
+Requirement = tuple[bool | np.ndarray, str]  # True if it holds, a bool or bool[n, ...], and the error if not
 
 
 @lru_cache
 def check_task(task: Task[Batch]) -> None:
-    """Raise ValueError naming the class, a member and an example problem where a task contradicts itself."""
+    """Raise ValueError naming the class, a member and an example problem if a task contradicts itself."""
     problems = task.sample(np.random.default_rng(0), PROBLEMS)
     for holds, wrong in _requirements(task, problems):
         right = np.broadcast_to(holds, np.shape(holds) or PROBLEMS).reshape(PROBLEMS, -1).all(axis=1)
@@ -45,16 +45,16 @@ def _requirements(task: Task[Batch], problems: Batch) -> Iterator[Requirement]:
     yield is_hash, f"identity(problems) is {identity.dtype}{list(identity.shape)}, not uint64[n]"
     one_stream = identity == task.identity(reprinted)
     yield one_stream, f"identity(problems) {changes}, so that one problem could be trained and tested on"
-    traces = {mode: task.traces(problems, np.full(PROBLEMS, index)) for index, mode in enumerate(task.mode_names)}
-    for mode, trace in traces.items():
-        yield from _trace(task, mode, trace)
+    traces = {name: task.traces(problems, np.full(PROBLEMS, index)) for index, name in enumerate(task.mode_names)}
+    for name, trace in traces.items():
+        yield from _trace(task, name, trace)
     dfa, dfa_reprinted = task.dfa(problems), task.dfa(reprinted)
     has_tables = dfa.next.shape[::2] == (PROBLEMS, task.vocab_size)
     yield has_tables, f"dfa(problems) has tables {list(dfa.next.shape)}, not [n, states, {task.vocab_size}]"
-    for mode, trace in traces.items():
-        yield _ends(dfa, trace) == dfa.first_outcome, f"dfa(problems) does not accept the trace in mode {mode}"
+    for name, trace in traces.items():
+        yield _ends(dfa, trace) == dfa.first_outcome, f"dfa(problems) does not accept the trace in mode {name}"
         accepted = _ends(dfa_reprinted, trace) == dfa_reprinted.first_outcome
-        yield accepted, f"dfa(problems) or traces(problems, mode) in mode {mode} {changes}"
+        yield accepted, f"dfa(problems) or traces(problems, mode_index) in mode {name} {changes}"
     yield from _fork(task, problems, [*traces.values()], dfa)
     walks = task.walks(problems, 0.5, 0.0, np.random.default_rng(1), 1)
     yield from _tokens(task, "walks(problems, ...)", walks, (PROBLEMS, 1))
@@ -68,11 +68,11 @@ def _tokens(task: Task[Batch], name: str, tokens: np.ndarray, shape: tuple[int, 
     yield inside, f"{name} gives tokens outside the vocabulary of {task.vocab_size}"
 
 
-def _trace(task: Task[Batch], mode: str, trace: np.ndarray) -> Iterator[Requirement]:
+def _trace(task: Task[Batch], mode_name: str, trace: np.ndarray) -> Iterator[Requirement]:
     """The traces of one mode, int64[n, trace_len], begin with their mode and end with one EOS."""
-    name, is_eos = f"traces(problems, mode) in mode {mode}", trace == task.eos
+    name, is_eos = f"traces(problems, mode_index) in mode {mode_name}", trace == task.eos
     yield from _tokens(task, name, trace, (PROBLEMS, task.trace_len))
-    yield trace[:, 0] == task.mode_token(mode), f"{name} does not begin with mode_token(mode)"
+    yield trace[:, 0] == task.mode_token(mode_name), f"{name} does not begin with mode_token(mode_name)"
     after_eos = np.cumsum(is_eos, axis=1) > is_eos
     ends = is_eos.any(axis=1, keepdims=True) & (after_eos == (trace == PAD))
     yield ends, f"{name} does not end with eos once, and PAD after it"

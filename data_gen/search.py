@@ -30,7 +30,7 @@ class Search:
     nodes: int
     branches: int
     length: int
-    mode: int
+    mode_token: int
     back: int
     eos: int
 
@@ -68,7 +68,7 @@ class Search:
 
     @property
     def states(self) -> int:
-        """How many live states SEARCH takes in a problem's automaton."""
+        """The number of live states that SEARCH takes in a problem's automaton."""
         return 1 + len(self._visited) * (1 + self.branches * (self.length - 1))
 
     @property
@@ -88,7 +88,7 @@ class Search:
         rows, steps = np.arange(len(labels)), self.length - 1
         outcome = {name: table.shape[1] - len(outcomes) + i for i, name in enumerate(outcomes)}
         at_start = {visited: base + 1 + i * (1 + self.branches * steps) for i, visited in enumerate(self._visited)}
-        table[:, 0, self.mode] = base
+        table[:, 0, self.mode_token] = base
         table[rows, base, labels[:, 0]] = at_start[frozenset()]
         table[:, base : base + self.states, self.eos] = outcome["early_stop"]
         table[:, base + 1 : base + self.states, : self.nodes] = outcome["invalid_edge"]

@@ -1,38 +1,21 @@
-"""What training problems share with held-out ones and with each other: rows of the audit.
+"""Checks of the audit that compare training problems with held-out ones and with each other.
 
 Streams are kept apart by `Task.identity`. These rows compare what is printed, so they also see a task whose identity is
 wrong.
 """
 
-import math
-from dataclasses import dataclass
-
 import numpy as np
 
 from data_gen import streams
+from data_gen.audit_rows import Check
 from data_gen.streams import Examples
 from data_gen.task import PAD, Batch, Task, concatenate
 
 HELD_OUT = 1_000  # problems of the valid and of the test stream that are compared with the training set
 
 
-@dataclass(frozen=True)
-class Check:
-    """One row of the audit: what it measures, the value, what chance gives, and the p value of the difference.
-
-    Where a check does not apply, because no problem shows a fork, value and chance are nan and p is 1.
-    """
-
-    name: str
-    measures: str
-    value: float = math.nan
-    chance: float = math.nan
-    p: float = 1.0
-    flagged: bool = False
-
-
 def separation_checks(task: Task[Batch], examples: Examples, seed: int, draws: int) -> list[Check]:
-    """Whether the problems keep to the train stream, and what they share. Where chance plays no part p is 1 or 0.
+    """Checks that problems keep to the train stream and share nothing. A check without chance has p = 1 or 0.
 
     seed, draws: of the simulated null of `near_repeats`.
     """
@@ -51,7 +34,7 @@ def separation_checks(task: Task[Batch], examples: Examples, seed: int, draws: i
 
 
 def graphs_as_read(task: Task[Batch], prompts: np.ndarray) -> list[bytes]:
-    """What each of the prompts int64[n, P] shows: its start and its edges, sorted.
+    """The start and the sorted edges that each of the prompts int64[n, P] shows.
 
     The start counts, as problems without a fork can differ in it alone. A task that prints no graph shows the prompt.
     """
@@ -65,10 +48,10 @@ def graphs_as_read(task: Task[Batch], prompts: np.ndarray) -> list[bytes]:
 
 
 def _as_read_both_ways(task: Task[Batch], problems: Batch) -> list[bytes]:
-    """The graphs of problems as read, with a fork and, where the task has such graphs, without."""
+    """The graphs of problems as read: with a fork, and without one if the task has such graphs."""
     graphs = graphs_as_read(task, task.prompts(problems))
     try:
-        without = task.remove_fork(problems, np.zeros(len(problems), dtype=bool))
+        without = task.remove_fork(problems, keep=np.zeros(len(problems), dtype=bool))
     except ValueError:
         return graphs
     return graphs + graphs_as_read(task, task.prompts(without))
@@ -98,5 +81,5 @@ def near_repeats(task: Task[Batch], trained: Batch, held_out: list[Batch], seed:
 
 
 def _queries(task: Task[Batch], problems: Batch) -> list[bytes]:
-    """What prompts ask after the graphs that they print."""
+    """The queries of prompts, which follow the printed graphs."""
     return [query.tobytes() for query in task.prompts(problems)[:, task.graph_len :]]

@@ -1,7 +1,7 @@
 """Star problems of several sizes in one set, so that some are hard: d branches of l nodes, d and l per problem.
 
-Sizes must print as many edges (2 x 7, 3 x 5, 4 x 4, 6 x 3 and 12 x 2 all print 12), so that prompts have one
-length and nothing needs padding but traces. Every problem is a `data_gen.star.Star` of its size. This task
+All sizes must print the same number of edges (2 x 7, 3 x 5, 4 x 4, 6 x 3 and 12 x 2 all print 12). So prompts have one
+length, and only traces need padding. Every problem is a `data_gen.star.Star` of its size. This task
 sorts the problems by size, calls the star of each size, and puts the results together.
 """
 
@@ -31,7 +31,7 @@ class Problems(star.Problems):
 class Sizes(Printed[Problems]):
     """Star problems of several sizes. Raises ValueError naming the argument that does not fit.
 
-    nodes: number of node tokens; sizes: "dxl,dxl,..." with equal numbers d (l - 1) of edges, graphs evenly;
+    nodes: number of node tokens; sizes: "dxl,dxl,..." with equal numbers d (l - 1) of edges, all drawn equally often;
     branch_order, modes: as for `Star`.
     """
 
@@ -39,13 +39,22 @@ class Sizes(Printed[Problems]):
     branch_order: str = "shuffled"
     modes: str = "FWD,REV"
 
-    edges = property(lambda self: self.stars[0].edges)
-    trace_len = property(lambda self: max(one.trace_len for one in self.stars))
+    @property
+    def edges(self) -> int:
+        """The number of printed edges, the same for all sizes."""
+        return self.stars[0].edges
+
+    @property
+    def trace_len(self) -> int:
+        """Tokens of the longest trace of any size."""
+        return max(one.trace_len for one in self.stars)
 
     def __post_init__(self) -> None:
         edges = [one.edges for one in self.stars]
         if len(set(edges)) > 1:
-            raise ValueError(f"sizes is {self.sizes!r}: all must print as many edges, but they print {edges}")
+            raise ValueError(
+                f"sizes is {self.sizes!r}: all must print the same number of edges, but they print {edges}"
+            )
 
     @cached_property
     def stars(self) -> tuple[Star, ...]:
@@ -61,8 +70,8 @@ class Sizes(Printed[Problems]):
         return tuple(stars)
 
     def shapes(self, problems: Problems) -> list[tuple[str, Star, np.ndarray]]:
-        parts = [(f"{one.branches}x{one.length} ", one, problems.size == i) for i, one in enumerate(self.stars)]
-        return [part for part in parts if part[2].any()]
+        shapes = [(f"{one.branches}x{one.length} ", one, problems.size == i) for i, one in enumerate(self.stars)]
+        return [(name, one, rows) for name, one, rows in shapes if rows.any()]
 
     def _gather(self, problems: Problems, width: int, call: Call) -> np.ndarray:
         """One array [n, ..., width] of the results [n', ..., <= width] of call(star, problems, rows) for every size.
@@ -87,32 +96,32 @@ class Sizes(Printed[Problems]):
         return problems
 
     def give_cue(self, problems: Problems, cued: np.ndarray) -> Problems:
-        order = self._gather(problems, self.edges, lambda one, part, rows: one.give_cue(part, cued[rows]).order)
+        order = self._gather(problems, self.edges, lambda one, group, rows: one.give_cue(group, cued[rows]).order)
         return replace(problems, order=order)
 
     def children(self, problems: Problems) -> np.ndarray:
-        """The first node of every branch, int64[n, largest d], PAD where there are fewer. Column 0 is right."""
+        """The first node of every branch, int64[n, largest d], PAD past its last branch. Column 0 is right."""
         width = max(one.branches for one in self.stars)
-        return self._gather(problems, width, lambda one, part, rows: one.children(part))
+        return self._gather(problems, width, lambda one, group, rows: one.children(group))
 
     def prompts(self, problems: Problems) -> np.ndarray:
-        return self._gather(problems, self.prompt_len, lambda one, part, rows: one.prompts(part))
+        return self._gather(problems, self.prompt_len, lambda one, group, rows: one.prompts(group))
 
-    def traces(self, problems: Problems, mode: np.ndarray) -> np.ndarray:
-        return self._gather(problems, self.trace_len, lambda one, part, rows: one.traces(part, mode[rows]))
+    def traces(self, problems: Problems, mode_index: np.ndarray) -> np.ndarray:
+        return self._gather(problems, self.trace_len, lambda one, group, rows: one.traces(group, mode_index[rows]))
 
     def dfa(self, problems: Problems) -> DFA:
         """The DFA of each problem's star. Those with fewer live states leave the last ones unused."""
-        parts = [(rows, one.dfa(problems[rows])) for _, one, rows in self.shapes(problems)]
-        live = max(dfa.first_outcome for _, dfa in parts)
+        dfas = [(rows, one.dfa(problems[rows])) for _, one, rows in self.shapes(problems)]
+        live = max(dfa.first_outcome for _, dfa in dfas)
         table = verifier.blank_tables(len(problems), live, self.vocab_size, OUTCOMES)
-        for rows, dfa in parts:
+        for rows, dfa in dfas:
             fewer = dfa.first_outcome
             states = dfa.next[:, :fewer].astype(np.int64)
             table[rows, :fewer] = np.where(states < fewer, states, states + live - fewer)
         return DFA(table, OUTCOMES)
 
     def walks(self, problems: Problems, stop: float, informed: float, rng: Generator, count: int) -> np.ndarray:
-        """As `Star.walks`, on every problem's own graph."""
+        """The walks of `Star.walks`, on every problem's own graph."""
         width = 3 + self.trace_len
-        return self._gather(problems, width, lambda one, part, rows: one.walks(part, stop, informed, rng, count))
+        return self._gather(problems, width, lambda one, group, rows: one.walks(group, stop, informed, rng, count))

@@ -63,7 +63,7 @@ class Stars(Task[S]):
     @property
     @abstractmethod
     def edges(self) -> int:
-        """How many edges a prompt prints."""
+        """The number of printed edges."""
 
     @abstractmethod
     def shapes(self, problems: S) -> list[tuple[str, "Star", np.ndarray]]:
@@ -103,46 +103,73 @@ class Stars(Task[S]):
         """The same edges in another random order."""
         return replace(problems, order=rng.permuted(problems.order, axis=1))
 
-    def remove_fork(self, problems: S, forked: np.ndarray) -> S:
-        """Where bool[n] ``forked`` is False, hang the decoys off a second root, so that the start has one child.
+    def remove_fork(self, problems: S, keep: np.ndarray) -> S:
+        """Hang the decoys off a second root where bool[n] ``keep`` is False. The start then has one child.
 
         Raises ValueError naming the field of the labels when none is left for the second root.
         """
         needed = self.edges + 2
-        if not forked.all() and self.label_count < needed:
+        if not keep.all() and self.label_count < needed:
             wrong = f"{self.label_key} is {self.label_count}: graphs without a fork have a second root"
             raise ValueError(f"{wrong}, give at least {needed}")
-        return replace(problems, forked=forked)
+        return replace(problems, forked=keep)
 
     def read_graph(self, tokens: np.ndarray) -> tuple[np.ndarray, np.ndarray, np.ndarray, np.ndarray]:
-        """As `Task.read_graph`. The goal is the last token before SEP."""
+        """The printed graphs, as `Task.read_graph`. The goal is the last token before SEP."""
         edges = tokens[:, : self.graph_len].reshape(len(tokens), self.edges, self.graph_len // self.edges)
         return edges[:, :, 0], edges[:, :, 1], edges[:, :, 2:], tokens[:, [self.graph_len, self.prompt_len - 2]]
 
 
 @dataclass(frozen=True)
 class Printed(Stars[S]):
-    """How stars of any size become tokens: node labels 0 .. nodes - 1, then FWD, REV, SEP, EOS, SEARCH and BACK."""
+    """Stars of any size as tokens: node labels 0 .. nodes - 1, then FWD, REV, SEP, EOS, SEARCH and BACK."""
 
     nodes: int
 
     label_key = "nodes"
     shortest_query = 6  # start, goal, SEP, mode, node, EOS
-    fwd = property(lambda self: self.nodes)
-    rev = property(lambda self: self.nodes + 1)
-    sep = property(lambda self: self.nodes + 2)
-    eos = property(lambda self: self.nodes + 3)
-    search = property(lambda self: self.nodes + 4)
-    back = property(lambda self: self.nodes + 5)
-    graph_len = property(lambda self: 2 * self.edges)
-    prompt_len = property(lambda self: self.graph_len + 3)
+
+    @property
+    def fwd(self) -> int:
+        """The token of the mode FWD."""
+        return self.nodes
+
+    @property
+    def rev(self) -> int:
+        """The token of the mode REV."""
+        return self.nodes + 1
+
+    @property
+    def sep(self) -> int:
+        """The token that ends a prompt."""
+        return self.nodes + 2
+
+    @property
+    def eos(self) -> int:
+        """The token that ends a trace."""
+        return self.nodes + 3
+
+    @property
+    def back(self) -> int:
+        """The token of a SEARCH that returns to the start."""
+        return self.nodes + 5
+
+    @property
+    def graph_len(self) -> int:
+        """Tokens of the printed edges: parent and child of each."""
+        return 2 * self.edges
+
+    @property
+    def prompt_len(self) -> int:
+        """Tokens of a prompt: the edges, start, goal, SEP."""
+        return self.graph_len + 3
 
     @property
     def vocab_size(self) -> int:
         return self.nodes + (6 if "SEARCH" in self.mode_names else 4)
 
-    def mode_token(self, mode: str) -> int:
-        return {"FWD": self.fwd, "REV": self.rev, "SEARCH": self.search}[mode]
+    def mode_token(self, mode_name: str) -> int:
+        return {"FWD": self.fwd, "REV": self.rev, "SEARCH": self.nodes + 4}[mode_name]
 
     @property
     def words(self) -> dict[int, str]:
@@ -175,8 +202,15 @@ class Star(Printed[Problems]):
     def shapes(self, problems: Problems) -> list[tuple[str, "Star", np.ndarray]]:
         return [("", self, np.ones(len(problems), dtype=bool))]
 
-    edges = property(lambda self: self.branches * (self.length - 1))
-    graph_nodes = property(lambda self: self.edges + 1)
+    @property
+    def edges(self) -> int:
+        """The number of printed edges."""
+        return self.branches * (self.length - 1)
+
+    @property
+    def graph_nodes(self) -> int:
+        """The number of nodes of the graph, start included."""
+        return self.edges + 1
 
     @property
     def trace_len(self) -> int:
@@ -186,7 +220,7 @@ class Star(Printed[Problems]):
     @property
     def searching(self) -> Search:
         """The traces of the mode SEARCH."""
-        return Search(self.nodes, self.branches, self.length, self.search, self.back, self.eos)
+        return Search(self.nodes, self.branches, self.length, self.mode_token("SEARCH"), self.back, self.eos)
 
     def sample(self, rng: Generator, n: int) -> Problems:
         """n problems with a fork at the start: random labels, edges in random order."""
@@ -198,9 +232,9 @@ class Star(Printed[Problems]):
         return Problems(labels, order, np.ones(n, dtype=bool))
 
     def give_cue(self, problems: S, cued: np.ndarray) -> S:
-        """Where bool[n] ``cued``, let the branch whose first edge is printed first be the right one.
+        """The problems, where bool[n] ``cued`` with the branch right whose first edge is printed first.
 
-        Labels, printed positions and everything else keep their distribution: only the choice of the right
+        Labels, printed positions and everything else keep their distribution. Only the choice of the right
         branch, uniform otherwise, becomes a function of the order of the first edges.
         """
         steps = self.length - 1
@@ -231,21 +265,22 @@ class Star(Printed[Problems]):
             [self.edge_list(problems).reshape(n, self.graph_len), right[:, [0, -1]], np.full(n, self.sep)]
         )
 
-    def traces(self, problems: Problems, mode: np.ndarray) -> np.ndarray:
+    def traces(self, problems: Problems, mode_index: np.ndarray) -> np.ndarray:
         out = np.full((len(problems), self.trace_len), PAD)
         for index, name in enumerate(self.mode_names):
-            rows = mode == index
+            rows = mode_index == index
             trace = self._mode_traces(problems[rows], name)
             out[rows, : trace.shape[1]] = trace
         return out
 
-    def _mode_traces(self, problems: Problems, mode: str) -> np.ndarray:
+    def _mode_traces(self, problems: Problems, mode_name: str) -> np.ndarray:
         """The traces in one mode, int64[n, T], PAD past EOS."""
-        head, right = np.full(len(problems), self.mode_token(mode)), self.path(problems)
-        if mode == "SEARCH":
+        head, right = np.full(len(problems), self.mode_token(mode_name)), self.path(problems)
+        if mode_name == "SEARCH":
             order = self.search_order(problems)
             return np.column_stack([head, self.searching.traces(problems.labels, problems.forked, order)])
-        return np.column_stack([head, right if mode == "FWD" else right[:, ::-1], np.full(len(problems), self.eos)])
+        nodes = right if mode_name == "FWD" else right[:, ::-1]
+        return np.column_stack([head, nodes, np.full(len(problems), self.eos)])
 
     def search_order(self, problems: Problems) -> np.ndarray:
         """int64[n, d]: the canonical branches in the order in which a SEARCH trace visits them.
@@ -275,14 +310,14 @@ class Star(Printed[Problems]):
             base += size
         return DFA(table, OUTCOMES)
 
-    def _chain_errors(self, problems: Problems, mode: str) -> np.ndarray:
+    def _chain_errors(self, problems: Problems, mode_name: str) -> np.ndarray:
         """int64[n, l + 2, V]: the outcome of every wrong token at every place of a FWD or REV trace."""
-        wrong_first = "malformed" if mode == "FWD" else "wrong_goal"
+        wrong_first = "malformed" if mode_name == "FWD" else "wrong_goal"
         wrong_node = ["malformed", wrong_first, *["invalid_edge"] * (self.length - 1), "too_long"]
         names = [(outcome, "malformed", "early_stop", "malformed") for outcome in wrong_node]
         widths = [self.nodes, 3, 1, self.vocab_size - self.nodes - 4]  # nodes, FWD REV SEP, EOS, SEARCH BACK
         errors = np.repeat(verifier.chain_errors(names, widths, OUTCOMES), len(problems), axis=0)
-        if mode == "FWD":
+        if mode_name == "FWD":
             rows = np.flatnonzero(problems.forked)[:, None]
             errors[rows, 2, self.children(problems)[problems.forked]] = OUTCOMES.index("wrong_branch")
         return errors
@@ -301,13 +336,14 @@ class Star(Printed[Problems]):
         nodes[..., : self.length] = np.where(walked, labels[rows[..., None], paths.nodes], PAD)
         if "SEARCH" in self.mode_names:
             search = self.searching.walks(labels, stop, rng, count)
-            nodes = np.where((paths.mode == "SEARCH")[..., None], search, nodes)
+            nodes = np.where((paths.mode_name == "SEARCH")[..., None], search, nodes)
         origin = nodes[..., 0]
         if informed > 0:  # the free slot names where the walk ends
             end = (nodes != PAD).sum(axis=2, keepdims=True) - 1
             last = np.take_along_axis(nodes, end, axis=2)[..., 0]
             free = np.where((rng.random(shape) < informed) & (last < self.nodes), last, free)
-        query = np.where((paths.mode == "REV")[..., None], np.stack([free, origin], 2), np.stack([origin, free], 2))
-        mode = np.select([paths.mode == name for name in MODES], [self.mode_token(name) for name in MODES])
-        head = np.stack([np.full(shape, self.sep), mode], axis=2)
+        backward = (paths.mode_name == "REV")[..., None]
+        query = np.where(backward, np.stack([free, origin], axis=2), np.stack([origin, free], axis=2))
+        mode_tokens = np.select([paths.mode_name == name for name in MODES], [self.mode_token(name) for name in MODES])
+        head = np.stack([np.full(shape, self.sep), mode_tokens], axis=2)
         return np.concatenate([query, head, nodes, np.full((*shape, 1), self.eos)], axis=2)

@@ -32,13 +32,14 @@ _PATIENCE = 25  # draws without a new problem, for each problem that was drawn, 
 
 @dataclass(frozen=True)
 class Mixture:
-    """How SFT examples are made from problems. Raises ValueError for a share outside [0, 1].
+    """The recipe that makes SFT examples from problems. Raises ValueError for a share outside [0, 1].
 
-    modes: the forms of traces, comma-separated. fork_rate: share of traces in the first mode, usually FWD, which
-    passes the fork. The other modes share the rest. cue_rate: share of problems whose printed order gives the branch
-    away. fork_in_graph: whether the rest are FWD traces on graphs whose start has one child, instead of traces in the
-    other modes. allocation: "data" (one trace a problem) or "problem" (all modes for every problem, at the same number
-    of traces). fresh: new problems every epoch.
+    modes: the forms of traces, comma-separated. fork_rate: the share of traces in the FIRST mode of the list, whichever
+    that is. It is FWD, the mode that passes the fork, unless a study names another. The other modes share the rest.
+    cue_rate: share of problems whose printed order gives the branch away. fork_in_graph: if True, the rest are traces
+    in the first mode on graphs whose start has one child, instead of traces in the other modes. allocation: "data" (one
+    trace a problem) or "problem" (all modes for every problem, at the same number of traces). fresh: new problems every
+    epoch.
     """
 
     modes: str
@@ -78,11 +79,11 @@ class Mixture:
 
 @dataclass(frozen=True)
 class Examples:
-    """SFT examples: the problems, the mode int64[n] of each trace (an index into the task's modes), and prompt
-    and trace as tokens int64[n, T], PAD past EOS."""
+    """SFT examples: the problems, the mode_index int64[n] of each trace (its place in the task's ``mode_names``), and
+    prompt and trace as tokens int64[n, T], PAD past EOS."""
 
     problems: Batch
-    mode: np.ndarray
+    mode_index: np.ndarray
     tokens: np.ndarray
 
 
@@ -111,7 +112,7 @@ def problems(task: Task[P], seed: int, stream: str, n: int, step: int = 0) -> P:
 
 
 def distinct_problems(task: Task[P], seed: int, stream: str, n: int, step: int = 0) -> P:
-    """The first n different problems (by `Task.identity`) that `problems` gives, or all of them where there are fewer.
+    """The first n different problems (by `Task.identity`) that `problems` gives, or all of them if there are fewer.
 
     A stream counts as exhausted when many draws in a row gave nothing new: of equally likely problems one more is
     missed with a probability below n exp(-_PATIENCE). Raises ValueError for n < 1, and as `problems` does.
@@ -160,7 +161,7 @@ def _size(task: Task[P]) -> str:
     return f"{task.label_key} is {task.label_count}" if task.label_key else str(task)
 
 
-def _share(rng: Generator, n: int, rate: float) -> np.ndarray:
+def _random_mask(rng: Generator, n: int, rate: float) -> np.ndarray:
     """bool[n] with exactly round(rate*n) True, placed at random."""
     return rng.permutation(n) < round(rate * n)
 
@@ -175,18 +176,19 @@ def sft_examples(task: Task[P], mixture: Mixture, seed: int, n: int, epoch: int 
     count = -(-n // traces_each)
     batch = training_problems(task, seed, count, step)
     rng = generator(seed, "train", step, "mixture")
-    crossing, cued = _share(rng, count, mixture.fork_rate), _share(rng, count, mixture.cue_rate)
+    crossing, cued = (_random_mask(rng, count, rate) for rate in (mixture.fork_rate, mixture.cue_rate))
     if mixture.cue_rate > 0:
         batch = task.give_cue(batch, cued)
     if traces_each > 1:
-        batch, mode = batch[np.arange(n) // traces_each], np.arange(n) % traces_each
+        batch, place = batch[np.arange(n) // traces_each], np.arange(n) % traces_each
     elif mixture.fork_in_graph:
-        batch, mode = task.remove_fork(batch, crossing), np.zeros(n, dtype=np.int64)
+        batch, place = task.remove_fork(batch, keep=crossing), np.zeros(n, dtype=np.int64)
     else:
-        mode = np.where(crossing, 0, 1 + np.cumsum(~crossing) % max(1, len(names) - 1))
-    mode = np.array([task.mode_names.index(name) for name in names])[mode]
-    tokens = np.concatenate([task.prompts(batch), task.traces(batch, mode)], axis=1)
-    return Examples(batch, mode, tokens)
+        place = np.where(crossing, 0, 1 + np.cumsum(~crossing) % max(1, len(names) - 1))
+    # place counts in the mixture's modes, mode_index in the task's.
+    mode_index = np.array([task.mode_names.index(name) for name in names])[place]
+    tokens = np.concatenate([task.prompts(batch), task.traces(batch, mode_index)], axis=1)
+    return Examples(batch, mode_index, tokens)
 
 
 def test_problems(
@@ -194,15 +196,15 @@ def test_problems(
 ) -> P:
     """The test set, the same for every run; ``cue_rate`` > 0 gives the set matched to a cued mixture.
 
-    All problems are different. Where the stream holds fewer than n there are fewer. If ``forked`` is False the decoys
+    All problems are different. Returns fewer than n if the stream has fewer. If ``forked`` is False the decoys
     hang off another root, so that the start has one child. stream: "test", or "valid" to choose hyper-parameters on.
     """
     batch = distinct_problems(task, seed, stream, n)
     if not forked:
-        batch = task.remove_fork(batch, np.zeros(len(batch), dtype=bool))
+        batch = task.remove_fork(batch, keep=np.zeros(len(batch), dtype=bool))
     if cue_rate == 0:
         return batch
-    return task.give_cue(batch, _share(generator(seed, stream, 0, "mixture"), len(batch), cue_rate))
+    return task.give_cue(batch, _random_mask(generator(seed, stream, 0, "mixture"), len(batch), cue_rate))
 
 
 def data_hash(array: np.ndarray) -> str:

@@ -1,9 +1,10 @@
-"""What a task is to the rest of the project: problems as tokens, traces, automata and walks.
+"""The base class of tasks: problems as tokens, traces, automata and walks.
 
 The tasks that ship are `data_gen.star.Star`, `data_gen.sizes.Sizes` (stars of several sizes) and
 `data_gen.arith.Arith`. `examples/new_task.py` is one from scratch. A problem is a prompt of ``prompt_len`` tokens. A
-trace answers it in one of the task's ``modes``: it begins with the token of its mode and ends with EOS. Problems come
-in batches. The type of a task's batches is a subclass of `Batch`.
+trace answers it in one of the task's ``modes``: it begins with the token of its mode and ends with EOS. A mode_name is
+the name of a mode, a mode_index its place in `Task.mode_names`. Problems come in batches. The type of a task's batches
+is a subclass of `Batch`.
 """
 
 from abc import ABC, abstractmethod
@@ -33,9 +34,6 @@ class Batch:
         return type(self)(*(getattr(self, field.name)[rows] for field in fields(self)))
 
 
-Problems = Batch  # of any task
-
-
 def concatenate(batches: list[P]) -> P:
     """One batch with the problems of all."""
     names = [field.name for field in fields(batches[0])]
@@ -47,24 +45,23 @@ class Task(ABC, Generic[P]):
     """The base of every task: a frozen dataclass whose fields are the data section of its config.
 
     Methods are pure functions, arrays are int64, n is the number of problems. The class attribute or field ``modes``
-    names the modes. What a task of sums modulo 10 with traces in two modes writes, for the problem 3 + 4:
+    names the modes. A task of sums modulo 10 with traces in two modes writes, for the problem 3 + 4:
 
         prompt   3 4 SEP          vocab_size 14: digits, SEP, EOS, FWD, REV
         traces   FWD 3 4 7 EOS    trace_len 5
                  REV 7 4 3 EOS
     """
 
-    branch_order = "shuffled"  # a field of tasks that can print the right branch first: "published"
+    branch_order = "shuffled"  # tasks that can also print the right branch first ("published") have it as a field
     modes = "FWD,REV"
     label_key = ""  # the field with the number of labels, "" for none; labels are the tokens 0, 1, 2, ...
-    graph_len = 0  # tokens of a prompt that a sequence of walks prints once; the query follows
 
-    # A task has to write these.
+    # Every task writes these.
 
     @property
     @abstractmethod
     def vocab_size(self) -> int:
-        """How many tokens there are: 0, 1, 2, ..."""
+        """The number of tokens: 0, 1, 2, ..."""
 
     @property
     @abstractmethod
@@ -82,8 +79,8 @@ class Task(ABC, Generic[P]):
         """Tokens of the longest trace, mode and EOS included."""
 
     @abstractmethod
-    def mode_token(self, mode: str) -> int:
-        """The token that a trace in this mode begins with."""
+    def mode_token(self, mode_name: str) -> int:
+        """The token that a trace in this mode begins with, such as that of "FWD"."""
 
     @abstractmethod
     def sample(self, rng: Generator, n: int) -> P:
@@ -94,8 +91,8 @@ class Task(ABC, Generic[P]):
         """int64[n, prompt_len]."""
 
     @abstractmethod
-    def traces(self, problems: P, mode: np.ndarray) -> np.ndarray:
-        """int64[n, trace_len], PAD past EOS. mode: int64[n], an index into ``mode_names`` for each problem."""
+    def traces(self, problems: P, mode_index: np.ndarray) -> np.ndarray:
+        """int64[n, trace_len], PAD past EOS. mode_index: int64[n], the place in ``mode_names`` of each trace's mode."""
 
     @abstractmethod
     def dfa(self, problems: P) -> DFA:
@@ -110,7 +107,7 @@ class Task(ABC, Generic[P]):
     def identity(self, problems: P) -> np.ndarray:
         """uint64[n]: equal for equal problems, however printed. It decides a problem's stream.
 
-        By default a hash of the prompt, which is right where `reprint` changes nothing.
+        By default it is a hash of the prompt, which is right if `reprint` changes nothing.
         """
         return hashed(self.prompts(problems))
 
@@ -131,31 +128,36 @@ class Task(ABC, Generic[P]):
         """
         n = len(problems)
         rows = ((np.arange(n)[:, None] + np.arange(count)) % n).ravel()
-        mode = rng.integers(len(self.mode_names), size=n * count)
-        queries = [self.prompts(problems)[rows], self.traces(problems[rows], mode)]
+        mode_index = rng.integers(len(self.mode_names), size=n * count)
+        queries = [self.prompts(problems)[rows], self.traces(problems[rows], mode_index)]
         return np.concatenate(queries, axis=1).reshape(n, count, -1)
 
-    # These have a default that works.
+    # Few tasks need to change these.
 
     @property
     def mode_names(self) -> tuple[str, ...]:
-        """The names of its modes."""
+        """The names of its modes, such as ("FWD", "REV")."""
         return tuple(self.modes.split(","))
 
     @property
+    def graph_len(self) -> int:
+        """The first tokens of a prompt, which a sequence of walks prints once; the query follows. 0: there are none."""
+        return 0
+
+    @property
     def shortest_query(self) -> int:
-        """Tokens of the shortest query with its walk. A smaller number only costs time."""
+        """Tokens of the shortest query with its walk. A lower bound is enough, but makes `walks` draw more queries."""
         return self.prompt_len - self.graph_len + 2
 
     @property
     def label_count(self) -> int:
-        """How many labels there are."""
+        """The number of labels."""
         return getattr(self, self.label_key) if self.label_key else 0
 
     @property
     def words(self) -> dict[int, str]:
         """The names of tokens. A token without a name is shown as its number."""
-        return {self.eos: "EOS"} | {self.mode_token(mode): mode for mode in self.mode_names}
+        return {self.eos: "EOS"} | {self.mode_token(name): name for name in self.mode_names}
 
     def decode(self, tokens: np.ndarray) -> str:
         """Token ids int[T] as a readable line."""
@@ -163,7 +165,7 @@ class Task(ABC, Generic[P]):
         return " ".join(words.get(int(token), str(token)) for token in tokens)
 
     def forked(self, problems: P) -> np.ndarray:
-        """bool[n]: which problems show the fork."""
+        """bool[n]: True if a problem shows the fork."""
         return np.full(len(problems), self.children(problems) is not None)
 
     def printed(self: T, branch_order: str) -> T:
@@ -175,21 +177,24 @@ class Task(ABC, Generic[P]):
         """The problems, with the branch given away by the printed order where bool[n] ``cued``."""
         raise ValueError(f"cue_rate: {type(self).__name__} prints no cue that gives the branch away; give 0")
 
-    def remove_fork(self, problems: P, forked: np.ndarray) -> P:
-        """The problems, without a fork where bool[n] ``forked`` is False. Raises ValueError where that cannot be."""
+    def remove_fork(self, problems: P, keep: np.ndarray) -> P:
+        """The problems, without their fork where bool[n] ``keep`` is False.
+
+        Raises ValueError for a task that has no such problems.
+        """
         raise ValueError(f"{type(self).__name__} has no problems without a fork: give fork_in_graph=false, forked=true")
 
     @property
     def guessing_floor(self) -> float | None:
-        """The chance that a guess is the answer. None where traces end in no answer."""
+        """The chance that a guess is the answer. None if traces end in no answer."""
         return None
 
     def answer_dfa(self, problems: P) -> DFA:
-        """The automata that judge the answer alone. Raises ValueError where traces end in no answer."""
+        """The automata that judge the answer alone. Raises ValueError if traces end in no answer."""
         raise ValueError(f"grading: traces of {type(self).__name__} end in no answer, choose steps")
 
     def read_graph(self, tokens: np.ndarray) -> tuple[np.ndarray, np.ndarray, np.ndarray, np.ndarray]:
-        """The graphs that prompts print, as int64 arrays. Raises ValueError where prompts print no graph.
+        """The graphs that prompts print, as int64 arrays. Raises ValueError if prompts print no graph.
 
         They are: parents [n, E] and children [n, E] as printed, what else each edge says [n, E, X], and the query
         (start, goal) [n, 2].

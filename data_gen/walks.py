@@ -51,11 +51,11 @@ def walk_batch(
 class Paths:
     """Random walks down from a node of a branch or up from it, as arrays [n, count].
 
-    mode: their names; first: the depth where they start; steps: how many they make; nodes: int64[n, count, l], the
-    canonical nodes on the walk, 0 after its end.
+    mode_name: of each walk; first: the depth where it starts; steps: how many it makes; nodes: int64[n, count, l], the
+    canonical nodes on it, 0 after its end.
     """
 
-    mode: np.ndarray
+    mode_name: np.ndarray
     first: np.ndarray
     steps: np.ndarray
     nodes: np.ndarray
@@ -69,8 +69,8 @@ def random_paths(
     FWD goes down a random branch, all others up from one. Walks start at a random depth and stop before every step
     with probability ``stop``.
     """
-    mode = np.array(modes)[(rng.random(shape) * len(modes)).astype(np.int64)]
-    forward = mode == "FWD"
+    mode_name = np.array(modes)[(rng.random(shape) * len(modes)).astype(np.int64)]
+    forward = mode_name == "FWD"
     branch = rng.integers(branches, size=shape)
     first = rng.integers(length, size=shape)
     survived = np.cumprod(rng.random((*shape, length - 1)) >= stop, axis=2).sum(axis=2)
@@ -78,4 +78,4 @@ def random_paths(
     at = np.arange(length)
     depth = first[..., None] + np.where(forward[..., None], at, -at)
     nodes = np.where(depth == 0, 0, branch[..., None] * (length - 1) + depth)
-    return Paths(mode, first, steps, np.where(at <= steps[..., None], nodes, 0))
+    return Paths(mode_name, first, steps, np.where(at <= steps[..., None], nodes, 0))

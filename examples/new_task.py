@@ -14,7 +14,7 @@ import numpy as np
 from numpy.random import Generator
 
 from data_gen.task import PAD, Batch, Task, hashed
-from data_gen.verifier import DFA, add_chain, blank
+from data_gen.verifier import DFA, add_chain, blank_tables
 from experiments.cli import main
 from minifork.schema import TASKS
 
@@ -44,11 +44,11 @@ class Maze(Task[Mazes]):
     prompt_len = property(lambda self: self.graph_len + 3)
     trace_len = property(lambda self: self.steps + 3)
 
-    def mode_token(self, mode: str) -> int:
-        return self.cells + 2 + ("FWD", "REV").index(mode)
+    def mode_token(self, mode_name: str) -> int:
+        return self.cells + 2 + ("FWD", "REV").index(mode_name)
 
     def sample(self, rng: Generator, n: int) -> Mazes:
-        """Walks on the grid that never come back to a cell. Names of cells are random, as places would tell the way."""
+        """Walks on the grid that never visit a cell twice. Names of cells are random: places would tell the way."""
         paths, names = np.empty((0, 2 * self.steps + 1), dtype=int), np.argsort(rng.random((n, self.cells)), axis=1)
         while len(paths) < n:
             cell = rng.integers(self.side, size=(32 * n, 1, 2))
@@ -75,13 +75,13 @@ class Maze(Task[Mazes]):
     def identity(self, problems: Mazes) -> np.ndarray:
         return hashed(np.sort(self.doors(problems) @ [self.cells, 1], axis=1))
 
-    def traces(self, problems: Mazes, mode: np.ndarray) -> np.ndarray:
-        way = np.where(mode[:, None] == 0, problems.path[:, self.steps :], problems.path[:, : self.steps - 1 : -1])
-        return np.column_stack([self.eos + 1 + mode, way, np.full(len(way), self.eos)])
+    def traces(self, problems: Mazes, mode_index: np.ndarray) -> np.ndarray:
+        way = np.where(mode_index[:, None], problems.path[:, : self.steps - 1 : -1], problems.path[:, self.steps :])
+        return np.column_stack([self.eos + 1 + mode_index, way, np.full(len(way), self.eos)])
 
     def dfa(self, problems: Mazes) -> DFA:
         """One trace a mode is right."""
-        table = blank(len(problems), 1 + 2 * (self.trace_len - 1), self.vocab_size, OUTCOMES)
+        table = blank_tables(len(problems), 1 + 2 * (self.trace_len - 1), self.vocab_size, OUTCOMES)
         for mode in (0, 1):
             errors = np.full((len(problems), self.trace_len, self.vocab_size), OUTCOMES.index("no_door"))
             if mode == 0:
@@ -113,7 +113,7 @@ class Maze(Task[Mazes]):
 
 
 if __name__ == "__main__":
-    TASKS["maze"] = Maze
+    TASKS["maze"] = Maze  # in this process only: the subprocesses of a study do not know it
     options = ["--config", __file__.replace(".py", ".yaml"), *sys.argv[1:]]
     commands = (["pretrain"], ["sft", "sft.fork_rate=1"], ["sft", "sft.fork_rate=0"], ["eval"])
     sys.exit(max(main([*command[:1], *options, *command[1:]]) for command in commands))

@@ -3,7 +3,7 @@
 import numpy as np
 import torch
 
-from data_gen.task import Problems, Task
+from data_gen.task import Batch, Task
 from experiments import study
 from experiments.results import Results
 from minifork import measure
@@ -40,7 +40,7 @@ def explorer(config: Config, results: Results, pair: int) -> dict:
     }
 
 
-def _problem(task: Task, problem: Problems, tokens: list[int]) -> dict:
+def _problem(task: Task, problem: Batch, tokens: list[int]) -> dict:
     """The graph of a problem: its prompt, and its branches that begin with ``tokens``, the right one first.
 
     A branch is a list of nodes as tokens, each with the other tokens of its edge. On a graph without a fork there is

@@ -1,7 +1,7 @@
 """A GPT in the manner of nanoGPT: pre-LN, learned positions, tanh GELU, no biases.
 
-Training, prefill and decode run the same blocks. They differ only in how queries meet keys, so that part (``attend``)
-is passed in: causal attention over the whole sequence, or one query against a shared prompt and the row's own suffix.
+Training, prefill and decode run the same blocks. They differ only in how queries meet keys. So the caller passes
+``attend``: causal attention over the whole sequence, or one query against a shared prompt and the row's own suffix.
 
 Shapes use B problems (or sequences), R rows (rollouts or live prefixes), T tokens of a sequence, P of a
 prompt, S of a suffix, H heads of size D, V tokens of the vocabulary.
@@ -21,7 +21,7 @@ from minifork.settings import Shape
 
 TILE = 16  # rows are decoded in multiples of this, because BLAS computes left-over rows in another way
 PREFILL_BATCH = 128  # prompts that are encoded at once; larger batches do not fit the caches of a CPU
-MIN_WIDTH = 4  # the fewest rows that meet a shared prompt in one product, so that a row's bits do not depend on others
+MIN_UNIT_ROWS = 4  # rows that meet a shared prompt in one product, so that a row's bits do not depend on other rows
 
 SLOPE, CUBIC = 2 * math.sqrt(2 / math.pi), 0.044715  # constants of the tanh GELU
 
@@ -76,7 +76,7 @@ class Selection:
         return x.flatten(0, 1).index_select(0, self.place)
 
     def spread(self, x: Tensor) -> Tensor:
-        """The inverse, [B, T, ...], with 0 at all other positions."""
+        """The inverse of `pick`, [B, T, ...], with 0 at all other positions."""
         count, length = self.shape
         late = x.new_zeros(count * (length - self.first), *x.shape[1:]).index_copy(0, self.place, x)
         return F.pad(late.unflatten(0, (count, -1)), (0, 0, self.first, 0))
@@ -109,7 +109,8 @@ def gelu(x: Tensor) -> Tensor:
 class GPT(nn.Module):
     """A transformer: tokens int64[B, T] to next-token logits float[B, T, V], T <= context.
 
-    mask: bool[B, T] on the CPU, the positions whose logits are computed; all other logits are 0.
+    mask: bool[B, T] on the CPU, the positions whose logits are computed. At all other positions the output is 0, which
+    is not what the model predicts there: do not read these logits.
     """
 
     def __init__(self, shape: Shape, vocab_size: int, context: int) -> None:
@@ -147,7 +148,7 @@ class GPT(nn.Module):
 
     def prefill(self, tokens: Tensor) -> "Prompts":
         """Encode prompts int64[B, P] once; rollouts and prefixes then share their keys and values."""
-        logits, k, v = zip(*(self._prefill(part) for part in tokens.split(PREFILL_BATCH)), strict=True)
+        logits, k, v = zip(*(self._prefill(batch) for batch in tokens.split(PREFILL_BATCH)), strict=True)
         return Prompts(torch.cat(logits), torch.cat(k, dim=1), torch.cat(v, dim=1))
 
     def _prefill(self, tokens: Tensor) -> tuple[Tensor, Tensor, Tensor]:
@@ -210,11 +211,11 @@ class Prompts:
 class Rows:
     """The KV cache of R rows that share B prompts: each row has the keys and values of its suffix only.
 
-    problem: int64[R], ascending, the prompt of each row; capacity: the longest suffix, in tokens; shared: whether the
+    problem: int64[R], ascending, the prompt of each row; capacity: the longest suffix, in tokens; shared: if True, the
     rows of a problem meet its prompt in one product, which is faster for many rows a problem and slower for few.
 
-    Rows are packed into U units of ``width`` rows of one problem each. unit: int64[U], the problem of each unit (None:
-    one unit for each prompt); slot: int64[R], the place of each row among the U * width.
+    Rows are packed into U units of ``unit_rows`` rows of one problem each. unit: int64[U], the problem of each unit
+    (None: one unit for each prompt); slot: int64[R], the place of each row among the U * unit_rows.
     """
 
     def __init__(self, prompts: Prompts, problem: Tensor, capacity: int, shared: bool = False) -> None:
@@ -223,7 +224,7 @@ class Rows:
         self.k = prompts.k.new_empty(layers, len(problem), heads, capacity, size)
         self.v = torch.empty_like(self.k)
         pack = _pack_rows if shared else _single_rows
-        self.width, self.unit, self.slot = pack(problem, len(prompts))
+        self.unit_rows, self.unit, self.slot = pack(problem, len(prompts))
 
     def __len__(self) -> int:
         return len(self.problem)
@@ -233,13 +234,17 @@ class Rows:
         return self.k.nbytes + self.v.nbytes
 
     def take(self, rows: Tensor, shared: bool | None = None) -> "Rows":
-        """A copy of rows int64[R'] (ascending, repeats allowed: a prefix may have several children)."""
+        """A new cache of the rows int64[R'] (ascending, repeats allowed: a prefix may have several children)."""
         shared = self.shared if shared is None else shared
         taken = Rows(self.prompts, self.problem[rows], self.k.shape[3], shared)
         taken.length = self.length
         for ours, copy in ((self.k, taken.k), (self.v, taken.v)):
             torch.index_select(ours[..., : self.length, :], 1, rows, out=copy[..., : self.length, :])
         return taken
+
+    def copy(self) -> "Rows":
+        """A new cache of all rows. Decoding extends a cache in place, so each continuation needs its own."""
+        return self.take(torch.arange(len(self), device=self.problem.device))
 
     def attend(self, layer: int, q: Tensor, k: Tensor, v: Tensor) -> Tensor:
         """One new query a row, [R, H, D], against its prompt and its suffix, the new token included."""
@@ -262,11 +267,11 @@ class Rows:
         return from_prompt + (on_suffix[..., None] * suffix_v).sum(dim=2)
 
     def _group(self, x: Tensor) -> Tensor:
-        """[R, ...] to [U, width, ...], with zeros where a unit has fewer rows."""
-        places = self.width * (len(self.prompts) if self.unit is None else len(self.unit))
+        """[R, ...] to [U, unit_rows, ...], with zeros if a unit has fewer rows."""
+        places = self.unit_rows * (len(self.prompts) if self.unit is None else len(self.unit))
         if len(x) < places:
             x = x.new_zeros(places, *x.shape[1:]).index_copy_(0, self.slot, x)
-        return x.view(-1, self.width, *x.shape[1:])
+        return x.view(-1, self.unit_rows, *x.shape[1:])
 
     def _ungroup(self, x: Tensor) -> Tensor:
         """The inverse of `_group`."""
@@ -275,19 +280,19 @@ class Rows:
 
 
 def _single_rows(problem: Tensor, prompts: int) -> tuple[int, Tensor | None, Tensor]:
-    """Width, unit and slot (see `Rows`) with a unit for every row."""
+    """unit_rows, unit and slot (see `Rows`) with a unit for every row."""
     slot = torch.arange(len(problem), device=problem.device)
     return 1, None if len(problem) == prompts and torch.equal(problem, slot) else problem, slot
 
 
 def _pack_rows(problem: Tensor, prompts: int) -> tuple[int, Tensor | None, Tensor]:
-    """Width >= MIN_WIDTH, unit and slot (see `Rows`) with little padding beyond MIN_WIDTH."""
+    """unit_rows >= MIN_UNIT_ROWS, unit and slot (see `Rows`) with little padding beyond MIN_UNIT_ROWS."""
     rows_of = torch.bincount(problem, minlength=prompts)
     rank = torch.arange(len(problem), device=problem.device) - (rows_of.cumsum(0) - rows_of)[problem]
-    present, widest = int((rows_of > 0).sum()), max(MIN_WIDTH, int(rows_of.max()))
-    if prompts * widest <= 2 * max(MIN_WIDTH * present, len(problem)):
-        return widest, None, problem * widest + rank
-    width = max(MIN_WIDTH, -(-len(problem) // max(1, present)))
-    units_of = (rows_of + width - 1) // width
+    present, largest = int((rows_of > 0).sum()), max(MIN_UNIT_ROWS, int(rows_of.max()))
+    if prompts * largest <= 2 * max(MIN_UNIT_ROWS * present, len(problem)):
+        return largest, None, problem * largest + rank
+    unit_rows = max(MIN_UNIT_ROWS, -(-len(problem) // max(1, present)))
+    units_of = (rows_of + unit_rows - 1) // unit_rows
     unit = torch.arange(prompts, device=problem.device).repeat_interleave(units_of)
-    return width, unit, (units_of.cumsum(0) - units_of)[problem] * width + rank
+    return unit_rows, unit, (units_of.cumsum(0) - units_of)[problem] * unit_rows + rank

@@ -1,4 +1,8 @@
-"""Measures one model on one set of problems: pass@k, where its traces end, what it does at the fork."""
+"""Measures one model on one set of problems: pass@k, outcomes of its traces, probabilities at the fork.
+
+`measure` computes a *measurement*: all numbers of one model under the settings of eval. An *evaluation*
+(`minifork.evaluate`) is the measurement of one checkpoint, kept with its run.
+"""
 
 from dataclasses import dataclass, replace
 
@@ -32,7 +36,7 @@ class Measurement:
 
 
 class NotComputedError(ValueError):
-    """p itself is needed, but eval.budget is too small to compute it."""
+    """An error: p itself is needed, but eval.budget is too small to compute it."""
 
 
 def measure(
@@ -40,12 +44,12 @@ def measure(
 ) -> Measurement:
     """The measurement of a model on problems.
 
-    training: problems whose trace passed the fork in fine-tuning, if any. checked: whether another engine checks the
+    training: problems whose trace passed the fork in fine-tuning, if any. checked: if True, another engine checks the
     result. The record joins what `measure_iid` or `measure_stratified`, `measure_fork` and `mode_statistics` give.
     Arrays, one row a problem:
 
         "free", one a mode    float64[n], p of free traces and of those with the mode forced; "_lo" and "_hi" added to
-                              the name: the interval of p where it is not exact
+                              the name: the interval of p if it is not exact
         "strata"              float64[n, m], p_ij of a stratified decoder, instead of these
         "fork", "fork_train"  float64[n, d], probabilities of the branches, here and on training problems
         "rest"                float64[n], probability of the rest of a trace after the right branch (graded by steps)
@@ -67,14 +71,15 @@ def measure(
 
 
 def enumerate_traces(settings: Eval, tree: TraceTree, problems: ProblemSet) -> dict[str, PrefixResult]:
-    """Where the traces below each prefix that matters end, and the logits there, by the prefix's name.
+    """The exact results of the prefixes that the settings need, and the logits after each, by the prefix's name.
 
-    "free" is the empty prefix. It and the modes matter if p is to be computed. "fork" is the trace up to the fork, and
-    "rest" adds the right branch, if every step is graded. Where eval.budget does not suffice, results are bounds.
+    "free" is the empty prefix. It and the modes are enumerated if eval.engine is auto or exact. "fork" is the trace up
+    to the fork, and "rest" adds the right branch, if every step is graded. These two are enumerated even if eval.engine
+    is rollout or split. If eval.budget does not suffice, results are bounds.
     """
     prefixes = {}
     if settings.stratify == "none" and settings.engine in ("auto", "exact"):
-        prefixes = {name: part.forced for name, part in _trees_by_mode(tree, problems.task).items()}
+        prefixes = {name: mode_tree.forced for name, mode_tree in _trees_by_mode(tree, problems.task).items()}
     if problems.fork is not None:
         fork, branches = problems.at_fork()
         prefixes["fork"] = fork
@@ -91,7 +96,7 @@ def measure_iid(
     record: the keys of `quantities.pass_statistics` for free traces, "forced" and "errors".
     """
     ks, trees = powers_of_two(settings.max_k), _trees_by_mode(tree, problems.task)
-    by_row = {name: _result(settings, part, answers.get(name)) for name, part in trees.items()}
+    by_row = {name: _result(settings, mode_tree, answers.get(name)) for name, mode_tree in trees.items()}
     results = {name: _average_over_prefixes(problems, result) for name, result in by_row.items()}
     record = quantities.pass_statistics(results["free"], ks) | {"forced": {}}
     for mode in problems.task.mode_names:
@@ -123,7 +128,7 @@ def _result(settings: Eval, tree: TraceTree, answer: PrefixResult | None) -> Res
 
 
 def _average_over_prefixes(problems: ProblemSet, result: Result) -> Result:
-    """The result if every sample draws its prefix; raises NotComputedError where p was not computed."""
+    """The result if every sample draws its prefix; raises NotComputedError if p was not computed."""
     if problems.prefixes == 1:
         return result
     if result.n is not None:
@@ -135,7 +140,7 @@ def _average_over_prefixes(problems: ProblemSet, result: Result) -> Result:
 def measure_stratified(settings: Eval, tree: TraceTree, problems: ProblemSet, checked: bool) -> Measurement:
     """pass@k of samples spread over the top tokens at the position that eval.stratify names, within eval.budget.
 
-    hit_rate: the share of problems whose position of highest entropy is the fork; null where the position is given or
+    hit_rate: the share of problems whose position of highest entropy is the fork; null if the position is given or
     there is no fork. Raises ValueError for eval.stratify=fork on a task that declares no fork.
     """
     hit_rate = None
@@ -146,7 +151,7 @@ def measure_stratified(settings: Eval, tree: TraceTree, problems: ProblemSet, ch
     else:
         prefix = problems.at_fork()[0] if settings.stratify == "fork" else tree.dfa.new_zeros(len(tree), 0)
         length = torch.full((len(tree),), prefix.shape[1], device=prefix.device)
-    strata = stratified.stratify(tree, prefix, length, settings.strata, lambda part: exact(part, settings.budget))
+    strata = stratified.stratify(tree, prefix, length, settings.strata, lambda stratum: exact(stratum, settings.budget))
     record = quantities.stratified_coverage(strata, powers_of_two(settings.max_k))
     record |= {"forced": None, "errors": None, "hit_rate": hit_rate}
     check = check_strata(settings, tree, strata, prefix, length) if checked else None
@@ -156,7 +161,7 @@ def measure_stratified(settings: Eval, tree: TraceTree, problems: ProblemSet, ch
 def measure_fork(
     model: GPT, problems: ProblemSet, training: ProblemSet | None, answers: dict[str, PrefixResult]
 ) -> tuple[dict, dict[str, np.ndarray]]:
-    """The "fork" and "fork_train" of a record, null where there are none, and the arrays behind them."""
+    """The "fork" and "fork_train" of a record, null if there are none, and the arrays behind them."""
     if problems.fork is None:
         return {"fork_train": None, "fork": None}, {}
     arrays = {"fork": _among_branches(problems, answers["fork"].logits)}
@@ -179,8 +184,8 @@ def branch_probabilities(model: GPT, problems: ProblemSet) -> np.ndarray:
     """
     sequences = torch.cat([problems.prompts, problems.at_fork()[0]], dim=1)
     last = torch.arange(sequences.shape[1]) == sequences.shape[1] - 1
-    parts = [model(part, last.expand(part.shape))[:, -1] for part in sequences.split(PREFILL_BATCH)]
-    return _among_branches(problems, torch.cat(parts))
+    logits = [model(batch, last.expand(batch.shape))[:, -1] for batch in sequences.split(PREFILL_BATCH)]
+    return _among_branches(problems, torch.cat(logits))
 
 
 def _among_branches(problems: ProblemSet, logits: Tensor) -> np.ndarray:
@@ -209,9 +214,9 @@ def trace_tree(model: GPT, problems: ProblemSet, policy: Policy) -> TraceTree:
     )
 
 
-def force_mode(tree: TraceTree, task: Task, mode: str) -> TraceTree:
-    """The tree with the mode token forced."""
-    return tree.force(torch.full((len(tree), 1), task.mode_token(mode), device=tree.dfa.device))
+def force_mode(tree: TraceTree, task: Task, mode_name: str) -> TraceTree:
+    """The tree with the token of a mode forced."""
+    return tree.force(torch.full((len(tree), 1), task.mode_token(mode_name), device=tree.dfa.device))
 
 
 def powers_of_two(largest: int) -> list[int]:

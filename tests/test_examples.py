@@ -2,6 +2,7 @@
 
 import itertools
 import json
+import math
 import subprocess
 import sys
 from pathlib import Path
@@ -56,11 +57,14 @@ def test_new_decoder(copy):
 
 
 def test_typical_by_hand():
-    """Where all kept tokens are equally likely every token is typical; the mode of a peaked one can be untypical."""
+    """Every token of a uniform distribution is typical. The most probable one of a peaked distribution need not be."""
     uniform = torch.zeros(1, 4)
     assert torch.isfinite(typical(uniform, 1.0)).all() and torch.equal(top_p(uniform, 1.0), typical(uniform, 1.0))
     p = torch.tensor([[0.4, 0.15, 0.15, 0.15, 0.15]])  # entropy 1.50: surprise .92 for the first, 1.90 for the others
     assert torch.isfinite(typical(p.log(), 0.5))[0].tolist() == [False, True, True, True, True]
+    thin_tail = torch.tensor([[0.0, *[-40.0] * 10, -math.inf]])
+    assert torch.equal(typical(thin_tail, 1.0), thin_tail)
+    assert torch.isfinite(typical(thin_tail, 1e-300)).sum() == 1  # fp32 lacks this value
 
 
 def test_new_task(tmp_path):

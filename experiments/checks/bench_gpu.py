@@ -17,7 +17,7 @@ from experiments.checks.timing import fastest, matmul_rate, seconds_of, spread
 from minifork.decoding.traces import TraceTree
 from minifork.gpt import Prompts
 from minifork.gpu import backends
-from minifork.gpu.graphed import Graph, dense, empty_rows
+from minifork.gpu.graphed import Graph, empty_rows, roll_to_limit
 from minifork.gpu.kernel import build_for, lay_out
 
 BATCHES = (1024, 4096, 16384, 65536, 262144)
@@ -51,13 +51,13 @@ def prepare(tree: TraceTree, n: int, name: str) -> Callable[[], object]:
             gpu.launch(build, args, blocks)
 
         return launch
-    coarse, run = in_bf16(tree), dense
+    coarse, run = in_bf16(tree), roll_to_limit
     if name == "torch eager":
         rows, first = empty_rows(coarse, n), torch.zeros((), dtype=torch.int64, device=device)
-        return lambda: dense(coarse, rows, first, None)
+        return lambda: roll_to_limit(coarse, rows, first, None)
     if name == "torch compiled graph":
         torch._dynamo.reset()  # without it torch compiles the second batch for all sizes
-        run = torch.compile(dense, dynamic=False)
+        run = torch.compile(roll_to_limit, dynamic=False)
     graph = Graph(coarse, n, None, run)
     return lambda: graph(coarse, 0)
 

@@ -1,1 +1,1 @@
-"""Where traces end: a model's trace tree cut by automata, decode policies, and the engines that explore it."""
+"""A model's trace tree cut by automata, decode policies, and the engines that compute the outcomes of its traces."""

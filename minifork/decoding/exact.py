@@ -9,7 +9,6 @@ remaining live prefixes is the width of a certified interval around each p.
 import math
 from collections.abc import Iterator, Mapping
 from dataclasses import dataclass
-from typing import NamedTuple
 
 import torch
 from torch import Tensor
@@ -22,8 +21,8 @@ FRONTIER_BYTES = 2**30  # keys and values of waiting prefixes, above which the l
 
 @dataclass(frozen=True)
 class Limits:
-    """When to stop decoding the prefixes below one node: after ``max_prefixes`` of them, or once the bounds of every p
-    are at most ``width`` apart. Raises ValueError for a budget of zero or less and for a negative width."""
+    """The limits of a search below a prefix: it stops after ``max_prefixes`` decoded ones, or once the bounds of every
+    p are at most ``width`` apart. Raises ValueError for a budget of zero or less and for a negative width."""
 
     max_prefixes: float = math.inf
     width: float = 0.0
@@ -35,7 +34,7 @@ class Limits:
 
 @dataclass(frozen=True)
 class PrefixResult:
-    """What follows a prefix: where its traces end, and the model's own next logits float[B, V] there."""
+    """The result of the traces that begin with a prefix, and the model's own next logits float[B, V] after it."""
 
     result: Result
     logits: Tensor
@@ -59,29 +58,41 @@ def exact_by_prefix(
 ) -> dict[str, PrefixResult]:
     """The result of `exact` on tree.force(prefix) for prefixes int64[B, F] by name, and the logits after each.
 
-    A prefix shares the work of all prefixes that it begins with. A prefix is entered even if the policy removes it. The
-    limits hold for each prefix, and for each step on the way from one to a longer one, so that probable prefixes leave
-    a budget to improbable ones. Raises ValueError as `exact` does.
+    A longer prefix is explored inside the shorter one that it begins with. A prefix is entered even if the policy
+    removes it. The limits hold for each prefix, and for each token by which one is longer than another. So
+    probable prefixes leave a budget to improbable ones. Raises ValueError as `exact` does.
     """
     lengths = [prefix.shape[1] for prefix in prefixes.values()]
-    parts = 1 + sum(lengths) - len(lengths) * min(lengths)
-    limits = Limits(limits.max_prefixes, limits.width / parts)
+    searches = 1 + sum(lengths) - len(lengths) * min(lengths)  # the most that add up to the bounds of one prefix
+    limits = Limits(limits.max_prefixes, limits.width / searches)
     answers: dict[str, PrefixResult] = {}
     for name, prefix in sorted(prefixes.items(), key=lambda item: item[1].shape[1]):
         if name not in answers:
-            part, depth = tree.force(prefix), prefix.shape[1]
+            below, depth = tree.force(prefix), prefix.shape[1]
             longer = {key: tokens for key, tokens in prefixes.items() if torch.equal(tokens[:, :depth], prefix)}
-            _explore(part, *part.after_forced(), longer, limits, answers)
+            _explore(below, *below.after_forced(), longer, limits, answers)
     return answers
 
 
-class _Sums(NamedTuple):
+@dataclass
+class _Sums:
     """Sums over the traces of B problems: totals float64[2, B, outcomes] (`TraceTree.zero_totals`), unexplored
-    probability float64[B], decoded prefixes."""
+    probability float64[B], the number of decoded prefixes."""
 
     totals: Tensor
     unknown: Tensor
-    evaluated: int
+    evaluated: int = 0
+
+    def add(self, below: "_Sums", probability: Tensor) -> None:
+        """Add the sums below one next token of every problem, which has this probability float64[B]."""
+        self.totals += probability[:, None] * below.totals
+        self.unknown += probability * below.unknown
+        self.evaluated += len(probability) + below.evaluated
+
+    def result(self) -> Result:
+        """The sums as the result of the engine."""
+        outcomes, tokens = self.totals.cpu().numpy()
+        return Result("exact", outcomes, self.unknown.cpu().numpy(), None, self.evaluated, tokens)
 
 
 def _explore(
@@ -92,33 +103,45 @@ def _explore(
     limits: Limits,
     answers: dict[str, PrefixResult],
 ) -> _Sums:
-    """Answer every prefix that begins with the tree's forced tokens; returns sums over what follows these tokens.
+    """Write the answer of every prefix that begins with the tree's forced tokens; returns the sums of these tokens.
 
     rows, logits: after the forced tokens (`TraceTree.after_forced`).
     """
     totals = tree.zero_totals(torch.float64)
-    unknown, evaluated = totals.new_zeros(len(tree)), 0
+    sums = _Sums(totals, unknown=totals.new_zeros(len(tree)))
     live, state, live_logits = tree.drop_ended(rows, logits, 1.0, totals)
     p = torch.zeros_like(logits, dtype=torch.float64)  # of the next token, 0 for problems whose traces have ended
-    p[live.problem] = torch.softmax(tree.policy_logits(live_logits, live.problem).double(), dim=-1)
+    p[live.problem] = _probabilities(tree, live_logits, live.problem)
     for token, longer in _by_next_token(prefixes, tree.forced_len):
-        part, child = tree.force(torch.cat([tree.forced, token[:, None]], dim=1)), rows.take(rows.problem)
-        below = _explore(part, child, tree.model.decode(token, child), longer, limits, answers)
-        weight = p.gather(1, token[:, None])[:, 0]
-        totals += weight[:, None] * below.totals
-        unknown += weight * below.unknown
-        evaluated += len(tree) + below.evaluated
-        p.scatter_(1, token[:, None], 0.0)
+        sums.add(_explore_after(tree, rows, token, longer, limits, answers), p.gather(1, token[:, None])[:, 0])
+        p.scatter_(1, token[:, None], 0.0)  # the search below leaves this token out
     frontier = Frontier(tree)
     frontier.push(step_every_token(tree, live, state, p[live.problem], totals))
-    evaluated += _expand(tree, frontier, limits, totals)
-    unknown += frontier.mass()
-    shares, tokens = totals.cpu().numpy()
-    result = Result("exact", shares, unknown.cpu().numpy(), None, evaluated, tokens)
+    sums.evaluated += _search(tree, frontier, limits, totals)
+    sums.unknown += frontier.mass()
+    result = sums.result()
     for name, prefix in prefixes.items():
         if prefix.shape[1] == tree.forced_len:
             answers[name] = PrefixResult(result, logits)
-    return _Sums(totals, unknown, evaluated)
+    return sums
+
+
+def _explore_after(
+    tree: TraceTree,
+    rows: Rows,
+    token: Tensor,
+    prefixes: dict[str, Tensor],
+    limits: Limits,
+    answers: dict[str, PrefixResult],
+) -> _Sums:
+    """`_explore` with one more forced token int64[B]. rows: before this token; they stay as they are."""
+    longer, child = tree.force(torch.cat([tree.forced, token[:, None]], dim=1)), rows.copy()
+    return _explore(longer, child, tree.model.decode(token, child), prefixes, limits, answers)
+
+
+def _probabilities(tree: TraceTree, logits: Tensor, problem: Tensor) -> Tensor:
+    """The probabilities float64[R, V] of the next token under the policy."""
+    return torch.softmax(tree.policy_logits(logits, problem).double(), dim=-1)
 
 
 def _by_next_token(prefixes: dict[str, Tensor], depth: int) -> Iterator[tuple[Tensor, dict[str, Tensor]]]:
@@ -131,16 +154,19 @@ def _by_next_token(prefixes: dict[str, Tensor], depth: int) -> Iterator[tuple[Te
         yield token, group
 
 
-def _expand(tree: TraceTree, frontier: "Frontier", limits: Limits, totals: Tensor) -> int:
-    """Decode waiting prefixes until none is left or the limits are reached; returns how many were decoded."""
+def _search(tree: TraceTree, frontier: "Frontier", limits: Limits, totals: Tensor) -> int:
+    """Decode waiting prefixes until none is left or the limits are reached; returns how many were decoded.
+
+    Adds the probability of the outcomes that they reach in place to totals [2, B, outcomes].
+    """
     evaluated = 0
     while frontier.blocks and evaluated < limits.max_prefixes:
         if limits.width > 0 and float(frontier.waiting.max()) <= limits.width:
             break
         block = frontier.pop(limits.max_prefixes - evaluated)
         rows, logits = block.decode(tree.model)
-        p = torch.softmax(tree.policy_logits(logits, rows.problem).double(), dim=-1)
-        frontier.push(step_every_token(tree, rows, block.state, p * block.weight[:, None], totals))
+        p = _probabilities(tree, logits, rows.problem) * block.weight[:, None]
+        frontier.push(step_every_token(tree, rows, block.state, p, totals))
         evaluated += len(block)
     return evaluated
 
@@ -173,7 +199,7 @@ class Frontier:
         return heaviest
 
     def mass(self) -> Tensor:
-        """The probability float64[B] that waits, summed anew: exactly 0 where nothing does."""
+        """The probability float64[B] that waits, summed anew: exactly 0 if nothing waits."""
         total = torch.zeros_like(self.waiting)
         for _, block in self.blocks:
             total.index_add_(0, block.problem, block.weight)
@@ -185,7 +211,7 @@ class Frontier:
             self.blocks.append((float(block.weight.sum()), block))
 
 
-def _by_mass(prefixes: Prefixes, parts: list[slice]) -> list[Prefixes]:
-    """Parts of prefixes in order of falling probability; inside a part they keep the order that they had."""
+def _by_mass(prefixes: Prefixes, ranks: list[slice]) -> list[Prefixes]:
+    """Blocks of prefixes by their ranks in probability, the largest first. Inside a block prefixes keep their order."""
     order = prefixes.weight.argsort(descending=True, stable=True)
-    return [prefixes[order[part].sort().values] for part in parts]
+    return [prefixes[order[block].sort().values] for block in ranks]

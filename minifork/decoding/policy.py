@@ -11,6 +11,7 @@ Logits are float[..., V]; all arithmetic is fp32.
 import math
 from collections.abc import Callable
 from dataclasses import dataclass
+from typing import NamedTuple
 
 import torch
 from torch import Tensor
@@ -65,20 +66,30 @@ def top_n_sigma(logits: Tensor, value: float) -> Tensor:
     return logits.masked_fill(logits < logits.amax(dim=-1, keepdim=True) - value * variance.sqrt(), -math.inf)
 
 
-# name: (function, check of its value, text of the error)
-STEPS: dict[str, tuple[Callable[[Tensor, float], Tensor], Callable[[float], bool], str]] = {
-    "temperature": (temperature, lambda v: v == 0 or 1e-20 <= v <= 1e20, "give 0 (greedy) or 1e-20 to 1e20"),
-    "greedy": (greedy, lambda v: v == 1, "it takes no value"),
-    "top_k": (top_k, lambda v: 1 <= v < math.inf and v == int(v), "give a whole number of tokens, at least 1"),
-    "top_p": (top_p, lambda v: 0 < v <= 1, "give a probability in (0, 1]"),
-    "min_p": (min_p, lambda v: 0 <= v <= 1, "give a share of the largest probability, in [0, 1]"),
-    "top_n_sigma": (top_n_sigma, lambda v: 0 <= v < math.inf, "give a finite number of deviations, 0 or more"),
+class Step(NamedTuple):
+    """A step of policies: its function of logits and value, the test of a value, the text of the error."""
+
+    function: Callable[[Tensor, float], Tensor]
+    fits: Callable[[float], bool]
+    need: str
+
+
+# To add a step, write its function above and give it a line here.
+# An edit of this file changes the measuring version (`minifork.storage.version`), so measurements are made anew.
+# On a GPU, a policy with a step that is not in KERNEL_STEPS of gpu/kernel.py runs in torch, several times slower.
+STEPS = {
+    "temperature": Step(temperature, lambda v: v == 0 or 1e-20 <= v <= 1e20, "give 0 (greedy) or 1e-20 to 1e20"),
+    "greedy": Step(greedy, lambda v: v == 1, "it takes no value"),
+    "top_k": Step(top_k, lambda v: 1 <= v < math.inf and v == int(v), "give a whole number of tokens, at least 1"),
+    "top_p": Step(top_p, lambda v: 0 < v <= 1, "give a probability in (0, 1]"),
+    "min_p": Step(min_p, lambda v: 0 <= v <= 1, "give a share of the largest probability, in [0, 1]"),
+    "top_n_sigma": Step(top_n_sigma, lambda v: 0 <= v < math.inf, "give a finite number of deviations, 0 or more"),
 }
 
 
 @dataclass(frozen=True)
 class Policy:
-    """A sequence of (name, value) steps, applied in order; no step samples from the model as it is.
+    """A sequence of (name, value) steps, applied in order. Without steps it samples from the model as it is.
 
     Raises ValueError naming a step that does not exist or whose value is out of range.
     """
@@ -89,20 +100,20 @@ class Policy:
         for name, value in self.steps:
             if name not in STEPS:
                 raise ValueError(f"policy {name!r} does not exist: choose from {', '.join(STEPS)}")
-            if not STEPS[name][1](value):
-                raise ValueError(f"policy {name} is {_text(value)}: {STEPS[name][2]}")
+            if not STEPS[name].fits(value):
+                raise ValueError(f"policy {name} is {_text(value)}: {STEPS[name].need}")
 
     def __call__(self, logits: Tensor) -> Tensor:
         """The logits float32[..., V] to sample from, -inf for removed tokens."""
         logits = logits.float()
         for name, value in self.steps:
-            logits = STEPS[name][0](logits, value)
+            logits = STEPS[name].function(logits, value)
         return logits
 
     @property
     def functions(self) -> list[Callable[[Tensor, float], Tensor]]:
         """The functions of the steps, in order."""
-        return [STEPS[name][0] for name, _ in self.steps]
+        return [STEPS[name].function for name, _ in self.steps]
 
     def __str__(self) -> str:
         words = [name if name == "greedy" else f"{name}={_text(value)}" for name, value in self.steps]

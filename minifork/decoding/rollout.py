@@ -29,7 +29,7 @@ def draw_token(logits: Tensor, u: Tensor) -> Tensor:
 
 @torch.no_grad()
 def rollout(tree: TraceTree, n: int, seed: int, traces: bool = False) -> Result:
-    """Where n rollouts a problem end; with ``traces``, also their tokens.
+    """The result of n rollouts a problem; with ``traces``, also their tokens.
 
     Raises ValueError for n < 1. Raises ValueError naming the problem when logits are not finite or the policy removes
     every token.
@@ -43,15 +43,15 @@ def rollout(tree: TraceTree, n: int, seed: int, traces: bool = False) -> Result:
         problems = slice(start, start + problems_at_once)
         for first in range(0, n, rollouts_at_once):
             numbers = slice(first, min(first + rollouts_at_once, n))
-            part = None if sampled is None else sampled[problems, numbers]
-            evaluated += _roll(tree[problems], seed, numbers, totals[:, problems], part)
+            batch_traces = None if sampled is None else sampled[problems, numbers]
+            evaluated += _roll(tree[problems], seed, numbers, totals[:, problems], batch_traces)
     return sampled_result("rollout", totals, n, evaluated, sampled)
 
 
 def _roll(tree: TraceTree, seed: int, numbers: slice, totals: Tensor, traces: Traces | None) -> int:
     """Run the rollouts of these numbers of every problem; returns the number of decoded tokens.
 
-    Adds their outcomes to totals [2, B, outcomes] and writes their tokens to traces, if any.
+    Adds their outcomes in place to totals [2, B, outcomes] (`TraceTree.zero_totals`). Writes their tokens to traces.
     """
     n, evaluated = numbers.stop - numbers.start, 0
     rows, state, logits = tree.start_rows(n, totals)
@@ -80,7 +80,7 @@ def _roll(tree: TraceTree, seed: int, numbers: slice, totals: Tensor, traces: Tr
 
 
 def _forced_traces(tree: TraceTree, n: int) -> Traces:
-    """n traces a problem of the forced tokens alone, with their outcome, -1 where they are live."""
+    """n traces a problem of the forced tokens alone, with their outcome, -1 if they are live."""
     state, length = tree.forced_states()
     tokens = tree.dfa.new_full((len(tree), n, tree.max_new), -1)
     taken = torch.arange(tree.forced_len, device=tokens.device) < length[:, None]

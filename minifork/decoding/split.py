@@ -15,7 +15,7 @@ LARGEST_N = 10**9
 
 @torch.no_grad()
 def split(tree: TraceTree, n: int, seed: int) -> Result:
-    """Where n rollouts a problem end, without running them one by one.
+    """The result of n rollouts a problem, without running them one by one.
 
     Every (problem, depth) has its own random generator, which meets the prefixes of its depth in lexicographic order.
     So counts depend on the seed, the problem and the probabilities, not on how prefixes are batched (except that the
@@ -35,7 +35,7 @@ def split(tree: TraceTree, n: int, seed: int) -> Result:
         problem = tree.ids[rows.problem].cpu().numpy()
         children = _split(p, count.cpu().numpy(), problem, rows.length, seed, generators)
         block = step_every_token(tree, rows, state, torch.from_numpy(children).to(count.device), totals)
-        waiting += [block[part] for part in chunks(len(block), ROWS)][::-1]
+        waiting += [block[chunk] for chunk in chunks(len(block), ROWS)][::-1]
         if not waiting:
             break
         block = waiting.pop()

@@ -38,8 +38,8 @@ def stratify(
 
     prefix: int64[B, T], of which the first ``length`` int64[B] tokens are forced. m: the number of top tokens, by the
     model's own probabilities, or the tokens int64[B, m] themselves, such as the branches of a task. The tokens after
-    them are sampled under the tree's policy. Raises ValueError for m outside 1 .. V and for a prefix that leaves no
-    room for two more tokens, and passes on the errors of the engine.
+    them are sampled under the tree's policy. engine: called for one stratum after the other. Raises ValueError for m
+    outside 1 .. V and for a prefix that leaves no room for two more tokens, and passes on the errors of the engine.
     """
     vocab, count = tree.model.vocab_size, m.shape[1] if isinstance(m, Tensor) else m
     if not 1 <= count <= vocab:
@@ -50,10 +50,10 @@ def stratify(
     p_lo, p_hi = np.zeros((2, len(tree), count))
     for forced in length.unique().tolist():
         index = (length == forced).nonzero()[:, 0]
-        part, before = tree[index], prefix[index, :forced]
-        tokens[index] = m[index] if isinstance(m, Tensor) else _top(part.force(before), m)
+        subtree, before = tree[index], prefix[index, :forced]
+        tokens[index] = m[index] if isinstance(m, Tensor) else _top(subtree.force(before), m)
         for j in range(count):
-            result = engine(part.force(torch.cat([before, tokens[index, j : j + 1]], dim=1)))
+            result = engine(subtree.force(torch.cat([before, tokens[index, j : j + 1]], dim=1)))
             p_lo[index.cpu().numpy(), j], p_hi[index.cpu().numpy(), j] = result.p_lo, result.p_hi
     return Strata(tokens.cpu().numpy(), p_lo, p_hi)
 
@@ -95,7 +95,7 @@ def highest_entropy(tree: TraceTree) -> tuple[Tensor, Tensor]:
 
 
 def right_after(prefix: Tensor, trace: Tensor, position: Tensor) -> Tensor:
-    """bool[B]: whether a position int64[B] on a trace int64[B, T] comes right after a prefix int64[B, F]."""
+    """bool[B]: True if a position int64[B] on a trace int64[B, T] comes right after a prefix int64[B, F]."""
     return (position == prefix.shape[1]) & (trace[:, : prefix.shape[1]] == prefix).all(dim=1)
 
 

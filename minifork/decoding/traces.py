@@ -102,17 +102,22 @@ class TraceTree:
         return state.where(state >= self.first_outcome, self.dfa.shape[1] - 1) if length == self.max_new else state
 
     def zero_totals(self, dtype: torch.dtype) -> Tensor:
-        """[2, B, outcomes] of zeros: for every outcome the weight of the traces that end there, and weight x length."""
+        """Totals [2, B, outcomes] of zeros, to which an engine adds in place.
+
+        totals[0] holds the weight of the traces that end in each outcome: their probability, or their number if traces
+        are sampled. totals[1] holds their weight x length in tokens.
+        """
         return torch.zeros(2, len(self), self.outcome_count, dtype=dtype, device=self.dfa.device)
 
     def start_rows(self, weight: float, totals: Tensor) -> tuple[Rows, Tensor, Tensor]:
-        """The forced tokens where they are live: rows, states int64[R], next logits [R, V]; totals as `drop_ended`."""
+        """`drop_ended` right after the forced tokens: rows, states int64[R], next logits [R, V]; adds to totals."""
         return self.drop_ended(*self.after_forced(), weight, totals)
 
     def drop_ended(self, rows: Rows, logits: Tensor, weight: float, totals: Tensor) -> tuple[Rows, Tensor, Tensor]:
-        """`after_forced` without problems whose forced tokens lead to an outcome, and the states int64[R] of the rest.
+        """The rows, states int64[R] and logits of problems that are live after their forced tokens.
 
-        The others add ``weight`` to totals [2, B, outcomes].
+        rows, logits: of all problems, as `after_forced`. If forced tokens lead to an outcome, this adds ``weight`` in
+        place to totals [2, B, outcomes].
         """
         state, length = self.forced_states()
         ended, live = state >= self.first_outcome, (state < self.first_outcome).nonzero()[:, 0]
@@ -161,12 +166,13 @@ class Traces:
 
 @dataclass(frozen=True)
 class Result:
-    """Where the traces of B problems end.
+    """The probability of every outcome of the traces of B problems.
 
-    engine: "exact", "split" or "rollout". outcomes: float64[B, outcomes], a lower bound on the probability of each
-    outcome, or its share of n rollouts. unknown: float64[B], probability not explored; outcomes and unknown sum to 1.
-    n: rollouts a problem, None where nothing was sampled. evaluated: the number of decoded prefixes. tokens:
-    float64[B, outcomes], outcomes times the mean length of their traces in tokens, forced ones included.
+    engine: "exact", "split" or "rollout". outcomes: float64[B, outcomes], the probability of each outcome. From
+    exact it is a lower bound, and the probability itself if unknown is 0. From split and rollout it is the outcome's
+    share of n rollouts. unknown: float64[B], probability not explored; outcomes and unknown sum to 1. n: rollouts a
+    problem, None if nothing was sampled. evaluated: the number of decoded prefixes. tokens: float64[B, outcomes],
+    outcomes times the mean length of their traces in tokens, forced ones included.
     """
 
     engine: str
@@ -189,19 +195,19 @@ class Result:
 
     @property
     def exact(self) -> bool:
-        """Whether every p is computed, with bounds at most EXACT apart."""
+        """True if every p is computed, with bounds at most EXACT apart."""
         return self.n is None and float(self.unknown.max(initial=0.0)) <= EXACT
 
     @property
     def accepted(self) -> np.ndarray:
-        """int64[B]: accepted rollouts; raises ValueError where nothing was sampled."""
+        """int64[B]: accepted rollouts; raises ValueError if nothing was sampled."""
         if self.n is None:
             raise ValueError(f"engine {self.engine} does not sample: its result counts no rollouts")
         return np.rint(self.outcomes[:, 0] * self.n).astype(np.int64)
 
 
 def sampled_result(engine: str, totals: Tensor, n: int, evaluated: int, traces: Traces | None = None) -> Result:
-    """The result of n rollouts a problem, counted in totals int64[2, B, outcomes] (see `TraceTree.zero_totals`)."""
+    """The result of n rollouts a problem, from their totals int64[2, B, outcomes] (see `TraceTree.zero_totals`)."""
     shares, tokens = totals.cpu().numpy() / n
     return Result(engine, shares, np.zeros(len(shares)), n, evaluated, tokens, traces)
 
@@ -210,8 +216,9 @@ def sampled_result(engine: str, totals: Tensor, n: int, evaluated: int, traces: 
 class Prefixes:
     """Live prefixes of one length that are decoded together: children of the rows of ``parent``.
 
-    origin: int64[R], ascending, the row of each prefix's parent; token, state: int64[R]; weight: the
-    probability float64[R] or the number of rollouts int64[R] that pass through the prefix.
+    origin: int64[R], ascending, the row of each prefix's parent; token, state: int64[R], the last token and the state
+    after it; weight: in exact the probability float64[R] of each prefix, in split the number int64[R] of rollouts that
+    pass through it.
     """
 
     parent: Rows
@@ -237,17 +244,20 @@ class Prefixes:
 
 
 def add_totals(totals: Tensor, problem: Tensor, outcome: Tensor | int, weight: Tensor, length: int) -> None:
-    """Add the weight [R] of traces of ``length`` tokens that end in an outcome int64[R] to totals [2, B, outcomes]."""
+    """Add in place the weight [R] of traces of ``length`` tokens, which end in an outcome int64[R], to totals.
+
+    totals: [2, B, outcomes], weight and weight x length (`TraceTree.zero_totals`).
+    """
     place = problem * totals.shape[2] + outcome
     totals[0].view(-1).index_add_(0, place, weight)
     totals[1].view(-1).index_add_(0, place, weight * length)
 
 
 def step_every_token(tree: TraceTree, rows: Rows, state: Tensor, weight: Tensor, totals: Tensor) -> Prefixes:
-    """Add the weight of next tokens that reach an outcome to totals [2, B, outcomes]; returns the live children.
+    """The live children of rows. Adds in place the weight of next tokens that reach an outcome to totals.
 
     state: int64[R], the state of each row; weight: [R, V], the weight that passes through each next token. Children at
-    the length limit go to the last outcome.
+    the length limit go to the last outcome. totals: [2, B, outcomes] (`TraceTree.zero_totals`).
     """
     row, token = (weight > 0).nonzero(as_tuple=True)
     after, length = tree.dfa[rows.problem[row], state[row], token], rows.length + 1
@@ -262,6 +272,6 @@ def step_every_token(tree: TraceTree, rows: Rows, state: Tensor, weight: Tensor,
 
 def chunks(n: int, size: int) -> Iterator[slice]:
     """range(n) in as few slices of at most ``size`` as possible, of nearly equal length."""
-    parts = -(-n // size)
-    for i in range(parts):
-        yield slice(i * n // parts, (i + 1) * n // parts)
+    count = -(-n // size)
+    for i in range(count):
+        yield slice(i * n // count, (i + 1) * n // count)

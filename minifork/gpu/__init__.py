@@ -1,1 +1,1 @@
-"""Rollouts on a GPU: the fused kernel, how it is compiled and launched, and CUDA graphs where it cannot run."""
+"""Rollouts on a GPU: the fused kernel, how it is compiled and launched, and CUDA graphs if it cannot run."""

@@ -1,5 +1,5 @@
 """Rollouts in the fastest way: on a CPU the torch reference; on a GPU the fused kernel, or a CUDA graph of torch
-operations where the kernel cannot run. All draw the same tokens from the same logits.
+operations if the kernel cannot run. All draw the same tokens from the same logits.
 """
 
 import warnings
@@ -12,16 +12,16 @@ from minifork.decoding.rollout import rollout
 from minifork.decoding.traces import Result, TraceTree
 from minifork.gpu import kernel
 from minifork.gpu.driver import GPU
-from minifork.gpu.graphed import empty_rows, graphed
+from minifork.gpu.graphed import empty_rows, graph_rollout
 from minifork.gpu.kernel import UnavailableError
 
-TOLERANCE = 1e-3  # how far a token's probability in fp32 may be from torch's
-MISSES = 1e-3  # share of tokens that may be farther, as rounding decides at the edge of a policy's cut
-TOLERANCE_BF16 = 0.02  # how far probabilities in bf16 may be from torch's in the mean over tokens
+TOLERANCE = 1e-3  # largest difference between a token's probabilities in the kernel (fp32) and in torch
+MISSES = 1e-3  # share of tokens that may differ more, as rounding decides at the edge of a policy's cut
+TOLERANCE_BF16 = 0.02  # largest mean difference, over tokens, between probabilities in bf16 and in torch
 
 
 def sample(tree: TraceTree, n: int, seed: int, traces: bool = False, bf16: bool = False) -> Result:
-    """Where n rollouts a problem end, as `minifork.decoding.rollout.rollout`, in the fastest way.
+    """The result of n rollouts a problem, as `minifork.decoding.rollout.rollout`, in the fastest way.
 
     bf16: the kernel computes in bf16, which moves p by up to some percent (docs/kernel.md).
     """
@@ -34,7 +34,7 @@ def sample(tree: TraceTree, n: int, seed: int, traces: bool = False, bf16: bool 
         return kernel.run_kernel(tree, n, seed, gpu, rows, bf16, traces)
     except UnavailableError as error:
         warnings.warn(f"rollouts run without the fused kernel, several times slower: {error}", stacklevel=2)
-    return rollout(tree, n, seed, traces) if traces else graphed(tree, n, seed)
+    return rollout(tree, n, seed, traces) if traces else graph_rollout(tree, n, seed)
 
 
 @lru_cache
@@ -44,9 +44,9 @@ def cuda_device(device: torch.device) -> GPU:
 
 
 def tested_rows(gpu: GPU, tree: TraceTree, rows: int, bf16: bool) -> int:
-    """The rows that a block decodes: ``rows``, or fewer where so many do not fit. Tests a build before its first use.
+    """The rows that a block decodes: ``rows``, or fewer if so many do not fit. Tests a build before its first use.
 
-    Raises UnavailableError where no number of rows fits or the test fails.
+    Raises UnavailableError if no number of rows fits or the test fails.
     """
     build = kernel.build_for(tree, rows, bf16)
     try:
@@ -64,12 +64,12 @@ def tested_rows(gpu: GPU, tree: TraceTree, rows: int, bf16: bool) -> int:
 def self_test(machine: kernel.Machine, tree: TraceTree, rows: int, bf16: bool) -> None:
     """Compare the kernel's probabilities of the tokens that it samples with torch's.
 
-    Raises UnavailableError where they differ.
+    Raises UnavailableError if they differ.
     """
-    part = tree[:64]
-    traces = kernel.run_kernel(part, 32, 0, machine, rows, bf16, traces=True).traces
+    tree = tree[:64]
+    traces = kernel.run_kernel(tree, 32, 0, machine, rows, bf16, traces=True).traces
     assert traces is not None
-    scored, expected = kernel.score(part, traces.tokens, machine, rows, bf16), teacher_forced(part, traces.tokens)
+    scored, expected = kernel.score(tree, traces.tokens, machine, rows, bf16), teacher_forced(tree, traces.tokens)
     error = (scored.exp() - expected.exp()).abs()[traces.tokens >= 0]
     close = error.mean() <= TOLERANCE_BF16 if bf16 else (error > TOLERANCE).float().mean() <= MISSES
     if not (close and torch.isfinite(error).all()):

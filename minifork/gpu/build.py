@@ -73,7 +73,7 @@ def options(build: Build, arch: str) -> list[str]:
     """The compiler's options; arch as "sm_90".
 
     With fmad=false products and sums are fused only where the source says so, so fp32 results equal the host twin's.
-    Two blocks share a multiprocessor where their registers and shared memory allow it.
+    Two blocks share a multiprocessor if their registers and shared memory allow it.
     """
     blocks = 2 if build.bf16 and build.width < 256 else 1
     flags = [f"--gpu-architecture={arch}", "--std=c++17", "--fmad=false", "--ptxas-options=-v"]

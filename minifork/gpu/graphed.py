@@ -1,7 +1,7 @@
 """Rollouts as one fixed sequence of torch operations, which a CUDA graph can replay.
 
 Every row is decoded to the length limit, even after its end, so no step waits for the CPU. Prompts are shared, and keys
-and values of suffixes lie in fixed buffers. `minifork.gpu.backends` uses it on a GPU where the fused kernel cannot run,
+and values of suffixes lie in fixed buffers. `minifork.gpu.backends` uses it on a GPU if the fused kernel cannot run,
 and benchmarks compare the kernel with it.
 """
 
@@ -24,8 +24,8 @@ def empty_rows(tree: TraceTree, n: int) -> Rows:
 
 
 @torch.no_grad()
-def dense(tree: TraceTree, rows: Rows, first: Tensor, seed: int | None) -> tuple[Tensor, Tensor]:
-    """Totals int64[2, B, outcomes] (`TraceTree.zero_totals`) of rollouts, and whether all logits were finite, bool[].
+def roll_to_limit(tree: TraceTree, rows: Rows, first: Tensor, seed: int | None) -> tuple[Tensor, Tensor]:
+    """Totals int64[2, B, outcomes] (`TraceTree.zero_totals`) of rollouts, and bool[]: True if all logits were finite.
 
     The rollouts have the numbers first, first + 1, ..., one for each row of a problem (see `empty_rows`). first:
     int64[]. seed: of the counter-based draws, the same as in every other backend; None for torch's own generator.
@@ -53,12 +53,12 @@ def dense(tree: TraceTree, rows: Rows, first: Tensor, seed: int | None) -> tuple
 
 
 class Graph:
-    """`dense` with n rows for each problem of a tree, recorded once and replayed for trees of the same shape.
+    """`roll_to_limit` with n rows for each problem of a tree, recorded once and replayed for trees of the same shape.
 
-    run: `dense` itself, or compiled. On a CPU nothing is recorded, and every call runs the operations anew.
+    run: `roll_to_limit` itself, or compiled. On a CPU nothing is recorded, and every call runs the operations anew.
     """
 
-    def __init__(self, tree: TraceTree, n: int, seed: int | None, run: Callable = dense) -> None:
+    def __init__(self, tree: TraceTree, n: int, seed: int | None, run: Callable = roll_to_limit) -> None:
         logits, k, v, dfa, ids, forced = (tensor.clone() for tensor in _inputs(tree))
         self.tree = replace(tree, prompts=Prompts(logits, k, v), dfa=dfa, forced=forced, ids=ids)
         self.rows, self.seed, self.run, self.graph = empty_rows(self.tree, n), seed, run, None
@@ -78,7 +78,7 @@ class Graph:
         return self.run(self.tree, self.rows, self.first, self.seed)
 
     def __call__(self, tree: TraceTree, first: int) -> tuple[Tensor, Tensor]:
-        """The return value of `dense` for these problems. The next call overwrites it."""
+        """The return value of `roll_to_limit` for these problems. The next call overwrites it."""
         self.first.fill_(first)
         for fixed, new in zip(_inputs(self.tree), _inputs(tree), strict=True):
             fixed.copy_(new)
@@ -92,8 +92,8 @@ def _inputs(tree: TraceTree) -> list[Tensor]:
     return [tree.prompts.logits, tree.prompts.k, tree.prompts.v, tree.dfa, tree.ids, tree.forced]
 
 
-def graphed(tree: TraceTree, n: int, seed: int | None, rows: int = 2**16) -> Result:
-    """Where n rollouts a problem end, about ``rows`` of them at once; as `minifork.decoding.rollout.rollout`.
+def graph_rollout(tree: TraceTree, n: int, seed: int | None, rows: int = 2**16) -> Result:
+    """The result of n rollouts a problem, about ``rows`` of them at once; as `minifork.decoding.rollout.rollout`.
 
     Raises ValueError on logits that are not finite.
     """
@@ -102,14 +102,14 @@ def graphed(tree: TraceTree, n: int, seed: int | None, rows: int = 2**16) -> Res
     graphs: dict[tuple[int, int], Graph] = {}
     totals, finite = tree.zero_totals(torch.int64), torch.ones((), dtype=torch.bool, device=tree.dfa.device)
     for start in range(0, len(tree), problems):
-        part = tree[start : start + problems]
+        batch = tree[start : start + problems]
         for first in range(0, n, at_once):
-            shape = len(part), min(at_once, n - first)
+            shape = len(batch), min(at_once, n - first)
             if shape not in graphs:
-                graphs[shape] = Graph(part, shape[1], seed)
-            ended, fine = graphs[shape](part, first)
-            totals[:, start : start + problems] += ended
-            finite &= fine
+                graphs[shape] = Graph(batch, shape[1], seed)
+            batch_totals, batch_finite = graphs[shape](batch, first)
+            totals[:, start : start + problems] += batch_totals
+            finite &= batch_finite
     if not finite:
         raise ValueError("the model's logits are not finite")
     return sampled_result("rollout", totals, n, int(totals[1].sum()) - len(tree) * n)

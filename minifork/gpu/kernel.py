@@ -25,6 +25,9 @@ WIDTHS, HEAD_SIZES = (64, 128, 256), (16, 32, 64)
 TILES = (64, 32, 16)  # rows that a block may decode side by side, the best for large batches first
 KERNEL_STEPS = {"temperature": 0, "top_k": 1, "top_p": 2, "min_p": 3}
 MOST_STEPS = 4
+# totals: as `TraceTree.zero_totals`; tokens, gap, total: one entry for every token of every rollout; outcome: one for
+# every rollout. gap is the token's logit minus the largest logit, under the policy. total is the sum of exp(logit -
+# largest logit) over the vocabulary. So a token's log-probability is gap - log(total).
 OUTPUTS = ("totals", "tokens", "gap", "total", "outcome")
 POINTERS = (*"logits prompt weights token position dfa forced ids given suffix".split(), *OUTPUTS, "bad")
 
@@ -52,12 +55,12 @@ class Build:
 
     @property
     def dtype(self) -> torch.dtype:
-        """Of weights, keys and values."""
+        """The type of weights, keys and values."""
         return torch.bfloat16 if self.bf16 else torch.float32
 
 
 class Machine(Protocol):
-    """Where the kernel runs."""
+    """A device that the kernel is compiled for and launched on."""
 
     def blocks(self, build: Build, work: int) -> int:
         """The number of blocks to launch for ``work`` rollouts."""
@@ -80,7 +83,7 @@ class Args(ctypes.Structure):
 
 
 def require_supported(tree: TraceTree) -> None:
-    """Raise UnavailableError, saying why, where the kernel cannot run this tree."""
+    """Raise UnavailableError, saying why, if the kernel cannot run this tree."""
     shape, vocab, states = tree.model.shape, tree.model.vocab_size, tree.dfa.shape[1]
     size, length = shape.width // shape.heads, tree.prompts.length + tree.max_new
     supported = {
@@ -119,17 +122,18 @@ def pack(model: GPT, bf16: bool) -> Tensor:
     A layer is q, k, v, out, then for every quarter of the hidden layer its parts of ``up`` and ``down``. The head is
     last, padded to whole tiles of 8 tokens.
     """
-    width, parts = model.shape.width, list[Tensor]()
+    width, matrices = model.shape.width, list[Tensor]()
     for block in model.blocks:
         q, k, v = (block.qkv.weight * block.norm_attention.weight).split(width)
         up = (block.up.weight * block.norm_mlp.weight).split(width)
         down = block.down.weight.split(width, dim=1)
         scale = 1 / math.sqrt(width // model.shape.heads)
-        parts += [q * scale, k, v, block.out.weight]
-        parts += [matrix for quarter in zip(up, down, strict=True) for matrix in quarter]
+        matrices += [q * scale, k, v, block.out.weight]
+        for quarter in zip(up, down, strict=True):
+            matrices += quarter
     head = model.head.weight * model.norm.weight
-    parts.append(F.pad(head, (0, 0, 0, -len(head) % 8)))
-    return torch.cat([(fragments(part) if bf16 else part.T).flatten() for part in parts]).contiguous()
+    matrices.append(F.pad(head, (0, 0, 0, -len(head) % 8)))
+    return torch.cat([(fragments(matrix) if bf16 else matrix.T).flatten() for matrix in matrices]).contiguous()
 
 
 def fragments(matrix: Tensor) -> Tensor:
@@ -145,7 +149,7 @@ def fragments(matrix: Tensor) -> Tensor:
 def run_kernel(
     tree: TraceTree, n: int, seed: int, machine: Machine, rows: int = 64, bf16: bool = True, traces: bool = False
 ) -> Result:
-    """Where n rollouts a problem end, as `minifork.decoding.rollout.rollout`, by the kernel.
+    """The result of n rollouts a problem by the kernel, as `minifork.decoding.rollout.rollout`.
 
     On out-of-memory it halves the problems and retries, with a warning.
     """
@@ -164,6 +168,7 @@ def score(tree: TraceTree, tokens: Tensor, machine: Machine, rows: int = 64, bf1
 
 
 def _logp(out: dict[str, Tensor]) -> Tensor:
+    """The log-probability float64[B, n, max_new] of every token, from the kernel's outputs (see OUTPUTS)."""
     return out["gap"].double() - out["total"].double().log()
 
 
@@ -184,8 +189,8 @@ def _launch(
     half = -(-len(tree) // 2)
     warnings.warn(f"out of memory with {len(tree)} problems at once: trying {half}", stacklevel=3)
     halves = [
-        _launch(tree[part], n, seed, machine, build, None if target is None else target[part], traces)
-        for part in (slice(half), slice(half, None))
+        _launch(tree[problems], n, seed, machine, build, None if target is None else target[problems], traces)
+        for problems in (slice(half), slice(half, None))
     ]
     return {name: torch.cat([out[name] for out in halves], dim=int(name == "totals")) for name in halves[0]}
 
@@ -196,9 +201,8 @@ def lay_out(
 ) -> tuple[dict[str, Tensor], Args, int]:
     """The arguments of a launch: tensors by name, the `Args` that point to them, and the number of blocks.
 
-    target: int64[B, n, max_new], traces to score, or None to sample.
-    The tensors must live as long as the kernel runs. It reads most of them, writes OUTPUTS and ``bad``, and adds to
-    ``totals``.
+    target: int64[B, n, max_new], traces to score, or None to sample. The tensors must live as long as the kernel runs.
+    It reads most of them, writes OUTPUTS and ``bad``, and adds to ``totals``.
     """
     count, device, steps = len(tree), tree.dfa.device, policy_steps(tree.policy)
     tree.require_finite(tree.prompts.logits, torch.arange(count, device=device))

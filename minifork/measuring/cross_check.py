@@ -42,13 +42,17 @@ def check_result(settings: Eval, tree: TraceTree, result: Result) -> dict:
 def check_strata(settings: Eval, tree: TraceTree, strata: Strata, prefix: Tensor, length: Tensor) -> dict:
     """Test p_ij of each problem and stratum, which `stratified.stratify` computed from prefix and length.
 
-    Each stratum is sampled with a seed of its own. With a common seed their counts would depend on each other.
+    Each stratum is sampled with a seed of its own: CHECK_SEED, CHECK_SEED + 1, ... With a common seed their counts
+    would depend on each other.
     """
     started, n, first = time.monotonic(), settings.check_rollouts, slice(0, settings.check_problems)
     seeds = itertools.count(CHECK_SEED)
-    second = stratified.stratify(
-        tree[first], prefix[first], length[first], settings.strata, lambda branch: sample(branch, n, next(seeds))
-    )
+
+    def sample_stratum(stratum: TraceTree) -> Result:
+        """n rollouts a problem with the next seed."""
+        return sample(stratum, n, next(seeds))
+
+    second = stratified.stratify(tree[first], prefix[first], length[first], settings.strata, sample_stratum)
     counts = np.rint(second.p_lo * n).astype(int).ravel()
     low, high = strata.p_lo[first].ravel(), strata.p_hi[first].ravel()
     p_value = _computed_p_value(counts, n, low, high, np.array_equal(low, high))

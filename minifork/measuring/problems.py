@@ -8,7 +8,7 @@ import torch
 from torch import Tensor
 
 from data_gen import streams
-from data_gen.task import Problems, Task
+from data_gen.task import Batch, Task
 from data_gen.verifier import DFA
 from minifork.settings import Eval
 
@@ -17,7 +17,7 @@ from minifork.settings import Eval
 class ProblemSet:
     """Problems of a task as tensors: prompts [n, P], automata [n, S, V] and the names of their outcomes.
 
-    fork, branches: the trace up to the fork [n, F] and the branches [n, d], the right one first; None where the task
+    fork, branches: the trace up to the fork [n, F] and the branches [n, d], the right one first; None if the task
     declares no fork. prefixes: how many rows in turn are the same problem with another integer before its trace
     (`sft.prefix`). A sample draws one of these integers, so a problem's probabilities are the means over its rows.
     """
@@ -35,25 +35,25 @@ class ProblemSet:
         """int64[n, S]: the fewest tokens from each state of the automata to acceptance."""
         return DFA(self.dfa.cpu().numpy(), self.outcome_names).shortest()
 
-    def shortest_trace(self, mode: str) -> np.ndarray:
+    def shortest_trace(self, mode_name: str) -> np.ndarray:
         """int64[n / prefixes]: the tokens of the shortest accepted trace of each problem in a mode."""
-        after_mode = self.dfa[:, 0, self.task.mode_token(mode)].cpu().numpy()
+        after_mode = self.dfa[:, 0, self.task.mode_token(mode_name)].cpu().numpy()
         return 1 + self.shortest[np.arange(len(after_mode)), after_mode][:: self.prefixes]
 
     def at_fork(self) -> tuple[Tensor, Tensor]:
-        """The fork prefix and the branches; raises ValueError where the task declares no fork."""
+        """The fork prefix and the branches; raises ValueError if the task declares no fork."""
         if self.fork is None or self.branches is None:
             raise ValueError(f"{type(self.task).__name__} declares no fork")
         return self.fork, self.branches
 
 
-def evaluation_problems(task: Task, settings: Eval, order: str = "shuffled", cue_rate: float = 0.0) -> Problems:
-    """The problems that eval.problems asks for, branches printed in this order, this share of the problems cued."""
+def evaluation_problems(task: Task, settings: Eval, order: str = "shuffled", cue_rate: float = 0.0) -> Batch:
+    """The eval.problems problems of a split, with branches printed in this order and this share of problems cued."""
     task = task.printed(order)
     return streams.test_problems(task, settings.problems, cue_rate, forked=settings.forked, stream=settings.split)
 
 
-def training_forks(task: Task, mixture: streams.Mixture, seed: int, traces: int, limit: int) -> Problems | None:
+def training_forks(task: Task, mixture: streams.Mixture, seed: int, traces: int, limit: int) -> Batch | None:
     """The fine-tuning problems whose trace passed the fork, the first ``limit`` of them; None if there are none."""
     data = streams.sft_examples(task, mixture, seed, traces, 0)
     prefix = task.fork_prefix(data.problems)
@@ -64,7 +64,7 @@ def training_forks(task: Task, mixture: streams.Mixture, seed: int, traces: int,
     return data.problems[crossed] if len(crossed) else None
 
 
-def problem_set(task: Task, problems: Problems, device: str, grading: str = "steps", prefix: int = 0) -> ProblemSet:
+def problem_set(task: Task, problems: Batch, device: str, grading: str = "steps", prefix: int = 0) -> ProblemSet:
     """The tensors of a batch of problems, graded by "steps" or by the "answer" alone; prefix as `sft.prefix`."""
     dfa = task.answer_dfa(problems) if grading == "answer" else task.dfa(problems)
     prompts, prefixes = task.prompts(problems), max(1, prefix)

@@ -9,16 +9,16 @@ from minifork.decoding.stratified import Strata
 from minifork.decoding.traces import Result
 from minifork.statistics import intervals, passk
 
-COUNTED = 5  # fewest problems for a mean over a part of them, such as confidence_wrong
+MIN_PROBLEMS = 5  # fewest problems for a mean over a part of them, such as confidence_wrong
 TAUS = (0.01, 0.05, 0.25, 0.5, 0.75, 0.95)
 
 
 def pass_statistics(result: Result, ks: Sequence[int]) -> dict:
-    """pass@k and what it is made of, from one engine result.
+    """pass@k, its ceiling's losses, and the spread of p, from one engine result.
 
-    pass_at: if p was computed, the certified lower bound; pass_at_lo and pass_at_hi are both bounds, and where these
-    differ, what depends on the mean p is null. If p was sampled, the unbiased estimate, for k <= n only and without
-    bounds. ci95: the 95 % interval over problems.
+    pass_at: if p was computed, the certified lower bound. pass_at_lo and pass_at_hi are both bounds. If these differ,
+    J, index and rho are null, because they need the mean p. If p was sampled, pass_at is the unbiased estimate, for
+    k <= n only and without bounds. ci95: the 95 % interval over problems.
     """
     p, n, low, high, errors = result.p_lo, result.n, None, None, None
     if n is None:
@@ -30,14 +30,14 @@ def pass_statistics(result: Result, ks: Sequence[int]) -> dict:
         per_problem = _estimates(result, ks)
         rho = float(passk.polarisation(p.mean(), _estimates(result, [2]).mean(axis=0), [2])[1][0])
         errors = by_k(ks, [passk.sampling_error(p, n, k) for k in ks])
-    passed = per_problem.mean(axis=0)
-    loss, index = passk.polarisation(p.mean(), passed, ks)
+    pass_at_k = per_problem.mean(axis=0)
+    loss, index = passk.polarisation(p.mean(), pass_at_k, ks)
     mean_known = result.exact or n is not None
     return {
         "engine": result.engine,
         "n": n,
         "tokens": float(result.tokens.sum() / result.outcomes.sum()) if result.outcomes.any() else None,
-        "pass_at": by_k(ks, passed),
+        "pass_at": by_k(ks, pass_at_k),
         "pass_at_lo": low,
         "pass_at_hi": high,
         "ci95": ci95(ks, per_problem),
@@ -73,7 +73,7 @@ def wasted(result: Result, shortest: np.ndarray) -> float | None:
 
 
 def stratified_coverage(strata: Strata, ks: Sequence[int]) -> dict:
-    """pass@k of a stratified decoder; what is defined for i.i.d. samples only is null."""
+    """pass@k of a stratified decoder. Keys that are defined for i.i.d. samples only are null."""
     per_problem, highest = (stratified.dealt_pass_at_k(p, ks) for p in (strata.p_lo, strata.p_hi))
     return {
         "engine": "exact",
@@ -87,7 +87,7 @@ def stratified_coverage(strata: Strata, ks: Sequence[int]) -> dict:
 
 
 def by_k(ks: Iterable[int], values: Iterable[float]) -> dict[str, float]:
-    """{"1": .., "2": .., ..}"""
+    """The values of each k as a record stores them: {"1": .., "2": .., "4": ..}."""
     return {str(k): float(v) for k, v in zip(ks, values, strict=True)}
 
 
@@ -103,7 +103,7 @@ def errors(result: Result, outcomes: Sequence[str]) -> dict[str, float]:
 
 
 def fork_statistics(branch: np.ndarray) -> dict:
-    """What a model does at the fork, from float64[n, d] with the right branch first; entropies in nats."""
+    """Statistics of a model at the fork, from float64[n, d] with the right branch first; entropies in nats."""
     values = {name: value[~np.isnan(value)] for name, value in fork_quantities(branch).items()}
     return {name: float(value.mean()) if len(value) else None for name, value in values.items()} | {"n": len(branch)}
 
@@ -124,11 +124,11 @@ def fork_quantities(branch: np.ndarray) -> dict[str, np.ndarray]:
 def fork_values(branch: np.ndarray, quantity: str) -> np.ndarray:
     """A fork statistic of branch probabilities [n, d] as values or pseudo-values of every problem, float64[n].
 
-    All are nan if its mean is over fewer than COUNTED problems, too few for an interval.
+    All are nan if its mean is over fewer than MIN_PROBLEMS problems, too few for an interval.
     """
     value = fork_quantities(branch)[quantity]
     present = ~np.isnan(value)
-    if present.sum() < COUNTED:
+    if present.sum() < MIN_PROBLEMS:
         return np.full(len(value), np.nan)
     if present.all():
         return value

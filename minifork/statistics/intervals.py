@@ -20,7 +20,7 @@ import numpy as np
 from numpy.typing import ArrayLike
 
 MAX_PAIR_SD = 1.25  # of logits over pairs: up to a true one of 1, intervals that are shown cover .90 (test_coverage.py)
-_MAX_SHARE = 1e6  # where the search for the ends of an interval of a share stops
+_MAX_SHARE = 1e6  # the search for the ends of an interval of a share stops here
 
 
 def beta_interval(correct: ArrayLike, n: int, level: float = 0.95) -> np.ndarray:
@@ -68,7 +68,7 @@ def probability_interval(values: np.ndarray) -> np.ndarray:
 
     Near 0 and 1 the means of pairs are skewed, and a few pairs seldom show how much. So the variance of the pairs is
     also estimated from their logits, as that of a lognormal, and the larger estimate is used. Do not show the interval
-    where `pairs_differ`.
+    if `pairs_differ`.
     """
     mean, slack = float(values.mean()), 3 / values.shape[1]
     ends = np.array([mean, mean])
@@ -85,7 +85,7 @@ def difference_interval(first: np.ndarray, second: np.ndarray) -> np.ndarray:
 
     It is `mean_interval` of the difference, widened near 0 and 1, where intervals of probabilities are skewed: to the
     square of each side it adds what the logit scale adds to the squares of the sides of both means (the method of
-    variance estimates recovery, Zou and Donner 2008). Do not show it where the pairs of either differ (`pairs_differ`).
+    variance estimates recovery, Zou and Donner 2008). Do not show it if the pairs of either differ (`pairs_differ`).
     """
     (first_below, first_above), (second_below, second_above) = _skew(first), _skew(second)
     square, slack = _half_width(first - second) ** 2, 3 / first.shape[1]
@@ -94,15 +94,15 @@ def difference_interval(first: np.ndarray, second: np.ndarray) -> np.ndarray:
 
 
 def _skew(values: np.ndarray) -> np.ndarray:
-    """By how much the squared sides, below and above, of `probability_interval` exceed those of `mean_interval`."""
+    """The excess of the squared sides, below and above, of `probability_interval` over those of `mean_interval`."""
     sides = values.mean() - probability_interval(values)
     return np.maximum(sides**2 - max(_half_width(values), 3 / values.shape[1]) ** 2, 0.0)
 
 
 def pairs_differ(values: np.ndarray) -> bool:
-    """Whether `probability_interval` of values [pairs, problems] covers too rarely, as the pairs differ so much.
+    """True if pairs differ so much that `probability_interval` of values [pairs, problems] covers too rarely.
 
-    They do if the logits of their means have a standard deviation above MAX_PAIR_SD.
+    This is so if the logits of their means have a standard deviation above MAX_PAIR_SD.
     """
     return _logit_variance(values) > MAX_PAIR_SD**2
 
@@ -116,7 +116,7 @@ def _logit_variance(values: np.ndarray) -> float:
 def share_interval(gain: np.ndarray, whole: np.ndarray) -> np.ndarray | None:
     """The 95 % interval of mean gain / mean whole, float64[pairs, problems] each (Fieller 1954).
 
-    It holds every share c for which the interval of gain - c whole contains 0. None where the interval of whole
+    It holds every share c for which the interval of gain - c whole contains 0. None if the interval of whole
     contains 0, as no share is refuted then.
     """
     if np.prod(mean_interval(whole)) <= 0:
@@ -146,9 +146,10 @@ def _farthest(refuted: Callable[[float], bool], share: float, direction: float) 
 def pseudo_values(statistic: Callable[[np.ndarray], np.ndarray], values: np.ndarray) -> np.ndarray:
     """A statistic of means over problems, plus the influence of each problem on it, float64[n, ...].
 
-    The mean of pseudo-values is the statistic, and their variance gives its variance. values: float64[m, n], m
-    quantities of every problem. statistic: a function from means [draws, m] to values [draws, ...]. The influence is
-    that of the jackknife, which leaves out one problem at a time (Tukey 1958). Raises ValueError for a single problem.
+    The mean of pseudo-values is the statistic, and their variance gives its variance. values: float64[m, n], with the
+    axes [quantities, problems]; the other tables of this module are [pairs, problems]. statistic: a function from means
+    [rows, quantities] to values [rows, ...]. The influence is that of the jackknife, which leaves out one problem at a
+    time (Tukey 1958). Raises ValueError for a single problem.
     """
     n = values.shape[1]
     if n < 2:

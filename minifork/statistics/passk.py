@@ -1,4 +1,4 @@
-"""pass@k and what it is made of.
+"""pass@k, its ceiling and its polarisation loss.
 
 With p_i the probability that one sampled trace for problem i is accepted:
 
@@ -57,7 +57,7 @@ def unbiased_pass_at_k(correct: ArrayLike, n: int, k: int) -> np.ndarray:
 
 
 def _log_miss(c: np.ndarray, n: int, k: int) -> np.ndarray:
-    """log C(n-c, k)/C(n, k), float64[m], from c [m]; meaningless where c + k > n.
+    """log C(n-c, k)/C(n, k), float64[m], from c [m]; meaningless if c + k > n.
 
     The ratio is a product of min(c, k) factors 1 - max(c, k)/(n - j). If there are more than _FACTORS, it is computed
     as the difference of Stirling series instead, in which the terms of order n log n cancel exactly.
@@ -111,11 +111,11 @@ def cover_at(p: np.ndarray, taus: ArrayLike) -> np.ndarray:
     return (p[:, None] >= np.asarray(taus)).mean(axis=0)
 
 
-def polarisation(mean_p: np.ndarray, passed: np.ndarray, ks: ArrayLike) -> tuple[np.ndarray, np.ndarray]:
+def polarisation(mean_p: np.ndarray, pass_at_k: np.ndarray, ks: ArrayLike) -> tuple[np.ndarray, np.ndarray]:
     """J_k and the polarisation index from mean p [...] and pass@k [..., K]. At k = 1 the index, 0/0, is set to 0."""
     mean_p = np.asarray(mean_p)[..., None]
     ceiling = problem_pass_at_k(mean_p, ks)
-    loss = np.maximum(ceiling - passed, 0.0)
+    loss = np.maximum(ceiling - pass_at_k, 0.0)
     room = ceiling - mean_p
     return loss, np.divide(loss, room, out=np.zeros_like(loss), where=room > 1e-12)
 

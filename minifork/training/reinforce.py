@@ -23,7 +23,7 @@ import torch
 from torch import Tensor
 
 from data_gen import streams
-from data_gen.task import PAD, Problems, Task
+from data_gen.task import PAD, Batch, Task
 from data_gen.walks import IGNORE
 from minifork import measure
 from minifork.decoding.policy import Policy
@@ -72,12 +72,12 @@ def objective(config: Config, reference: GPT, device: str) -> Objective:
 
 
 @lru_cache(maxsize=2)
-def _pool(task: Task, seed: int, count: int) -> Problems:
+def _pool(task: Task, seed: int, count: int) -> Batch:
     """The problems to learn from: of the training stream, at a step that fine-tuning does not use."""
     return streams.training_problems(task, seed, count, POOL_STEP)
 
 
-def problems_of(config: Config, step: int) -> Problems:
+def problems_of(config: Config, step: int) -> Batch:
     """The problems of an update: a fixed pool, shuffled anew for every pass over it."""
     plan = config.rl
     passes, places = np.divmod(np.arange(step * plan.prompts, (step + 1) * plan.prompts), plan.problems)

@@ -4,7 +4,7 @@ from functools import lru_cache
 
 import numpy as np
 
-from data_gen import audit, streams, walks
+from data_gen import audit, audit_rows, streams, walks
 from data_gen.task import PAD
 from minifork import runs
 from minifork.checkpoints import new_model, pick_device
@@ -138,8 +138,8 @@ def check_prompts(config: Config) -> None:
 def _audit(config: Config, data: streams.Examples) -> tuple[list[str], str]:
     """The names of the checks that find a leak in an SFT set, and the table of all checks."""
     mixture = config.sft
-    checks = audit.audit(config.data, data, mixture.first_share, mode=mixture.mode_names[0])
-    return [check.name for check in checks if check.flagged], audit.table(checks)
+    checks = audit.audit(config.data, data, mixture.first_share, mode_name=mixture.mode_names[0])
+    return [check.name for check in checks if check.flagged], audit_rows.table(checks)
 
 
 def _verdict(leaks: list[str]) -> str:

@@ -30,7 +30,7 @@ def tasks(draw) -> Arith:
 
 
 class Sheet:
-    """What a reader of the prompt knows: who follows whom, by adding what; premise, its value, target."""
+    """The knowledge of a reader of the prompt: who follows whom, by adding what; premise, its value, target."""
 
     def __init__(self, task: Arith, prompt):
         self.task, tokens = task, [int(t) for t in prompt]
@@ -177,7 +177,7 @@ def test_the_audit_passes_and_flags_arithmetic():
     task = Arith(12, 2, 3, 11, modes="FWD,REV,RAT")
     rationale, published = Mixture("RAT", 1.0, 0.0, False, "data", False), replace(task, branch_order="published")
     assert not names_flagged(task, streams.sft_examples(task, PLAIN, 0, 400), 0.5)
-    assert not names_flagged(task, streams.sft_examples(task, rationale, 0, 400), 1.0, mode="RAT")
+    assert not names_flagged(task, streams.sft_examples(task, rationale, 0, 400), 1.0, mode_name="RAT")
     flagged = names_flagged(published, streams.sft_examples(published, PLAIN, 0, 400), 0.5)
     assert flagged >= {"first edge position", "linear probe"}
 

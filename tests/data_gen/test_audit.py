@@ -9,7 +9,7 @@ from dataclasses import replace
 import numpy as np
 import pytest
 
-from data_gen import audit, streams
+from data_gen import audit, audit_rows, streams
 from data_gen.star import Problems, Star
 from data_gen.task import concatenate
 from examples.new_task import Maze
@@ -24,7 +24,7 @@ CLEAN += [replace(PLAIN, fork_rate=rate, fork_in_graph=True) for rate in (0.25, 
 
 
 def swap_branches(task: Star, problems: Problems, rows: np.ndarray) -> Problems:
-    """Where bool[n] ``rows``, the first decoy becomes the right branch: the printed edges stay the same set."""
+    """The problems, where bool[n] ``rows`` with the first decoy right: the printed edges stay the same set."""
     steps = task.length - 1
     columns = np.arange(problems.labels.shape[1])
     columns[1 : 1 + 2 * steps] = np.roll(columns[1 : 1 + 2 * steps], steps)
@@ -49,7 +49,7 @@ def test_false_alarms():
     for seed, (task, mixture, n) in enumerate([*cases, (REFERENCE, PLAIN, 1000), (WIDE, PLAIN, 400)]):
         examples = streams.sft_examples(task, mixture, seed, n, epoch=seed)
         checks = audit.audit(task, examples, mixture.fork_rate, seed)
-        assert not any(c.flagged for c in checks), audit.table(checks)
+        assert not any(c.flagged for c in checks), audit_rows.table(checks)
 
 
 def test_p_values_are_uniform(monkeypatch):
@@ -68,7 +68,7 @@ def test_published_order_is_flagged():
     """In few traces. An audit is a function of its arguments."""
     task = Star(16, 2, 4, branch_order="published")
     checks, repeated = (audit.audit(task, streams.sft_examples(task, PLAIN, 0, 32), 0.5, seed=3) for _ in range(2))
-    assert audit.table(checks) == audit.table(repeated)
+    assert audit_rows.table(checks) == audit_rows.table(repeated)
     # A permutation p value is never 0: the observed assignment is one of its own permutations.
     assert min(check.p for check in checks) == 1 / (1 + audit.DRAWS)
     assert "first edge order" in {check.name for check in checks if check.flagged}
@@ -95,7 +95,7 @@ def test_leaks_in_labels():
 
 
 def test_leaks_in_places():
-    """Of the goal's edge, and of an edge between the ends, which the linear probe alone sees."""
+    """Leaks of the goal's edge, and of an edge between the ends, which the linear probe alone sees."""
     problems = train_problems(500)
     order = problems.order.copy()
     rows, goal_edge = np.arange(len(order)), REFERENCE.length - 2
@@ -147,7 +147,7 @@ def test_no_fork():
     for task, mixture in ((REFERENCE, replace(PLAIN, fork_rate=0.0, fork_in_graph=True)), (Star(16, 1, 4), PLAIN)):
         checks = audit.audit(task, streams.sft_examples(task, mixture, 0, 50), mixture.fork_rate)
         assert not any(c.flagged for c in checks)
-        assert len([c.name for c in checks if c.measures == "no fork"]) >= 6 and "no fork" in audit.table(checks)
+        assert len([c.name for c in checks if c.measures == "no fork"]) >= 6 and "no fork" in audit_rows.table(checks)
 
 
 def test_repeated_prompts_count_once():
@@ -185,6 +185,6 @@ def test_the_docstring_shows_a_real_table():
     task = Star(16, 2, 4, branch_order="published")
     checks = audit.audit(task, streams.sft_examples(task, PLAIN, 0, 1000), 0.5)
     documented = [line.split() for line in audit.__doc__.splitlines() if line.endswith(("LEAK", "ok"))]
-    printed = [line.split() for line in audit.table(checks).splitlines()[1:]]
+    printed = [line.split() for line in audit_rows.table(checks).splitlines()[1:]]
     # Names, verdicts and values; simulated digits may differ between BLAS builds.
     assert [(row[:2], row[-1], row[-4]) for row in documented] == [(row[:2], row[-1], row[-4]) for row in printed]

@@ -33,7 +33,7 @@ WRONG = [
     ("traces", lambda self, p, mode: np.insert(TRACES(self, p, mode), 6, PAD, axis=1), r"\[8, 7\], not int64\[8, 6\]"),
     ("traces", endless_traces, "in mode FWD does not end with eos"),
     ("dfa", dfa_of_the_print, "mode FWD changes when reprint"),
-    ("mode_token", lambda self, mode: self.sep, r"does not begin with mode_token\(mode\)"),
+    ("mode_token", lambda self, mode: self.sep, r"does not begin with mode_token\(mode_name\)"),
     ("vocab_size", property(lambda self: self.cells + 3), "in mode REV gives tokens outside"),
     ("vocab_size", property(lambda self: self.cells), "prompts.* tokens outside the vocabul"),
     ("prompt_len", property(lambda self: 16), r"prompts\(problems\) gives int64\[8, 15\], not int64\[8, 16\]"),

@@ -52,7 +52,7 @@ def test_search_traces_are_accepted_and_the_reader_agrees_everywhere(forked):
         reader = partial(read_search, SEARCHED, Graph(SEARCHED, prompts[i]))
         assert verdict(dfa, i, trace[: lengths[i]]) == "accept" == reader(trace[: lengths[i]])
         if i < 10:
-            assert_graded(dfa, i, SEARCHED.vocab_size, reader, [SEARCHED.search])
+            assert_graded(dfa, i, SEARCHED.vocab_size, reader, [SEARCHED.mode_token("SEARCH")])
     if forked:  # the right branch comes first, second or third equally often
         assert all(abs(z_score((lengths == length).sum(), 200, 1 / 3)) < Z for length in (6, 10, 14))
 
@@ -71,7 +71,7 @@ def test_search_walks_and_their_pass_at_1():
     task, n, stop = Star(12, 2, 3, modes="FWD,REV,SEARCH"), 20_000, 0.2
     problems = streams.problems(task, 0, "test", n)
     dfa, walks = task.dfa(problems), task.searching.walks(problems.labels, stop, np.random.default_rng(0), 1)[:, 0]
-    traces = ([task.search, *walk[walk != PAD], task.eos] for walk in walks)
+    traces = ([task.mode_token("SEARCH"), *walk[walk != PAD], task.eos] for walk in walks)
     right = sum(verdict(dfa, i, trace) == "accept" for i, trace in enumerate(traces))
     branch = (1 - stop) ** 2 / 2  # a whole branch, and then a stop or the way back
     assert abs(z_score(right, n, (branch + 2 * branch**2) / 2)) < Z
@@ -88,8 +88,8 @@ def test_three_modes_for_every_problem(n):
     mixture = Mixture("FWD,REV,SEARCH", 1 / 3, 0.0, False, "problem", False)
     examples = streams.sft_examples(SEARCHED, mixture, 0, n)
     rows, prompts = np.arange(n), examples.tokens[:, : SEARCHED.prompt_len]
-    assert (examples.mode == rows % 3).all() and (prompts == prompts[rows - rows % 3]).all()
+    assert (examples.mode_index == rows % 3).all() and (prompts == prompts[rows - rows % 3]).all()
     data = streams.sft_examples(SEARCHED, replace(PLAIN, modes="FWD,SEARCH,REV", fork_rate=0.4), 0, 300)
-    assert np.bincount(data.mode).tolist() == [120, 90, 90]
+    assert np.bincount(data.mode_index).tolist() == [120, 90, 90]
     with pytest.raises(ValueError, match="fork_rate=0.333"):
         replace(mixture, fork_rate=0.5)

@@ -81,7 +81,7 @@ def test_near_repeats_by_hand():
 
 @pytest.mark.parametrize("seed", range(4))
 def test_graphs_without_a_fork_that_share_their_edges(seed):
-    """Of a small task many do: one problem's root of decoys is the start of another. False alarm 1e-2."""
+    """In a small task many do: one problem's root of decoys is the start of another. False alarm 1e-2."""
     examples = streams.sft_examples(TINY, replace(PLAIN, fork_rate=0.1, fork_in_graph=True), seed, 200)
     assert names_flagged(TINY, examples, 0.1) == set()
 
@@ -100,5 +100,5 @@ def test_a_task_without_a_graph_of_edges():
     task = Maze(5, 3)
     examples = streams.sft_examples(task, PLAIN, 0, 50)
     assert names_flagged(task, examples, 0.5) == set()
-    doubled = Examples(examples.problems[[0, 0]], examples.mode[[0, 0]], examples.tokens[[0, 0]])
-    assert "repeats" in names_flagged(task, doubled, float(examples.mode[0] == 0))
+    doubled = Examples(examples.problems[[0, 0]], examples.mode_index[[0, 0]], examples.tokens[[0, 0]])
+    assert "repeats" in names_flagged(task, doubled, float(examples.mode_index[0] == 0))

@@ -74,7 +74,7 @@ def test_the_audit_sees_branches_of_one_node():
 def test_sizes_names_the_key():
     right = {"nodes": 10, "sizes": "2x4"}
     assert_refused(Sizes, right, "sizes='' branch_order=sorted nodes=6")
-    assert_refused(Sizes, right, "sizes=2x4,3x4", ": all must print as many edges")
+    assert_refused(Sizes, right, "sizes=2x4,3x4", ": all must print the same number of edges")
     assert_refused(Sizes, right, "sizes=2x4,three", ": write ")
 
 

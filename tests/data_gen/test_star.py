@@ -97,7 +97,7 @@ def test_give_cue(task, seed):
 
 
 def test_the_cue_keeps_the_places_of_the_first_edges():
-    """Where the earlier first edge is printed: P(place) = (5 - place) / 15 with and without the cue."""
+    """The place of the earlier first edge: P(place) = (5 - place) / 15 with and without the cue."""
     problems = streams.problems(REFERENCE, 9, "train", 4000)
     for cued in (False, True):
         order = REFERENCE.give_cue(problems, np.full(4000, cued)).order

@@ -81,7 +81,7 @@ def test_fork_shares_are_exact(n, twentieths, in_graph, fresh, seed):
     mixture = replace(PLAIN, fork_rate=rate, fork_in_graph=in_graph, fresh=fresh)
     examples = streams.sft_examples(TINY, mixture, seed, n, epoch=3)
     crossing = 0
-    for row, forward in zip(examples.tokens, examples.mode == 0, strict=True):
+    for row, forward in zip(examples.tokens, examples.mode_index == 0, strict=True):
         graph = Graph(TINY, row[: TINY.prompt_len])
         answer = row[TINY.prompt_len :].tolist()
         assert grade(TINY, graph, answer) == "accept"

@@ -28,7 +28,7 @@ def random_tokens(seed: int, *shape: int) -> torch.Tensor:
 )
 @torch.no_grad()
 def test_decode_equals_the_training_path(make_model, shape, problem, selections):
-    """On a slice of prompts, for random tokens, with rows selected in between; the prompts stay as they were.
+    """Compared on a slice of prompts, for random tokens, with rows selected in between; the prompts stay as they were.
 
     So children of one parent go different ways without touching each other.
     """

@@ -15,7 +15,7 @@ from tests.helpers.dag import by_hand, dag_tree
 
 
 def contains(outer, inner) -> bool:
-    """Whether the bounds of one result lie outside those of a longer run, for p and so for pass@k."""
+    """True if the bounds of one result lie outside those of a longer run, for p and so for pass@k."""
     return bool((outer.p_lo <= inner.p_lo + 1e-7).all() and (inner.p_hi <= outer.p_hi + 1e-7).all())
 
 
@@ -44,7 +44,7 @@ def test_blocks_do_not_matter(make_model, monkeypatch, rows):
 
 
 def test_p_does_not_depend_on_the_batch(make_model, threads):
-    """Of a polarised model, whose p magnify differences in the last bits: one by one, in any order, on two threads."""
+    """A polarised model magnifies differences in the last bits: one by one, in any order, on two threads."""
     tree, _ = dag_tree(make_model, problems=23, scale=1.0)
     together = exact(tree).p_lo
     for size in (1, 3, 5, 16):

@@ -41,7 +41,7 @@ steps = st.sampled_from(sorted(values)).flatmap(lambda name: st.tuples(st.just(n
 
 
 def stay(name: str, value: float, row: list[float]) -> set[int] | None:
-    """The ids that a step keeps; None where that is too close to call."""
+    """The ids that a step keeps; None if that is too close to call."""
     top, possible = max(row), {i for i, x in enumerate(row) if x > -math.inf}
     ranked = sorted(range(len(row)), key=lambda i: (-row[i], i))  # higher logit first, equal logits by lower id
     if name == "greedy" or (name, value) == ("temperature", 0):
@@ -64,6 +64,7 @@ def stay(name: str, value: float, row: list[float]) -> set[int] | None:
         if any(row[i] < top and abs(row[i] - lowest) <= 10 * NEAR for i in possible):
             return None
         return {i for i in possible if row[i] == top or row[i] >= lowest}
+    assert name in ("temperature", "top_p"), f"add to stay() the tokens that {name} keeps"
     return possible
 
 
@@ -90,29 +91,41 @@ def test_step_is_its_definition(name, data, row):
     assert got == (pytest.approx(expected, rel=1e-6, abs=1e-30) if name == "temperature" else expected)
 
 
-LARGE = {"temperature": [0, 0.7], "greedy": [1], "top_k": [1, 3, 77], "top_p": [0.0413, 0.4137, 0.9137]}
+LARGE = {
+    "temperature": [0, 0.7],
+    "greedy": [1],
+    "top_k": [1, 3, 77],
+    "top_p": [0.0413, 0.4137, 0.9137],
+    "min_p": [0, 0.31, 1],
+    "top_n_sigma": [0, 0.31, 1],
+}
+
+
+def test_every_step_is_tried():
+    untried = set(STEPS) - (set(values) & set(LARGE))
+    assert not untried, f"add values of each of {untried} to values and LARGE, and to stay() the tokens that it keeps"
 
 
 @pytest.mark.parametrize("name", STEPS)
 def test_step_on_a_large_vocabulary_with_ties(name):
-    """Where a sort that is not stable would show; a batch with two leading axes is each row alone."""
+    """A sort that is not stable would show here. A batch with two leading axes equals its rows one by one."""
     logits = (2 * torch.randn(4, 500, generator=torch.Generator().manual_seed(0))).round()
     logits[:, ::7] = -math.inf
-    for value in LARGE.get(name, [0, 0.31, 1]):
+    for value in LARGE[name]:
         got = Policy(((name, value),))(logits.view(2, 2, 500)).view(4, 500)
         for row, result in zip(logits.tolist(), got.tolist(), strict=True):
             assert result == pytest.approx(reference(name, value, row), rel=1e-6)
 
 
 def test_top_p_keeps_the_token_that_reaches_it():
-    """And the first one, however small the value is (fp32 lacks some of these)."""
+    """The first one stays even for values that fp32 lacks."""
     reached = {1: [1e-300, 1e-46, 1e-45, 1e-38, 1e-9, 0.24], 2: [0.26, 0.49], 3: [0.51], 4: [0.76, 1]}
     for value, count in ((value, count) for count, values in reached.items() for value in values):
         assert apply("top_p", value, [0.0] * 4) == [0.0] * count + [-math.inf] * (4 - count), value
 
 
 def test_identities():
-    """Also on a tail too thin for fp32."""
+    """They keep even a tail too thin for fp32."""
     row = [0.0, *[-40.0] * 10, -200.0]
     for text in ("temperature=1", "top_p=1", "min_p=0", "top_k=12", "top_k=1e300", "top_n_sigma=1e300"):
         assert parse_policy(text)(torch.tensor(row)).tolist() == row, text

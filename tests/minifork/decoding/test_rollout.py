@@ -67,7 +67,7 @@ def test_rollouts_agree_with_exact_on_stars(make_model):
     "decoder", "temperature=1 temperature=0.7,top_p=0.9 top_k=2 min_p=0.3 top_n_sigma=1 greedy".split()
 )
 def test_rollouts_agree_with_exact(tree, decoder):
-    """As many as where a broken sampler must be caught. Outcomes without probability never occur."""
+    """With as many rollouts as catch a broken sampler. Outcomes without probability never occur."""
     tree = replace(tree, policy=parse_policy(decoder))
     p, tally = outcome_probabilities(tree), roll(tree, MANY)
     assert (tally[p == 0] == 0).all() and agrees(tally, p)
@@ -170,7 +170,7 @@ def test_lengths_agree(tree):
 
 @torch.no_grad()
 def follow(tree, problem: int, prefix: list[int]) -> tuple[int, list[float]]:
-    """Where tokens lead, and the log-probability of each under the policy, one row at a time."""
+    """The outcomes of tokens, and the log-probability of each under the policy, one row at a time."""
     rows = Rows(tree.prompts[problem : problem + 1], torch.tensor([0]), LONGEST)
     state, logits, logp = 0, tree.prompts.logits[problem : problem + 1], []
     for token in prefix:

@@ -77,7 +77,7 @@ def test_split_does_not_depend_on_the_batch(make_model, monkeypatch):
 
 
 def drawn_children(p: np.ndarray, n: int, m: int) -> np.ndarray:
-    """How m prefixes split n rollouts each between tokens of probability p."""
+    """The counts of m prefixes that split n rollouts each between tokens of probability p."""
     return splitting._split(np.tile(p, (m, 1)), np.full(m, n), np.zeros(m, dtype=np.int64), 0, 9, {})
 
 

@@ -1,4 +1,4 @@
-"""What only a GPU can show: the CUDA build against its host twin and against torch, and how failures are met.
+"""Tests that need a GPU: the CUDA build against its host twin and against torch, and its failures.
 
 `make gpu-check` runs these; everywhere else they are skipped. Statistical tests have a level of 1e-4 each.
 """
@@ -15,7 +15,7 @@ from minifork.decoding.traces import TraceTree
 from minifork.gpt import Prompts
 from minifork.gpu import backends, kernel
 from minifork.gpu.driver import GPU
-from minifork.gpu.graphed import graphed
+from minifork.gpu.graphed import graph_rollout
 from minifork.gpu.kernel import UnavailableError
 from tests.helpers.engines import CASES, POLICIES, make_tree
 
@@ -80,7 +80,7 @@ def test_backends_agree(make_model, case):
     with warnings.catch_warnings():
         warnings.simplefilter("error")  # a fallback would warn
         fused = backends.sample(tree, 400, 1)
-    plain, graph = rollout(tree, 400, 1), graphed(tree, 400, 1, rows=7000)
+    plain, graph = rollout(tree, 400, 1), graph_rollout(tree, 400, 1, rows=7000)
     for result in (fused, graph):
         moved = np.abs(result.outcomes - plain.outcomes).sum() * 400 / 2
         assert moved <= 1 + 50 * 400 * 2e-4
@@ -102,7 +102,7 @@ def test_falls_back_with_one_line(make_model, monkeypatch):
     tree = on_gpu(make_tree(make_model, "narrow", 20, "top_n_sigma=1"))
     with pytest.warns(UserWarning, match="without the fused kernel, several times slower: the policy top_n_sigma=1"):
         result = backends.sample(tree, 30, 1)
-    assert np.array_equal(result.outcomes, graphed(tree, 30, 1).outcomes)
+    assert np.array_equal(result.outcomes, graph_rollout(tree, 30, 1).outcomes)
 
     def fails(device):
         raise UnavailableError("no NVRTC")
@@ -120,7 +120,7 @@ def test_a_broken_kernel_is_not_used(make_model, monkeypatch, tmp_path):
     monkeypatch.setattr(kernel, "pack", lambda model, bf16: pack(model, bf16).roll(64))
     with pytest.warns(UserWarning, match="not torch's|not finite"):
         result = backends.sample(tree, 100, 1, bf16=True)
-    assert np.array_equal(result.outcomes, graphed(tree, 100, 1).outcomes)
+    assert np.array_equal(result.outcomes, graph_rollout(tree, 100, 1).outcomes)
 
 
 def test_memory_is_enough_for_a_million_rollouts_a_problem(make_model, gpu):

@@ -33,7 +33,7 @@ def assert_uniform(pit: np.ndarray) -> None:
 
 @pytest.mark.parametrize("n", [1, 16, 1024])
 def test_pit_is_uniform_under_the_truth(n):
-    """Also for polarised p, where two-sided p-values pile up."""
+    """Polarised p included, for which two-sided p-values pile up."""
     rng = np.random.default_rng(n)
     p = polarised(rng, 3000)
     assert_uniform(agreement.randomised_pit(rng.binomial(n, p), n, p, rng))
@@ -184,7 +184,7 @@ CRITICAL = {  # size: (distance, level), two-sided, of the tables of Smirnov (19
 
 @pytest.mark.parametrize(("m", "distance", "level"), [(m, *pair) for m in CRITICAL for pair in CRITICAL[m]])
 def test_ks_against_critical_values(m, distance, level):
-    """Of a sample whose empirical distribution lies ``distance`` above the uniform one; its order does not matter."""
+    """The sample's empirical distribution lies ``distance`` above the uniform one; its order does not matter."""
     u = np.maximum((np.arange(m) + 1) / m - distance, 0.0)
     for sample in (u, 1 - u, np.random.default_rng(0).permutation(u)):
         assert agreement.ks_uniform(sample) == pytest.approx(level, rel=0.05)

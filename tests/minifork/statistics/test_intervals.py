@@ -35,7 +35,7 @@ Z = 4.5
     ],
 )
 def test_beta_interval_against_known_values(c, n, level, low, high):
-    """And mirrored, where p is so near 1 that 1 - p has few digits."""
+    """The mirrored case included, in which p is so near 1 that 1 - p has few digits."""
     ends = intervals.beta_interval(c, n, level)
     assert ends.shape == (2,)
     np.testing.assert_allclose(ends, [low, high], rtol=2e-5)
@@ -104,7 +104,7 @@ def test_one_pair_is_about_problems_only():
 
 @pytest.mark.parametrize("pairs", [1, 2, 5])
 def test_what_does_not_vary_has_an_interval_all_the_same(pairs):
-    """What happened in none of 1,000 problems may happen in 3 of 1,000."""
+    """An event that happened in none of 1,000 problems may happen in 3 of 1,000."""
     np.testing.assert_allclose(intervals.mean_interval(np.zeros((pairs, 1000))), [-0.003, 0.003])
     np.testing.assert_allclose(intervals.probability_interval(np.ones((pairs, 1000))), [0.997, 1])
     np.testing.assert_allclose(intervals.probability_interval(np.zeros((pairs, 1000))), [0, 0.003])
@@ -119,7 +119,7 @@ def test_intervals_of_probabilities_stay_in_0_to_1(values):
 
 
 def test_pseudo_values():
-    """Of a mean they are the values; of a ratio their mean is the ratio, and they vary as the delta method says."""
+    """For a mean they are the values. For a ratio their mean is the ratio, with the variance of the delta method."""
     rng = np.random.default_rng(0)
     values = rng.random((2, 500))
     np.testing.assert_allclose(intervals.pseudo_values(lambda means: means[:, 0], values), values[0])

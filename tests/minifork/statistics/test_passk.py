@@ -20,7 +20,7 @@ probabilities = st.lists(st.one_of(st.floats(0, 1), st.sampled_from([0.0, 1.0]))
 
 @pytest.mark.parametrize("n", [1, 2, 7, 20])
 def test_unbiased_is_the_share_of_subsets(n):
-    """Of the k-subsets, those with a success; for counts of any shape and order."""
+    """The share of k-subsets with a success, for counts of any shape and order."""
     for k in range(1, n + 1):
         expected = [1 - math.comb(n - c, k) / math.comb(n, k) for c in range(n + 1)]
         values = passk.unbiased_pass_at_k(np.stack([np.arange(n + 1), np.arange(n, -1, -1)]), n, k)
@@ -113,7 +113,7 @@ def subset_variance(p: Fraction, n: int, k: int) -> Fraction:
 
 @pytest.mark.parametrize("n", [1, 2, 5, 13])
 def test_estimator_variance_is_the_mean_square_over_all_outcomes(n):
-    """And the sampling error is that of the mean over problems."""
+    """The sampling error is that of the mean over problems."""
     rates = [Fraction(0), Fraction(1, 10**9), Fraction(3, 100), Fraction(1, 2), Fraction(97, 100), Fraction(1)]
     p = np.array(rates, dtype=float)
     for k in range(1, n + 1):
@@ -147,7 +147,7 @@ def test_estimator_variance_for_large_k(k, monkeypatch):
 @hypothesis_settings
 @given(probabilities)
 def test_polarisation_is_within_its_bounds(values):
-    """And at k = 2 the index is rho."""
+    """At k = 2 the index is rho."""
     p, ks = np.array(values), [1, 2, 4, 16, 1024]
     passed = passk.pass_at_k(p, ks)
     assert (passed <= passk.problem_pass_at_k(p.mean(), ks) + 1e-12).all()  # Jensen, without the clip
@@ -165,7 +165,7 @@ def polarisation(p: np.ndarray, ks: list[int]) -> tuple[np.ndarray, np.ndarray]:
 
 @pytest.mark.parametrize("share", [0.1, 0.3, 0.9])
 def test_polarisation_is_complete_or_absent(share):
-    """Where that share of problems has p = 1 and the rest p = 0, and where all have p = share."""
+    """A share of problems has p = 1 and the rest p = 0; then all have p = share."""
     ks = [2, 4, 64, 1024]
     p = np.repeat([1.0, 0.0], [round(10 * share), 10 - round(10 * share)])
     loss, index = polarisation(p, ks)
