@@ -12,7 +12,7 @@ from dataclasses import dataclass
 
 from minifork.interrupts import as_ctrl_c
 from minifork.storage.locks import HeldError
-from minifork.terminal import forgiving
+from minifork.terminal import tolerant_output
 
 
 @dataclass(frozen=True)
@@ -86,7 +86,7 @@ def main(arguments: list[str] | None = None, commands: Mapping[str, Command] = C
     SIGTERM and SIGHUP interrupt as Ctrl-C does. A command goes on when nobody reads its output any more. What it
     refuses is one line on standard error.
     """
-    with forgiving(), as_ctrl_c():
+    with tolerant_output(), as_ctrl_c():
         options = parse_arguments(commands, arguments)
         command = commands[options.command]
         try:

@@ -23,10 +23,10 @@ from minifork.schema import TASKS, Config
 from minifork.values import Values, expand_home, flatten, override_text, parse_overrides, typed_value, unknown_key
 from minifork.values import full_key as full_key
 
-FOLDER = Path(__file__).parent / "configs"
+CONFIGS = Path(__file__).parent / "configs"
 LOADER = getattr(yaml, "CSafeLoader", yaml.SafeLoader)  # the fast one, where PyYAML has it
 _type_hints = lru_cache(get_type_hints)
-LINE = re.compile(r"( *)(\w+):[^#]*(?:#\s*(.*))?")  # of a config file: indent, key, comment
+COMMENT_LINE = re.compile(r"( *)(\w+):[^#]*(?:#\s*(.*))?")  # of a config file: indent, key, comment
 
 
 class UnknownTaskError(ValueError):
@@ -43,11 +43,11 @@ def load_config(source: Path | str = "star", overrides: Iterable[str] = ()) -> C
     """
     words = list(overrides)
     preset_words = [text for text in words if text.startswith("preset=")]
-    path = FOLDER / f"{source}.yaml" if ships(str(source)) else expand_home(source)
+    path = CONFIGS / f"{source}.yaml" if ships(str(source)) else expand_home(source)
     if not path.exists():
         raise ValueError(f"{source}: no such config file; give a path, or one that ships: {', '.join(TASKS)}")
     file = _read_file(path)
-    shipped = _shipped_file(FOLDER, str(file.values.get("task", "star")))
+    shipped = _shipped_file(CONFIGS, str(file.values.get("task", "star")))
     presets = _merged(shipped.presets, file.presets)
     values = shipped.values | _preset(presets, str(file.values.get("preset", "")), source) | file.values
     for name in [text.removeprefix("preset=") for text in preset_words]:
@@ -55,7 +55,7 @@ def load_config(source: Path | str = "star", overrides: Iterable[str] = ()) -> C
     return with_changes(_from_values(values, source), [text for text in words if text not in preset_words])
 
 
-class File(NamedTuple):
+class ConfigFile(NamedTuple):
     """A config file: its values, those of its presets, and the values of runs made before keys existed."""
 
     values: Values
@@ -63,7 +63,7 @@ class File(NamedTuple):
     before: Values
 
 
-def _read_file(path: Path) -> File:
+def _read_file(path: Path) -> ConfigFile:
     tree = read_yaml(path)
     if not isinstance(tree, dict):
         raise ValueError(f"{path}: a config is a mapping of keys to values")
@@ -73,16 +73,16 @@ def _read_file(path: Path) -> File:
     values = flatten(tree)
     before = {key.removesuffix(".before"): value for key, value in values.items() if key.endswith(".before")}
     values = {key.removesuffix(".default"): value for key, value in values.items() if not key.endswith(".before")}
-    return File(values, {name: flatten(preset) for name, preset in presets.items()}, before)
+    return ConfigFile(values, {name: flatten(preset) for name, preset in presets.items()}, before)
 
 
 @lru_cache
-def _shipped_file(folder: Path, task: str) -> File:
+def _shipped_file(folder: Path, task: str) -> ConfigFile:
     """The defaults together with a task's file, if that ships."""
     defaults = _read_file(folder / "defaults.yaml")
-    file = _read_file(folder / f"{task}.yaml") if ships(task) else File({}, {}, {})
+    file = _read_file(folder / f"{task}.yaml") if ships(task) else ConfigFile({}, {}, {})
     values = defaults.values | file.values | {"task": task}
-    return File(values, _merged(defaults.presets, file.presets), defaults.before | file.before)
+    return ConfigFile(values, _merged(defaults.presets, file.presets), defaults.before | file.before)
 
 
 def _merged(first: dict[str, Values], second: dict[str, Values]) -> dict[str, Values]:
@@ -99,12 +99,12 @@ def _preset(presets: dict[str, Values], name: str, source: Path | str) -> Values
 
 def ships(task: str) -> bool:
     """Whether the config file of a task ships."""
-    return task in TASKS and (FOLDER / f"{task}.yaml").exists()
+    return task in TASKS and (CONFIGS / f"{task}.yaml").exists()
 
 
 def before(task: str) -> Values:
     """The values, by dotted key, of runs made before these keys existed."""
-    return _shipped_file(FOLDER, task).before
+    return _shipped_file(CONFIGS, task).before
 
 
 def read_yaml(path: Path) -> Any:
@@ -138,7 +138,7 @@ def task_config(name: str, task: Task, changes: Mapping[str, Any]) -> Config:
 
     Raises ValueError as `load_config` does.
     """
-    shared = {key: value for key, value in _shipped_file(FOLDER, name).values.items() if not key.startswith("data.")}
+    shared = {key: value for key, value in _shipped_file(CONFIGS, name).values.items() if not key.startswith("data.")}
     modes = {} if ships(name) else {"sft.modes": task.modes}
     return _from_values(shared | modes | flatten({"data": dataclasses.asdict(task)}) | dict(changes), name)
 
@@ -156,7 +156,7 @@ def flat_values(config: Config) -> Values:
 def shipped_config(config: Config) -> Config:
     """What a config's task and preset give without any other change."""
     task = config.task if ships(config.task) else "star"
-    has_preset = config.preset in _shipped_file(FOLDER, task).presets
+    has_preset = config.preset in _shipped_file(CONFIGS, task).presets
     return load_config(task, [f"preset={config.preset}"] if has_preset else [])
 
 
@@ -205,9 +205,9 @@ def _comments(task: str) -> dict[str, str]:
     """The comments of all keys in the shipped files."""
     comments: dict[str, str] = {}
     section = ""
-    files = [FOLDER / f"{name}.yaml" for name in ("defaults", task if ships(task) else "star")]
+    files = [CONFIGS / f"{name}.yaml" for name in ("defaults", task if ships(task) else "star")]
     for line in "\n".join(path.read_text(encoding="utf-8") for path in files).splitlines():
-        if match := LINE.fullmatch(line):
+        if match := COMMENT_LINE.fullmatch(line):
             indent, key, comment = match.groups()
             section = section if indent else key
             comments.setdefault(f"{section}.{key}" if indent else key, comment or "")
@@ -226,7 +226,7 @@ def from_record(tree: dict, source: Path | str) -> Config:
     recorded = flatten(tree)
     task = str(recorded.get("task", "star"))
     valid = keys(Config, task=task)
-    values = _shipped_file(FOLDER, task).values | before(task) | recorded
+    values = _shipped_file(CONFIGS, task).values | before(task) | recorded
     return _from_values({key: value for key, value in values.items() if key in valid}, source)
 
 

@@ -19,12 +19,12 @@ from tqdm import tqdm
 from data_gen import streams
 from minifork import config as configs
 from minifork import runs, tables
-from minifork.checkpoints import pick_device
 from minifork.cores import cores
 from minifork.decoding import policy
 from minifork.interrupts import Stoppable
 from minifork.measure import Measurement, NotComputedError, measure
 from minifork.measuring.problems import ProblemSet, evaluation_problems, problem_set, training_forks
+from minifork.models import pick_device
 from minifork.runs import Checkpoint, Run
 from minifork.schema import Config
 from minifork.storage import measurements
@@ -73,7 +73,7 @@ def evaluate(config: Config, selected: Callable[[Checkpoint], bool] = lambda _: 
     Arguments and errors are those of `measure_missing`.
     """
     evaluations = measure_missing(config, selected, again)
-    view = write_view(config, evaluations)
+    view = write_eval_files(config, evaluations)
     print(tables.evaluation_text(config, view))
     return 0 if all(check["agrees"] for check in view["checks"]) else 1
 
@@ -314,7 +314,7 @@ def named_arrays(records: list[dict[str, Any]], evaluations: list[Evaluation]) -
     return arrays
 
 
-def write_view(config: Config, evaluations: list[Evaluation]) -> dict[str, Any]:
+def write_eval_files(config: Config, evaluations: list[Evaluation]) -> dict[str, Any]:
     """Write eval.json and eval.npz; returns the content of eval.json."""
     settings, problems = config.eval, evaluation_problems(config.data, config.eval)
     records = [record_of(config, one) for one in evaluations]

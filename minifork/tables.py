@@ -15,7 +15,7 @@ Column = tuple[str, int, int, list[float | None]]  # title, width, decimals, a v
 
 
 def evaluation_text(config: Config, view: dict[str, Any]) -> str:
-    """All that is printed of an evaluation's view (see `minifork.evaluate.write_view`)."""
+    """All that is printed of an evaluation's view (see `minifork.evaluate.write_eval_files`)."""
     records, path = view["records"], runs.task_folder(config) / "eval.json"
     lines = [table(records)]
     if config.eval.stratify == "none":

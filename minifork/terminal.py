@@ -7,7 +7,7 @@ from collections.abc import Callable, Iterator
 from typing import Any, TextIO
 
 
-class Forgiving:
+class TolerantOutput:
     """A stream that drops what cannot be written any more, and escapes letters that its encoding lacks."""
 
     def __init__(self, stream: TextIO | None) -> None:
@@ -36,7 +36,7 @@ class Forgiving:
 
 
 @contextlib.contextmanager
-def forgiving() -> Iterator[None]:
-    """Write to standard output and error through `Forgiving` streams."""
-    with contextlib.redirect_stdout(Forgiving(sys.stdout)), contextlib.redirect_stderr(Forgiving(sys.stderr)):
+def tolerant_output() -> Iterator[None]:
+    """Write to standard output and error through `TolerantOutput` streams."""
+    with contextlib.redirect_stdout(TolerantOutput(sys.stdout)), contextlib.redirect_stderr(TolerantOutput(sys.stderr)):
         yield

@@ -64,7 +64,7 @@ class Checkpoint:
 
     def model(self) -> "GPT":
         """The model with these weights, in evaluation mode on the CPU; raises ValueError as `state` does."""
-        from minifork.checkpoints import new_model
+        from minifork.models import new_model
 
         model = new_model(self.run.config, 0)
         model.load_state_dict(self.tensors())

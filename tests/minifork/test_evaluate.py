@@ -139,7 +139,7 @@ def test_two_evaluations_that_end_at_once_wait_for_each_other(two_runs):
     """Or eval.json would be of one and eval.npz of the other."""
     config = two_runs.config()
     evaluations = evaluate.measure_missing(config)
-    writer = threading.Thread(target=evaluate.write_view, args=(config, evaluations))
+    writer = threading.Thread(target=evaluate.write_eval_files, args=(config, evaluations))
     with locks.locked(two_runs.folder):
         writer.start()
         writer.join(0.3)

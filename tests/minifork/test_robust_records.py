@@ -31,7 +31,7 @@ def folder(tmp_path_factory) -> Iterator[Path]:
     """The folder of a base and two fine-tunings, with what was measured and said of them."""
     root = tmp_path_factory.mktemp("robust")
     with pytest.MonkeyPatch.context() as patch:
-        patch.setattr(configs, "FOLDER", tiny_configs(root / "configs"))
+        patch.setattr(configs, "CONFIGS", tiny_configs(root / "configs"))
         patch.chdir(root)
         commands = ["pretrain", "sft", "sft sft.fork_rate=0.5", "eval", "claims", "report"]
         assert [main(command.split()) for command in commands] == [0] * len(commands)
@@ -49,7 +49,7 @@ def without_before(tree: Any) -> Any:
 
 def tiny_configs(folder: Path) -> Path:
     """A copy of the shipped configs with the values of SMALL as defaults."""
-    shutil.copytree(configs.FOLDER, folder)
+    shutil.copytree(configs.CONFIGS, folder)
     for word in SMALL:
         key, _, value = word.partition("=")
         *sections, leaf = key.split(".")
