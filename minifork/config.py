@@ -20,13 +20,22 @@ import yaml
 from data_gen.star import Star
 from data_gen.task import Task
 from minifork.schema import TASKS, Config
-from minifork.values import Values, expand_home, flatten, override_text, parse_overrides, typed_value, unknown_key
+from minifork.values import (
+    MISSING,
+    Values,
+    expand_home,
+    flatten,
+    override_text,
+    parse_overrides,
+    typed_value,
+    unknown_key,
+)
 from minifork.values import full_key as full_key
 
 CONFIGS = Path(__file__).parent / "configs"
-LOADER = getattr(yaml, "CSafeLoader", yaml.SafeLoader)  # the fast one, where PyYAML has it
+LOADER = getattr(yaml, "CSafeLoader", yaml.SafeLoader)  # the fast loader, where PyYAML has it
 _type_hints = lru_cache(get_type_hints)
-COMMENT_LINE = re.compile(r"( *)(\w+):[^#]*(?:#\s*(.*))?")  # of a config file: indent, key, comment
+COMMENT_LINE = re.compile(r"( *)(\w+):[^#]*(?:#\s*(.*))?")  # groups: the indent, key and comment of a file's line
 
 
 class UnknownTaskError(ValueError):
@@ -98,12 +107,20 @@ def _preset(presets: dict[str, Values], name: str, source: Path | str) -> Values
 
 
 def ships(task: str) -> bool:
-    """Whether the config file of a task ships."""
+    """True if the config file of a task ships."""
     return task in TASKS and (CONFIGS / f"{task}.yaml").exists()
 
 
 def before(task: str) -> Values:
-    """The values, by dotted key, of runs made before these keys existed."""
+    """The values, by dotted key, of runs made before these keys existed.
+
+    A key that is added to minifork later may state {default: x, before: y} in a config file. New runs have x. A run
+    made before the key existed behaved as if its value were y. So
+
+    - `from_record` reads a record that lacks the key as having y;
+    - a run's identity (`minifork.runs.identity`) and the key of a measurement (`minifork.evaluate.key_of`) leave out
+      a key whose value is y. So a new key changes neither for older runs.
+    """
     return _shipped_file(CONFIGS, task).before
 
 
@@ -154,7 +171,7 @@ def flat_values(config: Config) -> Values:
 
 
 def shipped_config(config: Config) -> Config:
-    """What a config's task and preset give without any other change."""
+    """The Config of a config's task and preset without any other change."""
     task = config.task if ships(config.task) else "star"
     has_preset = config.preset in _shipped_file(CONFIGS, task).presets
     return load_config(task, [f"preset={config.preset}"] if has_preset else [])
@@ -163,7 +180,7 @@ def shipped_config(config: Config) -> Config:
 def tags(config: Config, study: Config | None = None) -> Values:
     """The dotted keys, with their values, in which a config differs from a study's; by default from what ships."""
     planned = flat_values(study or shipped_config(config))
-    return {key: value for key, value in flat_values(config).items() if planned.get(key, ...) != value}
+    return {key: value for key, value in flat_values(config).items() if planned.get(key, MISSING) != value}
 
 
 def arguments(config: Config) -> list[str]:
@@ -196,7 +213,7 @@ def config_as_yaml(config: Config) -> str:
             lines += ["", f"{section}:"]
         indent = "  " if section else ""
         text = f"{indent}{leaf}: {yaml.safe_dump(value, width=math.inf).splitlines()[0]}"
-        mark = "" if standard.get(key, ...) == value else f"[changed, {override_text(standard.get(key))} ships] "
+        mark = "" if standard.get(key, MISSING) == value else f"[changed, {override_text(standard.get(key))} ships] "
         lines.append(f"{text:<27} # {mark}{comments.get(key, '')}".rstrip(" #"))
     return "\n".join(lines)
 
@@ -270,6 +287,6 @@ def _build(schema: type, values: Values, prefix: str, source: Path | str, task: 
         fields[name] = _build(kind, values, f"{key}.", source, task) if dataclasses.is_dataclass(kind) else values[key]
     try:
         return schema(**fields)
-    except ValueError as error:  # its message begins with a key, whose section is not known there
+    except ValueError as error:  # the message begins with a key without its section
         message = re.sub(rf"^({'|'.join(fields)})\b", rf"{prefix}\1", str(error))
         raise ValueError(f"{source}: {message}") from None

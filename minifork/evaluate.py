@@ -1,8 +1,9 @@
-"""Evaluation: measure what is missing, keep it with its run, write a view of it, print tables.
+"""Evaluation: measure what is missing, keep it with its run, collect it in eval.json and eval.npz, print tables.
 
 Every checkpoint is measured once under given settings, and the measurement is kept with its run
 (`minifork.storage.measurements`). All checkpoints are measured on the same test problems, so differences between runs
-are paired. runs/<task>/eval.json and eval.npz are a view: all that was measured with the settings of the last command.
+are paired. runs/<task>/eval.json and eval.npz collect all that was measured with the settings of the last command. A
+*row* is an entry of "records" in eval.json: a measurement with its run. A *run record* is the run.json of a run.
 """
 
 import time
@@ -31,15 +32,20 @@ from minifork.storage import measurements
 from minifork.storage.files import digest, write_atomically, write_json
 from minifork.storage.locks import locked
 from minifork.storage.version import measuring_version
+from minifork.values import MISSING
 
-SCHEMA = 5  # of eval.json; raised when a key that others read changes
+EVAL_JSON_VERSION = 5  # raised when a key that others read changes
 SECONDS_BETWEEN_LINES = 10
-MOST_AT_ONCE = 8  # measurements side by side: each may hold up to 1 GiB of waiting prefixes
+MOST_MEASUREMENTS_AT_ONCE = 8  # each may hold up to 1 GiB of waiting prefixes
 
 
 @dataclass(frozen=True)
 class TestSet:
-    """How test problems are printed: the order of branches, the share of cued problems, how many random prefixes."""
+    """The way in which test problems are printed.
+
+    order: of the branches, as data.branch_order; cue_rate: the share of problems whose order gives the right branch
+    away; prefix: the number of integers that may precede a trace, as sft.prefix.
+    """
 
     name: str = "plain"
     order: str = "shuffled"
@@ -68,14 +74,14 @@ class Evaluation:
 
 
 def evaluate(config: Config, selected: Callable[[Checkpoint], bool] = lambda _: True, again: bool = False) -> int:
-    """Measure what is missing, write the view, print it; returns 1 when another engine disagrees with a result.
+    """Measure what is missing, write and print all; returns 1 when another engine disagrees with a result.
 
     Arguments and errors are those of `measure_missing`.
     """
     evaluations = measure_missing(config, selected, again)
-    view = write_eval_files(config, evaluations)
-    print(tables.evaluation_text(config, view))
-    return 0 if all(check["agrees"] for check in view["checks"]) else 1
+    content = write_eval_files(config, evaluations)
+    print(tables.evaluation_text(config, content))
+    return 0 if all(check["agrees"] for check in content["checks"]) else 1
 
 
 def measure_missing(
@@ -92,10 +98,10 @@ def measure_missing(
         print(line, flush=True)
     if not targets:
         raise ValueError(f"{root}: no finished run to evaluate; make one with `minifork pretrain` and `minifork sft`")
-    missing = [one for one in targets if selected(one.checkpoint) and _is_missing(config, one, again)]
+    missing = [target for target in targets if selected(target.checkpoint) and _is_missing(config, target, again)]
     _say_plan(config, len(targets), len(missing))
     _measure_side_by_side(config, missing)
-    evaluations = [one for target in targets if (one := load_evaluation(config, target))]
+    evaluations = [evaluation for target in targets if (evaluation := load_evaluation(config, target))]
     if not evaluations:
         raise ValueError(f"{root}: nothing could be measured (see above)")
     return evaluations
@@ -134,7 +140,8 @@ def find_targets(config: Config) -> tuple[list[Target], list[str]]:
         notes.append(f"{runs.task_folder(config)}: {len(all_runs) - len(comparable)} runs of other data are left out")
     for run in comparable:
         try:
-            targets += [Target(one, test_set) for one in _checkpoints(run, config) for test_set in test_sets(run)]
+            checkpoints = _checkpoints(run, config)
+            targets += [Target(checkpoint, test_set) for checkpoint in checkpoints for test_set in test_sets(run)]
         except (ValueError, OSError) as error:
             notes.append(f"{run.folder}: left out, {error}")
     return targets, notes
@@ -181,7 +188,7 @@ def load_evaluation(config: Config, target: Target) -> Evaluation | None:
 
 
 def _is_missing(config: Config, target: Target, again: bool) -> bool:
-    """Whether a target is still to be measured. A damaged measurement is named in a line and made anew."""
+    """True if a target is still to be measured. A damaged measurement is named in a line and made anew."""
     try:
         evaluation = load_evaluation(config, target)
     except ValueError as error:
@@ -191,7 +198,7 @@ def _is_missing(config: Config, target: Target, again: bool) -> bool:
 
 
 def key_of(config: Config, target: Target) -> measurements.Key:
-    """What decides the measurement of a target under a config's settings."""
+    """The key of the measurement of a target under a config's settings."""
     settings = {"policy": str(policy.parse_policy(config.eval.policy)), "device": pick_device(config)}
     settings = _without_before(config, "eval", asdict(config.eval) | settings)
     data = _without_before(config, "data", _test_data(config))
@@ -202,9 +209,9 @@ def key_of(config: Config, target: Target) -> measurements.Key:
 
 
 def _without_before(config: Config, section: str, values: dict[str, Any]) -> dict[str, Any]:
-    """Values of a section without those from before their keys existed, so that a new key leaves measurements valid."""
+    """Values of a section without those from before their keys existed (see `minifork.config.before`)."""
     before = configs.before(config.task)
-    return {name: value for name, value in values.items() if before.get(f"{section}.{name}", ...) != value}
+    return {name: value for name, value in values.items() if before.get(f"{section}.{name}", MISSING) != value}
 
 
 @lru_cache
@@ -222,7 +229,7 @@ def _measure_side_by_side(config: Config, missing: list[Target]) -> None:
     Raises the error of the first measurement that fails, once the running ones are done; Ctrl-C stops them.
     """
     threads = torch.get_num_threads()
-    pool = ThreadPoolExecutor(1 if pick_device(config) == "cuda" else min(threads, cores(), MOST_AT_ONCE))
+    pool = ThreadPoolExecutor(1 if pick_device(config) == "cuda" else min(threads, cores(), MOST_MEASUREMENTS_AT_ONCE))
     torch.set_num_threads(1)
     calls = Stoppable()
     try:
@@ -278,17 +285,17 @@ def problems_for(config: Config, device: str, test_set: TestSet = PLAIN) -> Prob
     return problem_set(config.data, problems, device, config.eval.grading, test_set.prefix)
 
 
-# the view
+# eval.json and eval.npz
 
 
-def array_name(record: dict[str, Any], what: str) -> str:
-    """The name in eval.npz of an array of a record: run/epoch/test set/what, see `minifork.measure.measure`."""
-    epoch = "base" if record["epoch"] is None else f"e{record['epoch']}"
-    return f"{record['run']}/{epoch}/{record['test_set']}/{what}"
+def array_name(row: dict[str, Any], quantity: str) -> str:
+    """The name in eval.npz of an array of a row: run/epoch/test set/quantity, see `minifork.measure.measure`."""
+    epoch = "base" if row["epoch"] is None else f"e{row['epoch']}"
+    return f"{row['run']}/{epoch}/{row['test_set']}/{quantity}"
 
 
 def record_of(config: Config, evaluation: Evaluation) -> dict[str, Any]:
-    """The record of an evaluation in eval.json: the run, its differences from the config, and the measurement."""
+    """The row of an evaluation in eval.json: the run, its differences from the config, and the measurement."""
     checkpoint, test_set = evaluation.target.checkpoint, evaluation.target.test_set
     run = checkpoint.run
     return {
@@ -306,24 +313,24 @@ def record_of(config: Config, evaluation: Evaluation) -> dict[str, Any]:
     } | evaluation.measurement.record
 
 
-def named_arrays(records: list[dict[str, Any]], evaluations: list[Evaluation]) -> dict[str, np.ndarray]:
-    """The arrays of evaluations by their names in eval.npz; records: those of the evaluations, in the same order."""
+def named_arrays(rows: list[dict[str, Any]], evaluations: list[Evaluation]) -> dict[str, np.ndarray]:
+    """The arrays of evaluations by their names in eval.npz; rows: those of the evaluations, in the same order."""
     arrays: dict[str, np.ndarray] = {}
-    for record, evaluation in zip(records, evaluations, strict=True):
-        arrays |= {array_name(record, what): array for what, array in evaluation.measurement.arrays.items()}
+    for row, evaluation in zip(rows, evaluations, strict=True):
+        arrays |= {array_name(row, name): array for name, array in evaluation.measurement.arrays.items()}
     return arrays
 
 
 def write_eval_files(config: Config, evaluations: list[Evaluation]) -> dict[str, Any]:
     """Write eval.json and eval.npz; returns the content of eval.json."""
     settings, problems = config.eval, evaluation_problems(config.data, config.eval)
-    records = [record_of(config, one) for one in evaluations]
-    npz = measurements.pack_npz(named_arrays(records, evaluations))
+    rows = [record_of(config, evaluation) for evaluation in evaluations]
+    npz = measurements.pack_npz(named_arrays(rows, evaluations))
     strata = "" if settings.stratify == "none" else f" {settings.stratify}={settings.strata}"
-    view = {
-        "schema": SCHEMA,
+    content = {
+        "schema": EVAL_JSON_VERSION,
         "task": config.task,
-        "engine": "+".join(sorted({record["engine"] for record in records})),
+        "engine": "+".join(sorted({row["engine"] for row in rows})),
         "policy": f"{policy.parse_policy(settings.policy)}{strata}",
         "grading": settings.grading,
         "guessing_floor": config.data.guessing_floor if settings.grading == "answer" else None,
@@ -332,19 +339,22 @@ def write_eval_files(config: Config, evaluations: list[Evaluation]) -> dict[str,
         "data_hash": streams.data_hash(config.data.prompts(problems)),
         "settings": asdict(settings),
         "version": _version(config.data, settings.policy),
-        "records": records,
+        "records": rows,
         "checks": _checks(evaluations),
         "npz_hash": digest(npz),
     }
     path = runs.task_folder(config) / "eval.json"
-    with locked(path.parent):  # of two evaluations that end at once, one writes both files
+    with locked(path.parent):  # two evaluations must not mix their files
         write_atomically(path.with_suffix(".npz"), lambda file: file.write(npz))
-        write_json(path, view)
-    return view
+        write_json(path, content)
+    return content
 
 
 def _checks(evaluations: list[Evaluation]) -> list[dict[str, Any]]:
     """The cross-checks, each with its run and whether the engines agree (Bonferroni over all checks)."""
-    checked = [one for one in evaluations if one.measurement.check]
-    checks = [{"run": one.target.checkpoint.run.name, **(one.measurement.check or {})} for one in checked]
+    checks = [
+        {"run": evaluation.target.checkpoint.run.name, **evaluation.measurement.check}
+        for evaluation in evaluations
+        if evaluation.measurement.check
+    ]
     return [check | {"agrees": check["p_value"] * len(checks) >= tables.FALSE_ALARMS} for check in checks]

@@ -11,7 +11,7 @@ class TolerantOutput:
     """A stream that drops what cannot be written any more, and escapes letters that its encoding lacks."""
 
     def __init__(self, stream: TextIO | None) -> None:
-        self._stream = stream or open(os.devnull, "w", encoding="utf-8")  # noqa: SIM115  # None: it was closed (>&-)
+        self._stream = stream or open(os.devnull, "w", encoding="utf-8")  # noqa: SIM115  # None is a closed stream (>&-)
 
     def write(self, text: str) -> int:
         """Write a text if somebody reads it; returns its length."""

@@ -9,10 +9,11 @@ from typing import Any
 
 import yaml
 
-Values = dict[str, Any]  # by dotted key
+Values = dict[str, Any]  # a config's values by dotted key
+MISSING = object()  # stands for the value of a key that is missing; equals no other value
 
 MAX_INT = 2**31  # upper limit of every integer key except seeds
-KINDS: dict[object, str] = {  # what an error calls a key's type
+KINDS: dict[object, str] = {  # the names of types in errors
     int: "a whole number", int | None: "a whole number or null", float: "a number", bool: "true or false",
     str: "a word",
 }  # fmt: skip
@@ -60,7 +61,7 @@ def full_key(name: str, valid: Iterable[str], source: str) -> str:
 
 def typed_value(value: object, kind: type, key: str, source: Path | str) -> Any:
     """A key's value as its type; raises ValueError naming the source and the key for a value of another type."""
-    value = value.item() if hasattr(value, "item") else value  # a number of numpy
+    value = value.item() if hasattr(value, "item") else value  # turns a numpy number into a Python number
     if kind is float and isinstance(value, (int, str)) and not isinstance(value, bool):  # YAML reads 3e-3 as text
         with contextlib.suppress(ValueError, OverflowError):
             return float(value)

@@ -25,9 +25,9 @@ import numpy as np
 from minifork.runs import RECORD, WEIGHTS
 from minifork.storage import locks, measurements
 from minifork.storage.files import read_json
-from minifork.storage.weights import load_weights, weights_hash
+from minifork.storage.weights import load_weights
 from tests.conftest import SMALL
-from tests.helpers.pipeline import logged_steps
+from tests.helpers.pipeline import logged_steps, weights_hash
 
 SIGNALS = {"pretrain": 16, "sft": 16, "rl": 16, "wise": 4, "eval": 12, "reproduce": 8}
 BASE, TUNED = ["pretrain.steps=500"], ["sft.epochs=100"]

@@ -25,8 +25,7 @@ def folder_of(config: Config, stage: str) -> Path:
 def read_run(folder: Path) -> Run:
     """The run in a folder.
 
-    Raises ValueError naming the record when it is missing, damaged or not of this version, and for a task that is not
-    known here.
+    Raises ValueError naming the record when it is missing, damaged or not of this version, and for an unknown task.
     """
     path = folder / RECORD
     record = files.read_json(path, *KEYS)
@@ -35,7 +34,7 @@ def read_run(folder: Path) -> Run:
     try:
         return Run(folder, record, configs.from_record(record["config"], path))
     except configs.UnknownTaskError as error:
-        raise ValueError(f"{error}; one of your own is to be put into minifork.schema.TASKS first") from None
+        raise ValueError(f"{error}; put a task of your own into minifork.schema.TASKS first") from None
 
 
 def all_runs(config: Config) -> list[Run]:
@@ -109,17 +108,17 @@ def hold_run(config: Config, stage: str, parent: Checkpoint | None, resume: bool
                 stack.enter_context(locks.locked(folder, wait=False))
             except locks.HeldError as error:
                 raise locks.HeldError(f"{error}; wait until it has finished this run") from None
-        for path in folder.rglob(f".*{files.TEMPORARY}"):
+        for path in folder.rglob(f".*{files.TEMPORARY_SUFFIX}"):
             path.unlink()
-        yield _state(folder, config, stage, parent, resume)
+        yield _run_in_folder(folder, config, stage, parent, resume)
 
 
 def _remove_if_empty(folder: Path) -> None:
-    with contextlib.suppress(OSError):  # it holds something
+    with contextlib.suppress(OSError):  # a folder that is not empty stays
         folder.rmdir()
 
 
-def _state(folder: Path, config: Config, stage: str, parent: Checkpoint | None, resume: bool) -> Run:
+def _run_in_folder(folder: Path, config: Config, stage: str, parent: Checkpoint | None, resume: bool) -> Run:
     """The run that a folder holds; a new one where it holds none, or one that was killed before its first checkpoint.
 
     The folder of a new run keeps no weights.

@@ -21,10 +21,10 @@ FORMAT = 1
 
 @dataclass(frozen=True)
 class Key:
-    """What decides a measurement.
+    """All that decides a measurement.
 
-    weights: their hash; run: the run's identity, which decides its training problems; settings: of the evaluation;
-    test_set: its name and description; version: of the measuring code.
+    weights: the hash of the weights; run: the run's identity, which decides its training problems; settings: those of
+    the evaluation; test_set: its name and description; version: that of the measuring code.
     """
 
     weights: str
@@ -35,7 +35,7 @@ class Key:
 
     @property
     def file_stem(self) -> str:
-        """A file's name, equal for equal keys: digits of all but the version, then the version."""
+        """The name of its files without suffix: a hash of all but the version, then the version."""
         values = asdict(self)
         version = values.pop("version")
         return f"{fingerprint(values)}-{version}"
@@ -70,7 +70,7 @@ def load_other_version(folder: Path, key: Key) -> Measurement | None:
     """A measurement that another version of the code made with an otherwise equal key, None where there is none."""
     values = key.file_stem.removesuffix(key.version)
     for path in sorted((folder / "eval").glob(f"{values}*.json")):
-        with contextlib.suppress(ValueError):  # what is damaged is measured again
+        with contextlib.suppress(ValueError):  # a damaged measurement counts as missing
             return _read(path)
     return None
 

@@ -32,18 +32,13 @@ def load_weights(path: Path, device: str = "cpu") -> dict:
         intact = intact and isinstance(payload, dict) and payload.get("format") == FORMAT
     except FileNotFoundError:
         raise ValueError(f"{path}: no such checkpoint; remove its folder and run it again") from None
-    except (PermissionError, MemoryError):  # says nothing about the file
+    except (PermissionError, MemoryError):  # these do not mean that the file is damaged
         raise
     except Exception:  # a damaged file can make the unpickler fail in any way
         intact = False
     if not intact:
         raise ValueError(f"{path}: damaged or not a {FORMAT} checkpoint; remove its folder and run it again")
     return payload
-
-
-def weights_hash(path: Path) -> str:
-    """Twelve hex digits of a checkpoint's weights, whatever else it holds."""
-    return hash_of(load_weights(path)["model"])
 
 
 def hash_of(model: dict[str, torch.Tensor]) -> str:

@@ -35,7 +35,7 @@ _STEPS_BETWEEN_LOSSES = 10  # a GPU waits whenever a loss is read
 
 @dataclass(frozen=True)
 class TrainingJob:
-    """How to train a run.
+    """The arguments of `fit`: a run, its objective, its steps and its optimizer.
 
     objective(model, step), with steps counted from 0, gives the loss, its number of tokens, and metrics by name, which
     are logged beside the loss. snapshots: files for the weights by number of steps, e.g. {32: "epochs/e1.pt"}.
@@ -135,7 +135,7 @@ class _TrainingState:
         self._leg.update(to=step, seconds=round(elapsed, 1))
         legs = self._legs + ([self._leg] if step > self.first else [])
         optimizers = [optimizer.state_dict() for optimizer in self._optimizers]
-        payload = {"model": self._model.state_dict(), "optimizers": optimizers}
+        payload: dict[str, Any] = {"model": self._model.state_dict(), "optimizers": optimizers}
         payload |= {"step": step, "seconds": seconds, "snapshots": self._snapshots, "legs": legs}
         hashes = self._snapshots | {WEIGHTS: self._run.write(WEIGHTS, payload)}
         self._run.save(step=step, complete=complete, seconds=round(seconds, 1), legs=legs, weights=hashes)

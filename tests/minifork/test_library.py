@@ -138,7 +138,7 @@ def test_rl_goes_on_from_a_snapshot_or_the_base(base, tuned):
     keys = {"updates": 2, "problems": 16, "prompts": 4, "silent": True}
     from_tuned, from_base = mf.rl(tuned, epoch=2, **keys), mf.rl(base, **keys)
     assert from_tuned.record["parent"] == {
-        "run": tuned.name, "file": "epochs/e2.pt", "weights": tuned.checkpoint(2).weights,
+        "run": tuned.name, "file": "epochs/e2.pt", "weights": tuned.checkpoint(2).weights_hash,
     }  # fmt: skip
     assert from_base.record["parent"]["run"] == base.name and from_tuned.epochs == [1, 2]
 

@@ -216,7 +216,7 @@ def test_states_of_a_run(copy):
     with pytest.raises(ValueError, match="unfinished run; continue it with --resume"):
         runs.hold_run(config, "sft", start, resume=False).__enter__()
     with runs.hold_run(config, "sft", start, resume=True) as run:
-        assert run.record["step"] == 4 and run.record["parent"]["weights"] == start.weights
+        assert run.record["step"] == 4 and run.record["parent"]["weights"] == start.weights_hash
     assert pipeline("sft", "--resume") == 0
     assert runs.finished(config, "sft").complete
     with runs.hold_run(config, "sft", start, resume=False) as run:

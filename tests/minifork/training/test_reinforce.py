@@ -280,7 +280,7 @@ def test_a_run_names_its_start_and_has_its_training_forks(copy):
     assert pipeline("eval") == 0
     tuned, base = (runs.read_run(pipeline.at("rl", *changes)) for changes in (from_snapshot, from_base))
     start = runs.read_run(pipeline.at("sft", "seed=5"))
-    expected = {"run": start.name, "file": "epochs/e4.pt", "weights": start.checkpoint(4).weights}
+    expected = {"run": start.name, "file": "epochs/e4.pt", "weights": start.checkpoint(4).weights_hash}
     assert tuned.record["parent"] == expected and base.record["parent"] == start.record["parent"]
     task, arrays = tuned.config.data, pipeline.arrays()
     forks = problem_set(task, training_forks(task, tuned.config.sft, 5, 64, 64), "cpu")
