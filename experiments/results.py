@@ -9,7 +9,8 @@ import numpy as np
 from experiments import study
 from minifork import config as configs
 from minifork import runs
-from minifork.evaluate import array_name, find_targets, load_evaluation, record_of
+from minifork.evaluation.files import array_name, record_of
+from minifork.evaluation.targets import find_targets, load_evaluation
 from minifork.runs import Run
 from minifork.schema import Config
 from minifork.statistics import passk

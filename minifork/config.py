@@ -118,8 +118,8 @@ def before(task: str) -> Values:
     made before the key existed behaved as if its value were y. So
 
     - `from_record` reads a record that lacks the key as having y;
-    - a run's identity (`minifork.runs.identity`) and the key of a measurement (`minifork.evaluate.key_of`) leave out
-      a key whose value is y. So a new key changes neither for older runs.
+    - a run's identity (`minifork.runs.identity`) and the key of a measurement (`minifork.evaluation.targets.key_of`)
+      leave out a key whose value is y. So a new key changes neither for older runs.
     """
     return _shipped_file(CONFIGS, task).before
 

@@ -15,7 +15,7 @@ Column = tuple[str, int, int, list[float | None]]  # title, width, decimals, one
 
 
 def evaluation_text(config: Config, content: dict[str, Any]) -> str:
-    """The text that an evaluation prints; content: that of eval.json (see `minifork.evaluate.write_eval_files`)."""
+    """The text that an evaluation prints; content: the content of eval.json (see `minifork.evaluation.files`)."""
     rows, path = content["records"], runs.task_folder(config) / "eval.json"
     lines = [table(rows)]
     if config.eval.stratify == "none":

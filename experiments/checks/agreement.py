@@ -19,7 +19,7 @@ from minifork.decoding import policy
 from minifork.decoding.exact import exact
 from minifork.decoding.split import split
 from minifork.decoding.traces import TraceTree
-from minifork.evaluate import problems_for
+from minifork.evaluation.targets import problems_for
 from minifork.gpu.backends import sample
 from minifork.measuring.problems import evaluation_problems
 from minifork.models import pick_device

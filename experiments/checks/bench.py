@@ -27,7 +27,7 @@ from minifork.decoding.policy import Policy
 from minifork.decoding.rollout import rollout
 from minifork.decoding.split import split
 from minifork.decoding.traces import TraceTree
-from minifork.evaluate import problems_for
+from minifork.evaluation.targets import problems_for
 from minifork.gpt import GPT
 from minifork.models import new_model, pick_device
 from minifork.schema import Config, Optim

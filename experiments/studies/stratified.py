@@ -11,7 +11,7 @@ from experiments.study import Plan
 from minifork import measure
 from minifork.decoding import policy, stratified
 from minifork.decoding.traces import TraceTree
-from minifork.evaluate import problems_for
+from minifork.evaluation.targets import problems_for
 from minifork.models import pick_device
 from minifork.statistics import intervals
 

@@ -8,6 +8,7 @@ import pytest
 from experiments import results, study
 from experiments.results import ANY, Results
 from minifork import evaluate, runs
+from minifork.evaluation import targets
 from minifork.statistics import passk
 from minifork.storage.files import write_json
 from tests.helpers.pipeline import Pipeline, replace_weights
@@ -173,7 +174,7 @@ def test_what_figures_cannot_use_is_refused(copy, capsys):
 def test_records_of_another_version_are_counted_and_unreadable_runs_left_out(copy, capsys, monkeypatch):
     pipeline = copy("base", "fork1", measured=True)
     write_json(pipeline.folder / "junk" / runs.RECORD, {})
-    monkeypatch.setattr(evaluate, "_version", lambda *_: "another")
+    monkeypatch.setattr(targets, "version_of", lambda *_: "another")
     assert results.load_results(pipeline.config()).pairs() == [0]
     printed = capsys.readouterr().out
     assert "4 of 4 records are of another version of the code" in printed and "junk: left out" in printed

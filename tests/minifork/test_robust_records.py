@@ -15,7 +15,8 @@ import yaml
 from experiments.cli import main
 from minifork import config as configs
 from minifork import runs
-from minifork.evaluate import find_targets, load_evaluation, record_of
+from minifork.evaluation.files import record_of
+from minifork.evaluation.targets import find_targets, load_evaluation
 from minifork.schema import Config
 from minifork.storage import files
 from tests.conftest import SMALL
