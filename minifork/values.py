@@ -89,6 +89,6 @@ def expand_home(path: Path | str) -> Path:
 def unknown_key(key: str, valid: Iterable[str], source: Path | str) -> str:
     """The line about a key that does not exist, with the nearest one that does."""
     full = {name.split(".")[-1]: name for name in valid} | {name: name for name in valid}
-    near = difflib.get_close_matches(key, full, n=1, cutoff=0.5)
-    hint = full[near[0]] if near else f"one of {', '.join(sorted(valid))}"
+    nearest = difflib.get_close_matches(key, full, n=1, cutoff=0.5)
+    hint = full[nearest[0]] if nearest else f"one of {', '.join(sorted(valid))}"
     return f"{source}: unknown key {key!r}; did you mean {hint}?"
