@@ -8,7 +8,7 @@ from pathlib import Path
 
 from minifork import config as configs
 from minifork.runs.deciding import COMMAND_OF_STAGE, identity, label, parent_stage, task_folder
-from minifork.runs.run import FORMAT, RECORD, VERSION, WEIGHTS, Checkpoint, Run, new, with_config
+from minifork.runs.run import RECORD, RUN_FORMAT, RUN_VERSION, WEIGHTS, Checkpoint, Run, new, with_config
 from minifork.schema import Config
 from minifork.storage import files, locks
 
@@ -29,7 +29,7 @@ def read_run(folder: Path) -> Run:
     """
     path = folder / RECORD
     record = files.read_json(path, *KEYS)
-    if (record["format"], record["version"]) != (FORMAT, VERSION):
+    if (record["format"], record["version"]) != (RUN_FORMAT, RUN_VERSION):
         raise ValueError(f"{path}: not the record of a run of this version of minifork; move it elsewhere")
     try:
         return Run(folder, record, configs.from_record(record["config"], path))

@@ -33,7 +33,7 @@ if TYPE_CHECKING:
     from minifork.gpt import GPT
 
 RECORD, WEIGHTS, METRICS = "run.json", "ckpt.pt", "metrics.jsonl"
-FORMAT, VERSION = "minifork-run", 2
+RUN_FORMAT, RUN_VERSION = "minifork-run", 2
 
 
 @dataclass(frozen=True)
@@ -211,7 +211,7 @@ def new(folder: Path, config: Config, stage: str, parent: Checkpoint | None) -> 
 
 def with_config(record: dict[str, Any], folder: Path, config: Config) -> Run:
     """The run of a record whose config is replaced by one that decides the same weights."""
-    header = {"format": FORMAT, "version": VERSION, "config": configs.to_tree(config)}
+    header = {"format": RUN_FORMAT, "version": RUN_VERSION, "config": configs.to_tree(config)}
     run = Run(folder, record | header, config)
     run.record["tags"] = run.tags()
     return run

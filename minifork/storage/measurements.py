@@ -16,7 +16,7 @@ import numpy as np
 from minifork.measure import Measurement
 from minifork.storage.files import digest, fingerprint, read_json, write_atomically, write_json
 
-FORMAT = 1
+MEASUREMENT_FORMAT = 1
 
 
 @dataclass(frozen=True)
@@ -55,7 +55,12 @@ def save_measurement(folder: Path, key: Key, measurement: Measurement) -> None:
     """
     path, arrays = folder / "eval" / f"{key.file_stem}.json", pack_npz(measurement.arrays)
     write_atomically(path.with_suffix(".npz"), lambda file: file.write(arrays))
-    stored = {"format": FORMAT, "key": asdict(key), "record": measurement.record, "check": measurement.check}
+    stored = {
+        "format": MEASUREMENT_FORMAT,
+        "key": asdict(key),
+        "record": measurement.record,
+        "check": measurement.check,
+    }
     stored["npz_hash"] = digest(arrays)
     write_json(path, stored | {"checksum": fingerprint(json.loads(json.dumps(stored)))})
 
@@ -82,7 +87,7 @@ def _read(path: Path) -> Measurement:
     content = arrays_path.read_bytes() if arrays_path.exists() else b""
     checksum = stored.pop("checksum")
     intact = (checksum, stored["npz_hash"]) == (fingerprint(stored), digest(content))
-    if not intact or stored["format"] != FORMAT or Key(**stored["key"]).file_stem != path.stem:
+    if not intact or stored["format"] != MEASUREMENT_FORMAT or Key(**stored["key"]).file_stem != path.stem:
         raise ValueError(f"{path}: damaged or edited; remove it and run `minifork eval` again")
     with np.load(io.BytesIO(content)) as arrays:
         return Measurement(stored["record"], {name: arrays[name] for name in arrays.files}, stored["check"])
