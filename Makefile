@@ -112,7 +112,7 @@ frontier: $(ENV) ## run every mitigation and compare them with early stopping [T
 contrast: $(ENV) ## run RL on forward and on reverse traces and compare them [TASK PRESET PAIRS ARGS]
 	@$(MINIFORK) contrast $(STUDY_ARGS) $(ARGS)
 
-sensitivity: $(ENV) ## map coverage shrinkage over epochs, traces, learning rate, width and branches [TASK PRESET PAIRS ARGS]
+sensitivity: $(ENV) ## map the loss over epochs, traces, learning rate, width and branches [TASK PRESET PAIRS ARGS]
 	@$(MINIFORK) sensitivity $(STUDY_ARGS) $(ARGS)
 
 reproduce: $(ENV) ## run a study with everything: base, fine-tunings, eval, figures, claims [TASK PRESET PAIRS ARGS]
