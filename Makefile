@@ -39,7 +39,8 @@ CONFIG     := --config $(TASK) $(if $(PRESET),preset=$(PRESET))
 MINIFORK   := $(PYTHON) -m experiments
 BASE       := $(MINIFORK) pretrain --resume $(CONFIG) base_seed=$(BASE_SEED) $(ARGS)
 SEEDS      := base_seed=$(BASE_SEED) seed=$(SEED)
-STUDY_ARGS := $(CONFIG) reproduce.pairs=$(PAIRS) $(if $(STUDY),reproduce.study=$(STUDY))
+PAIR_ARGS  := $(CONFIG) reproduce.pairs=$(PAIRS)
+STUDY_ARGS := $(PAIR_ARGS) $(if $(STUDY),reproduce.study=$(STUDY))
 SFT        := $(if $(FORK_RATE),sft.fork_rate=$(FORK_RATE)) $(if $(EPOCHS),sft.epochs=$(EPOCHS))
 
 .DEFAULT_GOAL := help
@@ -107,15 +108,15 @@ study: $(ENV) ## run and evaluate a study [STUDY=stops TASK PRESET PAIRS ARGS]
 	@$(MINIFORK) study $(STUDY_ARGS) $(ARGS)
 
 frontier: $(ENV) ## run every mitigation and compare them with early stopping [TASK PRESET PAIRS ARGS]
-	@$(MINIFORK) frontier $(STUDY_ARGS) $(ARGS)
+	@$(MINIFORK) frontier $(PAIR_ARGS) $(ARGS)
 
 contrast: $(ENV) ## run RL on forward and on reverse traces and compare them [TASK PRESET PAIRS ARGS]
-	@$(MINIFORK) contrast $(STUDY_ARGS) $(ARGS)
+	@$(MINIFORK) contrast $(PAIR_ARGS) $(ARGS)
 
-sensitivity: $(ENV) ## map the loss over epochs, traces, learning rate, width and branches [TASK PRESET PAIRS ARGS]
-	@$(MINIFORK) sensitivity $(STUDY_ARGS) $(ARGS)
+sensitivity: $(ENV) ## map coverage shrinkage over epochs, traces, learning rate, width and branches [TASK PRESET PAIRS ARGS]
+	@$(MINIFORK) sensitivity $(PAIR_ARGS) $(ARGS)
 
-reproduce: $(ENV) ## run a study with everything: base, fine-tunings, eval, figures, claims [TASK PRESET PAIRS ARGS]
+reproduce: $(ENV) ## run a study with everything: base, fine-tunings, eval, figures, claims [STUDY TASK PRESET PAIRS ARGS]
 	@$(MINIFORK) reproduce $(STUDY_ARGS) $(ARGS)
 
 reproduce-full: $(ENV) ## reproduce star and arith on 5 pairs of seeds, with RL and the report; continues where it stopped [ARGS]
@@ -126,7 +127,7 @@ reproduce-full: $(ENV) ## reproduce star and arith on 5 pairs of seeds, with RL 
 	@$(MINIFORK) report --config star $(ARGS)
 
 stops: $(ENV) ## run bases with other stop probabilities, which set the base's pass@1 [TASK PRESET PAIRS ARGS]
-	@$(MINIFORK) study $(STUDY_ARGS) reproduce.study=stops $(ARGS)
+	@$(MINIFORK) study $(PAIR_ARGS) reproduce.study=stops $(ARGS)
 
 test: $(ENV) ## run the tests
 	@$(PYTHON) -m pytest -n auto --dist loadfile

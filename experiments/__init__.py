@@ -1,1 +1,1 @@
-"""What to run, where, and what it shows: studies, results, claims, figures, the report."""
+"""Studies and their runs, results, claims, figures, the report, and checks of the engines."""

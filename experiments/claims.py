@@ -1,12 +1,16 @@
-"""Which claims hold: experiments/claims.yaml against the last evaluation.
+"""Verdicts on the claims of experiments/claims.yaml.
+
+They read the measurements that are kept with the runs, those made under the settings of the current config. Nothing is
+measured here.
 
 A claim's number is a mean over pairs of seeds and problems, with the 95 % interval of `minifork.statistics.intervals`.
 All runs are measured on the same problems. A claim holds if the whole interval lies strictly inside the range that was
-fixed beforehand. Otherwise it fails. A recovered share (gain / loss) is judged by gain - share * loss, which is linear,
-and only where the loss is at least LOST.
+fixed beforehand. Otherwise it fails. A recovered share (gain / shrinkage) is judged by gain - share * shrinkage, which
+is linear, and only where the coverage shrinkage is at least MIN_SHRINKAGE.
 """
 
 import math
+from collections.abc import Callable
 from dataclasses import dataclass
 from itertools import pairwise
 from pathlib import Path
@@ -24,15 +28,47 @@ from minifork.statistics import intervals
 from minifork.storage.files import write_json
 
 FILE = Path(__file__).parent / "claims.yaml"
-FORK = {  # quantities at the fork: the array, and the name that `quantities.fork_values` knows
-    "fork accuracy": ("fork", "accuracy"),
-    "fork entropy": ("fork", "entropy"),
-    "confidence right": ("fork", "confidence_right"),
-    "confidence wrong": ("fork", "confidence_wrong"),
-    "train fork accuracy": ("fork_train", "accuracy"),
+
+
+@dataclass(frozen=True)
+class Quantity:
+    """A quantity of a run that a term can name.
+
+    values: a function of results, a record, k and a forced mode (None if free) that returns a value or pseudo-value for
+    every problem, float64[n]. at_k: true if it is written with its k, as in pass@16, and may have a mode; all others
+    ignore k and mode. probability: true if its values are probabilities, whose mean has an interval inside [0, 1].
+    """
+
+    values: Callable[[Results, dict, int, str | None], np.ndarray]
+    at_k: bool = False
+    probability: bool = False
+
+
+def _index(results: Results, record: dict, k: int, mode: str | None) -> np.ndarray:
+    p, passes = results.problem_p(record, mode), results.record_pass_at_k(record, k, mode)
+    return quantities.index_values(p, passes, k)
+
+
+def _fork_quantity(array: str, quantity: str, probability: bool = False) -> Quantity:
+    """A quantity of `quantities.fork_values`, at the forks of an array: "fork" (test) or "fork_train"."""
+
+    def values(results: Results, record: dict, k: int, mode: str | None) -> np.ndarray:
+        return quantities.fork_values(results.array(record, array), quantity)
+
+    return Quantity(values, probability=probability)
+
+
+QUANTITIES = {
+    "pass": Quantity(Results.record_pass_at_k, at_k=True, probability=True),
+    "index": Quantity(_index, at_k=True),
+    "fork accuracy": _fork_quantity("fork", "accuracy", probability=True),
+    "fork entropy": _fork_quantity("fork", "entropy"),
+    "confidence right": _fork_quantity("fork", "confidence_right"),
+    "confidence wrong": _fork_quantity("fork", "confidence_wrong"),
+    "train fork accuracy": _fork_quantity("fork_train", "accuracy", probability=True),
+    "mode entropy": Quantity(lambda results, record, k, mode: quantities.entropy(results.array(record, "modes"))),
+    "rest": Quantity(lambda results, record, k, mode: results.array(record, "rest"), probability=True),
 }
-QUANTITIES = (*FORK, "mode entropy", "rest")
-PROBABILITIES = ("pass", "fork accuracy", "train fork accuracy", "rest")  # means over problems of numbers in [0, 1]
 
 
 @dataclass(frozen=True)
@@ -46,13 +82,27 @@ class Term:
     mode: str | None = None
 
     def __post_init__(self) -> None:
-        name, _, k = self.what.partition("@")
-        at_k = name in ("pass", "index") and k.isdecimal() and int(k) >= 1
-        if not at_k and (self.what not in QUANTITIES or self.mode):
-            names = ", ".join(QUANTITIES)
+        name, at, k = self.what.partition("@")
+        quantity = QUANTITIES.get(name)
+        if quantity and quantity.at_k:
+            valid = k.isdecimal() and int(k) >= 1
+        else:
+            valid = quantity is not None and not at and not self.mode
+        if not valid:
+            names = ", ".join(name for name, quantity in QUANTITIES.items() if not quantity.at_k)
             raise ValueError(f"what is {self.what!r}: choose pass@K, index@K (these may have a mode), {names}")
         if self.stage not in runs.STAGES:
             raise ValueError(f"run has the stage {self.stage!r}: choose {', '.join(runs.STAGES)}")
+
+    @property
+    def quantity(self) -> Quantity:
+        """The quantity that ``what`` names."""
+        return QUANTITIES[self.what.partition("@")[0]]
+
+    @property
+    def k(self) -> int:
+        """The k of pass@K and index@K, 0 for other quantities."""
+        return int(self.what.partition("@")[2] or 0)
 
     @property
     def stage(self) -> str:
@@ -71,7 +121,7 @@ class Term:
 
 @dataclass(frozen=True)
 class Claim:
-    """A claim of the file with its terms. Raises ValueError when its range does not say what would refute it."""
+    """A claim of the file with its terms. Raises ValueError for a range or terms that do not fit together."""
 
     id: str
     says: str
@@ -87,7 +137,7 @@ class Claim:
     def __post_init__(self) -> None:
         ends = [end for end in (self.at_least, self.at_most) if end is not None]
         if not ends or ends != sorted(set(ends)) or not all(map(math.isfinite, ends)):
-            raise ValueError("give at_least or at_most or both, in this order: what would refute it?")
+            raise ValueError("give at_least or at_most, or both with at_least below at_most")
         if isinstance(self.value, Term) == (len(self.rising) > 1) or self.rising and self.minus:
             raise ValueError("give value, which may have minus, or rising with at least two terms")
         if self.over is not None and (self.minus is None or self.at_least is None or self.at_most is not None):
@@ -142,7 +192,7 @@ def read_claims(path: Path) -> tuple[int, list[Claim]]:
     for entry in tree["claims"]:
         try:
             all_claims.append(_read_claim(entry))
-        except (AttributeError, TypeError, ValueError) as error:  # TypeError: of keys that are unknown or not there
+        except (AttributeError, TypeError, ValueError) as error:  # TypeError: unknown or missing keys
             reason = str(error).replace("\n", " ")
             raise ValueError(f"{path}: claim {entry!r:.60}: {reason}") from None
     return tree["pairs"], all_claims
@@ -174,15 +224,15 @@ def judge(claim: Claim, results: Results, pairs: list[int]) -> dict:
     if not all(np.isfinite(array).all() for array in values.values()):
         return row | _verdict("not run", why="too few problems for an interval")
     if claim.over is not None:
-        loss = values.get("over", claim.over) - values["minus"]
-        return row | _share_verdict(claim, values["value"] - values["minus"], loss)
-    effects = _estimates(claim, values)
+        ceiling = values["over"] if isinstance(claim.over, Term) else claim.over
+        return row | _share_verdict(claim, values["value"] - values["minus"], ceiling - values["minus"])
+    effects = _effects(claim, values)
     return row | _interval_verdict(claim, effects) | ({"steps": effects} if claim.rising else {})
 
 
-def _estimates(claim: Claim, values: dict[str, np.ndarray]) -> list[dict]:
-    """What must lie in a claim's range: the value, its difference to minus, or every step of rising."""
-    probabilities = all(term.what.partition("@")[0] in PROBABILITIES for term in claim.terms.values())
+def _effects(claim: Claim, values: dict[str, np.ndarray]) -> list[dict]:
+    """Estimates that must lie in a claim's range: of value, of value - minus, or of every step of rising."""
+    probabilities = all(term.quantity.probability for term in claim.terms.values())
     if claim.value and not claim.minus:
         mean = estimates.probability_over_pairs if probabilities else estimates.mean_over_pairs
         return [mean(values["value"])]
@@ -204,21 +254,21 @@ def _interval_verdict(claim: Claim, effects: list[dict]) -> dict:
 
 
 def _margin(claim: Claim, ends: list[float] | None) -> float:
-    """How far an interval lies inside a claim's range; negative where it does not. Where there is none, -inf."""
+    """The margin between an interval and the ends of a claim's range; negative outside it, -inf without interval."""
     if ends is None:
         return -math.inf
     above = math.inf if claim.at_least is None else ends[0] - claim.at_least
     return above if claim.at_most is None else min(above, claim.at_most - ends[1])
 
 
-def _share_verdict(claim: Claim, gain: np.ndarray, loss: np.ndarray) -> dict:
-    """The verdict on the share gain / loss that is recovered, from float64[pairs, n] each."""
-    if loss.mean() < estimates.LOST:
-        return _verdict("fails", why=f"only {loss.mean():.3f} was lost")
-    ends, share = intervals.share_interval(gain, loss), float(gain.mean() / loss.mean())
+def _share_verdict(claim: Claim, gain: np.ndarray, shrinkage: np.ndarray) -> dict:
+    """The verdict on the share gain / shrinkage that is recovered, from float64[pairs, n] each."""
+    if shrinkage.mean() < estimates.MIN_SHRINKAGE:
+        return _verdict("fails", why=f"coverage shrank by only {shrinkage.mean():.3f}: too little to recover")
+    ends, share = intervals.share_interval(gain, shrinkage), float(gain.mean() / shrinkage.mean())
     if ends is None:
-        return _verdict("fails", {"mean": share, "ci95": None}, "what was lost may be nothing")
-    low, _ = intervals.mean_interval(gain - claim.at_least * loss)
+        return _verdict("fails", {"mean": share, "ci95": None}, "the shrinkage may be zero")
+    low, _ = intervals.mean_interval(gain - claim.at_least * shrinkage)
     return _verdict("holds" if low > 0 else "fails", {"mean": share, "ci95": ends.tolist()})
 
 
@@ -229,7 +279,7 @@ def _verdict(verdict: str, estimate: dict | None = None, why: str | None = None)
 
 
 def values_over_pairs(results: Results, pairs: list[int], term: Term) -> np.ndarray:
-    """The values of a term for every pair and problem, float64[pairs, n].
+    """The values or pseudo-values of a term for every pair and problem, float64[pairs, n].
 
     Raises NotRunError when a pair lacks the run, ValueError when it has several that the term could mean.
     """
@@ -238,23 +288,9 @@ def values_over_pairs(results: Results, pairs: list[int], term: Term) -> np.ndar
         records = results.where(term.keys, term.stage, pair=pair, epoch=term.epoch, test_set=term.test_set)
         if not records:
             raise NotRunError(f"{term} of pair {pair}")
-        values.append(term_values(results, records[-1], term))
-    shortest = min(map(len, values))  # every pair has training problems of its own, and not always as many
+        values.append(term.quantity.values(results, records[-1], term.k, term.mode))
+    shortest = min(map(len, values))  # the number of training problems differs between pairs
     return np.stack([array[:shortest] for array in values])
-
-
-def term_values(results: Results, record: dict, term: Term) -> np.ndarray:
-    """The values of a term for every problem of a record, float64[n]; pseudo-values of a statistic that is no mean."""
-    name, _, k = term.what.partition("@")
-    if name == "pass":
-        return results.problem_pass_at_k(record, int(k), term.mode)
-    if name == "index":
-        p, passes = results.array(record, term.mode), results.problem_pass_at_k(record, int(k), term.mode)
-        return quantities.index_values(p, passes, int(k))
-    if name in FORK:
-        array, quantity = FORK[name]
-        return quantities.fork_values(results.array(record, array), quantity)
-    return results.array(record, "rest") if name == "rest" else quantities.entropy(results.array(record, "modes"))
 
 
 def claim_line(row: dict) -> str:
@@ -266,5 +302,5 @@ def claim_line(row: dict) -> str:
 
 
 def ends_text(row: dict) -> str:
-    """The interval of a row, or why it has none."""
+    """The interval of a row, or the reason why it has none."""
     return f"[{row['why']}]" if row["ci95"] is None else estimates.interval_text(row["ci95"])

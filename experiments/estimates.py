@@ -9,7 +9,7 @@ from minifork.statistics import intervals
 
 KS = (1, 16, 64)  # the k at which studies give pass@k
 SHRINKAGE_K = 16  # the k of coverage shrinkage and of the polarisation index
-LOST = 0.05  # if less than this was lost, there is nothing to recover
+MIN_SHRINKAGE = 0.05  # smaller coverage shrinkage leaves nothing to recover
 
 
 def probability_over_pairs(values: np.ndarray) -> dict:
@@ -22,13 +22,13 @@ def probability_over_pairs(values: np.ndarray) -> dict:
 
 
 def difference_over_pairs(a: np.ndarray, b: np.ndarray) -> dict:
-    """The mean of a - b, probabilities float64[pairs, n] each; as `probability_over_pairs`."""
+    """The mean of a - b, probabilities float64[pairs, n] each, as a dict like that of `probability_over_pairs`."""
     differ = intervals.pairs_differ(a) or intervals.pairs_differ(b)
     return _estimate(a - b, None if differ else intervals.difference_interval(a, b))
 
 
 def mean_over_pairs(values: np.ndarray) -> dict:
-    """The mean of values or pseudo-values float64[pairs, n], with the same keys."""
+    """The mean of values or pseudo-values float64[pairs, n], as a dict like that of `probability_over_pairs`."""
     return _estimate(values, intervals.mean_interval(values))
 
 

@@ -1,7 +1,7 @@
-"""Where the runs of a study run: on this machine, in processes of their own.
+"""Makes the runs of a study on this machine, each in a process of its own.
 
-The parents of runs are made too. Bases use all cores, one after the other. The other runs run side by side with one
-core each, so that their weights do not depend on how many run at once.
+Missing parents of runs are made first. Bases use all cores, one after the other. The other runs run side by side with
+one core each, so that their weights do not depend on how many run at once.
 """
 
 import os
@@ -22,25 +22,25 @@ from minifork.cores import cores
 from minifork.storage.locks import HeldError, locked
 
 ONE_CORE = {"OMP_NUM_THREADS": "1", "MKL_NUM_THREADS": "1"}
-RESERVED = range(5, 10)  # pairs of seeds
-ATTEMPTS = 3  # of a run that is killed
-INTERRUPTED = (130, -signal.SIGINT, -signal.SIGTERM, -signal.SIGHUP)  # negative: before Python handles the signal
-SECONDS_BETWEEN_LOOKS = 0.5  # at a run that another process makes
+RESERVED_PAIRS = range(5, 10)
+MAX_ATTEMPTS = 3  # a run that is killed is started again until then
+INTERRUPTED = (130, -signal.SIGINT, -signal.SIGTERM, -signal.SIGHUP)  # negative if killed before Python handles signals
+POLL_SECONDS = 0.5  # the pause between checks of a run that another process makes
 
 
 def run_plans(plans: Iterable[Plan]) -> None:
     """Make the runs of plans that are missing, and their missing parents, stage after stage.
 
-    Raises ValueError naming the runs that failed, after all others of their stage are done, and for reserved pairs.
+    Raises ValueError naming the runs that failed, after all others of their stage are done, and for RESERVED_PAIRS.
     """
     needed = _with_parents(plans)
-    if reserved := {plan.config.seed for plan in needed} & set(RESERVED):
-        raise ValueError(f"pair {min(reserved)}: pairs 5 to 9 are kept for a confirmation that nobody has looked at")
+    if reserved := {plan.config.seed for plan in needed} & set(RESERVED_PAIRS):
+        raise ValueError(f"pair {min(reserved)}: pairs 5 to 9 are reserved for a later confirmation; use pairs 0 to 4")
     for stage in runs.STAGES:
         missing = [plan for plan in needed if plan.stage == stage and not runs.finished(plan.config, stage)]
         if stage == "base":
             for plan in missing:
-                if _Crew().make(plan):
+                if _Processes().make(plan):
                     raise ValueError(f"a stage failed (see above): {' '.join(plan.command[1:])}")
         elif missing:
             _side_by_side(missing)
@@ -62,9 +62,9 @@ def _side_by_side(plans: list[Plan]) -> None:
 
     Raises ValueError naming the runs that failed, after all others are done.
     """
-    started, failures, crew = time.monotonic(), [], _Crew()
+    started, failures, processes = time.monotonic(), [], _Processes()
     with ThreadPoolExecutor(plans[0].config.reproduce.workers or cores()) as pool:
-        names = {pool.submit(_attempt, plan, crew): plan.log.stem for plan in plans}
+        names = {pool.submit(_attempt, plan, processes): plan.log.stem for plan in plans}
         try:
             for done, future in enumerate(as_completed(names), 1):
                 failure, minutes = future.result(), (time.monotonic() - started) / 60
@@ -73,49 +73,54 @@ def _side_by_side(plans: list[Plan]) -> None:
                 print(f"[{done}/{len(plans)}] {names[future]}: {state} ({minutes:.1f} minutes so far)", flush=True)
         except BaseException:
             pool.shutdown(wait=False, cancel_futures=True)
-            crew.stop()
+            processes.stop()
             raise
     if failures:
         raise ValueError(f"{len(failures)} of {len(plans)} runs failed: {'; '.join(failures)}")
 
 
-def _attempt(plan: Plan, crew: "_Crew") -> str:
-    """Make a run on one core, again when it is killed. Returns its log and why it failed, nothing if it did not."""
+def _attempt(plan: Plan, processes: "_Processes") -> str:
+    """Make a run on one core; a run that is killed is started again.
+
+    Returns its log and the reason if it failed, else an empty text.
+    """
     plan.log.parent.mkdir(parents=True, exist_ok=True)
-    for _ in range(ATTEMPTS):
+    for _ in range(MAX_ATTEMPTS):
         # Another process may write to the log at the same time, so errors go through a file of this attempt.
         with plan.log.open("ab") as log, tempfile.TemporaryFile() as error_file:
             try:
-                code = crew.make(plan, env={**os.environ, **ONE_CORE}, stdout=log, stderr=error_file)
-            except ValueError as error:  # say, the run was made meanwhile from other weights
+                code = processes.make(plan, env={**os.environ, **ONE_CORE}, stdout=log, stderr=error_file)
+            except ValueError as error:  # for example, another process made the run from other weights
                 return str(error)
-            error_file.seek(0)
-            errors = error_file.read()
-            log.write(errors)
+            finally:  # an interrupted run keeps its errors too
+                error_file.seek(0)
+                errors = error_file.read()
+                log.write(errors)
         if code >= 0:
             break
     return f"{plan.log}: {_reason(code, errors)}" if code else ""
 
 
 def _reason(code: int, errors: bytes) -> str:
-    """Why a process failed: the signal that ended it, or else its last error, or else its last line."""
+    """The reason why a process failed: the signal that ended it, or else its last error, or else its last line."""
     if code < 0:
-        return f"killed by signal {-code}, {ATTEMPTS} times"
+        return f"killed by signal {-code}, {MAX_ATTEMPTS} times"
     lines = errors.decode(errors="replace").strip().splitlines() or [f"exit code {code}, no output"]
     return ([line for line in lines if line.startswith("minifork: ")] or lines)[-1]
 
 
-class _Crew:
-    """The processes that make runs, until all of them are stopped."""
+class _Processes:
+    """The processes that make runs. They can all be stopped."""
 
     def __init__(self) -> None:
-        self.processes: list[subprocess.Popen] = []
+        self.started: list[subprocess.Popen] = []
         self.stopped, self.lock = threading.Event(), threading.Lock()
 
     def make(self, plan: Plan, **options: Any) -> int:
-        """The exit code of a plan's command, started with options; 0 without it where another process makes the run.
+        """Run a plan's command, with the options of Popen, and return its exit code.
 
-        Raises KeyboardInterrupt when it is interrupted, and once all are stopped.
+        If another process makes the run, wait for it and return 0. Raises KeyboardInterrupt when the command is
+        interrupted or all processes are stopped.
         """
         code = EXIT_HELD
         while code == EXIT_HELD:
@@ -132,7 +137,7 @@ class _Crew:
             if self.stopped.is_set():
                 raise KeyboardInterrupt
             process = subprocess.Popen(command, **options)
-            self.processes.append(process)
+            self.started.append(process)
         with process:
             try:
                 return process.wait()
@@ -142,7 +147,7 @@ class _Crew:
                 raise
 
     def _wait_until_free(self, plan: Plan) -> None:
-        """Return once no other process works on a plan's run; a line says which one does."""
+        """Wait until no other process works on a plan's run, and print which one does."""
         waiting = False
         while (folder := runs.folder_of(plan.config, plan.stage)).exists():
             try:
@@ -152,12 +157,12 @@ class _Crew:
                 if not waiting:
                     print(f"{error}; waiting until it has finished this run", flush=True)
                 waiting = True
-            if self.stopped.wait(SECONDS_BETWEEN_LOOKS):
+            if self.stopped.wait(POLL_SECONDS):
                 raise KeyboardInterrupt
 
     def stop(self) -> None:
-        """Tell all processes to save and end, and start no more. Processes that got the Ctrl-C too ignore it."""
+        """Tell all processes to save and end, and start no more. Processes that also received Ctrl-C ignore this."""
         with self.lock:
             self.stopped.set()
-            for process in self.processes:
+            for process in self.started:
                 process.terminate()

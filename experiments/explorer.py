@@ -1,4 +1,4 @@
-"""The data of the report's explorer: for a few problems and every snapshot, what the model would generate."""
+"""The data of the report's explorer: the traces that every snapshot would generate on a few problems."""
 
 import numpy as np
 import torch
@@ -12,19 +12,19 @@ from minifork.decoding.traces import TraceTree
 from minifork.measuring.problems import ProblemSet, evaluation_problems, problem_set
 from minifork.schema import Config
 
-EXPLORED = 24  # problems
-MIN_SHARE = 0.01  # probability below which a prefix is not shown
-LIVE = -1
+MAX_PROBLEMS = 24
+MIN_PROBABILITY = 0.01  # less probable prefixes are not shown
+LIVE = -1  # the outcome of a prefix that goes on
 
 
 def explorer(config: Config, results: Results, pair: int) -> dict:
     """Problems, and the snapshots of every run of the study: branch probabilities, p, and a tree a problem.
 
-    Runs that never meet the fork, are about another test set than the plain one, or have a random prefix (their
-    problems have no one prompt) are left out. Raises ValueError for a task without a fork.
+    Left out are runs at FORK_RATE 0, runs about another test set than the plain one, and runs with random prefixes,
+    whose problems have several prompts. Raises ValueError for a task without a fork.
     """
     task = config.data
-    problems = evaluation_problems(task, config.eval)[:EXPLORED]
+    problems = evaluation_problems(task, config.eval)[:MAX_PROBLEMS]
     tensors, run_data = problem_set(task, problems, "cpu", config.eval.grading), []
     for plan in study.plans(config, study.read_study(config.reproduce.study), [pair]):
         sft, records = plan.config.sft, results.records_of(plan)
@@ -41,10 +41,10 @@ def explorer(config: Config, results: Results, pair: int) -> dict:
 
 
 def _problem(task: Task, problem: Problems, tokens: list[int]) -> dict:
-    """A problem as drawn: its prompt, and the branches from the start that begin with some tokens, the right one first.
+    """The graph of a problem: its prompt, and its branches that begin with ``tokens``, the right one first.
 
-    A branch is a list of nodes as tokens, each with what else its edge says. On a graph without a fork there is only
-    the right branch.
+    A branch is a list of nodes as tokens, each with the other tokens of its edge. On a graph without a fork there is
+    only the right branch.
     """
     prompts = task.prompts(problem)
     *edges, (start, goal) = (array[0].tolist() for array in task.read_graph(prompts))
@@ -56,29 +56,30 @@ def _problem(task: Task, problem: Problems, tokens: list[int]) -> dict:
         branch = [edge for edge in children[start] if edge[0] == token]
         while branch and branch[-1][0] in children:
             branch.append(children[branch[-1][0]][0])
-        branches += [branch] if branch else []  # there is none for PAD, nor for a branch at another node
+        branches += [branch] if branch else []  # PAD and branches at other nodes give none
     return {"prompt": task.decode(prompts[0]), "start": start, "goal": goal, "branches": branches}
 
 
 @torch.no_grad()
 def _snapshot(config: Config, problems: ProblemSet, results: Results, record: dict) -> dict:
-    """One set of weights on all problems under the config's decode policy: p as measured, all else in thousandths."""
+    """The page's data of one checkpoint: for every problem p, branch probabilities in thousandths, and its tree."""
     model = results.runs[record["run"]].model(record["epoch"])
     tree = measure.trace_tree(model, problems, policy.parse_policy(config.eval.policy))
     return {
         "epoch": record["epoch"] or 0,
-        "p": [float(f"{value:.6g}") for value in results.array(record)[: len(tree)].tolist()],  # pass@16 is made of it
+        "p": [float(f"{value:.6g}") for value in results.problem_p(record)[: len(tree)].tolist()],
         "fork": np.rint(1000 * measure.branch_probabilities(model, problems)).astype(int).tolist(),
         "trees": unfold(tree),
     }
 
 
 @torch.no_grad()
-def unfold(tree: TraceTree, min_share: float = MIN_SHARE) -> list[list[list[int]]]:
+def unfold(tree: TraceTree, min_share: float = MIN_PROBABILITY) -> list[list[list[int]]]:
     """The prefixes of every problem that the model generates with probability >= ``min_share``, in order of length.
 
     Each is [parent, token, thousandths, outcome]: its parent's index in the list (-1 for the first token), and the
-    outcome it ended in (LIVE if it goes on).
+    outcome it ended in (LIVE if it goes on). `decoding.traces.step_every_token` cannot be used here: it drops the
+    prefixes that ended, and the page shows them.
     """
     trees: list[list[list[int]]] = [[] for _ in range(len(tree))]
     rows, state, logits = tree.start_rows(1.0, tree.zero_totals(torch.float64))
@@ -86,9 +87,8 @@ def unfold(tree: TraceTree, min_share: float = MIN_SHARE) -> list[list[list[int]
     while len(rows):
         p = torch.softmax(tree.policy_logits(logits, rows.problem).double(), dim=-1) * mass[:, None]
         row, token = (p >= min_share).nonzero(as_tuple=True)
-        next_state = tree.dfa[rows.problem[row], state[row], token]
-        unended = tree.outcome_count - 1 if rows.length + 1 == tree.max_new else LIVE  # the last outcome: too long
-        outcome = torch.where(next_state >= tree.first_outcome, next_state - tree.first_outcome, unended)
+        next_state = tree.step(rows.problem[row], state[row], token, rows.length + 1)
+        outcome = torch.where(next_state >= tree.first_outcome, next_state - tree.first_outcome, LIVE)
         indices = []
         for r, t, o in zip(row.tolist(), token.tolist(), outcome.tolist(), strict=True):
             nodes = trees[int(rows.problem[r])]

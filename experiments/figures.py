@@ -1,7 +1,7 @@
 """The figures: the crossing, pass@k over epochs, the dose, the fork.
 
-The first pair of seeds is drawn with 95 % intervals (over problems), further pairs as thin lines. The bars of the dose
-are those of the first pair. Line styles and markers repeat the colours, so that the figures read in grey.
+The first pair of seeds is drawn with 95 % intervals over problems, further pairs as thin lines. The bars of the dose
+figure are those of the first pair. Line styles and markers repeat the colours, so that the figures read in grey.
 """
 
 import contextlib
@@ -26,7 +26,7 @@ from minifork.storage.files import write_atomically
 
 EPOCH_COLOURS = matplotlib.colormaps["viridis"]
 RIGHT, WRONG, SKILL, POLARISATION, LARGE_K = "#0072B2", "#D55E00", "#56B4E9", "#E69F00", "#CC79A7"  # Okabe and Ito
-Style = tuple[str, Any, str, str]  # of a line: label, colour, marker, line style
+LineStyle = tuple[str, Any, str, str]  # label, colour, marker, line style
 
 BASE = ("base", "black", "", "--")
 K_STYLES = {
@@ -34,10 +34,10 @@ K_STYLES = {
     "16": ("pass@16", POLARISATION, "s", "-."),
     "64": ("pass@64", LARGE_K, "^", ":"),
 }
-DOSE_STYLES = {None: ("free", RIGHT, "o", "-"), "FWD": ("forced FWD (given the fork)", WRONG, "s", "--")}
+DOSE_STYLES = {None: ("free samples", RIGHT, "o", "-"), "FWD": ("forced FWD (meets the fork)", WRONG, "s", "--")}
 PARTS = (
-    (-0.2, "mean skill: C$_{16}$ base - tuned", SKILL, "//"),
-    (0.2, "polarisation: J$_{16}$ tuned - base", POLARISATION, ".."),
+    (-0.2, "mean skill: C$_{16}$, base - tuned", SKILL, "//"),
+    (0.2, "polarisation: J$_{16}$, tuned - base", POLARISATION, ".."),
 )
 FORK_STYLES = {
     ("fork", "confidence_right"): ("test, argmax right", RIGHT, "o", "-"),
@@ -70,7 +70,7 @@ def save_figure(figure: Figure, path: Path) -> None:
 
 @contextlib.contextmanager
 def default_settings(changes: Mapping[str, Any] = {}) -> Iterator[None]:  # noqa: B006 (never changed)
-    """matplotlib's default settings with changes, whatever a user's matplotlibrc says."""
+    """matplotlib's default settings with changes; a user's matplotlibrc is ignored."""
     with matplotlib.rc_context():
         matplotlib.rcdefaults()
         matplotlib.rcParams.update(cast(Any, changes))
@@ -121,7 +121,7 @@ def epochs(results: Results, pairs: list[int]) -> Figure:
                     base = results.base(pair)["pass_at"][k]
                     axes.axhline(base, color=style[1], linestyle=style[3], linewidth=1, alpha=0.7)
         _powers_of_two(axes, results.tuned(pairs[0], rate)[-1]["epoch"])
-        axes.set(xlabel="epoch", title=f"FORK_RATE {rate:g} (plain lines: the base)", ylim=(0, 1.02))
+        axes.set(xlabel="epoch", title=f"FORK_RATE {rate:g} (horizontal lines: the base)", ylim=(0, 1.02))
     panels[0].set_ylabel("pass@k")
     panels[0].legend(loc="lower left")
     return figure
@@ -139,7 +139,7 @@ def dose(results: Results, pairs: list[int]) -> Figure:
             if all(tunings):
                 index = np.stack([_index(results, records[-1], mode) for records in tunings], axis=1)
                 _line(right, at, index, style, pair == pairs[0])
-    right.set(ylabel="polarisation index at k = 16", title="Polarisation, free and given the fork", ylim=(0, 1.02))
+    right.set(ylabel="polarisation index at k = 16", title="Polarisation against exposure to the fork", ylim=(0, 1.02))
     right.legend(loc="best")
     for axes in (left, right):
         axes.set(xlabel="FORK_RATE", xticks=at, xticklabels=[f"{r:g}" for r in rates])
@@ -147,15 +147,15 @@ def dose(results: Results, pairs: list[int]) -> Figure:
 
 
 def _shrinkage_bars(axes: Axes, at: np.ndarray, estimates: list[np.ndarray]) -> None:
-    """Bars of skill and polarisation and their sum, from [3, (skill, polarisation, total)] at every FORK_RATE."""
+    """Draw bars of skill and polarisation, and their sum, from [3, (skill, polarisation, total)] per FORK_RATE."""
     low, value, high = np.stack(estimates, axis=-1)  # each [part, FORK_RATE]
     errors = [whiskers(*ends) for ends in zip(value, low, high, strict=True)]
     for part, (offset, label, colour, hatch) in enumerate(PARTS):
         axes.bar(at + offset, value[part], 0.38, color=colour, hatch=hatch, edgecolor="black", label=label,
                  yerr=errors[part], capsize=2)  # fmt: skip
-    axes.errorbar(at, value[2], errors[2], color="black", marker="o", capsize=3, label="S$_{16}$, the sum")
+    axes.errorbar(at, value[2], errors[2], color="black", marker="o", capsize=3, label="shrinkage S$_{16}$, the sum")
     axes.axhline(0, color="black", linewidth=0.8)
-    axes.set(ylabel="coverage shrinkage at k = 16", title="Shrinkage against exposure")
+    axes.set(ylabel="coverage shrinkage at k = 16", title="Coverage shrinkage against exposure to the fork")
     axes.legend(loc="best", fontsize=8.5)
 
 
@@ -169,13 +169,13 @@ def fork(results: Results, pairs: list[int]) -> Figure:
                 values = [_estimate(fork_values(results.array(record, array), quantity)) for record in records]
                 axes = right if quantity == "entropy" else left
                 _line(axes, [r["epoch"] for r in records], np.stack(values, axis=1), style, main)
-    branches = (results.array(results.base(pairs[0]), "fork") > 0).sum(axis=1)  # not the same for all problems
+    branches = (results.array(results.base(pairs[0]), "fork") > 0).sum(axis=1)  # d can differ between problems
     undecided = float(np.log(branches).mean())
     right.axhline(undecided, color="black", linewidth=0.8)
     label = f"ln {branches[0]}" if (branches == branches[0]).all() else "mean ln d"
-    right.annotate(f"{label}: undecided", (1, undecided), xytext=(0, 3), textcoords="offset points")
+    right.annotate(f"{label}: all branches equally likely", (1, undecided), xytext=(0, 3), textcoords="offset points")
     left.set(ylabel="mean probability of the likeliest branch", title=f"Confidence at the fork (FORK_RATE {rate:g})")
-    right.set(ylabel="entropy at the fork (nats)", title="How open the choice still is", ylim=(0, 1.15 * undecided))
+    right.set(ylabel="entropy over branches (nats)", title="Entropy at the fork", ylim=(0, 1.15 * undecided))
     for axes in (left, right):
         _powers_of_two(axes, results.tuned(pairs[0], rate)[-1]["epoch"])
         axes.set_xlabel("epoch")
@@ -187,20 +187,25 @@ def fork(results: Results, pairs: list[int]) -> Figure:
 
 
 def _panels(count: int, width: float, height: float, sharey: bool = False) -> tuple[Figure, np.ndarray]:
-    """A figure of some inches with panels side by side."""
+    """A figure of width x height inches with ``count`` panels side by side."""
     figure = Figure(figsize=(width, height), layout="constrained")
     return figure, figure.subplots(1, count, sharey=sharey, squeeze=False)[0]
 
 
 def _tunings(results: Results, pairs: list[int], rate: float) -> Iterator[tuple[int, list[dict], bool]]:
-    """The plain fine-tunings at a FORK_RATE, the first pair last: pair, records, whether it is the first pair."""
+    """Yield pair, records and whether it is the first pair, for the plain fine-tunings at a FORK_RATE.
+
+    The first pair comes last, so that it is drawn on top.
+    """
     for pair in reversed(pairs):
         if records := results.tuned(pair, rate):
             yield pair, records, pair == pairs[0]
 
 
-def _line(axes: Axes, at: ArrayLike, estimate: np.ndarray, style: Style, main: bool, size: float | None = None) -> None:
-    """A line through estimates float64[3, m] (low, value, high) with its 95 % band; if not main, a thin line alone."""
+def _line(
+    axes: Axes, at: ArrayLike, estimate: np.ndarray, style: LineStyle, main: bool, size: float | None = None
+) -> None:
+    """Draw a line through estimates float64[3, m] (low, value, high) with its 95 % band; if not main, a thin line."""
     (low, value, high), (label, colour, marker, linestyle) = estimate, style
     if not main:
         axes.plot(at, value, color=colour, linestyle=linestyle, linewidth=0.6, alpha=0.6)
@@ -215,7 +220,7 @@ def _pass_curve(records: Sequence[dict], ks: Sequence[str]) -> np.ndarray:
 
 
 def _powers_of_two(axes: Axes, largest: int, step: int = 1) -> None:
-    """A logarithmic x axis labelled 1, 2, 4, ... in plain numbers."""
+    """Make the x axis logarithmic, with the labels 1, 2, 4, ..."""
     ticks = [2**i for i in range(0, largest.bit_length(), step)]
     axes.set_xscale("log", base=2)
     axes.set_xticks(ticks, [str(t) for t in ticks])
@@ -230,16 +235,16 @@ def whiskers(value: ArrayLike, low: ArrayLike, high: ArrayLike) -> np.ndarray:
 
 
 def _estimate(values: np.ndarray) -> np.ndarray:
-    """The mean of values, or of pseudo-values, of every problem float64[n] as float64[3]."""
+    """The mean of the values or pseudo-values float64[n] of problems, with its interval, as float64[3]."""
     low, high = intervals.mean_interval(values[None])
     return np.array([low, values.mean(), high])
 
 
 def _shrinkage(results: Results, pair: int, rate: float) -> np.ndarray:
-    """S_K and its two parts float64[3, (skill, polarisation, total)], paired over problems."""
+    """Coverage shrinkage S_K and its two parts, float64[3, (skill, polarisation, total)], paired over problems."""
     records = [results.base(pair), results.tuned(pair, rate)[-1]]
-    p = [results.array(record) for record in records]
-    passes = [results.problem_pass_at_k(record, K) for record in records]
+    p = [results.problem_p(record) for record in records]
+    passes = [results.record_pass_at_k(record, K) for record in records]
 
     def parts(means: np.ndarray) -> np.ndarray:
         ceiling, passed = passk.problem_pass_at_k(means[:, :2], K), means[:, 2:]
@@ -252,4 +257,4 @@ def _shrinkage(results: Results, pair: int, rate: float) -> np.ndarray:
 
 def _index(results: Results, record: dict, mode: str | None) -> np.ndarray:
     """The polarisation index of a record at K, free or with a forced mode."""
-    return _estimate(index_values(results.array(record, mode), results.problem_pass_at_k(record, K, mode), K))
+    return _estimate(index_values(results.problem_p(record, mode), results.record_pass_at_k(record, K, mode), K))

@@ -1,6 +1,6 @@
 """One self-contained HTML file: which claims hold, the figures, and an explorer of single problems.
 
-The page asks for nothing: figures are inline SVG, data and script are in the file. Its template is report.html.
+The page loads no other file: figures are inline SVG, data and script are in the file. Its template is report.html.
 """
 
 import html
@@ -22,18 +22,19 @@ from minifork.schema import Config
 from minifork.storage.files import read_json, write_atomically
 
 TEMPLATE = Path(__file__).parent / "report.html"
-NO_CLAIMS = "<p>No verdicts: none are made about this study, or <code>make claims</code> was not run yet.</p>"
-COMPUTED, SAMPLED = "Its pass@k is computed, not estimated.", "Its pass@k is estimated from samples, without bias."
+NO_CLAIMS = "<p>No verdicts: there are no claims about this study, or <code>make claims</code> was not run yet.</p>"
+COMPUTED = "Its pass@k is computed, not estimated."
+SAMPLED = "Its pass@k is an unbiased estimate from samples."
 CAPTIONS = {
-    "crossing": "pass@k against k. Where lines cross, more samples from the lower model on the left win on the right.",
-    "epochs": "pass@k over epochs. The plain horizontal lines are the base model.",
-    "dose": "How much coverage is lost against how often traces pass through the fork, and how polarised p is.",
-    "fork": "At the fork: how sure the model is where it is right and wrong, on test and training problems.",
+    "crossing": "pass@k against k. Where two lines cross, the model that is worse at small k is better at large k.",
+    "epochs": "pass@k over epochs. The horizontal lines without markers are the base model.",
+    "dose": "Coverage shrinkage and polarisation against FORK_RATE, the share of traces that pass through the fork.",
+    "fork": "Confidence at the fork, where the model is right and where it is wrong, on test and training problems.",
 }
 
 
 def report(config: Config) -> None:
-    """Write runs/<task>/report.html; raises ValueError when something it needs was not measured."""
+    """Write runs/<task>/report.html; raises ValueError when a measurement that it needs is missing."""
     results = load_results(config)
     pairs = results.complete_pairs()
     drawings, page_data = figures.draw_all(results, pairs), explorer(config, results, pairs[0])
@@ -50,7 +51,7 @@ def report(config: Config) -> None:
         "data": json.dumps(page_data, separators=(",", ":")).replace("<", "\\u003c"),
     }
     page = re.sub(r"{{(\w+)}}", lambda match: parts[match[1]], TEMPLATE.read_text(encoding="utf-8"))
-    content = page.encode(errors="surrogateescape")  # names of folders that the terminal's encoding lacks
+    content = page.encode(errors="surrogateescape")  # folder names may hold bytes that are not UTF-8
     path = runs.task_folder(config) / "report.html"
     write_atomically(path, lambda file: file.write(content))
     print(f"{path}: {len(content) / 1e6:.1f} MB")
@@ -71,7 +72,7 @@ def verdicts(config: Config, current: str) -> str:
 
 
 def claims_table(folder: Path, result: dict, current: bool) -> str:
-    """The verdicts of one study as an HTML table; current: whether they are about the results that are there now."""
+    """The verdicts of one study as an HTML table; current: true if they are about the present results."""
     rows = []
     for row in result["claims"]:
         mark = {"holds": "✓", "fails": "✗", "not run": "–"}[row["verdict"]]
@@ -82,9 +83,10 @@ def claims_table(folder: Path, result: dict, current: bool) -> str:
         else:
             cells += f'<td class="number">{row["effect"]:+.3f}</td><td class="number">{ends_text(row)}</td>'
         rows.append(f"<tr>{cells}<td>{html.escape(row['rule'])}</td></tr>")
-    head = "<tr><th>verdict<th>claim<th>by<th>effect<th>95 % interval<th>holds if all of it is</tr>"
-    provisional = "" if result["pairs"] >= result["wanted"] else f", provisional: {result['wanted']} are wanted"
-    stale = "" if current else "; OUT OF DATE: evaluated again since, run minifork claims"
+    head = "<tr><th>verdict<th>claim<th>claimed by<th>effect<th>95 % interval<th>holds if the whole interval is</tr>"
+    too_few = result["pairs"] < result["wanted"]
+    provisional = f"; provisional, {result['wanted']} pairs are needed" if too_few else ""
+    stale = "" if current else "; OUT OF DATE: the runs were evaluated again, run `minifork claims`"
     title = html.escape(f"{result['study']} ({folder}; {pairs_text(result['pairs'])}{provisional}{stale})")
     table = f"<table><caption>{title}</caption><thead>{head}</thead><tbody>{''.join(rows)}</tbody></table>"
     return f'<div class="wide">{table}</div>'
@@ -97,5 +99,5 @@ def figure_block(name: str, figure: Figure) -> str:
         figure.savefig(buffer, format="svg", metadata={"Date": None})
     picture, caption = buffer.getvalue().decode(), html.escape(CAPTIONS.get(name, name))
     picture = picture[picture.index("<svg") :].replace("<svg", f'<svg role="img" aria-label="{caption}"', 1)
-    picture = re.sub(r'(\bid="|href="#|url\(#)', rf"\g<1>{name}-", picture)  # ids are shared by all of the page
+    picture = re.sub(r'(\bid="|href="#|url\(#)', rf"\g<1>{name}-", picture)  # an id must be unique on the page
     return f"<figure>{picture}<figcaption>{caption}</figcaption></figure>"

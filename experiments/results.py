@@ -24,8 +24,11 @@ class ANY:
 
 @dataclass(frozen=True)
 class Results:
-    """A study's config, its runs by name, the records that were measured under the config's settings, and the arrays
-    [n] behind the records."""
+    """A study's config, its runs by name, the records that were measured under the config's settings, and their arrays.
+
+    A record is one entry of runs/<task>/eval.json: one checkpoint on one test set. arrays: [n, ..], the values of every
+    problem behind the records. Their keys are those of runs/<task>/eval.npz, from `minifork.evaluate.array_name`.
+    """
 
     config: Config
     runs: dict[str, Run]
@@ -42,9 +45,9 @@ class Results:
     ) -> list[dict]:
         """The records, by pair and epoch, of a stage's runs that have the values of ``keys``.
 
-        Keys are full or short. Seeds are free, and every other key that decides a run must have the study's value,
-        unless it is given as ANY. Raises ValueError for a key that decides nothing about such runs, and naming two
-        runs that match one pair and epoch with equal values.
+        Keys are full or short. The value ANY matches every value. Seeds match every value too. Every other key that
+        decides a run must have the study's value. Raises ValueError for a key that decides nothing about such runs, and
+        naming two runs that match one pair and epoch with equal values.
         """
         key_values = self._full_keys(keys, stage)
         planned = configs.flat_values(self.config) | dict.fromkeys(runs.SEEDS, ANY) | key_values
@@ -80,7 +83,7 @@ class Results:
             first = names.setdefault((record["base_seed"], record["epoch"], values), record["run"])
             if first != record["run"]:
                 root = runs.task_folder(self.config)
-                raise ValueError(f"{root / first} and {root / record['run']} are one run twice; remove one")
+                raise ValueError(f"{root / first} and {root / record['run']} are copies of one run; remove one")
         return sorted(records, key=lambda record: (record["base_seed"], record["epoch"] or 0))
 
     def records_of(self, plan: study.Plan) -> list[dict]:
@@ -117,7 +120,7 @@ class Results:
     def complete_pairs(self) -> list[int]:
         """The pairs that have every run of the config's study; where none has, all with a base and a fine-tuning.
 
-        So another command that made a few runs of one more pair changes nothing. Raises ValueError when there is no
+        A further pair that has only a few of the runs is therefore ignored. Raises ValueError when there is no
         pair.
         """
         pairs, identities = self.pairs(), {record["identity"] for record in self.records}
@@ -128,25 +131,30 @@ class Results:
         needed = {pair: {plan.identity for plan in study.plans(self.config, entries, [pair])} for pair in pairs}
         return [pair for pair in pairs if needed[pair] <= identities] or pairs
 
-    def array(self, record: dict, name: str | None = None) -> np.ndarray:
-        """An array of a record (see `minifork.measure.measure`); by default the p_i float64[n] of free samples."""
-        full_name = array_name(record, name or "free")
-        if full_name not in self.arrays:
-            raise ValueError(f"the evaluation holds no {full_name}: it was made with settings that do not give it")
-        return self.arrays[full_name]
+    def array(self, record: dict, name: str) -> np.ndarray:
+        """An array of a record by its name in `minifork.measure.measure`, such as fork or rest.
 
-    def problem_pass_at_k(self, record: dict, k: int, mode: str | None = None) -> np.ndarray:
+        Raises ValueError when the evaluation did not give it.
+        """
+        key = array_name(record, name)
+        if key not in self.arrays:
+            raise ValueError(f"the evaluation holds no {key}: it was made with settings that do not give it")
+        return self.arrays[key]
+
+    def problem_p(self, record: dict, mode: str | None = None) -> np.ndarray:
+        """p_i of every problem, float64[n], in a forced mode; in free samples if the mode is None."""
+        return self.array(record, "free" if mode is None else mode)
+
+    def record_pass_at_k(self, record: dict, k: int, mode: str | None = None) -> np.ndarray:
         """1 - (1 - p_i)^k of every problem, float64[n]; its unbiased estimate where p_i was sampled."""
-        p, n = self.array(record, mode), record["n"] if mode is None else record["forced"][mode]["n"]
-        return (
-            passk.problem_pass_at_k(p, k)
-            if n is None
-            else passk.unbiased_pass_at_k(np.rint(p * n).astype(np.int64), n, k)
-        )
+        p, n = self.problem_p(record, mode), record["n"] if mode is None else record["forced"][mode]["n"]
+        if n is None:
+            return passk.problem_pass_at_k(p, k)
+        return passk.unbiased_pass_at_k(np.rint(p * n).astype(np.int64), n, k)
 
-    def problem_pass_at_ks(self, record: dict, ks: Sequence[int], mode: str | None = None) -> np.ndarray:
-        """`problem_pass_at_k` at every k of ks, float64[K, n]."""
-        return np.stack([self.problem_pass_at_k(record, k, mode) for k in ks])
+    def record_pass_at_ks(self, record: dict, ks: Sequence[int], mode: str | None = None) -> np.ndarray:
+        """`record_pass_at_k` at every k of ks, float64[K, n]."""
+        return np.stack([self.record_pass_at_k(record, k, mode) for k in ks])
 
     @property
     def fingerprint(self) -> str:
@@ -155,7 +163,7 @@ class Results:
 
 
 def _matches(run: Run, planned: dict[str, Any]) -> bool:
-    """Whether a run has the planned value of every key that decides it, apart from ANY."""
+    """True if a run has the planned value of every key that decides it, apart from ANY."""
     return all(planned.get(key, ANY) in (ANY, value) for key, value in run.values.items())
 
 
@@ -177,7 +185,7 @@ def load_results(config: Config) -> Results:
     if any(record["rho"] is None for record in records):
         raise ValueError(f"{root}: p is bounded but not computed; run `minifork eval` with a larger eval.budget")
     if stale := sum(not record["current"] for record in records):
-        print(f"{stale} of {len(records)} records are of another version of the code; `minifork eval --again` renews")
+        print(f"{stale} of {len(records)} records are of another version of the code; run `minifork eval --again`")
     run_of: dict[str, Run] = {}
     arrays: dict[str, np.ndarray] = {}
     for record, evaluation in zip(records, evaluations, strict=True):

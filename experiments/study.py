@@ -1,4 +1,4 @@
-"""Studies: what to run, in one notation.
+"""Studies: lists of runs in one notation.
 
 A study is a list of mappings, in YAML (experiments/studies/) or in Python. Each is a run and the config keys that it
 changes. Where a key has several values, every one is run, for every pair of seeds:
@@ -7,7 +7,7 @@ changes. Where a key has several values, every one is run, for every pair of see
     - {as: forward RL, stage: rl, sft.fork_rate: 1, rl.mode: FWD}       # one RL run
 
 Values x4 and /4 mean four times the config's value and a quarter of it. An entry may also give `as`, the run's name in
-results; `stage`, by default sft; `test_set`, which one results are about, by default plain; `needs`, a mode that the
+results; `stage`, by default sft; `test_set`, the test set of its results, by default plain; `needs`, a mode that the
 task must have; `choose`, a key whose best value a study picks.
 """
 
@@ -33,8 +33,8 @@ WORDS = ("as", "stage", "test_set", "needs", "choose")
 
 @dataclass(frozen=True)
 class Plan:
-    """One run of a study: its name in results, its stage and config, the test set that results are about, and the key
-    whose value is to be chosen, if any."""
+    """One run of a study: its name in results, its stage and config, the test set of its results, and the key whose
+    value is to be chosen, if any."""
 
     name: str
     stage: str
@@ -49,8 +49,8 @@ class Plan:
 
     @property
     def command(self) -> list[str]:
-        """The command that makes its run or goes on with it."""
-        resume = [] if self.stage == "wise" else ["--resume"]  # mixing weights takes a second and has no such flag
+        """The command that makes its run or continues it."""
+        resume = [] if self.stage == "wise" else ["--resume"]  # `minifork wise` takes a second and has no --resume
         return [
             sys.executable,
             "-m",
@@ -62,7 +62,7 @@ class Plan:
 
     @property
     def log(self) -> Path:
-        """The file that the output of that command goes to."""
+        """The file for the output of its command."""
         folder = runs.folder_of(self.config, self.stage)
         return folder.parent / "logs" / f"{folder.name}.log"
 
@@ -117,9 +117,11 @@ def _plans_of(config: Config, entry: dict, pair: int) -> list[Plan]:
     if stage not in runs.STAGES:
         raise ValueError(f"stage is {stage!r}: choose {', '.join(runs.STAGES)}")
     if "choose" in words and words["choose"] not in values:
-        raise ValueError(f"choose is {words['choose']!r}, which is none of its keys")
-    if [] in values.values() or values.keys() & set(runs.SEEDS):
-        raise ValueError("an empty list makes no run, and seeds are those of the pair")
+        raise ValueError(f"choose is {words['choose']!r}, which is none of the entry's keys")
+    if [] in values.values():
+        raise ValueError("an empty list makes no run")
+    if values.keys() & set(runs.SEEDS):
+        raise ValueError("the seeds are those of the pair: leave seed and base_seed out")
     if words.get("needs", "FWD") not in config.data.mode_names:
         return []
     all_plans = []
@@ -144,7 +146,7 @@ def _scaled(config: Config, changes: dict) -> dict:
 
 
 def _check(config: Config, stage: str) -> None:
-    """Raise ValueError for what a stage or the evaluation would refuse hours later."""
+    """Raise ValueError for values that a stage or the evaluation would refuse hours later."""
     losses.parse_loss(config.sft.loss)
     require_policy(config)
     if stage == "wise" and len(config.wise.shares) > 1:

@@ -17,7 +17,7 @@ from minifork.storage.files import write_json
 def write_summary(config: Config) -> None:
     """Write runs/<task>/summary.json from what was measured and print its table.
 
-    train_minutes adds up the training of all runs, on one core each but for the bases.
+    train_minutes sums the training time of all runs. Bases use all cores, other runs one core each.
     """
     results = load_results(config)
     pairs = results.complete_pairs()
@@ -48,7 +48,7 @@ def summary_rows(results: Results, pairs: list[int]) -> list[dict]:
 
 def _row(results: Results, name: str, records: list[dict]) -> dict:
     """The row of a run, from its last record of every pair. fork_accuracy is null on a task that declares no fork."""
-    passes, accuracy = np.stack([results.problem_pass_at_ks(record, KS) for record in records]), None
+    passes, accuracy = np.stack([results.record_pass_at_ks(record, KS) for record in records]), None
     if all(record["fork"] for record in records):
         right = np.stack([results.array(record, "fork").argmax(axis=1) == 0 for record in records])
         accuracy = probability_over_pairs(right.astype(float))

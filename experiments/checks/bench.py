@@ -1,9 +1,9 @@
-"""How fast are the engines, beside common ways to sample? One base model, all of them on the same problems.
+"""The speed of the engines beside common ways to sample: one base model, all on the same problems.
 
 exact, split and the evaluation of a checkpoint are timed on all test problems. The samplers run as many rollouts as
 they manage in comparable time. A step of pretraining uses all cores and a step of fine-tuning one core, as in studies.
-Every round times all of them in turn, so that a slow spell of the machine hits all alike. The first round warms up and
-does not count. On a GPU, `bench_gpu` follows with all ways to run rollouts there. The JSON on the last line is also
+Every round times all of them in turn, so that all share the machine's slow spells. The first round warms up and does
+not count. On a GPU, `bench_gpu` follows with all ways to run rollouts there. The JSON on the last line is also
 kept in runs/<task>/bench.json.
 """
 
@@ -12,7 +12,7 @@ import json
 from collections.abc import Callable
 from functools import partial
 from statistics import median
-from typing import Any, TypeVar
+from typing import Any, NamedTuple, TypeVar
 
 import torch
 from torch import Tensor
@@ -35,15 +35,21 @@ from minifork.storage.files import write_json
 from minifork.training import loop, losses, stages
 
 T = TypeVar("T")
-Job = tuple[Callable[[], object], int]  # what is timed, and how many rollouts it makes (0 for anything but a sampler)
 
 ROUNDS = 5
-SPLITS = 10**6  # rollouts a problem
-ROLLOUT_PROBLEMS, ROLLOUTS = 200, 256  # of the rollout engine
-BASELINE_PROBLEMS, BASELINE_ROLLOUTS = 50, 16  # of the slow samplers: larger batches make them slower
+SPLIT_ROLLOUTS = 10**6  # split samples so many rollouts a problem
+ROLLOUT_PROBLEMS, ROLLOUTS = 200, 256  # the rollout engine samples so many rollouts of so many problems
+BASELINE_PROBLEMS, BASELINE_ROLLOUTS = 50, 16  # the baselines sample fewer: larger batches make them slower
 BASELINES = ("recompute", "hf generate")
-SCHEDULE = 10**6  # steps of the learning rate's schedule, as all steps are timed at its start
+SCHEDULE_STEPS = 10**6  # the learning rate's schedule is long, so that all timed steps lie at its start
 PRETRAINING, OPTIMIZER, FINE_TUNING = "pretraining step", "of it optimizer", "fine-tuning step"
+
+
+class TimedCall(NamedTuple):
+    """A function without arguments that is timed, and the number of rollouts it samples, 0 if it is no sampler."""
+
+    call: Callable[[], object]
+    rollouts: int = 0
 
 
 @torch.no_grad()
@@ -53,9 +59,9 @@ def bench(config: Config) -> None:
     model = runs.require_run(config, "base").model().to(device)
     problems = problems_for(config, device)
     tree = measure.trace_tree(model, problems, Policy())
-    jobs = sampling_jobs(model, problems.prompts, tree)
-    jobs["eval a checkpoint"] = lambda: measure.measure(model, problems, config.eval, None, False), 0
-    steps, flops = training_jobs(config, device)
+    calls = sampling_calls(model, problems.prompts, tree)
+    calls["eval a checkpoint"] = TimedCall(lambda: measure.measure(model, problems, config.eval, None, False))
+    steps, flops = training_calls(config, device)
     decoded = rollout(tree[:ROLLOUT_PROBLEMS], ROLLOUTS, 0).evaluated
     flops["rollout"] = decoded * flops_a_token(model, tree.prompts.length + tree.max_new)
     machine = {
@@ -68,7 +74,7 @@ def bench(config: Config) -> None:
         "problems": len(tree),
         "rounds": ROUNDS,
     }
-    result = machine | run_rounds(jobs | steps, flops, device)
+    result = machine | run_rounds(calls | steps, flops, device)
     print_speeds(result)
     if device == "cuda":
         *_, result["gpu"] = bench_gpu(tree)
@@ -76,19 +82,19 @@ def bench(config: Config) -> None:
     print(json.dumps(result))
 
 
-def run_rounds(jobs: dict[str, Job], flops: dict[str, float], device: str) -> dict[str, Any]:
-    """Time all jobs and matrix products; returns the speeds, and what share of the matrix peak the FLOPs are."""
-    seconds: dict[str, list[float]] = {name: [] for name in jobs}
+def run_rounds(calls: dict[str, TimedCall], flops: dict[str, float], device: str) -> dict[str, Any]:
+    """Time all calls and matrix products; returns speeds, and FLOP/s as shares of the measured matrix peak."""
+    seconds: dict[str, list[float]] = {name: [] for name in calls}
     multiply = partial(matmul_rate, device, 1536, torch.float32)
     rates, rates_one_core = [], []
     for _ in range(ROUNDS + 1):
-        for name, (job, _) in jobs.items():
-            seconds[name].append(seconds_of(job))
+        for name, timed in calls.items():
+            seconds[name].append(seconds_of(timed.call))
         rates.append(multiply())
         rates_one_core.append(on_one_core(multiply))
     engines = {name: spread(times[1:]) for name, times in seconds.items()}
-    for name, (_, rollouts) in jobs.items():
-        engines[name]["rate"] = rollouts / engines[name]["seconds"] if rollouts else None
+    for name, timed in calls.items():
+        engines[name]["rate"] = timed.rollouts / engines[name]["seconds"] if timed.rollouts else None
     peak, peak_one_core = median(rates[1:]), median(rates_one_core[1:])
     peaks = {"rollout": peak, PRETRAINING: peak, FINE_TUNING: peak_one_core}
     rate = engines["rollout"]["rate"]
@@ -102,31 +108,33 @@ def run_rounds(jobs: dict[str, Job], flops: dict[str, float], device: str) -> di
     }
 
 
-def sampling_jobs(model: GPT, prompts: Tensor, tree: TraceTree) -> dict[str, Job]:
+def sampling_calls(model: GPT, prompts: Tensor, tree: TraceTree) -> dict[str, TimedCall]:
     """The engines and the baselines by name."""
-    part, few, new = tree[:ROLLOUT_PROBLEMS], prompts[:BASELINE_PROBLEMS], tree.max_new
-    jobs: dict[str, Job] = {
-        "prefill": (lambda: model.prefill(prompts), 0),
-        "exact": (lambda: exact(tree), 0),
-        "split": (lambda: split(tree, SPLITS, 0), len(tree) * SPLITS),
-        "rollout": (lambda: rollout(part, ROLLOUTS, 0), len(part) * ROLLOUTS),
-        "recompute": (lambda: recompute(model, few, BASELINE_ROLLOUTS, new), len(few) * BASELINE_ROLLOUTS),
+    part, baseline_prompts, new = tree[:ROLLOUT_PROBLEMS], prompts[:BASELINE_PROBLEMS], tree.max_new
+    baseline = model, baseline_prompts, BASELINE_ROLLOUTS, new
+    baseline_rollouts = len(baseline_prompts) * BASELINE_ROLLOUTS
+    calls = {
+        "prefill": TimedCall(lambda: model.prefill(prompts)),
+        "exact": TimedCall(lambda: exact(tree)),
+        "split": TimedCall(lambda: split(tree, SPLIT_ROLLOUTS, 0), len(tree) * SPLIT_ROLLOUTS),
+        "rollout": TimedCall(lambda: rollout(part, ROLLOUTS, 0), len(part) * ROLLOUTS),
+        "recompute": TimedCall(lambda: recompute(*baseline), baseline_rollouts),
     }
     try:
-        jobs["hf generate"] = hugging_face(model, few, BASELINE_ROLLOUTS, new), len(few) * BASELINE_ROLLOUTS
+        calls["hf generate"] = TimedCall(hugging_face(*baseline), baseline_rollouts)
     except ImportError:
         print("hf generate: not measured, transformers is not installed (extra: bench)")
-    return jobs
+    return calls
 
 
-def training_jobs(config: Config, device: str) -> tuple[dict[str, Job], dict[str, float]]:
+def training_calls(config: Config, device: str) -> tuple[dict[str, TimedCall], dict[str, float]]:
     """Steps of pretraining, of its optimizers alone and of fine-tuning by name, and the FLOPs of both whole steps."""
     pretraining = training_step(config, device, stages.walk_batches(config), config.pretrain)
     fine_tuning = training_step(config, device, stages.sft_batches(config), config.sft)
-    steps: dict[str, Job] = {
-        PRETRAINING: (pretraining, 0),
-        OPTIMIZER: (optimizer_step(config, device), 0),
-        FINE_TUNING: (partial(on_one_core, fine_tuning), 0),
+    steps = {
+        PRETRAINING: TimedCall(pretraining),
+        OPTIMIZER: TimedCall(optimizer_step(config, device)),
+        FINE_TUNING: TimedCall(partial(on_one_core, fine_tuning)),
     }
     return steps, {PRETRAINING: flops_of(pretraining), FINE_TUNING: flops_of(fine_tuning)}
 
@@ -134,14 +142,14 @@ def training_jobs(config: Config, device: str) -> tuple[dict[str, Job], dict[str
 def training_step(config: Config, device: str, batches: loop.BatchAt, optim: Optim) -> Callable[[], object]:
     """A function that trains a new model on the next batch."""
     model = new_model(config, config.base_seed).to(device)
-    optimizers, numbers = loop.make_optimizers(model, optim), itertools.count()
+    optimizers, steps = loop.make_optimizers(model, optim), itertools.count()
     objective = loop.supervised(batches, losses.parse_loss("cross_entropy"), device)
-    job = loop.TrainingJob(runs.in_memory(config, "base", None, silent=True), objective, SCHEDULE, optim)
-    return torch.enable_grad()(lambda: loop.take_step(model, optimizers, job, next(numbers)))
+    job = loop.TrainingJob(runs.in_memory(config, "base", None, silent=True), objective, SCHEDULE_STEPS, optim)
+    return torch.enable_grad()(lambda: loop.take_step(model, optimizers, job, next(steps)))
 
 
 def optimizer_step(config: Config, device: str) -> Callable[[], object]:
-    """A function that moves the parameters of a new model along gradients that stay as they are."""
+    """A function that makes one step of pretraining's optimizers on a new model, always with the same gradients."""
     model = new_model(config, config.base_seed).to(device)
     for parameter in model.parameters():
         parameter.grad = torch.randn_like(parameter)
@@ -156,22 +164,22 @@ def flops_of(step: Callable[[], object]) -> int:
     return counter.get_total_flops()
 
 
-def on_one_core(job: Callable[[], T]) -> T:
-    """What a job returns, run with one thread."""
+def on_one_core(call: Callable[[], T]) -> T:
+    """The result of a call that runs with one thread."""
     threads = torch.get_num_threads()
     torch.set_num_threads(1)
     try:
-        return job()
+        return call()
     finally:
         torch.set_num_threads(threads)
 
 
 def print_speeds(result: dict[str, Any]) -> None:
-    """One line an engine, then how the rollout engine compares."""
+    """Print one line for each timed call, then ratios to the rollout engine and shares of the matrix peak."""
     print(f"{'':<14}{'seconds':>10}{'fastest':>10}{'slowest':>10}{'rollouts/s':>16}")
-    for name, job in result["engines"].items():
-        cells = "".join(f"{seconds:>10.3f}" for seconds in (job["seconds"], *job["spread"]))
-        print(f"{name:<14}{cells}{format(job['rate'], ',.0f') if job['rate'] else '-':>16}")
+    for name, speed in result["engines"].items():
+        cells = "".join(f"{seconds:>10.3f}" for seconds in (speed["seconds"], *speed["spread"]))
+        print(f"{name:<14}{cells}{format(speed['rate'], ',.0f') if speed['rate'] else '-':>16}")
     for name, ratio in result["rollout_against"].items():
         print(f"rollout is {ratio:.3g} times as fast as {name}")
     for name, share in result["share_of_peak"].items():
@@ -180,7 +188,7 @@ def print_speeds(result: dict[str, Any]) -> None:
 
 
 def recompute(model: GPT, prompts: Tensor, n: int, new: int) -> Tensor:
-    """nanoGPT's way: every token runs the whole sequence again; rows go on to the end."""
+    """Sample n rollouts a prompt as nanoGPT does: each token runs the whole sequence again, and no row stops early."""
     tokens = prompts.repeat_interleave(n, dim=0)
     for _ in range(new):
         p = torch.softmax(model(tokens)[:, -1].float(), dim=-1)
@@ -189,9 +197,9 @@ def recompute(model: GPT, prompts: Tensor, n: int, new: int) -> Tensor:
 
 
 def hugging_face(model: GPT, prompts: Tensor, n: int, new: int) -> Callable[[], Tensor]:
-    """GPT-2's generate with a KV cache, on a model of the same size. Raises ImportError without transformers.
+    """A function that runs GPT-2's generate with a KV cache on a model of the same size.
 
-    Its weights are random, which does not change how long ``new`` tokens take.
+    Its weights are random, which does not change how long ``new`` tokens take. Raises ImportError without transformers.
     """
     from transformers import GPT2Config, GPT2LMHeadModel
     from transformers.utils import logging

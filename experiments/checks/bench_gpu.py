@@ -1,8 +1,8 @@
-"""How fast are rollouts on a GPU? The fused kernel beside torch loops, over batch sizes.
+"""The speed of rollouts on a GPU: the fused kernel beside torch loops, over batch sizes.
 
 The torch loops share prompts, keep keys and values in fixed buffers, use torch's own random numbers and run in bf16,
 as the kernel does: eager, replayed as a CUDA graph, and compiled by torch.compile and replayed. A batch is as many
-rollouts as are in flight at once. A sampled token is one drawn by a row that had not ended before.
+rollouts as are in flight at once. Sampled tokens are those drawn by rows that had not ended before.
 """
 
 import copy
@@ -22,9 +22,10 @@ from minifork.gpu.kernel import build_for, lay_out
 
 BATCHES = (1024, 4096, 16384, 65536, 262144)
 COMPILED = (4096, 65536)  # torch.compile takes a minute for each
-ROUNDS, ROUND_S, WARM_S = 5, 0.1, 0.3  # timed rounds, seconds of a round, seconds before the first
-BATCH_PROBLEMS = 64  # problems that share a batch
-MATRIX = 8192  # rows and columns of the matrix product that is timed
+ROUNDS = 5  # how often each backend is timed
+ROUND_S, WARM_S = 0.1, 0.3  # seconds that a round lasts, and that the GPU warms up before the first one
+BATCH_PROBLEMS = 64  # the rollouts of a batch belong to so many problems
+MATRIX_SIZE = 8192  # the timed matrices have so many rows and columns
 BACKENDS = "kernel bf16", "kernel fp32", "kernel bf16 + layout", "torch eager", "torch graph", "torch compiled graph"
 
 
@@ -36,7 +37,7 @@ def in_bf16(tree: TraceTree) -> TraceTree:
 
 
 def prepare(tree: TraceTree, n: int, name: str) -> Callable[[], object]:
-    """What runs n rollouts a problem on a backend: compiled and recorded, and ready to be timed."""
+    """A function that runs n rollouts a problem on a backend. It is compiled and recorded, and ready to be timed."""
     device = tree.dfa.device
     if name == "kernel bf16 + layout":
         return lambda: backends.sample(tree, n, 0, bf16=True)
@@ -46,7 +47,7 @@ def prepare(tree: TraceTree, n: int, name: str) -> Callable[[], object]:
         tensors, args, blocks = lay_out(tree, n, 0, gpu, build, None, False)
 
         def launch() -> None:
-            tensors["totals"].zero_()  # and the tensors stay alive with this function
+            tensors["totals"].zero_()  # this function also keeps the tensors alive
             gpu.launch(build, args, blocks)
 
         return launch
@@ -55,7 +56,7 @@ def prepare(tree: TraceTree, n: int, name: str) -> Callable[[], object]:
         rows, first = empty_rows(coarse, n), torch.zeros((), dtype=torch.int64, device=device)
         return lambda: dense(coarse, rows, first, None)
     if name == "torch compiled graph":
-        torch._dynamo.reset()  # else the second size is compiled for all sizes
+        torch._dynamo.reset()  # without it torch compiles the second batch for all sizes
         run = torch.compile(dense, dynamic=False)
     graph = Graph(coarse, n, None, run)
     return lambda: graph(coarse, 0)
@@ -89,10 +90,10 @@ def time_backend(tree: TraceTree, name: str, batch: int) -> dict[str, Any]:
     try:
         job = prepare(tree, n, name)
         job()
-        seconds_of(job, math.ceil(WARM_S / seconds_of(job, 3)))  # until the clocks are up
+        seconds_of(job, math.ceil(WARM_S / seconds_of(job, 3)))  # runs until the GPU clocks have risen
         repeats = math.ceil(ROUND_S / seconds_of(job, 3))
         times = spread([seconds_of(job, repeats) for _ in range(ROUNDS)])
-        tokens = float(backends.sample(tree, 256, 0).tokens.sum()) * n  # a trace's mean length, from another sample
+        tokens = float(backends.sample(tree, 256, 0).tokens.sum()) * n  # estimated from a sample of its own
     except Exception as error:  # a baseline that fails, in whatever way, must not lose the other measurements
         return {"rollouts": rollouts, "failed": f"{type(error).__name__}: {str(error).partition(chr(10))[0]}"}
     counts = {"rollouts": rollouts, "tokens": tokens, "decoded": tokens - rollouts}  # the prompt gives the first token
@@ -109,7 +110,7 @@ def limits(tree: TraceTree) -> dict[str, float]:
     build, device = build_for(tree, 64, True), tree.dfa.device.type
     weights = 12 * build.layers * build.width**2 + build.vocab * build.width
     suffix = 2 * build.layers * build.width * 2 * (1 + build.steps / 2)
-    flops, l2 = matmul_rate(device, MATRIX, torch.bfloat16), l2_rate(device)
+    flops, l2 = matmul_rate(device, MATRIX_SIZE, torch.bfloat16), l2_rate(device)
     return {
         "matrix_flops": flops,
         "l2_bytes": l2,

@@ -1,4 +1,4 @@
-"""`make gpu-check`: is everything right on this GPU, and how fast is it? One table, one JSON file.
+"""`make gpu-check`: checks and times everything that needs a GPU. One table, one JSON file.
 
 Trains a base and fine-tunings. Tests the kernel's samples against its own probabilities and against exact ones, and all
 engines against each other. Times every backend. Runs the GPU tests, and compute-sanitizer on some of them where it is
@@ -25,7 +25,7 @@ from typing import Any
 import numpy as np
 import torch
 
-from experiments.checks import agreement
+from experiments.checks import engines
 from experiments.checks.bench_gpu import bench_gpu
 from experiments.checks.timing import fastest
 from minifork import measure, runs
@@ -45,19 +45,19 @@ Rows = Iterator[tuple[str, Any]]
 
 CHECKOUT = Path(__file__).parents[2]
 RESULTS = CHECKOUT / "experiments" / "results"
-SEED, EPOCHS = 101, 16  # of the runs that are trained here; the pairs of seeds below 10 belong to reproductions
+SEED, EPOCHS = 101, 16  # the runs trained here have these; seeds below 10 belong to reproductions
 TESTS = "tests/minifork/gpu/test_gpu.py"
 PYTEST = [sys.executable, "-m", "pytest", "-vv", "-m", "gpu", "-p", "no:cacheprovider", TESTS]
-TESTS_S, SANITIZER_S = 900, 100  # seconds after which the tests, and each tool of the sanitizer, are stopped
-OUTCOME = re.compile(r"::(?P<test>\S.*?) (?P<outcome>PASSED|FAILED|ERROR|SKIPPED)\b.*%\]$")  # a line of pytest -v
+TESTS_S, SANITIZER_S = 900, 100  # the tests, and each tool of the sanitizer, are stopped after so many seconds
+OUTCOME = re.compile(r"::(?P<test>\S.*?) (?P<outcome>PASSED|FAILED|ERROR|SKIPPED)\b.*%\]$")  # a line of pytest
 KILLED = (-signal.SIGKILL, 128 + signal.SIGKILL)  # exit codes of a command that was killed
 SANITIZED = "test_runs_again_alike_on_every_tiling and (narrow or reference)"
-P_VALUE = 1e-4  # smallest p-value of samples that holds
-SAMPLES = {"bf16": 10**6, "fp32": 10**5}  # rollouts a problem that are compared with scored probabilities
-SECONDS = 20  # in which that many may be sampled; a slow GPU samples fewer
-TRIAL = 2000  # rollouts a problem that are timed first, to tell how many SECONDS allow
-EVALUATED = 4096  # rollouts a problem of the evaluation that is timed
-GAPS = {"bf16": (0.002, 0.03), "fp32": (1e-4, 1e-4)}  # bars: change of pass@k, 99th percentile of the change of p
+MIN_P_VALUE = 1e-4  # samples fail with a smaller p-value
+SAMPLES = {"bf16": 10**6, "fp32": 10**5}  # so many rollouts a problem are compared with scored probabilities
+MAX_SECONDS = 20  # sampling may take so long; a slow GPU samples fewer than SAMPLES
+TRIAL_ROLLOUTS = 2000  # so many rollouts a problem are timed first, to tell how many fit into MAX_SECONDS
+EVAL_ROLLOUTS = 4096  # the timed evaluation samples so many rollouts a problem
+MAX_GAPS = {"bf16": (0.002, 0.03), "fp32": (1e-4, 1e-4)}  # largest gap of pass@k, and of p in 99 % of problems
 
 
 def gpu_check(config: Config) -> int:
@@ -70,7 +70,7 @@ def gpu_check(config: Config) -> int:
         return 0
     device, name = gpu
     print(f"gpu-check on one {name}, torch {torch.__version__}", flush=True)
-    plan = replace(config.sft, epochs=EPOCHS, fork_rate=agreement.FORK_RATES[-1])
+    plan = replace(config.sft, epochs=EPOCHS, fork_rate=engines.FORK_RATES[-1])
     folder = str(Path(config.runs) / "gpu-check")
     config = replace(config, device=device, runs=folder, base_seed=SEED, seed=SEED, sft=plan)
     parts = {
@@ -86,7 +86,7 @@ def gpu_check(config: Config) -> int:
     for part, rows in parts.items():
         run_part(part, rows, result, path)
     failed = [part for part in parts if result[part]["failed"]]
-    print(f"{'FAILED: ' + ', '.join(failed) if failed else 'all held'}; written to {path}")
+    print(f"{'FAILED: ' + ', '.join(failed) if failed else 'all checks passed'}; written to {path}")
     return int(bool(failed))
 
 
@@ -107,10 +107,10 @@ def run_part(part: str, rows: Rows, result: dict[str, Any], path: Path) -> None:
     save()
     try:
         for name, value in rows:
-            values[name] = json.loads(json.dumps(value), parse_constant=str)  # NaN, which JSON lacks, as a text
+            values[name] = json.loads(json.dumps(value), parse_constant=str)  # JSON has no NaN: it becomes a text
             save()
         del values["broke"]
-    except Exception as error:  # one part that breaks must not lose what the others measure
+    except Exception as error:  # a part that breaks must not stop the others
         values |= {"failed": 1, "broke": f"{type(error).__name__}: {error}"}
     save()
     print_rows(part, values)
@@ -129,7 +129,7 @@ def print_rows(title: str, values: dict[str, Any]) -> None:
 def train(config: Config) -> Rows:
     """The base, and the fine-tunings that the agreement of the engines is tested on."""
     yield "base", stages.pretrain(config, resume=True).name
-    for tuning in agreement.fine_tunings(config):
+    for tuning in engines.fine_tunings(config):
         yield f"FORK_RATE {tuning.sft.fork_rate:g}", stages.sft(tuning, resume=True).name
     yield "failed", 0
 
@@ -178,8 +178,10 @@ def sanitizer() -> Rows:
 def start(command: list[str], seconds: float, **environment: str) -> subprocess.Popen[str]:
     """Start a command whose output can be read while it runs.
 
-    GNU `timeout` kills it and all that it started after so many seconds.
+    GNU `timeout` kills it and all that it started after so many seconds. Raises FileNotFoundError without `timeout`.
     """
+    if shutil.which("timeout") is None:
+        raise FileNotFoundError("gpu-check needs the command `timeout` of GNU coreutils: install it")
     return subprocess.Popen(
         ["timeout", "--signal=KILL", f"{seconds}", *command], stdout=subprocess.PIPE, stderr=subprocess.STDOUT,
         text=True, encoding="utf-8", cwd=CHECKOUT, env=os.environ | environment,
@@ -194,10 +196,10 @@ def trees(config: Config) -> dict[str, TraceTree]:
 
 
 def samples(config: Config) -> Rows:
-    """Samples of both builds against their own scored p, and these p against exact ones."""
+    """The kernel's samples in bf16 and fp32 against its own scored p, and these p against exact ones."""
     modes = range(len(config.data.mode_names))
     if "SEARCH" in config.data.mode_names:
-        raise ValueError("scored p need every accepted trace: SEARCH has several for a problem")
+        raise ValueError("scored p need all accepted traces, of which SEARCH has many; use a task without SEARCH")
     problems, failed = evaluation_problems(config.data, config.eval), 0
     traces = np.stack([config.data.traces(problems, np.full(len(problems), mode)) for mode in modes], axis=1)
     accepted = torch.from_numpy(traces).to(config.device)
@@ -211,9 +213,12 @@ def samples(config: Config) -> Rows:
 
 
 def compare_samples(tree: TraceTree, accepted: torch.Tensor, p_exact: np.ndarray, precision: str) -> dict[str, Any]:
-    """A sample of one build against p as it scores all accepted traces int64[B, m, T], and this p against exact p."""
+    """Compare the kernel's samples with its own p, and this p with the exact one.
+
+    accepted: int64[B, m, T], all accepted traces. The kernel's own p sums their scored probabilities.
+    """
     bf16, n = precision == "bf16", SAMPLES[precision]
-    n = max(1, min(n, int(TRIAL * SECONDS / rollout_seconds(tree, TRIAL, bf16))))
+    n = max(1, min(n, int(TRIAL_ROLLOUTS * MAX_SECONDS / rollout_seconds(tree, TRIAL_ROLLOUTS, bf16))))
     gpu, rows = gpu_and_rows(tree, n, bf16)
     scored = kernel.score(tree, accepted, gpu, rows, bf16)
     p = scored.sum(dim=2).exp().sum(dim=1).clamp(max=1).cpu().numpy()
@@ -222,7 +227,7 @@ def compare_samples(tree: TraceTree, accepted: torch.Tensor, p_exact: np.ndarray
     gap = float(np.abs(passk.pass_at_k(p, ks) - passk.pass_at_k(p_exact, ks)).max())
     p99_gap = float(np.quantile(np.abs(p - p_exact), 0.99))
     p_value = uniform_p(randomised_pit(counts, n, p, np.random.default_rng(0)))
-    holds = p_value > P_VALUE and gap <= GAPS[precision][0] and p99_gap <= GAPS[precision][1]
+    holds = p_value > MIN_P_VALUE and gap <= MAX_GAPS[precision][0] and p99_gap <= MAX_GAPS[precision][1]
     cell = {"p_value": p_value, "rollouts_a_problem": n, "pass_at_k_gap": gap, "p99_gap_of_p": p99_gap}
     return cell | {"holds": bool(holds)}
 
@@ -230,10 +235,10 @@ def compare_samples(tree: TraceTree, accepted: torch.Tensor, p_exact: np.ndarray
 def agree(config: Config) -> Rows:
     """The smallest p-value of the engines against each other, for every model and policy."""
     groups = []
-    for tests in agreement.comparisons(config):
+    for tests in engines.comparisons(config):
         groups.append(tests)
         yield f"{tests[0]['run']}, {tests[0]['policy']}", min(test["p_value"] for test in tests)
-    yield "failed", agreement.conclude(config, groups)
+    yield "failed", engines.conclude(config, groups)
 
 
 def time_backends(config: Config) -> Rows:
@@ -242,7 +247,7 @@ def time_backends(config: Config) -> Rows:
     for reference in bench_gpu(tree):
         yield "reference", reference
     for precision in SAMPLES:
-        yield f"eval_{EVALUATED}_{precision}_s", rollout_seconds(tree, EVALUATED, precision == "bf16")
+        yield f"eval_{EVAL_ROLLOUTS}_{precision}_s", rollout_seconds(tree, EVAL_ROLLOUTS, precision == "bf16")
     kernels = [cell for name, row in reference["backends"].items() if name.startswith("kernel") for cell in row]
     yield "failed", int(any("failed" in cell for cell in kernels))
 

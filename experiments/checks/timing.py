@@ -1,4 +1,4 @@
-"""How long a job takes, and how fast this machine multiplies matrices."""
+"""Measurements of how long a call takes, and of how fast this machine multiplies matrices."""
 
 import time
 from collections.abc import Callable

@@ -27,7 +27,7 @@ def demo(config: Config) -> None:
 
 
 def sentence(config: Config, base: dict[str, float], tuned: dict[str, float]) -> str:
-    """What happened to pass@k, by k, and what to run next."""
+    """A sentence on how pass@k changed, and what to run next."""
     above = [int(k) for k in base if tuned[k] > base[k]]
     below = [int(k) for k in base if tuned[k] < base[k]]
     changes = " and ".join(f"pass@{k} from {base[k]:.3f} to {tuned[k]:.3f}" for k in ("1", "64"))

@@ -1,4 +1,4 @@
-"""Early stopping as the line to beat: how far a method lies above it, pass@k at no less pass@1, with an interval.
+"""The gap between a method and early stopping, the line to beat: pass@k at no less pass@1, with an interval.
 
 The early-stopping curve goes from where a run started through its snapshots. Arrays of passes hold pass@1 first and
 then one entry for every other k of KS, [.., 1 + K, ..].
@@ -29,7 +29,7 @@ def early_stopping_curve(results: Results, plan: Plan, mode: str | None) -> np.n
     if not start or not snapshots:
         root = runs.task_folder(plan.config)
         raise ValueError(f"{root}: no {plan.name} of pair {plan.config.seed} to compare with; run the study again")
-    return np.stack([results.problem_pass_at_ks(record, KS, mode) for record in start + snapshots])
+    return np.stack([results.record_pass_at_ks(record, KS, mode) for record in start + snapshots])
 
 
 def early_stopping_gap(methods: np.ndarray, curves: np.ndarray) -> np.ndarray:

@@ -1,4 +1,4 @@
-"""Which mitigation wins coverage back? All on one frontier, with early stopping as the line to beat.
+"""`make frontier`: compares all mitigations of lost coverage with early stopping, the line to beat.
 
 The methods are those of experiments/studies/frontier.yaml. For every pair of seeds all start from the same base and
 train for as many steps. The snapshots of plain cross-entropy are the *early-stopping curve*. A method is better only
@@ -17,7 +17,7 @@ import numpy as np
 from matplotlib.figure import Figure
 
 from experiments import executors, study
-from experiments.estimates import KS, LOST, estimate_by_k, pairs_text, signed
+from experiments.estimates import KS, MIN_SHRINKAGE, estimate_by_k, pairs_text, signed
 from experiments.figures import default_settings, save_figure, whiskers
 from experiments.results import Results, load_results
 from experiments.studies.early_stopping import BIAS, above_curve, early_stopping_curve, early_stopping_gap
@@ -31,7 +31,7 @@ from minifork.schema import Config
 from minifork.settings import Eval
 from minifork.storage.files import write_json
 
-CHOSEN_ON = (0, 1.0)  # pair and FORK_RATE
+CHOOSING_PAIR, CHOOSING_RATE = 0, 1.0  # values are chosen on this pair at this FORK_RATE
 CROSS_ENTROPY = "cross-entropy"  # the name of the plain method in the study
 
 
@@ -52,7 +52,7 @@ def frontier(config: Config) -> None:
 
 
 def measure_plans(config: Config, plans: list[Plan]) -> dict[Eval, Results]:
-    """Measure what plans compare; returns the results under each of their evaluation settings."""
+    """Measure the checkpoints that plans compare; returns the results under each of their evaluation settings."""
     results = {}
     for settings in dict.fromkeys(plan.config.eval for plan in plans):
         of_settings = [plan for plan in plans if plan.config.eval == settings]
@@ -62,7 +62,7 @@ def measure_plans(config: Config, plans: list[Plan]) -> dict[Eval, Results]:
 
 
 def is_compared(plans: list[Plan], checkpoint: Checkpoint) -> bool:
-    """Whether plans compare a checkpoint: all of the early-stopping curve, the last of every other run."""
+    """True for checkpoints that plans compare: all of the early-stopping curve, the last of every other run."""
     identity = checkpoint.run.identity
     plain = [plan for plan in plans if plan.name == CROSS_ENTROPY]
     on_curve = identity in {runs.identity(plan.config, stage) for plan in plain for stage in ("base", "sft")}
@@ -74,15 +74,15 @@ def is_compared(plans: list[Plan], checkpoint: Checkpoint) -> bool:
 
 def choose_values(config: Config, entries: list[dict]) -> dict[str, object]:
     """The value of every method, by its name; prints the scores behind it and writes them to frontier-values.json."""
-    pair, rate = CHOSEN_ON
-    plans = [plan for plan in study.plans(config, entries, [pair]) if plan.config.sft.fork_rate == rate]
+    plans = study.plans(config, entries, [CHOOSING_PAIR])
+    plans = [plan for plan in plans if plan.config.sft.fork_rate == CHOOSING_RATE]
     plans = [plan for plan in plans if plan.choose or plan.name == CROSS_ENTROPY]
     executors.run_plans(plans)
     scores = validation_scores(config, plans)
     chosen = {name: max(by_value, key=lambda value: by_value[value]) for name, by_value in scores.items()}
     for name, by_value in scores.items():
         text = ", ".join(f"{value} {score:+.3f}" for value, score in by_value.items())
-        print(f"{name}: {chosen[name]} (pass@16 above early stopping on validation problems: {text})", flush=True)
+        print(f"{name}: chose {chosen[name]} (pass@16 above early stopping on validation problems: {text})", flush=True)
     write_json(runs.task_folder(config) / "frontier-values.json", {"chosen": chosen, "scores": scores})
     return chosen
 
@@ -98,7 +98,7 @@ def validation_scores(config: Config, plans: list[Plan]) -> dict[str, dict]:
         records = results[plan.config.eval].records_of(plan)
         if not records:
             raise ValueError(f"{plan.name}, {plan.value}: not measured with these settings (see above)")
-        method = results[plan.config.eval].problem_pass_at_ks(records[-1], KS).mean(axis=1)
+        method = results[plan.config.eval].record_pass_at_ks(records[-1], KS).mean(axis=1)
         gap = early_stopping_gap(method[None], curve[None])[0, KS[1:].index(16)]
         scores.setdefault(plan.name, {})[plan.value] = float(gap)
     return scores
@@ -142,32 +142,38 @@ def method_row(
     plans: list[Plan], results: dict[Eval, Results], mode: str | None, curves: dict[int, np.ndarray]
 ) -> dict:
     """A method's last checkpoints against the early-stopping curves of their pairs: means over pairs, the gap above the
-    curve with its interval, the share of the curve's loss that is recovered."""
-    records = [results[plan.config.eval].records_of(plan)[-1] for plan in plans]
-    checkpoints = list(zip([results[plan.config.eval] for plan in plans], records, strict=True))
-    passes = np.stack([one.problem_pass_at_ks(record, KS, mode) for one, record in checkpoints])  # [pairs, 1 + K, n]
-    method_curves = np.stack([curves[plan.config.seed] for plan in plans])  # [pairs, snapshots, 1 + K, n]
+    curve with its interval, the share of the curve's coverage shrinkage that is recovered.
+
+    curves: float64[snapshots, 1 + K, n] by seed.
+    """
+    plan_results = [results[plan.config.eval] for plan in plans]
+    records = [measured.records_of(plan)[-1] for measured, plan in zip(plan_results, plans, strict=True)]
+    checkpoints = list(zip(plan_results, records, strict=True))
+    trained_runs = [measured.runs[record["run"]] for measured, record in checkpoints]
+    passes = np.stack([measured.record_pass_at_ks(record, KS, mode) for measured, record in checkpoints])
+    method_curves = np.stack([curves[plan.config.seed] for plan in plans])
     row = {
         "pairs": len(plans),
-        "seconds": float(np.mean([one.runs[record["run"]].record["seconds"] for one, record in checkpoints])),
+        "seconds": float(np.mean([run.record["seconds"] for run in trained_runs])),
         "tokens": float(np.mean([record["tokens"] for record in records])),
         "pass_at": estimate_by_k(lambda values: float(values.mean()), passes),
     }
     bases = np.stack([curve[0] for curve in curves.values()])
     for i, (k, above) in enumerate(above_curve(passes, method_curves).items(), 1):
         last = method_curves[:, -1, i].mean()
-        loss, gain = bases[:, i].mean() - last, passes[:, i].mean() - last
-        row |= {f"above_{k}": above, f"recovered_{k}": float(gain / loss) if loss >= LOST else None}
+        shrinkage, gain = bases[:, i].mean() - last, passes[:, i].mean() - last
+        recovered = float(gain / shrinkage) if shrinkage >= MIN_SHRINKAGE else None
+        row |= {f"above_{k}": above, f"recovered_{k}": recovered}
     return row
 
 
 def frontier_table(rows: list[dict]) -> str:
-    """One line a method: where it is, how far above early stopping, what it recovered, its cost, and the verdict."""
-    head = f"{'method':<36}{'r':>5}{'mode':>6}" + "".join(f"{f'pass@{k}':>9}" for k in KS)
+    """One line a method: its pass@k, its gap above early stopping, the share it recovered, its cost and verdict."""
+    head = f"{'method':<36}{'FORK_RATE':>11}{'mode':>6}" + "".join(f"{f'pass@{k}':>9}" for k in KS)
     head += "".join(f"{f'above curve, k = {k}':>28}{'recovered':>11}" for k in KS[1:])
-    lines = [head + f"{'train s':>9}{'tokens':>8}"]
+    lines = [head + f"{'train s':>9}{'tokens':>8}  verdict"]
     for row in rows:
-        text = f"{row['method']:<36}{row['fork_rate']:>5g}{row['mode']:>6}"
+        text = f"{row['method']:<36}{row['fork_rate']:>11g}{row['mode']:>6}"
         text += "".join(f"{passed:>9.3f}" for passed in row["pass_at"].values())
         for k in KS[1:]:
             recovered = row[f"recovered_{k}"]
@@ -177,7 +183,7 @@ def frontier_table(rows: list[dict]) -> str:
 
 
 def frontier_verdict(row: dict) -> str:
-    """Whether a row lies above the curve at every k, below at one, or cannot be told from it."""
+    """The verdict on a row: better if it lies above the curve at every k, worse if below at one, else nothing."""
     ends = [row[f"above_{k}"]["ci95"] for k in KS[1:]]
     if all(low > 0 for low, _ in ends):
         return "  better"
@@ -186,9 +192,9 @@ def frontier_verdict(row: dict) -> str:
 
 @default_settings()
 def draw_frontier(rows: list[dict], curves: dict[int, np.ndarray], rate: float, mode: str) -> Figure:
-    """pass@k against pass@1: the curves of all pairs, and every method; its bars are the interval of its gap."""
+    """pass@k against pass@1: the curves of all pairs, and every method with the interval of its gap as a bar."""
     figure = Figure(figsize=(9.6, 4.8), layout="constrained")
-    names = list(dict.fromkeys(row["method"] for row in rows))  # a method looks the same at every FORK_RATE
+    names = list(dict.fromkeys(row["method"] for row in rows))  # a method has one colour and marker in all figures
     colours = matplotlib.colormaps["tab20"]
     for i, (axes, k) in enumerate(zip(figure.subplots(1, 2), KS[1:], strict=True), 1):
         for pair, curve in curves.items():
@@ -200,6 +206,6 @@ def draw_frontier(rows: list[dict], curves: dict[int, np.ndarray], rate: float, 
             axes.errorbar(row["pass_at"]["1"], row["pass_at"][str(k)], yerr=error, color=colours(j % 20),
                           marker="osD^vP*X"[j % 8], linestyle="", label=row["method"])  # fmt: skip
         axes.set(xlabel="pass@1", ylabel=f"pass@{k}", title=f"FORK_RATE {rate:g}, {mode}, k = {k}")
-        axes.set_ylim(top=1.02)  # intervals are of the gap, and may reach above what a pass@k can be
+        axes.set_ylim(top=1.02)  # the interval of a gap may end above pass@k = 1
     figure.legend(*axes.get_legend_handles_labels(), loc="outside right upper", fontsize=7)
     return figure

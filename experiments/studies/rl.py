@@ -1,4 +1,4 @@
-"""Does reinforcement learning lose coverage at forks too? Forward RL against reverse RL, and one advantage to another.
+"""`make contrast`: compares the coverage that RL loses on forward and on reverse traces, and under several advantages.
 
 All runs (experiments/studies/rl.yaml) start from the fine-tuned model after epoch `rl.epoch`, as in arXiv 2605.17026.
 Forward RL forces FWD, whose traces meet the fork. Reverse RL forces REV, whose traces do not. Free RL lets the model
@@ -33,7 +33,8 @@ def contrast(config: Config) -> None:
 
 def compare_rl_runs(config: Config, plans: list[Plan]) -> None:
     """Compare the RL runs with where they started; raises ValueError when one was not measured."""
-    results, curves = load_results(config), {}  # by run, [pairs, 1 + snapshots, 1 + K, n]
+    results = load_results(config)
+    curves: dict[str, np.ndarray] = {}  # float64[pairs, 1 + snapshots, 1 + K, n] by run
     for name in dict.fromkeys(plan.name for plan in plans):
         of_run = [plan for plan in plans if plan.name == name]
         curves[name] = np.stack([early_stopping_curve(results, plan, mode_of(plan)) for plan in of_run])
@@ -63,7 +64,7 @@ def mode_of(plan: Plan) -> str | None:
 
 def contrast_text(result: dict) -> str:
     """The result of `compare_rl_runs` in words."""
-    lines = [f"{'RL, in its own mode':<28}" + "".join(f"{f'pass@{k}: start, end, change':>44}" for k in KS)]
+    lines = [f"{'run, in its own mode':<28}" + "".join(f"{f'pass@{k}: start, end, change':>44}" for k in KS)]
     for row in result["runs"]:
         ends = zip(row["start"], row["end"], row["change"].values(), strict=True)
         cells = [f"{start:.3f} {end:.3f} {signed(change)}" for start, end, change in ends]
@@ -72,5 +73,5 @@ def contrast_text(result: dict) -> str:
         lines.append(f"forward minus reverse, change of pass@{k}: {signed(value)}")
     for name, gaps in result["above_grpo"].items():
         above = ", ".join(f"pass@{k} {signed(value)}" for k, value in gaps.items())
-        lines.append(f"{name}, above forward GRPO's snapshots at no less pass@1: {above}")
+        lines.append(f"{name}: above the snapshots of {FORWARD} at no less pass@1: {above}")
     return "\n".join([*lines, f"{pairs_text(result['pairs'])}; {BIAS}"])

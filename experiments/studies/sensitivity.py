@@ -1,6 +1,7 @@
-"""Is the regime tuned? A map of coverage shrinkage and polarisation over epochs, traces, learning rate, width and d.
+"""`make sensitivity`: a map of coverage shrinkage and polarisation over epochs, traces, learning rate, width and d.
 
-The runs are those of experiments/studies/sensitivity.yaml. Every width and number of branches has its own base.
+It shows whether the effect depends on the settings that were chosen for it. The runs are those of
+experiments/studies/sensitivity.yaml. Every width and number of branches has its own base.
 """
 
 from dataclasses import replace
@@ -36,33 +37,33 @@ def sensitivity(config: Config) -> None:
         folder = runs.task_folder(config)
         write_json(folder / "sensitivity.json", runs.made_by(config) | {"k": K, "panels": panels})
         save_figure(draw_maps(panels), folder / "figures" / "sensitivity.png")
-        losses = np.array([row["S"][-1] for panel in panels for row in panel["rows"]])
-        print(f"S_{K} after the last epoch is {losses.min():+.3f} to {losses.max():+.3f} over {len(losses)} settings, "
-              f"above .05 in {np.mean(losses > 0.05):.0%}")  # fmt: skip
+        shrinkage = np.array([row["S"][-1] for panel in panels for row in panel["rows"]])
+        print(f"coverage shrinkage S_{K} after the last epoch: {shrinkage.min():+.3f} to {shrinkage.max():+.3f} over "
+              f"{len(shrinkage)} settings, above .05 in {np.mean(shrinkage > 0.05):.0%} of them")  # fmt: skip
 
 
 def panel(results: Results, plans: list[Plan]) -> dict:
-    """S_K and the polarisation index (forced FWD) of every run and epoch, means over pairs."""
+    """Coverage shrinkage S_K and the polarisation index (forced FWD) of every run and epoch, means over pairs."""
     rows, epochs, values = [], [], configs.flat_values(results.config)
     for name in dict.fromkeys(plan.name for plan in plans):
         of_run = [plan for plan in plans if plan.name == name]
         records = [results.records_of(plan) for plan in of_run]
         bases = [[results.parent_of(plan)[0]["pass_at"][str(K)]] for plan in of_run]
-        losses = np.array(bases) - [[record["pass_at"][str(K)] for record in of_pair] for of_pair in records]
+        shrinkage = np.array(bases) - [[record["pass_at"][str(K)] for record in of_pair] for of_pair in records]
         index = [[record["forced"]["FWD"]["index"][str(K)] for record in of_pair] for of_pair in records]
-        rows.append({"run": name, "S": losses.mean(axis=0).tolist(), "index": np.mean(index, axis=0).tolist()})
+        rows.append({"run": name, "S": shrinkage.mean(axis=0).tolist(), "index": np.mean(index, axis=0).tolist()})
         epochs = [record["epoch"] for record in records[0]]
     return {"width": values["model.width"], "branches": values["data.branches"], "epochs": epochs, "rows": rows}
 
 
 @default_settings()
 def draw_maps(panels: list[dict]) -> Figure:
-    """One row of two maps for every width and d: S_K and the index, runs against epochs."""
+    """One row of two maps for every width and d: coverage shrinkage and the index, runs against epochs."""
     figure = Figure(figsize=(11, 2.9 * len(panels)), layout="constrained")
     for (left, right), panel in zip(figure.subplots(len(panels), 2, squeeze=False), panels, strict=True):
         name = f"width {panel['width']}, d = {panel['branches']}"
-        _map(left, panel, "S", f"{name}: shrinkage S$_{{{K}}}$", "PuOr_r", -1)
-        _map(right, panel, "index", f"{name}: polarisation at {K} (forced FWD)", "Greys", 0)
+        _map(left, panel, "S", f"{name}: coverage shrinkage S$_{{{K}}}$", "PuOr_r", -1)
+        _map(right, panel, "index", f"{name}: polarisation index at k = {K} (forced FWD)", "Greys", 0)
     return figure
 
 

@@ -1,4 +1,5 @@
-"""What d stratified samples, one on each of d tokens at the fork or elsewhere, find that d independent ones miss."""
+"""The share of what d independent samples miss that d stratified ones find: one on each of d tokens, at the fork or
+elsewhere."""
 
 import numpy as np
 import torch
@@ -28,7 +29,7 @@ def stratified_study(results: Results, plan: Plan) -> dict[str, tuple[np.ndarray
         return {}
     model = results.runs[record["run"]].model(record["epoch"]).to(device)
     tree = measure.trace_tree(model, problems, policy.parse_policy(config.eval.policy))
-    iid = results.problem_pass_at_k(record, problems.branches.shape[1])
+    iid = results.record_pass_at_k(record, problems.branches.shape[1])
     return {"iid": (iid, 0.0)} | stratified_passes(tree, *problems.at_fork())
 
 
@@ -80,9 +81,9 @@ def recovered_shares(rate: float, by_pair: list[dict[str, tuple[np.ndarray, floa
 
 def stratified_line(row: dict) -> str:
     """A row of `recovered_shares` as a line."""
-    ends = "[too little missed]" if row["ci95"] is None else interval_text(row["ci95"], "")
+    ends = "[no interval: too little is missed]" if row["ci95"] is None else interval_text(row["ci95"], "")
     by_pair = " ".join("-" if value is None else f"{value:.3f}" for value in row["recovered"])
     return (
-        f"r = {row['fork_rate']:g}, d samples spread over {row['spread_over']}: recovered {by_pair} {ends} of what "
-        f"i.i.d. samples miss; at the fork in {row['hit_rate']:.0%} of problems"
+        f"FORK_RATE {row['fork_rate']:g}, d samples spread over {row['spread_over']}: recovered {by_pair} {ends} of "
+        f"what i.i.d. samples miss; this place is the fork in {row['hit_rate']:.0%} of problems"
     )

@@ -1,4 +1,4 @@
-"""The report: one file that asks for nothing, and its explorer driven in a real browser."""
+"""The report: one file that loads no other, and its explorer driven in a real browser."""
 
 import json
 import re
@@ -52,7 +52,7 @@ def test_is_one_small_file_that_asks_for_nothing(report_file):
     assert all((a or b).startswith("#") for a, b in links)
     ids = re.findall(r'\bid="([^"]+)"', text)
     assert len(set(ids)) == len(ids) and {a[1:] for a, _ in links if a} | {b[1:] for _, b in links if b} <= set(ids)
-    assert text.count("<svg role=") == 4 and "<text" in text  # figures are drawn, their words are words
+    assert text.count("<svg role=") == 4 and "<text" in text  # the text of figures stays text
 
 
 def test_trees_of_the_explorer_are_the_models(trained):
@@ -81,7 +81,7 @@ def test_trees_of_the_explorer_are_the_models(trained):
 
 @needs_browser
 def test_slider_and_picker(page, trained):
-    """Moving them shows what eval.json says of that snapshot and problem."""
+    """Moving them shows the numbers of that snapshot and problem."""
 
     def choose(name: str, value: int, event: str) -> None:
         page.js(f"(($) => {{$.value = {value}; $.dispatchEvent(new Event('{event}'))}})({name})")
@@ -96,7 +96,7 @@ def test_slider_and_picker(page, trained):
         for problem in (0, 5):
             choose("problem", problem, "change")
             choose("slider", snapshot, "input")
-            share, p = f"{100 * results.array(record, 'fork')[problem, 0]:.1f} %", results.array(record)[problem]
+            share, p = f"{100 * results.array(record, 'fork')[problem, 0]:.1f} %", results.problem_p(record)[problem]
             assert page.js("document.querySelector('#graph .branch').textContent") == f"right {share}"
             summary = page.js("summary.textContent")
             assert f"probability {p:.3f}; at least one of 16 with {1 - (1 - p) ** 16:.3f}" in summary

@@ -44,7 +44,7 @@ def names(records: list[dict]) -> set[str]:
     ("keys", "stage", "expected"),
     [
         ({}, "sft", [[], SECOND]),
-        ({"fork_rate": 1.0, "fresh": False}, "sft", [[], SECOND]),  # nor cued, smoothed, prefixed or of two seeds
+        ({"fork_rate": 1.0, "fresh": False}, "sft", [[], SECOND]),  # not the cued, smoothed, prefixed and two-seed runs
         ({"fork_rate": 0.5, "allocation": "problem"}, "sft", [["sft.fork_rate=0.5", "sft.allocation=problem"]]),
         ({"sft.fresh": True}, "sft", [["sft.fresh=true"]]),
         ({"cue_rate": 1}, "sft", [["sft.cue_rate=1"]]),
@@ -70,7 +70,7 @@ def test_selects_by_resolved_values(world, loaded, keys, stage, expected):
 
 def test_other_keys_have_the_values_of_the_study(world):
     """The label, the study, the number of workers and leave to leak are no part of a run."""
-    assert not results.load_results(world.config()).where({"rl.mode": ANY}, "rl")  # which has more updates
+    assert not results.load_results(world.config()).where({"rl.mode": ANY}, "rl")  # whose RL has more updates
     of_half = results.load_results(world.config("sft.fork_rate=0.5", "name=cold"))
     assert names(of_half.where()) == names(of_half.tuned(0, 0.5)) == {world.run("fork0.5").name}
     same = results.load_results(world.config("reproduce.study=rl", "reproduce.workers=3", "sft.allow_leak=true"))
@@ -108,7 +108,7 @@ def test_a_run_that_is_there_twice_is_refused(copy):
     loaded = results.load_results(pipeline.config())
     (plan,) = study.plans(loaded.config, [{"sft.fork_rate": 1}], [0])
     for select in (loaded.where, lambda: loaded.where({"fork_rate": ANY}), lambda: loaded.records_of(plan)):
-        with pytest.raises(ValueError, match="are one run twice; remove one") as error:
+        with pytest.raises(ValueError, match="are copies of one run; remove one") as error:
             select()
         assert str(again) in str(error.value) and str(folder) in str(error.value)
     assert names(loaded.where({"fork_rate": 0.5})) == {pipeline.run("fork0.5").name}
@@ -151,11 +151,11 @@ def test_settings_lie_side_by_side(copy, capsys):
     cold, warm = (results.load_results(pipeline.config(*words)) for words in ([], [hot]))
     assert names(warm.records) == {pipeline.run("base").name} and not warm.where()
     assert names(cold.records) == {pipeline.run("base").name, pipeline.run("fork1").name}
-    assert (cold.array(cold.base(0)) != warm.array(warm.base(0))).any() and cold.fingerprint != warm.fingerprint
+    assert (cold.problem_p(cold.base(0)) != warm.problem_p(warm.base(0))).any() and cold.fingerprint != warm.fingerprint
 
 
 def test_measurements_belong_to_weights(copy):
-    """What was measured of a checkpoint does not count for new weights, nor for runs that started from the old ones."""
+    """Measurements of a checkpoint count neither for new weights nor for runs that started from the old ones."""
     pipeline = copy("base", "fork0.5", "fork1", measured=True)
     replace_weights(pipeline.run("fork1"), "epochs/e4.pt")
     assert [record["epoch"] for record in results.load_results(pipeline.config()).tuned(0, 1)] == [1, 2]
@@ -187,12 +187,12 @@ def test_arrays(copy):
     exact, split = (results.load_results(pipeline.config(*words)) for words in ([], sampled))
     computed, drawn = exact.base(0), split.base(0)
     for mode in (None, "FWD"):
-        p = exact.array(computed, mode)
-        np.testing.assert_allclose(exact.problem_pass_at_k(computed, 16, mode), 1 - (1 - p) ** 16)
-        counts = np.rint(split.array(drawn, mode) * 64).astype(int)
-        np.testing.assert_allclose(split.problem_pass_at_k(drawn, 16, mode), passk.unbiased_pass_at_k(counts, 64, 16))
-    for one, record in ((exact, computed), (split, drawn)):
-        solved = one.problem_pass_at_ks(record, (1, 64)).mean(axis=1)
+        p = exact.problem_p(computed, mode)
+        np.testing.assert_allclose(exact.record_pass_at_k(computed, 16, mode), 1 - (1 - p) ** 16)
+        counts = np.rint(split.problem_p(drawn, mode) * 64).astype(int)
+        np.testing.assert_allclose(split.record_pass_at_k(drawn, 16, mode), passk.unbiased_pass_at_k(counts, 64, 16))
+    for loaded, record in ((exact, computed), (split, drawn)):
+        solved = loaded.record_pass_at_ks(record, (1, 64)).mean(axis=1)
         assert solved == pytest.approx([record["pass_at"][k] for k in ("1", "64")])
     with pytest.raises(ValueError, match="the evaluation holds no .*/base/plain/fork_train"):
         exact.array(computed, "fork_train")

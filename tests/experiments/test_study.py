@@ -21,8 +21,8 @@ from minifork.storage import files, locks
 from tests.helpers.pipeline import Pipeline, assert_same_training, logged_steps
 from tests.helpers.starts import Starts
 
-GRAPHS = {"sft.fork_in_graph": True, "sft.fork_rate": [0.5, 1]}  # two runs that `trained` has not
-SHIPPED = {  # by study, the tasks that it is meant for, with a preset behind a colon
+GRAPHS = {"sft.fork_in_graph": True, "sft.fork_rate": [0.5, 1]}  # two runs that `trained` lacks
+SHIPPED = {  # the tasks of each study, with a preset after a colon
     "star": "star star:small star:paper",
     "arith": "arith arith:small arith:paper",
     "sizes": "sizes sizes:small",
@@ -121,7 +121,7 @@ def test_pairs_that_nobody_has_looked_at_are_refused(capsys):
 
 
 def test_reserved_pairs_are_run_by_nobody(copy):
-    with pytest.raises(ValueError, match="pair 5: pairs 5 to 9 are kept for a confirmation"):
+    with pytest.raises(ValueError, match="pair 5: pairs 5 to 9 are reserved for a later confirmation"):
         executors.run_plans(study.plans(copy().config(), [{}], [4, 5]))
 
 
@@ -215,6 +215,19 @@ def test_a_run_that_another_process_makes_is_waited_for(copy, trained, monkeypat
     waiting.join(30)
     line = f"{folder}: process {os.getpid()} on {socket.gethostname()} is working here; waiting until it has finished"
     assert not waiting.is_alive() and not starts.commands and capsys.readouterr().out.count(line) == 1
+
+
+def test_an_interrupted_run_keeps_its_errors(copy, monkeypatch):
+    (plan,) = study.plans(copy("base").config(), [{}], [0])
+
+    def interrupt(command: list[str]) -> int:
+        print("minifork: interrupted", file=sys.stderr)
+        return 130
+
+    Starts(monkeypatch, interrupt)
+    with pytest.raises(KeyboardInterrupt):
+        executors.run_plans([plan])
+    assert "minifork: interrupted" in plan.log.read_text(encoding="utf-8")
 
 
 def test_a_run_that_another_process_began_first_is_asked_for_again(copy, monkeypatch):

@@ -14,7 +14,7 @@ PIPES = 'exec "$@" 3<&0 4>&1 >/dev/null 2>&1'  # Chromium reads commands on 3 an
 
 
 class Browser:
-    """Chromium with one page; use as a context manager. What the page asks for and its errors are listed."""
+    """Chromium with one page, as a context manager. requests: URLs that the page requests; errors: its exceptions."""
 
     def __init__(self, profile: Path):
         command = ["sh", "-c", PIPES, "sh", CHROMIUM, *FLAGS, f"--user-data-dir={profile}", "about:blank"]
@@ -28,7 +28,7 @@ class Browser:
             self.call(f"{domain}.enable")
 
     def open(self, path: Path, width: int = 1100, dark: bool = False) -> None:
-        """Load a file in a window of a width, in the light or the dark scheme."""
+        """Load a file in a window of this width (pixels), in the light or the dark colour scheme."""
         self.requests.clear()
         self.errors.clear()
         scheme = [{"name": "prefers-color-scheme", "value": "dark" if dark else "light"}]
@@ -39,7 +39,7 @@ class Browser:
             pass
 
     def call(self, method: str, **arguments: Any) -> dict:
-        """One command and its answer."""
+        """The result of a DevTools command; asserts that it is no error."""
         self._count += 1
         message = {"id": self._count, "method": method, "params": arguments} | self._session
         self._process.stdin.write(json.dumps(message).encode() + b"\0")

@@ -25,5 +25,5 @@ def test_bench(copy, monkeypatch, capsys):
 
 def test_flops_of_steps_are_counted(small):
     config = configs.load_config("star", small)
-    steps, flops = bench.training_jobs(config, "cpu")
+    steps, flops = bench.training_calls(config, "cpu")
     assert set(steps) == {*STEPS} and min(flops.values()) > 6 * config.model.width * config.data.vocab_size

@@ -9,7 +9,7 @@ import numpy as np
 import pytest
 import torch
 
-from experiments.checks import agreement, bench_gpu, gpu_check
+from experiments.checks import bench_gpu, engines, gpu_check
 from experiments.cli import main
 from minifork import runs
 from minifork.decoding.exact import exact
@@ -74,17 +74,23 @@ def gpu_tests(tmp_path, monkeypatch):
 def small_check(tmp_path, folder, monkeypatch, gpu_tests):
     """The check made small, with the twin in the kernel's place; the file that it writes its result to."""
     gpu = TwinGPU(folder)
-    small = {"SAMPLES": {"bf16": 40, "fp32": 40}, "TRIAL": 2, "EVALUATED": 2, "EPOCHS": 3, "RESULTS": tmp_path}
-    small |= {"find_gpu": lambda: ("cpu", "Host Twin"), "GAPS": {"bf16": (0.05, 0.1), "fp32": (1e-4, 1e-4)}}
+    small = {
+        "SAMPLES": {"bf16": 40, "fp32": 40},
+        "TRIAL_ROLLOUTS": 2,
+        "EVAL_ROLLOUTS": 2,
+        "EPOCHS": 3,
+        "RESULTS": tmp_path,
+    }
+    small |= {"find_gpu": lambda: ("cpu", "Host Twin"), "MAX_GAPS": {"bf16": (0.05, 0.1), "fp32": (1e-4, 1e-4)}}
     for name, value in small.items():
         monkeypatch.setattr(gpu_check, name, value)
-    sizes = {"BATCHES": (64,), "COMPILED": (64,), "ROUNDS": 1, "WARM_S": 0.01, "ROUND_S": 0.01, "MATRIX": 64}
+    sizes = {"BATCHES": (64,), "COMPILED": (64,), "ROUNDS": 1, "WARM_S": 0.01, "ROUND_S": 0.01, "MATRIX_SIZE": 64}
     for name, value in sizes.items():
         monkeypatch.setattr(bench_gpu, name, value)
-    monkeypatch.setattr(agreement, "POLICIES", agreement.POLICIES[:1])
-    monkeypatch.setattr(agreement, "SPLITS", 50)
+    monkeypatch.setattr(engines, "POLICIES", engines.POLICIES[:1])
+    monkeypatch.setattr(engines, "SPLIT_ROLLOUTS", 50)
     monkeypatch.setattr(backends, "cuda_device", lambda device: gpu)
-    monkeypatch.setattr(agreement, "sample", lambda tree, n, seed: kernel.run_kernel(tree, n, seed, gpu, 16, False))
+    monkeypatch.setattr(engines, "sample", lambda tree, n, seed: kernel.run_kernel(tree, n, seed, gpu, 16, False))
     return tmp_path / "gpu-host-twin.json"
 
 
@@ -99,7 +105,7 @@ def test_the_whole_check(small_check, empty, capsys):
     """Every part runs and passes on the twin, with the check's own seeds and epochs, and its rows are in the file."""
     assert empty("gpu-check", *SMALL, "sft.epochs=9", "base_seed=1") == 0, capsys.readouterr().out
     out = capsys.readouterr().out
-    assert f"all held; written to {small_check}" in out and "samples, base bf16, p_value" in out
+    assert f"all checks passed; written to {small_check}" in out and "samples, base bf16, p_value" in out
     result = json.loads(small_check.read_text(encoding="utf-8"))
     assert [*result["seconds"]] == PARTS and not any(result[part]["failed"] for part in PARTS)
     assert not any("broke" in result[part] for part in PARTS)
@@ -114,7 +120,7 @@ def test_the_whole_check(small_check, empty, capsys):
 
 
 def test_parts_that_break(tmp_path):
-    """What a part had before it broke, or was interrupted, is in the file."""
+    """The file holds the rows that a part gave before it broke or was interrupted."""
     result, path = {"seconds": {}}, tmp_path / "result.json"
 
     def rows(error: BaseException):
@@ -142,7 +148,7 @@ def test_the_check_fails_where_a_part_does(small_check, empty, monkeypatch, caps
 
 
 def test_outcomes_of_the_tests(gpu_tests, capsys):
-    """Tests that fail are named. Where no test passes, or the process is killed, the part fails."""
+    """Tests that fail are named. If no test passes, or the process is killed, the part fails."""
     wrong = gpu_tests(PASSES + WRONG)
     assert wrong["failed"] == 1 and wrong["test_of_what_fails[1]"] == "failed"
     assert wrong["outcomes"] == {"passed": 1, "skipped": 1, "failed": 1} and "1 failed, 1 passed" in wrong["summary"]

@@ -63,7 +63,7 @@ def test_values_are_chosen_on_validation_problems(finished):
     scores, chosen = finished.chosen["scores"], finished.chosen["chosen"]
     assert [(name, value) for name in scores for value in scores[name]] == list(records)
     for (name, value), (results, of_run) in records.items():
-        passes = results.problem_pass_at_ks(of_run[-1], KS).mean(axis=1)
+        passes = results.record_pass_at_ks(of_run[-1], KS).mean(axis=1)
         assert scores[name][value] == pytest.approx(early_stopping_gap(passes[None], curve[None])[0, 0], abs=1e-9)
         assert scores[name][chosen[name]] >= scores[name][value]
 
@@ -99,7 +99,7 @@ def test_samples_that_miss_nothing_have_nothing_to_recover():
     places = {"iid": (np.ones(50), 0.0), "the top first tokens": (np.ones(50), 0.0)}
     (row,) = recovered_shares(1.0, [places, places])
     assert row["recovered"] == [None, None] and row["ci95"] is None
-    assert "recovered - - [too little missed]" in stratified_line(row)
+    assert "recovered - - [no interval: too little is missed]" in stratified_line(row)
 
 
 def test_deals_samples_to_branches_and_draws(finished):

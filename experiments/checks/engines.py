@@ -1,8 +1,9 @@
-"""Do the engines agree? exact, split and rollout on the same problems, four models and four decode policies.
+"""`make agreement`: tests exact, split and rollout against each other on four models and four decode policies.
 
-Tested for every outcome that is reached: the counts of split and of rollouts follow the exact probabilities (randomised
-PIT), and both samples come from the same probabilities (conditional randomised PIT). Every p-value is uniform if the
-engines agree. With Bonferroni's correction over all of them, a false alarm has probability below LEVEL.
+All run on the same problems. For every outcome that is reached, two things are tested: the counts of split and of
+rollouts follow the exact probabilities (randomised PIT), and both samples come from the same probabilities (conditional
+randomised PIT). Every p-value is uniform if the engines agree. With Bonferroni's correction over all of them, a false
+alarm has probability below LEVEL.
 """
 
 from collections.abc import Iterator
@@ -29,9 +30,11 @@ from minifork.storage.files import write_json
 
 POLICIES = ("temperature=1", "temperature=0.7,top_p=0.95", "temperature=1.5,top_k=8", "min_p=0.1")
 FORK_RATES = (0.0, 0.5, 1.0)
-PAIRS = ("exact/split", "exact/rollout", "split/rollout")  # engines that are compared
-MAX_PROBLEMS, SPLITS, LEVEL = 500, 2000, 1e-3
-REACHED = 1e-3  # mean probability; rarer outcomes hold too few traces to test
+ENGINE_PAIRS = ("exact/split", "exact/rollout", "split/rollout")
+MAX_PROBLEMS = 500
+SPLIT_ROLLOUTS = 2000  # split samples so many rollouts a problem
+LEVEL = 1e-3  # the probability of a false alarm in the whole command
+MIN_PROBABILITY = 1e-3  # outcomes with a smaller mean probability hold too few traces to test
 
 
 def agreement(config: Config) -> int:
@@ -48,7 +51,7 @@ def fine_tunings(config: Config) -> list[Config]:
 
 
 def comparisons(config: Config) -> Iterator[list[dict[str, Any]]]:
-    """The tests of one model under one policy, for each in turn. Raises as `agreement` does."""
+    """Yield the tests of every model under every policy, one list for each. Raises as `agreement` does."""
     models = [runs.require_run(config, "base"), *(runs.require_run(tuning, "sft") for tuning in fine_tunings(config))]
     count, device = _problem_count(config), pick_device(config)
     settings = replace(config.eval, problems=count, check_problems=min(count, config.eval.check_problems))
@@ -66,8 +69,9 @@ def conclude(config: Config, groups: list[list[dict[str, Any]]]) -> int:
     for group in groups:
         print_smallest(group, level)
     failed = sum(test["p_value"] < level for test in tests)
-    print(f"{len(tests)} tests on {count} problems, {failed} below {level:.1e}; false alarms <= {LEVEL:g} in all")
-    result = {"n_problems": count, "level": level, "splits": SPLITS, "rollouts": config.eval.check_rollouts}
+    print(f"{len(tests)} tests on {count} problems, {failed} of them with p < {level:.1e}; "
+          f"the probability of any false alarm is at most {LEVEL:g}")  # fmt: skip
+    result = {"n_problems": count, "level": level, "splits": SPLIT_ROLLOUTS, "rollouts": config.eval.check_rollouts}
     write_json(runs.task_folder(config) / "agreement.json", result | {"tests": tests})
     return int(failed > 0)
 
@@ -78,7 +82,7 @@ def _problem_count(config: Config) -> int:
 
 def print_smallest(tests: list[dict[str, Any]], level: float) -> None:
     """Print the smallest p-value of each comparison, for one run under one policy."""
-    smallest = {pair: min(test["p_value"] for test in tests if test["test"] == pair) for pair in PAIRS}
+    smallest = {pair: min(test["p_value"] for test in tests if test["test"] == pair) for pair in ENGINE_PAIRS}
     verdict = "agree" if min(smallest.values()) >= level else "DISAGREE"
     text = "  ".join(f"{pair} {p:.2g}" for pair, p in smallest.items())
     print(f"{verdict:<9}{tests[0]['run']:<22}{tests[0]['policy']:<28}smallest p: {text}")
@@ -91,16 +95,18 @@ def compare_engines(tree: TraceTree, outcomes: tuple[str, ...], n: int, budget: 
     """
     p = exact(tree, budget)
     if not p.exact:
-        raise ValueError(f"eval.budget is {budget}: too few prefixes to compute p, which is compared; raise it")
-    splits, rollouts = (np.rint(s.outcomes * s.n).astype(int) for s in (split(tree, SPLITS, 1), sample(tree, n, 2)))
+        raise ValueError(f"eval.budget is {budget}: too few prefixes to compute p; raise it")
+    splits, rollouts = (
+        np.rint(s.outcomes * s.n).astype(int) for s in (split(tree, SPLIT_ROLLOUTS, 1), sample(tree, n, 2))
+    )
     rng, tests = np.random.default_rng(0), []
-    for outcome in np.flatnonzero(p.outcomes.mean(axis=0) > REACHED):
+    for outcome in np.flatnonzero(p.outcomes.mean(axis=0) > MIN_PROBABILITY):
         of_exact, of_split, of_rollouts = p.outcomes[:, outcome], splits[:, outcome], rollouts[:, outcome]
         pits = (
-            randomised_pit(of_split, SPLITS, of_exact, rng),
+            randomised_pit(of_split, SPLIT_ROLLOUTS, of_exact, rng),
             randomised_pit(of_rollouts, n, of_exact, rng),
-            two_sample_pit(of_rollouts, n, of_split, SPLITS, rng),
+            two_sample_pit(of_rollouts, n, of_split, SPLIT_ROLLOUTS, rng),
         )
-        for pair, pit in zip(PAIRS, pits, strict=True):
+        for pair, pit in zip(ENGINE_PAIRS, pits, strict=True):
             tests.append({"test": pair, "outcome": outcomes[outcome], "p_value": uniform_p(pit)})
     return tests
