@@ -70,7 +70,7 @@ def test_selects_by_resolved_values(world, loaded, keys, stage, expected):
 
 def test_other_keys_have_the_values_of_the_study(world):
     """The label, the study, the number of workers and leave to leak are no part of a run."""
-    assert not results.load_results(world.config()).where({"rl.mode": ANY}, "rl")  # whose RL has more updates
+    assert not results.load_results(world.config()).select({"rl.mode": ANY}, "rl")  # whose RL has more updates
     of_half = results.load_results(world.config("sft.fork_rate=0.5", "name=cold"))
     assert names(of_half.select()) == names(of_half.tuned(0, 0.5)) == {world.run("fork0.5").name}
     same = results.load_results(world.config("reproduce.study=rl", "reproduce.workers=3", "sft.allow_leak=true"))
