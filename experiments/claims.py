@@ -285,7 +285,7 @@ def values_over_pairs(results: Results, pairs: list[int], term: Term) -> np.ndar
     """
     values = []
     for pair in pairs:
-        records = results.where(term.keys, term.stage, pair=pair, epoch=term.epoch, test_set=term.test_set)
+        records = results.select(term.keys, term.stage, pair=pair, epoch=term.epoch, test_set=term.test_set)
         if not records:
             raise NotRunError(f"{term} of pair {pair}")
         values.append(term.quantity.values(results, records[-1], term.k, term.mode))

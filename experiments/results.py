@@ -9,7 +9,8 @@ import numpy as np
 from experiments import study
 from minifork import config as configs
 from minifork import runs
-from minifork.evaluate import array_name, find_targets, load_evaluation, record_of
+from minifork.evaluation.files import array_name, record_of
+from minifork.evaluation.targets import find_targets, load_evaluation
 from minifork.runs import Run
 from minifork.schema import Config
 from minifork.statistics import passk
@@ -34,7 +35,7 @@ class Results:
     records: list[dict]
     arrays: dict[str, np.ndarray]
 
-    def where(
+    def select(
         self,
         keys: Mapping[str, Any] = {},  # noqa: B006 (never changed)
         stage: str = "sft",
@@ -64,7 +65,7 @@ class Results:
 
     def _full_keys(self, keys: Mapping[str, Any], stage: str) -> dict[str, Any]:
         """The full names of keys, with their values as their types; raises ValueError for keys that decide nothing."""
-        source, kinds = f"where(stage={stage!r})", configs.keys(Config, task=self.config.task)
+        source, kinds = f"select(stage={stage!r})", configs.keys(Config, task=self.config.task)
         deciding, key_values = runs.deciding_values(self.config, stage), {}
         for name, value in keys.items():
             key = full_key(name, deciding, source)
@@ -101,11 +102,11 @@ class Results:
 
     def base(self, pair: int) -> dict:
         """The record of the base of a pair, one of `pairs`."""
-        return self.where(stage="base", pair=pair)[0]
+        return self.select(stage="base", pair=pair)[0]
 
     def tuned(self, pair: int, fork_rate: float | type[ANY]) -> list[dict]:
         """The records of a pair's plain fine-tuning at a FORK_RATE, by epoch; empty when it was not run."""
-        return self.where({"sft.fork_rate": fork_rate}, pair=pair)
+        return self.select({"sft.fork_rate": fork_rate}, pair=pair)
 
     def fork_rates(self, pair: int) -> list[float]:
         """The FORK_RATEs of the pair's plain fine-tunings, ascending."""
@@ -113,8 +114,8 @@ class Results:
 
     def pairs(self) -> list[int]:
         """Seeds s for which the base of seed s was fine-tuned plainly with seed s."""
-        tuned = {record["base_seed"] for record in self.where({"sft.fork_rate": ANY})}
-        return sorted(pair for pair in tuned if self.where(stage="base", pair=pair))
+        tuned = {record["base_seed"] for record in self.select({"sft.fork_rate": ANY})}
+        return sorted(pair for pair in tuned if self.select(stage="base", pair=pair))
 
     def complete_pairs(self) -> list[int]:
         """The pairs that have every run of the config's study; where none has, all with a base and a fine-tuning.

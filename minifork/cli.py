@@ -1,6 +1,6 @@
 """The core commands: ``python -m minifork COMMAND --config star key=value ...``; `experiments.cli` adds its own.
 
-Each command is a function in the module that does the work, imported only when it is asked for, so that
+Each command is a function in the module that does the work. The module is imported only when its command runs, so
 ``--help`` and finished stages answer at once.
 """
 
@@ -12,15 +12,16 @@ from dataclasses import dataclass
 
 from minifork.interrupts import as_ctrl_c
 from minifork.storage.locks import HeldError
-from minifork.terminal import forgiving
+from minifork.terminal import tolerant_output
 
 
 @dataclass(frozen=True)
 class Command:
     """A command.
 
-    function: what runs, "module:function"; help: what it does; flags: its own flags with their help; stage: the stage
-    that it completes, if any; preset: the preset that it starts from, if any.
+    function: "module:function", called with the config and the flags; help: a line for --help; flags: its own flags
+    with their help; stage: the stage that it completes, if any; preset: the preset that it starts from, if any;
+    takes_filters: its key=value words select runs instead of changing the config.
     """
 
     function: str
@@ -28,6 +29,12 @@ class Command:
     flags: tuple[tuple[str, str], ...] = ()
     stage: str = ""
     preset: str = ""
+    takes_filters: bool = False
+
+    @property
+    def resumable(self) -> bool:
+        """True if --resume continues it."""
+        return "resume" in dict(self.flags)
 
 
 EXIT_HELD = 75  # the exit code while another process makes the same run; sysexits.h calls it a temporary failure
@@ -42,7 +49,12 @@ COMMANDS = {
     "eval": Command("minifork.evaluate:evaluate", "exact pass@k of every run, cross-checked by another engine", AGAIN),
     "audit": Command("minifork.training.stages:audit_command", "look for what gives the right branch away"),
     "config": Command("minifork.listing:print_config", "print every key with its value, and what differs"),
-    "runs": Command("minifork.listing:list_runs", "list runs with these values (fork_rate=1 stage=sft ...)", REMOVE),
+    "runs": Command(
+        "minifork.listing:list_runs",
+        "list runs with these values (fork_rate=1 stage=sft ...)",
+        REMOVE,
+        takes_filters=True,
+    ),
 }
 
 TITLE = "Why do fine-tuned reasoning models lose coverage?"
@@ -86,7 +98,7 @@ def main(arguments: list[str] | None = None, commands: Mapping[str, Command] = C
     SIGTERM and SIGHUP interrupt as Ctrl-C does. A command goes on when nobody reads its output any more. What it
     refuses is one line on standard error.
     """
-    with forgiving(), as_ctrl_c():
+    with tolerant_output(), as_ctrl_c():
         options = parse_arguments(commands, arguments)
         command = commands[options.command]
         try:
@@ -97,19 +109,21 @@ def main(arguments: list[str] | None = None, commands: Mapping[str, Command] = C
             print(f"minifork: {error}", file=sys.stderr)
             return EXIT_HELD if isinstance(error, HeldError) else 1
         except KeyboardInterrupt:
-            hint = "; --resume continues from the last checkpoint" if command.flags == RESUME else ""
+            hint = "; --resume continues from the last checkpoint" if command.resumable else ""
             print(f"minifork: interrupted{hint}", file=sys.stderr)
             return 130
 
 
 def _run(command: Command, options: argparse.Namespace) -> int:
     """The exit code of a command."""
-    from minifork import config as configs  # not at the top: they import numpy, which takes longer than --help
+    # Imported here, as they import numpy, which takes longer than --help.
+    from minifork import config as configs
     from minifork import runs
 
     flags = {flag: getattr(options, flag) for flag, _ in command.flags}
     overrides = options.overrides
-    if command.flags == REMOVE:  # its words are filters; only these two say where to look
+    if command.takes_filters:
+        # Of a command with filters, only these two words change the config: they say where the runs are.
         overrides = [word for word in overrides if word.startswith(("runs=", "preset="))]
         flags["filters"] = [word for word in options.overrides if word not in overrides]
     if command.preset:

@@ -20,13 +20,22 @@ import yaml
 from data_gen.star import Star
 from data_gen.task import Task
 from minifork.schema import TASKS, Config
-from minifork.values import Values, expand_home, flatten, override_text, parse_overrides, typed_value, unknown_key
+from minifork.values import (
+    MISSING,
+    Values,
+    expand_home,
+    flatten,
+    override_text,
+    parse_overrides,
+    typed_value,
+    unknown_key,
+)
 from minifork.values import full_key as full_key
 
-FOLDER = Path(__file__).parent / "configs"
-LOADER = getattr(yaml, "CSafeLoader", yaml.SafeLoader)  # the fast one, where PyYAML has it
+CONFIGS = Path(__file__).parent / "configs"
+LOADER = getattr(yaml, "CSafeLoader", yaml.SafeLoader)  # the fast loader, where PyYAML has it
 _type_hints = lru_cache(get_type_hints)
-LINE = re.compile(r"( *)(\w+):[^#]*(?:#\s*(.*))?")  # of a config file: indent, key, comment
+COMMENT_LINE = re.compile(r"( *)(\w+):[^#]*(?:#\s*(.*))?")  # groups: the indent, key and comment of a file's line
 
 
 class UnknownTaskError(ValueError):
@@ -43,11 +52,11 @@ def load_config(source: Path | str = "star", overrides: Iterable[str] = ()) -> C
     """
     words = list(overrides)
     preset_words = [text for text in words if text.startswith("preset=")]
-    path = FOLDER / f"{source}.yaml" if ships(str(source)) else expand_home(source)
+    path = CONFIGS / f"{source}.yaml" if ships(str(source)) else expand_home(source)
     if not path.exists():
         raise ValueError(f"{source}: no such config file; give a path, or one that ships: {', '.join(TASKS)}")
     file = _read_file(path)
-    shipped = _shipped_file(FOLDER, str(file.values.get("task", "star")))
+    shipped = _shipped_file(CONFIGS, str(file.values.get("task", "star")))
     presets = _merged(shipped.presets, file.presets)
     values = shipped.values | _preset(presets, str(file.values.get("preset", "")), source) | file.values
     for name in [text.removeprefix("preset=") for text in preset_words]:
@@ -55,7 +64,7 @@ def load_config(source: Path | str = "star", overrides: Iterable[str] = ()) -> C
     return with_changes(_from_values(values, source), [text for text in words if text not in preset_words])
 
 
-class File(NamedTuple):
+class ConfigFile(NamedTuple):
     """A config file: its values, those of its presets, and the values of runs made before keys existed."""
 
     values: Values
@@ -63,7 +72,7 @@ class File(NamedTuple):
     before: Values
 
 
-def _read_file(path: Path) -> File:
+def _read_file(path: Path) -> ConfigFile:
     tree = read_yaml(path)
     if not isinstance(tree, dict):
         raise ValueError(f"{path}: a config is a mapping of keys to values")
@@ -73,16 +82,16 @@ def _read_file(path: Path) -> File:
     values = flatten(tree)
     before = {key.removesuffix(".before"): value for key, value in values.items() if key.endswith(".before")}
     values = {key.removesuffix(".default"): value for key, value in values.items() if not key.endswith(".before")}
-    return File(values, {name: flatten(preset) for name, preset in presets.items()}, before)
+    return ConfigFile(values, {name: flatten(preset) for name, preset in presets.items()}, before)
 
 
 @lru_cache
-def _shipped_file(folder: Path, task: str) -> File:
+def _shipped_file(folder: Path, task: str) -> ConfigFile:
     """The defaults together with a task's file, if that ships."""
     defaults = _read_file(folder / "defaults.yaml")
-    file = _read_file(folder / f"{task}.yaml") if ships(task) else File({}, {}, {})
+    file = _read_file(folder / f"{task}.yaml") if ships(task) else ConfigFile({}, {}, {})
     values = defaults.values | file.values | {"task": task}
-    return File(values, _merged(defaults.presets, file.presets), defaults.before | file.before)
+    return ConfigFile(values, _merged(defaults.presets, file.presets), defaults.before | file.before)
 
 
 def _merged(first: dict[str, Values], second: dict[str, Values]) -> dict[str, Values]:
@@ -98,13 +107,21 @@ def _preset(presets: dict[str, Values], name: str, source: Path | str) -> Values
 
 
 def ships(task: str) -> bool:
-    """Whether the config file of a task ships."""
-    return task in TASKS and (FOLDER / f"{task}.yaml").exists()
+    """True if the config file of a task ships."""
+    return task in TASKS and (CONFIGS / f"{task}.yaml").exists()
 
 
 def before(task: str) -> Values:
-    """The values, by dotted key, of runs made before these keys existed."""
-    return _shipped_file(FOLDER, task).before
+    """The values, by dotted key, of runs made before these keys existed.
+
+    A key that is added to minifork later may state {default: x, before: y} in a config file. New runs have x. A run
+    made before the key existed behaved as if its value were y. So
+
+    - `from_record` reads a record that lacks the key as having y;
+    - a run's identity (`minifork.runs.identity`) and the key of a measurement (`minifork.evaluation.targets.key_of`)
+      leave out a key whose value is y. So a new key changes neither for older runs.
+    """
+    return _shipped_file(CONFIGS, task).before
 
 
 def read_yaml(path: Path) -> Any:
@@ -138,7 +155,7 @@ def task_config(name: str, task: Task, changes: Mapping[str, Any]) -> Config:
 
     Raises ValueError as `load_config` does.
     """
-    shared = {key: value for key, value in _shipped_file(FOLDER, name).values.items() if not key.startswith("data.")}
+    shared = {key: value for key, value in _shipped_file(CONFIGS, name).values.items() if not key.startswith("data.")}
     modes = {} if ships(name) else {"sft.modes": task.modes}
     return _from_values(shared | modes | flatten({"data": dataclasses.asdict(task)}) | dict(changes), name)
 
@@ -154,16 +171,16 @@ def flat_values(config: Config) -> Values:
 
 
 def shipped_config(config: Config) -> Config:
-    """What a config's task and preset give without any other change."""
+    """The Config of a config's task and preset without any other change."""
     task = config.task if ships(config.task) else "star"
-    has_preset = config.preset in _shipped_file(FOLDER, task).presets
+    has_preset = config.preset in _shipped_file(CONFIGS, task).presets
     return load_config(task, [f"preset={config.preset}"] if has_preset else [])
 
 
 def tags(config: Config, study: Config | None = None) -> Values:
     """The dotted keys, with their values, in which a config differs from a study's; by default from what ships."""
     planned = flat_values(study or shipped_config(config))
-    return {key: value for key, value in flat_values(config).items() if planned.get(key, ...) != value}
+    return {key: value for key, value in flat_values(config).items() if planned.get(key, MISSING) != value}
 
 
 def arguments(config: Config) -> list[str]:
@@ -196,7 +213,7 @@ def config_as_yaml(config: Config) -> str:
             lines += ["", f"{section}:"]
         indent = "  " if section else ""
         text = f"{indent}{leaf}: {yaml.safe_dump(value, width=math.inf).splitlines()[0]}"
-        mark = "" if standard.get(key, ...) == value else f"[changed, {override_text(standard.get(key))} ships] "
+        mark = "" if standard.get(key, MISSING) == value else f"[changed, {override_text(standard.get(key))} ships] "
         lines.append(f"{text:<27} # {mark}{comments.get(key, '')}".rstrip(" #"))
     return "\n".join(lines)
 
@@ -205,9 +222,9 @@ def _comments(task: str) -> dict[str, str]:
     """The comments of all keys in the shipped files."""
     comments: dict[str, str] = {}
     section = ""
-    files = [FOLDER / f"{name}.yaml" for name in ("defaults", task if ships(task) else "star")]
+    files = [CONFIGS / f"{name}.yaml" for name in ("defaults", task if ships(task) else "star")]
     for line in "\n".join(path.read_text(encoding="utf-8") for path in files).splitlines():
-        if match := LINE.fullmatch(line):
+        if match := COMMENT_LINE.fullmatch(line):
             indent, key, comment = match.groups()
             section = section if indent else key
             comments.setdefault(f"{section}.{key}" if indent else key, comment or "")
@@ -226,7 +243,7 @@ def from_record(tree: dict, source: Path | str) -> Config:
     recorded = flatten(tree)
     task = str(recorded.get("task", "star"))
     valid = keys(Config, task=task)
-    values = _shipped_file(FOLDER, task).values | before(task) | recorded
+    values = _shipped_file(CONFIGS, task).values | before(task) | recorded
     return _from_values({key: value for key, value in values.items() if key in valid}, source)
 
 
@@ -270,6 +287,6 @@ def _build(schema: type, values: Values, prefix: str, source: Path | str, task: 
         fields[name] = _build(kind, values, f"{key}.", source, task) if dataclasses.is_dataclass(kind) else values[key]
     try:
         return schema(**fields)
-    except ValueError as error:  # its message begins with a key, whose section is not known there
+    except ValueError as error:  # the message begins with a key without its section
         message = re.sub(rf"^({'|'.join(fields)})\b", rf"{prefix}\1", str(error))
         raise ValueError(f"{source}: {message}") from None

@@ -1,11 +1,11 @@
-"""How many cores a process may use."""
+"""The number of cores that a process may use."""
 
 import contextlib
 import math
 import os
 from pathlib import Path
 
-QUOTA = Path("/sys/fs/cgroup/cpu.max")  # a container's time on all cores and the period, in microseconds
+QUOTA = Path("/sys/fs/cgroup/cpu.max")  # holds a container's time on all cores and the period, in microseconds
 
 
 def cores() -> int:

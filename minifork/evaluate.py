@@ -1,81 +1,43 @@
-"""Evaluation: measure what is missing, keep it with its run, write a view of it, print tables.
+"""Evaluation: measure what is missing, keep it with its run, collect it in eval.json and eval.npz, print tables.
 
 Every checkpoint is measured once under given settings, and the measurement is kept with its run
 (`minifork.storage.measurements`). All checkpoints are measured on the same test problems, so differences between runs
-are paired. runs/<task>/eval.json and eval.npz are a view: all that was measured with the settings of the last command.
+are paired. runs/<task>/eval.json and eval.npz collect all that was measured with the settings of the last command.
 """
 
 import time
 from collections.abc import Callable, Iterator
 from concurrent.futures import Future, ThreadPoolExecutor, as_completed
-from dataclasses import asdict, dataclass
-from functools import lru_cache
-from typing import Any
 
-import numpy as np
 import torch
 from tqdm import tqdm
 
-from data_gen import streams
-from minifork import config as configs
 from minifork import runs, tables
-from minifork.checkpoints import pick_device
 from minifork.cores import cores
 from minifork.decoding import policy
+from minifork.evaluation.files import write_eval_files
+from minifork.evaluation.targets import Evaluation, Target, find_targets, key_of, load_evaluation, problems_for
 from minifork.interrupts import Stoppable
-from minifork.measure import Measurement, NotComputedError, measure
+from minifork.measure import NotComputedError, measure
 from minifork.measuring.problems import ProblemSet, evaluation_problems, problem_set, training_forks
-from minifork.runs import Checkpoint, Run
+from minifork.models import pick_device
+from minifork.runs import Checkpoint
 from minifork.schema import Config
 from minifork.storage import measurements
-from minifork.storage.files import digest, write_atomically, write_json
-from minifork.storage.locks import locked
-from minifork.storage.version import measuring_version
 
-SCHEMA = 5  # of eval.json; raised when a key that others read changes
 SECONDS_BETWEEN_LINES = 10
-MOST_AT_ONCE = 8  # measurements side by side: each may hold up to 1 GiB of waiting prefixes
-
-
-@dataclass(frozen=True)
-class TestSet:
-    """How test problems are printed: the order of branches, the share of cued problems, how many random prefixes."""
-
-    name: str = "plain"
-    order: str = "shuffled"
-    cue_rate: float = 0.0
-    prefix: int = 0
-
-
-PLAIN = TestSet()
-
-
-@dataclass(frozen=True)
-class Target:
-    """A checkpoint and a test set to measure it on."""
-
-    checkpoint: Checkpoint
-    test_set: TestSet
-
-
-@dataclass(frozen=True)
-class Evaluation:
-    """A target and its measurement; current: whether this version of the measuring code made it."""
-
-    target: Target
-    measurement: Measurement
-    current: bool
+MOST_MEASUREMENTS_AT_ONCE = 8  # each may hold up to 1 GiB of waiting prefixes
 
 
 def evaluate(config: Config, selected: Callable[[Checkpoint], bool] = lambda _: True, again: bool = False) -> int:
-    """Measure what is missing, write the view, print it; returns 1 when another engine disagrees with a result.
+    """Measure what is missing, write and print all; returns 1 when another engine disagrees with a result.
 
     Arguments and errors are those of `measure_missing`.
     """
     evaluations = measure_missing(config, selected, again)
-    view = write_view(config, evaluations)
-    print(tables.evaluation_text(config, view))
-    return 0 if all(check["agrees"] for check in view["checks"]) else 1
+    content = write_eval_files(config, evaluations)
+    print(tables.evaluation_text(config, content))
+    return 0 if all(check["agrees"] for check in content["checks"]) else 1
 
 
 def measure_missing(
@@ -92,10 +54,10 @@ def measure_missing(
         print(line, flush=True)
     if not targets:
         raise ValueError(f"{root}: no finished run to evaluate; make one with `minifork pretrain` and `minifork sft`")
-    missing = [one for one in targets if selected(one.checkpoint) and _is_missing(config, one, again)]
+    missing = [target for target in targets if selected(target.checkpoint) and _is_missing(config, target, again)]
     _say_plan(config, len(targets), len(missing))
     _measure_side_by_side(config, missing)
-    evaluations = [one for target in targets if (one := load_evaluation(config, target))]
+    evaluations = [evaluation for target in targets if (evaluation := load_evaluation(config, target))]
     if not evaluations:
         raise ValueError(f"{root}: nothing could be measured (see above)")
     return evaluations
@@ -119,98 +81,14 @@ def _say_plan(config: Config, targets: int, missing: int) -> None:
     print(f"evaluating {total}, {missing} of them not measured yet", flush=True)
 
 
-# what to measure
-
-
-def find_targets(config: Config) -> tuple[list[Target], list[str]]:
-    """Every checkpoint of the finished runs of the config's task and data with its test sets, bases first.
-
-    Second, lines that name the runs that are left out, and why.
-    """
-    targets, notes = [], []
-    all_runs = runs.all_runs(config)
-    comparable = [run for run in all_runs if _test_data(run.config) == _test_data(config)]
-    if len(comparable) < len(all_runs):
-        notes.append(f"{runs.task_folder(config)}: {len(all_runs) - len(comparable)} runs of other data are left out")
-    for run in comparable:
-        try:
-            targets += [Target(one, test_set) for one in _checkpoints(run, config) for test_set in test_sets(run)]
-        except (ValueError, OSError) as error:
-            notes.append(f"{run.folder}: left out, {error}")
-    return targets, notes
-
-
-def _test_data(config: Config) -> dict[str, Any]:
-    """The data section without the order in which branches are printed, which plain test sets ignore."""
-    return {key: value for key, value in asdict(config.data).items() if key != "branch_order"}
-
-
-def _checkpoints(run: Run, config: Config) -> list[Checkpoint]:
-    """The checkpoints of a run; raises ValueError saying why they cannot be measured."""
-    if not run.complete:
-        raise ValueError("unfinished")
-    sampled = config.eval.engine in ("split", "rollout") or config.eval.stratify != "none"
-    if run.values.get("sft.prefix") and sampled:
-        raise ValueError("its p is an average over prefixes: only an exact, unstratified evaluation has it")
-    runs.require_parent(run)
-    return run.checkpoints()
-
-
-def test_sets(run: Run) -> list[TestSet]:
-    """The test sets of a run: the plain one, and a matched one where its training data gave the branch away."""
-    prefix, cue_rate = (run.values.get(key, 0) for key in ("sft.prefix", "sft.cue_rate"))
-    sets = [TestSet(prefix=prefix)]
-    if cue_rate and run.stage != "rl":
-        sets.append(TestSet(f"cue{cue_rate:g}", cue_rate=cue_rate, prefix=prefix))
-    if run.values.get("data.branch_order") == "published":
-        sets.append(TestSet("published", "published", prefix=prefix))
-    return sets
-
-
-def load_evaluation(config: Config, target: Target) -> Evaluation | None:
-    """The measurement of a target, by this version of the code if there is one, None where there is none.
-
-    Raises ValueError naming a file that is damaged.
-    """
-    key, folder = key_of(config, target), target.checkpoint.run.folder
-    if measurement := measurements.load_measurement(folder, key):
-        return Evaluation(target, measurement, current=True)
-    if measurement := measurements.load_other_version(folder, key):
-        return Evaluation(target, measurement, current=False)
-    return None
-
-
 def _is_missing(config: Config, target: Target, again: bool) -> bool:
-    """Whether a target is still to be measured. A damaged measurement is named in a line and made anew."""
+    """True if a target is still to be measured. A damaged measurement is named in a line and made anew."""
     try:
         evaluation = load_evaluation(config, target)
     except ValueError as error:
         print(error, flush=True)
         return True
     return evaluation is None or again and not evaluation.current
-
-
-def key_of(config: Config, target: Target) -> measurements.Key:
-    """What decides the measurement of a target under a config's settings."""
-    settings = {"policy": str(policy.parse_policy(config.eval.policy)), "device": pick_device(config)}
-    settings = _without_before(config, "eval", asdict(config.eval) | settings)
-    data = _without_before(config, "data", _test_data(config))
-    checked = target.checkpoint.final and target.test_set.name == "plain"
-    test_set = asdict(target.test_set) | {"task": config.task, "data": data, "checked": checked}
-    run, version = target.checkpoint.run, _version(config.data, config.eval.policy)
-    return measurements.Key(target.checkpoint.weights_hash, run.identity, settings, test_set, version)
-
-
-def _without_before(config: Config, section: str, values: dict[str, Any]) -> dict[str, Any]:
-    """Values of a section without those from before their keys existed, so that a new key leaves measurements valid."""
-    before = configs.before(config.task)
-    return {name: value for name, value in values.items() if before.get(f"{section}.{name}", ...) != value}
-
-
-@lru_cache
-def _version(task: object, decoder: str) -> str:
-    """The version of the code that measures on a task with a decoder."""
-    return measuring_version(task, *policy.parse_policy(decoder).functions)
 
 
 # measuring
@@ -222,7 +100,7 @@ def _measure_side_by_side(config: Config, missing: list[Target]) -> None:
     Raises the error of the first measurement that fails, once the running ones are done; Ctrl-C stops them.
     """
     threads = torch.get_num_threads()
-    pool = ThreadPoolExecutor(1 if pick_device(config) == "cuda" else min(threads, cores(), MOST_AT_ONCE))
+    pool = ThreadPoolExecutor(1 if pick_device(config) == "cuda" else min(threads, cores(), MOST_MEASUREMENTS_AT_ONCE))
     torch.set_num_threads(1)
     calls = Stoppable()
     try:
@@ -269,82 +147,3 @@ def _training_problems(config: Config, target: Target, device: str) -> ProblemSe
         return None
     forks = training_forks(tuned.data, tuned.sft, tuned.seed, tuned.sft.traces, config.eval.problems)
     return None if forks is None else problem_set(config.data, forks, device, prefix=target.test_set.prefix)
-
-
-@lru_cache(maxsize=8)
-def problems_for(config: Config, device: str, test_set: TestSet = PLAIN) -> ProblemSet:
-    """The problems that the config evaluates on, as tensors."""
-    problems = evaluation_problems(config.data, config.eval, test_set.order, test_set.cue_rate)
-    return problem_set(config.data, problems, device, config.eval.grading, test_set.prefix)
-
-
-# the view
-
-
-def array_name(record: dict[str, Any], what: str) -> str:
-    """The name in eval.npz of an array of a record: run/epoch/test set/what, see `minifork.measure.measure`."""
-    epoch = "base" if record["epoch"] is None else f"e{record['epoch']}"
-    return f"{record['run']}/{epoch}/{record['test_set']}/{what}"
-
-
-def record_of(config: Config, evaluation: Evaluation) -> dict[str, Any]:
-    """The record of an evaluation in eval.json: the run, its differences from the config, and the measurement."""
-    checkpoint, test_set = evaluation.target.checkpoint, evaluation.target.test_set
-    run = checkpoint.run
-    return {
-        "run": run.name,
-        "identity": run.identity,
-        "tags": run.tags(config),
-        "stage": run.stage,
-        "base_seed": run.config.base_seed,
-        "seed": run.values.get("seed"),
-        "fork_rate": run.values.get("sft.fork_rate"),
-        "epoch": checkpoint.epoch,
-        "test_set": test_set.name,
-        "weights_hash": checkpoint.weights_hash,
-        "current": evaluation.current,
-    } | evaluation.measurement.record
-
-
-def named_arrays(records: list[dict[str, Any]], evaluations: list[Evaluation]) -> dict[str, np.ndarray]:
-    """The arrays of evaluations by their names in eval.npz; records: those of the evaluations, in the same order."""
-    arrays: dict[str, np.ndarray] = {}
-    for record, evaluation in zip(records, evaluations, strict=True):
-        arrays |= {array_name(record, what): array for what, array in evaluation.measurement.arrays.items()}
-    return arrays
-
-
-def write_view(config: Config, evaluations: list[Evaluation]) -> dict[str, Any]:
-    """Write eval.json and eval.npz; returns the content of eval.json."""
-    settings, problems = config.eval, evaluation_problems(config.data, config.eval)
-    records = [record_of(config, one) for one in evaluations]
-    npz = measurements.pack_npz(named_arrays(records, evaluations))
-    strata = "" if settings.stratify == "none" else f" {settings.stratify}={settings.strata}"
-    view = {
-        "schema": SCHEMA,
-        "task": config.task,
-        "engine": "+".join(sorted({record["engine"] for record in records})),
-        "policy": f"{policy.parse_policy(settings.policy)}{strata}",
-        "grading": settings.grading,
-        "guessing_floor": config.data.guessing_floor if settings.grading == "answer" else None,
-        "split": settings.split,
-        "n_problems": len(problems),
-        "data_hash": streams.data_hash(config.data.prompts(problems)),
-        "settings": asdict(settings),
-        "version": _version(config.data, settings.policy),
-        "records": records,
-        "checks": _checks(evaluations),
-        "npz_hash": digest(npz),
-    }
-    path = runs.task_folder(config) / "eval.json"
-    with locked(path.parent):  # of two evaluations that end at once, one writes both files
-        write_atomically(path.with_suffix(".npz"), lambda file: file.write(npz))
-        write_json(path, view)
-    return view
-
-
-def _checks(evaluations: list[Evaluation]) -> list[dict[str, Any]]:
-    """The cross-checks, each with its run and whether the engines agree (Bonferroni over all checks)."""
-    checked = [one for one in evaluations if one.measurement.check]
-    checks = [{"run": one.target.checkpoint.run.name, **(one.measurement.check or {})} for one in checked]
-    return [check | {"agrees": check["p_value"] * len(checks) >= tables.FALSE_ALARMS} for check in checks]

@@ -236,11 +236,11 @@ class Rows:
     def take(self, rows: Tensor, shared: bool | None = None) -> "Rows":
         """A new cache of the rows int64[R'] (ascending, repeats allowed: a prefix may have several children)."""
         shared = self.shared if shared is None else shared
-        taken = Rows(self.prompts, self.problem[rows], self.k.shape[3], shared)
-        taken.length = self.length
-        for ours, copy in ((self.k, taken.k), (self.v, taken.v)):
+        result = Rows(self.prompts, self.problem[rows], self.k.shape[3], shared)
+        result.length = self.length
+        for ours, copy in ((self.k, result.k), (self.v, result.v)):
             torch.index_select(ours[..., : self.length, :], 1, rows, out=copy[..., : self.length, :])
-        return taken
+        return result
 
     def copy(self) -> "Rows":
         """A new cache of all rows. Decoding extends a cache in place, so each continuation needs its own."""

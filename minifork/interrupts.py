@@ -8,7 +8,7 @@ from collections.abc import Callable, Iterator
 from types import FrameType
 from typing import Any
 
-QUIET = (signal.SIGTERM, signal.SIGHUP)
+STOP_SIGNALS = (signal.SIGTERM, signal.SIGHUP)
 Handler = Callable[[int, FrameType | None], object]
 
 
@@ -17,11 +17,11 @@ def as_ctrl_c() -> Iterator[None]:
     """Make Ctrl-C, SIGTERM and SIGHUP raise KeyboardInterrupt. After the first SIGTERM or SIGHUP both are ignored."""
 
     def stop(*_: object) -> None:
-        for number in QUIET:
+        for number in STOP_SIGNALS:
             signal.signal(number, signal.SIG_IGN)
         raise KeyboardInterrupt
 
-    with _handled({signal.SIGINT: signal.default_int_handler} | dict.fromkeys(QUIET, stop)):
+    with _handled({signal.SIGINT: signal.default_int_handler} | dict.fromkeys(STOP_SIGNALS, stop)):
         yield
 
 
@@ -39,7 +39,7 @@ def held_back() -> Iterator[Callable[[], bool]]:
         if number == signal.SIGINT:
             signal.signal(signal.SIGINT, previous)
 
-    with _handled(dict.fromkeys((signal.SIGINT, *QUIET), hold)):
+    with _handled(dict.fromkeys((signal.SIGINT, *STOP_SIGNALS), hold)):
         yield lambda: bool(received)
     if received:
         raise KeyboardInterrupt

@@ -116,7 +116,7 @@ def _trained(config: Config, stage: str, start: Checkpoint | None, memory: bool,
 def _dotted(changes: dict[str, Value], section: str, task: str) -> dict[str, Value]:
     """Changes by dotted key. A short key means the section's own where the section has it."""
     valid = configs.keys(Config, task=task)
-    if section == "pretrain":  # its seed is the base's; `seed` is that of fine-tuning
+    if section == "pretrain":  # the base's seed; `seed` in a config is the seed of fine-tuning and RL
         changes = {"base_seed" if name == "seed" else name: value for name, value in changes.items()}
     dotted = {name: f"{section}.{name}" if f"{section}.{name}" in valid else name for name in changes}
     return {configs.full_key(dotted[name], valid, section): value for name, value in changes.items()}
@@ -176,9 +176,9 @@ def split(
     model: GPT, problems: ProblemSet, n: int, seed: int = 0, policy: Policy | str = "temperature=1",
     mode: str | None = None,
 ) -> Result:  # fmt: skip
-    """How many of n sampled traces a problem end in each outcome; each prefix is decoded once however many share it.
+    """The counts of outcomes among n sampled traces a problem.
 
-    Other arguments as `exact`.
+    Each prefix is decoded once, however many traces share it. Other arguments as `exact`.
     """
     return splitting.split(_tree(model, problems, policy, mode), n, seed)
 
@@ -187,7 +187,7 @@ def rollout(
     model: GPT, problems: ProblemSet, n: int, seed: int = 0, policy: Policy | str = "temperature=1",
     mode: str | None = None, traces: bool = False,
 ) -> Result:  # fmt: skip
-    """How many of n sampled traces a problem end in each outcome, and with ``traces`` the traces themselves.
+    """The counts of outcomes among n sampled traces a problem, and with ``traces`` the traces themselves.
 
     Other arguments as `exact`. On a GPU the fused kernel runs them in fp32.
     """

@@ -1,4 +1,4 @@
-"""What a config holds and what is legal: a dataclass for every section, with a field for every key.
+"""The keys of a config and their legal values: a dataclass for every section, with a field for every key.
 
 The files in minifork/configs/ give every key its default and explain it; `minifork.config` reads and changes them.
 Every section refuses values that make no sense with ValueError.
@@ -41,7 +41,7 @@ class Walks(Section):
 
 @dataclass(frozen=True)
 class Optim(Section):
-    """How to optimise: AdamW everywhere, or Muon for the matrices inside blocks. lr is the peak of a cosine to 0."""
+    """The optimizer: AdamW everywhere, or Muon for the matrices inside blocks. lr is the peak of a cosine to 0."""
 
     optimizer: Annotated[str, one_of("muon", "adamw")]
     muon: Annotated[str, one_of("minifork", "torch")]
@@ -115,7 +115,10 @@ class RL(Optim):
 
 @dataclass(frozen=True)
 class Wise(Section):
-    """Interpolation of weights: shares of the later model, comma-separated; the epoch of the earlier (0: the base)."""
+    """Interpolation between the weights of two models.
+
+    weights: shares of the later model, comma-separated, as text. early: the epoch of the earlier model (0: the base).
+    """
 
     weights: str
     early: CountOrZero
@@ -137,8 +140,11 @@ class Wise(Section):
 
 @dataclass(frozen=True)
 class Reproduce(Section):
-    """What commands that make many runs read: which runs, for how many pairs of base and SFT seeds, and how many
-    processes side by side (0: one a core)."""
+    """The keys of commands that make many runs.
+
+    study: the file that lists the runs; pairs: the number of pairs of base and SFT seeds; workers: the number of
+    processes side by side (0: one a core).
+    """
 
     study: str
     pairs: Annotated[int, Rule(lambda value: 1 <= value <= 5, "give 1 to 5: later seeds are kept for a confirmation")]
@@ -150,7 +156,7 @@ def _is_label(name: str) -> bool:
 
 
 def _is_path(text: str) -> bool:
-    """Whether a text can be a path. Lone surrogates stand for bytes that the terminal's encoding lacks."""
+    """True if a text can be a path. Lone surrogates stand for bytes that the terminal's encoding lacks."""
     return text != "" and all(char.isprintable() or "\udc80" <= char <= "\udcff" for char in text)
 
 

@@ -7,11 +7,11 @@ from collections.abc import Callable, Iterator
 from typing import Any, TextIO
 
 
-class Forgiving:
+class TolerantOutput:
     """A stream that drops what cannot be written any more, and escapes letters that its encoding lacks."""
 
     def __init__(self, stream: TextIO | None) -> None:
-        self._stream = stream or open(os.devnull, "w", encoding="utf-8")  # noqa: SIM115  # None: it was closed (>&-)
+        self._stream = stream or open(os.devnull, "w", encoding="utf-8")  # noqa: SIM115  # None is a closed stream (>&-)
 
     def write(self, text: str) -> int:
         """Write a text if somebody reads it; returns its length."""
@@ -36,7 +36,7 @@ class Forgiving:
 
 
 @contextlib.contextmanager
-def forgiving() -> Iterator[None]:
-    """Write to standard output and error through `Forgiving` streams."""
-    with contextlib.redirect_stdout(Forgiving(sys.stdout)), contextlib.redirect_stderr(Forgiving(sys.stderr)):
+def tolerant_output() -> Iterator[None]:
+    """Write to standard output and error through `TolerantOutput` streams."""
+    with contextlib.redirect_stdout(TolerantOutput(sys.stdout)), contextlib.redirect_stderr(TolerantOutput(sys.stderr)):
         yield

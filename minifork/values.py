@@ -9,10 +9,11 @@ from typing import Any
 
 import yaml
 
-Values = dict[str, Any]  # by dotted key
+Values = dict[str, Any]  # a config's values by dotted key
+MISSING = object()  # stands for the value of a key that is missing; equals no other value
 
 MAX_INT = 2**31  # upper limit of every integer key except seeds
-KINDS: dict[object, str] = {  # what an error calls a key's type
+KINDS: dict[object, str] = {  # the names of types in errors
     int: "a whole number", int | None: "a whole number or null", float: "a number", bool: "true or false",
     str: "a word",
 }  # fmt: skip
@@ -60,7 +61,7 @@ def full_key(name: str, valid: Iterable[str], source: str) -> str:
 
 def typed_value(value: object, kind: type, key: str, source: Path | str) -> Any:
     """A key's value as its type; raises ValueError naming the source and the key for a value of another type."""
-    value = value.item() if hasattr(value, "item") else value  # a number of numpy
+    value = value.item() if hasattr(value, "item") else value  # turns a numpy number into a Python number
     if kind is float and isinstance(value, (int, str)) and not isinstance(value, bool):  # YAML reads 3e-3 as text
         with contextlib.suppress(ValueError, OverflowError):
             return float(value)
@@ -88,6 +89,6 @@ def expand_home(path: Path | str) -> Path:
 def unknown_key(key: str, valid: Iterable[str], source: Path | str) -> str:
     """The line about a key that does not exist, with the nearest one that does."""
     full = {name.split(".")[-1]: name for name in valid} | {name: name for name in valid}
-    near = difflib.get_close_matches(key, full, n=1, cutoff=0.5)
-    hint = full[near[0]] if near else f"one of {', '.join(sorted(valid))}"
+    nearest = difflib.get_close_matches(key, full, n=1, cutoff=0.5)
+    hint = full[nearest[0]] if nearest else f"one of {', '.join(sorted(valid))}"
     return f"{source}: unknown key {key!r}; did you mean {hint}?"

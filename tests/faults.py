@@ -25,9 +25,9 @@ import numpy as np
 from minifork.runs import RECORD, WEIGHTS
 from minifork.storage import locks, measurements
 from minifork.storage.files import read_json
-from minifork.storage.weights import load_weights, weights_hash
+from minifork.storage.weights import load_weights
 from tests.conftest import SMALL
-from tests.helpers.pipeline import logged_steps
+from tests.helpers.pipeline import logged_steps, weights_hash
 
 SIGNALS = {"pretrain": 16, "sft": 16, "rl": 16, "wise": 4, "eval": 12, "reproduce": 8}
 BASE, TUNED = ["pretrain.steps=500"], ["sft.epochs=100"]
@@ -63,7 +63,7 @@ def step_and_tell(model, optimizers, job, step):
 
 def save_and_tell(folder, key, measurement):
     save(folder, key, measurement)
-    write(f"{folder}/{key.digits}")
+    write(f"{folder}/{key.file_stem}")
 
 loop.take_step, measurements.save_measurement = step_and_tell, save_and_tell
 from experiments.cli import main
@@ -196,7 +196,7 @@ def results(root: Path) -> dict[str, object]:
             content[name] = stored.get("records")
             if path.parent.name == "eval":
                 key = measurements.Key(**stored["key"])
-                assert path.stem == key.digits and measurements.load_measurement(path.parent.parent, key), path
+                assert path.stem == key.file_stem and measurements.load_measurement(path.parent.parent, key), path
                 content[name] = stored["record"]
     return content
 

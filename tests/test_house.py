@@ -5,6 +5,7 @@ import os
 import re
 import subprocess
 import sys
+from collections.abc import Iterator
 from functools import lru_cache
 from pathlib import Path
 from typing import Any
@@ -160,6 +161,40 @@ def test_importing_everything_prints_and_writes_nothing(tmp_path):
     process = subprocess.run(command, capture_output=True, text=True, cwd=tmp_path, env=env)
     assert (process.returncode, process.stdout, process.stderr) == (0, "", "")
     assert not list(tmp_path.iterdir())
+
+
+FUNCTION_WORDS = set(
+    "found own kept of known told begun some other others made alone coming said asked given alike apart held won lost "
+    "wanted what where which again same such both few many most near far here drawn taken spoken solved".split()
+)
+FLAGS = {"again"}  # variables called as the flag of a command
+
+
+def bound_names(path: Path) -> Iterator[tuple[int, str]]:
+    """The variables, parameters and functions that a module defines, with their lines.
+
+    Fields of classes are left out: some have the name of a key in a file.
+    """
+    nodes = [*ast.walk(parse(path))]
+    fields = {id(field.target) for node in nodes if isinstance(node, ast.ClassDef) for field in node.body
+              if isinstance(field, ast.AnnAssign)}  # fmt: skip
+    for node in nodes:
+        if isinstance(node, ast.Name) and isinstance(node.ctx, ast.Store) and id(node) not in fields:
+            yield node.lineno, node.id
+        elif isinstance(node, ast.arg):
+            yield node.lineno, node.arg
+        elif isinstance(node, ast.Attribute) and isinstance(node.ctx, ast.Store):
+            yield node.lineno, node.attr
+        elif isinstance(node, (ast.FunctionDef, ast.ClassDef)):
+            yield node.lineno, node.name
+
+
+def test_nothing_is_called_by_a_function_word():
+    """A name says what a thing is: not `found`, `other` or `given`."""
+    unwanted = FUNCTION_WORDS - FLAGS
+    misnamed = [f"{name_of(path)}:{line}: {name}" for path in MODULES for line, name in bound_names(path)
+             if name.strip("_").lower() in unwanted]  # fmt: skip
+    assert misnamed == []
 
 
 def setup_argument(name: str) -> Any:

@@ -21,15 +21,15 @@ from torch.utils.flop_counter import FlopCounterMode
 from experiments.checks.bench_gpu import bench_gpu
 from experiments.checks.timing import matmul_rate, seconds_of, spread
 from minifork import measure, runs
-from minifork.checkpoints import new_model, pick_device
 from minifork.cores import cores
 from minifork.decoding.exact import exact
 from minifork.decoding.policy import Policy
 from minifork.decoding.rollout import rollout
 from minifork.decoding.split import split
 from minifork.decoding.traces import TraceTree
-from minifork.evaluate import problems_for
+from minifork.evaluation.targets import problems_for
 from minifork.gpt import GPT
+from minifork.models import new_model, pick_device
 from minifork.schema import Config, Optim
 from minifork.storage.files import write_json
 from minifork.training import loop, losses, stages

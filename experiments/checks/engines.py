@@ -16,14 +16,14 @@ from tqdm import tqdm
 
 from minifork import config as configs
 from minifork import measure, runs
-from minifork.checkpoints import pick_device
 from minifork.decoding import policy
 from minifork.decoding.exact import exact
 from minifork.decoding.split import split
 from minifork.decoding.traces import TraceTree
-from minifork.evaluate import problems_for
+from minifork.evaluation.targets import problems_for
 from minifork.gpu.backends import sample
 from minifork.measuring.problems import evaluation_problems
+from minifork.models import pick_device
 from minifork.schema import Config
 from minifork.statistics.agreement import randomised_pit, two_sample_pit, uniform_p
 from minifork.storage.files import write_json

@@ -32,7 +32,7 @@ from minifork import measure, runs
 from minifork.decoding.exact import exact
 from minifork.decoding.policy import Policy
 from minifork.decoding.traces import TraceTree
-from minifork.evaluate import problems_for
+from minifork.evaluation.targets import problems_for
 from minifork.gpu import backends, kernel
 from minifork.measuring.problems import evaluation_problems
 from minifork.schema import Config

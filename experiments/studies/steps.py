@@ -19,9 +19,9 @@ def make_runs(config: Config, name: str) -> list[Plan]:
     return plans
 
 
-def evaluate_and_check(config: Config, include: Callable[[Checkpoint], bool] = lambda _: True) -> None:
-    """Measure the checkpoints to include that are not measured yet; raises ValueError when another engine disagrees."""
-    if evaluate(config, include):
+def evaluate_and_check(config: Config, selected: Callable[[Checkpoint], bool] = lambda _: True) -> None:
+    """Measure the selected checkpoints that are not measured yet; raises ValueError when another engine disagrees."""
+    if evaluate(config, selected):
         raise ValueError(f"{runs.task_folder(config)}: the engines disagree (see above)")
 
 

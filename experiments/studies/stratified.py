@@ -10,10 +10,10 @@ from experiments.estimates import interval_text
 from experiments.results import Results
 from experiments.study import Plan
 from minifork import measure
-from minifork.checkpoints import pick_device
 from minifork.decoding import policy, stratified
 from minifork.decoding.traces import TraceTree
-from minifork.evaluate import problems_for
+from minifork.evaluation.targets import problems_for
+from minifork.models import pick_device
 from minifork.statistics import intervals
 
 

@@ -83,7 +83,7 @@ def _forced_traces(tree: TraceTree, n: int) -> Traces:
     """n traces a problem of the forced tokens alone, with their outcome, -1 if they are live."""
     state, length = tree.forced_states()
     tokens = tree.dfa.new_full((len(tree), n, tree.max_new), -1)
-    taken = torch.arange(tree.forced_len, device=tokens.device) < length[:, None]
-    tokens[:, :, : tree.forced_len] = tree.forced.where(taken, -1)[:, None]
+    is_forced = torch.arange(tree.forced_len, device=tokens.device) < length[:, None]
+    tokens[:, :, : tree.forced_len] = tree.forced.where(is_forced, -1)[:, None]
     outcome = (state - tree.first_outcome).clamp(min=-1)[:, None].repeat(1, n)
     return Traces(tokens, torch.zeros(tokens.shape, device=tokens.device), outcome)

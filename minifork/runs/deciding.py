@@ -1,4 +1,4 @@
-"""What decides a run: its stage, the keys of that stage, and the run that it starts from."""
+"""The config keys that decide a run: those of its stage, and those of the run that it starts from."""
 
 from pathlib import Path
 from typing import Any
@@ -7,16 +7,18 @@ from minifork import config as configs
 from minifork.schema import Config
 from minifork.storage import files
 
-STAGES = ("base", "sft", "wise", "rl")  # in this order: each starts from one before it
+STAGES = ("base", "sft", "wise", "rl")  # in an order in which every stage comes after those it may start from
 COMMAND_OF_STAGE = {"base": "pretrain", "sft": "sft", "wise": "wise", "rl": "rl"}
 SEEDS = ("base_seed", "seed")
-DECIDING = {  # sections and keys that decide the weights of a stage, beside those of its parent
+# The sections and keys that decide the weights of a stage. Those of its parent decide them too.
+DECIDING = {
     "base": ("task", "base_seed", "data", "walks", "model", "pretrain"),
     "sft": ("seed", "sft", "data.branch_order"),
     "wise": ("wise",),
     "rl": ("seed", "rl", "data.branch_order"),
 }
-UNDECIDING = {"base": ("data.branch_order",), "sft": ("sft.allow_leak",)}  # walks are always printed shuffled
+# Keys of these sections that decide nothing. A base ignores data.branch_order: its walks are always printed shuffled.
+NOT_DECIDING = {"base": ("data.branch_order",), "sft": ("sft.allow_leak",)}
 
 
 def parent_stage(config: Config, stage: str) -> str | None:
@@ -25,7 +27,10 @@ def parent_stage(config: Config, stage: str) -> str | None:
 
 
 def epochs_of(config: Config, stage: str) -> list[int]:
-    """The epochs (RL: updates) after which a run keeps weights: 1, 2, 4, ... and the last; none of a base."""
+    """The epochs after which a run keeps weights: 1, 2, 4, ... and the last; none of a base.
+
+    In RL an epoch means an update.
+    """
     last = {"base": 0, "rl": config.rl.updates}.get(stage, config.sft.epochs)
     first = config.wise.early if stage == "wise" else 0
     doublings = {2**i for i in range(last.bit_length())} | {last}
@@ -40,17 +45,20 @@ def deciding_values(config: Config, stage: str) -> dict[str, Any]:
 
 def _stage_values(config: Config, stage: str) -> dict[str, Any]:
     """The keys that decide this stage itself, with their values."""
-    return {
-        key: value
-        for key, value in configs.flat_values(config).items()
-        if {key, key.split(".")[0]} & {*DECIDING[stage]} and key not in UNDECIDING.get(stage, ())
-    }
+    return {key: value for key, value in configs.flat_values(config).items() if _decides(key, stage)}
+
+
+def _decides(key: str, stage: str) -> bool:
+    """True if a key decides the weights of a stage, by itself or with its section."""
+    section = key.split(".")[0]
+    return (key in DECIDING[stage] or section in DECIDING[stage]) and key not in NOT_DECIDING.get(stage, ())
 
 
 def identity(config: Config, stage: str) -> str:
     """Twelve hex digits, equal for configs that give the same run.
 
-    A key with the value from before it existed does not count, so that older runs keep their identity.
+    A key does not count if it has the value from before it existed, so that older runs keep their identity (see
+    `minifork.config.before`).
     """
     parent, before = parent_stage(config, stage), configs.before(config.task)
     values = {k: v for k, v in _stage_values(config, stage).items() if k not in before or before[k] != v}

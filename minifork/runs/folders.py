@@ -8,7 +8,7 @@ from pathlib import Path
 
 from minifork import config as configs
 from minifork.runs.deciding import COMMAND_OF_STAGE, identity, label, parent_stage, task_folder
-from minifork.runs.run import FORMAT, RECORD, VERSION, WEIGHTS, Checkpoint, Run, new, with_config
+from minifork.runs.run import RECORD, RUN_FORMAT, RUN_VERSION, WEIGHTS, Checkpoint, Run, new, with_config
 from minifork.schema import Config
 from minifork.storage import files, locks
 
@@ -25,17 +25,16 @@ def folder_of(config: Config, stage: str) -> Path:
 def read_run(folder: Path) -> Run:
     """The run in a folder.
 
-    Raises ValueError naming the record when it is missing, damaged or not of this version, and for a task that is not
-    known here.
+    Raises ValueError naming the record when it is missing, damaged or not of this version, and for an unknown task.
     """
     path = folder / RECORD
     record = files.read_json(path, *KEYS)
-    if (record["format"], record["version"]) != (FORMAT, VERSION):
+    if (record["format"], record["version"]) != (RUN_FORMAT, RUN_VERSION):
         raise ValueError(f"{path}: not the record of a run of this version of minifork; move it elsewhere")
     try:
         return Run(folder, record, configs.from_record(record["config"], path))
     except configs.UnknownTaskError as error:
-        raise ValueError(f"{error}; one of your own is to be put into minifork.schema.TASKS first") from None
+        raise ValueError(f"{error}; put a task of your own into minifork.schema.TASKS first") from None
 
 
 def all_runs(config: Config) -> list[Run]:
@@ -109,17 +108,17 @@ def hold_run(config: Config, stage: str, parent: Checkpoint | None, resume: bool
                 stack.enter_context(locks.locked(folder, wait=False))
             except locks.HeldError as error:
                 raise locks.HeldError(f"{error}; wait until it has finished this run") from None
-        for path in folder.rglob(f".*{files.TEMPORARY}"):
+        for path in folder.rglob(f".*{files.TEMPORARY_SUFFIX}"):
             path.unlink()
-        yield _state(folder, config, stage, parent, resume)
+        yield _run_in_folder(folder, config, stage, parent, resume)
 
 
 def _remove_if_empty(folder: Path) -> None:
-    with contextlib.suppress(OSError):  # it holds something
+    with contextlib.suppress(OSError):  # a folder that is not empty stays
         folder.rmdir()
 
 
-def _state(folder: Path, config: Config, stage: str, parent: Checkpoint | None, resume: bool) -> Run:
+def _run_in_folder(folder: Path, config: Config, stage: str, parent: Checkpoint | None, resume: bool) -> Run:
     """The run that a folder holds; a new one where it holds none, or one that was killed before its first checkpoint.
 
     The folder of a new run keeps no weights.

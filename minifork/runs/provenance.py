@@ -1,4 +1,4 @@
-"""What a result file says about how it was made: the command, the config, the machine."""
+"""The provenance that result files record: the command, the config, the machine."""
 
 import platform
 import shlex
@@ -9,7 +9,8 @@ from minifork import config as configs
 from minifork.schema import Config
 from minifork.storage import files
 
-INSTRUCTION_SETS = ("avx2", "avx512f", "avx512_bf16", "amx_bf16", "asimd", "bf16")  # they speed up matrix products
+# Instruction sets that speed up matrix products, as Linux names them.
+INSTRUCTION_SETS = ("avx2", "avx512f", "avx512_bf16", "amx_bf16", "asimd", "bf16")
 
 
 def _cpuinfo() -> str:

@@ -1,10 +1,15 @@
 """A run: the files in its folder, its record, its config and its checkpoints.
 
-    run.json        the record: config, stage, parent, hashes of the weights, progress
+    run.json        the run's record: config, stage, parent, hashes of the weights, progress
     metrics.jsonl   one line a logged step
     ckpt.pt         weights, optimizer, step
     epochs/e<n>.pt  weights after epoch n (SFT, WiSE-FT) or update n (RL)
     eval/           measurements of its weights (`minifork.storage.measurements`)
+
+The record's "weights" are hashes of weights, by file. The weights themselves are in ckpt.pt and epochs/. "parent" has
+the hash of the weights that the run started from under the same key.
+
+In RL an *epoch* of a run or checkpoint means an update. Only the config's rl.epoch is always an epoch of fine-tuning.
 
 A run's *identity* hashes the keys of its config that decide its weights, together with its parent's identity. Its
 folder is called <label>-<8 digits of the identity>. The label is for people and is never read. torch is imported only
@@ -28,12 +33,15 @@ if TYPE_CHECKING:
     from minifork.gpt import GPT
 
 RECORD, WEIGHTS, METRICS = "run.json", "ckpt.pt", "metrics.jsonl"
-FORMAT, VERSION = "minifork-run", 2
+RUN_FORMAT, RUN_VERSION = "minifork-run", 2
 
 
 @dataclass(frozen=True)
 class Checkpoint:
-    """A file of weights of a finished run, and the epoch that it is from (of RL the update, of a base None)."""
+    """A file of weights of a finished run.
+
+    epoch: the epoch after which they were written (RL: the update), None for a base. final: they are the run's last.
+    """
 
     run: "Run"
     epoch: int | None
@@ -42,7 +50,7 @@ class Checkpoint:
 
     @property
     def path(self) -> Path:
-        """Where the file lies; for a run in memory its name in messages."""
+        """The path of the file; for a run in memory only a name in messages."""
         return self.run.folder / self.file
 
     @property
@@ -63,8 +71,8 @@ class Checkpoint:
         return weights
 
     def model(self) -> "GPT":
-        """The model with these weights, in evaluation mode on the CPU; raises ValueError as `state` does."""
-        from minifork.checkpoints import new_model
+        """The model with these weights, in evaluation mode on the CPU; raises ValueError as `tensors` does."""
+        from minifork.models import new_model
 
         model = new_model(self.run.config, 0)
         model.load_state_dict(self.tensors())
@@ -91,7 +99,7 @@ class Run:
 
     @property
     def stage(self) -> str:
-        """One of STAGES."""
+        """The run's stage, one of STAGES."""
         return self.record["stage"]
 
     @property
@@ -101,7 +109,7 @@ class Run:
 
     @property
     def complete(self) -> bool:
-        """Whether it is finished."""
+        """True once the last step's weights are written."""
         return self.record["complete"]
 
     @cached_property
@@ -116,11 +124,11 @@ class Run:
 
     @property
     def epochs(self) -> list[int]:
-        """The epochs (RL: updates) after which weights are kept; none of a base."""
+        """The epochs after which weights are kept (RL: updates); none of a base."""
         return epochs_of(self.config, self.stage)
 
     def checkpoint(self, epoch: int | None = None) -> Checkpoint:
-        """The weights after an epoch, by default the last; raises ValueError when the run has none from there."""
+        """The weights after an epoch (RL: update), by default the last; raises ValueError when the run has none."""
         epochs = self.epochs
         epoch = epochs[-1] if epochs and epoch is None else epoch
         file = WEIGHTS if epoch is None else snapshot(epoch)
@@ -133,7 +141,7 @@ class Run:
         return [self.checkpoint(epoch) for epoch in self.epochs] or [self.checkpoint()]
 
     def model(self, epoch: int | None = None) -> "GPT":
-        """The model after an epoch, or at the end, in evaluation mode on the CPU.
+        """The model after an epoch (RL: update), or at the end, in evaluation mode on the CPU.
 
         Raises ValueError for an unfinished run, and for an epoch without weights.
         """
@@ -142,11 +150,11 @@ class Run:
     # files
 
     def has(self, file: str) -> bool:
-        """Whether the run has a file of weights."""
+        """True if the run has this file of weights."""
         return (self.folder / file).exists() if self.memory is None else file in self.memory
 
     def read(self, file: str, device: str = "cpu") -> dict:
-        """What a file of weights holds; raises ValueError naming it when it is damaged."""
+        """The content of a file of weights; raises ValueError naming it when it is damaged."""
         if self.memory is not None:
             return self.memory[file]
         from minifork.storage.weights import load_weights
@@ -203,7 +211,7 @@ def new(folder: Path, config: Config, stage: str, parent: Checkpoint | None) -> 
 
 def with_config(record: dict[str, Any], folder: Path, config: Config) -> Run:
     """The run of a record whose config is replaced by one that decides the same weights."""
-    header = {"format": FORMAT, "version": VERSION, "config": configs.to_tree(config)}
+    header = {"format": RUN_FORMAT, "version": RUN_VERSION, "config": configs.to_tree(config)}
     run = Run(folder, record | header, config)
     run.record["tags"] = run.tags()
     return run

@@ -39,8 +39,8 @@ def two_sample_pit(
 
     Given the sum of the two, correct[i] is hypergeometric (Fisher's exact test).
     """
-    c, both, rows = np.arange(n + 1), (correct + second)[:, None], np.arange(len(correct))
-    mass = np.exp(log_choose(n, c) + log_choose(n_second, both - c) - log_choose(n + n_second, both))
+    c, total, rows = np.arange(n + 1), (correct + second)[:, None], np.arange(len(correct))
+    mass = np.exp(log_choose(n, c) + log_choose(n_second, total - c) - log_choose(n + n_second, total))
     upper = np.cumsum(mass, axis=1)[rows, correct]
     return np.clip(upper - rng.random(len(correct)) * mass[rows, correct], 0.0, 1.0)
 

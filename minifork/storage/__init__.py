@@ -1,1 +1,1 @@
-"""What lies on disk: files that are whole or absent, locks, weights, measurements kept with their runs."""
+"""Storage on disk: files that are whole or absent, locks, weights, measurements kept with their runs."""

@@ -22,11 +22,13 @@ from functools import lru_cache
 from pathlib import Path
 
 LOCK, LEASE = ".lock", ".lease"
-UNSUPPORTED = (errno.EBADF, errno.ENOLCK, errno.ENOSYS, errno.EOPNOTSUPP)  # of flock on some NFS and Lustre mounts
+FLOCK_REFUSALS = (errno.EBADF, errno.ENOLCK, errno.ENOSYS, errno.EOPNOTSUPP)  # errors of some NFS and Lustre mounts
 PAUSE = 0.2  # seconds between two looks at a lease
-LOOKS = {True: 50, False: 5}  # at a lease that cannot be judged, with and without waiting: it may be about to end
+# A lease of another machine may be about to end. So it is looked at this often before it is refused.
+LOOKS_WHILE_WAITING = 50
+LOOKS_WITHOUT_WAITING = 5
 
-Holder = dict[str, str | int]  # what a lock or a lease says about its process, see `_this_process`; {} if unreadable
+Holder = dict[str, str | int]  # the process that a lock or a lease names, see `_this_process`; {} if it is unreadable
 
 
 class HeldError(ValueError):
@@ -84,9 +86,9 @@ def _flock(file: io.FileIO, path: Path, wait: bool) -> bool:
     try:
         fcntl.flock(file, fcntl.LOCK_EX | (0 if wait else fcntl.LOCK_NB))
     except BlockingIOError:
-        raise HeldError(_held(path, _read_holder(path) or {})) from None
+        raise HeldError(_held_text(path, _read_holder(path) or {})) from None
     except OSError as error:
-        if error.errno not in UNSUPPORTED:
+        if error.errno not in FLOCK_REFUSALS:
             error.filename = str(path)
             raise
         _remove(path)
@@ -96,7 +98,7 @@ def _flock(file: io.FileIO, path: Path, wait: bool) -> bool:
 
 
 def _is_at(file: io.FileIO, path: Path) -> bool:
-    """Whether a path still leads to an open file; a file that another NFS client removed is stale."""
+    """True if a path still leads to an open file; a file that another NFS client removed is stale."""
     try:
         return os.path.samestat(os.fstat(file.fileno()), os.stat(path))
     except OSError:
@@ -114,19 +116,19 @@ def _warn(text: str) -> None:
 
 def _take_lease(path: Path, wait: bool) -> None:
     """Create a lease of this process. Raises as `locked` does."""
-    looks = 0
+    looks, most_looks = 0, LOOKS_WHILE_WAITING if wait else LOOKS_WITHOUT_WAITING
     while not _create_lease(path):
         holder = _read_holder(path)
-        if holder is None:  # it has just ended
+        if holder is None:  # the lease has just ended
             continue
         running = _is_running(holder)
         if running is False:
             _remove_dead(path, holder)
         elif running and not wait:
-            raise HeldError(_held(path, holder))
-        elif running is None and (looks := looks + 1) == LOOKS[wait]:
+            raise HeldError(_held_text(path, holder))
+        elif running is None and (looks := looks + 1) == most_looks:
             advice = f"which {socket.gethostname()} cannot look into; remove {path} if that process has ended"
-            raise ValueError(f"{_held(path, holder)}, {advice}")
+            raise ValueError(f"{_held_text(path, holder)}, {advice}")
         time.sleep(PAUSE)
 
 
@@ -146,7 +148,7 @@ def _create_lease(path: Path) -> bool:
 
 
 def _is_running(holder: Holder) -> bool | None:
-    """Whether the process that made a lease still runs, None where this process cannot tell."""
+    """True if the process that made a lease still runs, None where this process cannot tell."""
     machine = _machine()
     if holder.get("host") != machine["host"]:
         return None
@@ -159,7 +161,7 @@ def _is_running(holder: Holder) -> bool | None:
         os.kill(pid, 0)
     except ProcessLookupError:
         return False
-    except PermissionError:  # it is another user's
+    except PermissionError:  # the process is another user's
         return True
     return _started(pid) == holder["started"]  # else the number was given to another process since
 
@@ -194,7 +196,7 @@ def _machine() -> dict[str, str]:
 
 
 def _started(pid: int) -> str:
-    """When a process started, in ticks since the boot; "dead" for a zombie, "" where the system does not say.
+    """The time at which a process started, in ticks since the boot; "dead" for a zombie, "" where it is not known.
 
     A killed process stays as a zombie until its parent asks for its exit code.
     """
@@ -206,13 +208,13 @@ def _started(pid: int) -> str:
 
 
 def _this_process() -> bytes:
-    """What a lock and a lease say about this process."""
+    """This process as the text of a lock or a lease."""
     pid = os.getpid()
     return json.dumps(_machine() | {"pid": pid, "started": _started(pid)}).encode() + b"\n"
 
 
 def _read_holder(path: Path) -> Holder | None:
-    """What a lock or a lease says about its process: None where there is no file, {} where it cannot be read."""
+    """The process that a lock or a lease names: None where there is no file, {} where it cannot be read."""
     try:
         return json.loads(path.read_bytes())
     except FileNotFoundError:
@@ -221,6 +223,7 @@ def _read_holder(path: Path) -> Holder | None:
         return {}
 
 
-def _held(path: Path, holder: Holder) -> str:
+def _held_text(path: Path, holder: Holder) -> str:
+    """The line of an error that says who works in a folder."""
     who = f"process {holder['pid']} on {holder['host']}" if holder else "another process"
     return f"{path.parent}: {who} is working here"

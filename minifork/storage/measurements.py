@@ -16,15 +16,15 @@ import numpy as np
 from minifork.measure import Measurement
 from minifork.storage.files import digest, fingerprint, read_json, write_atomically, write_json
 
-FORMAT = 1
+MEASUREMENT_FORMAT = 1
 
 
 @dataclass(frozen=True)
 class Key:
-    """What decides a measurement.
+    """All that decides a measurement.
 
-    weights: their hash; run: the run's identity, which decides its training problems; settings: of the evaluation;
-    test_set: its name and description; version: of the measuring code.
+    weights: the hash of the weights; run: the run's identity, which decides its training problems; settings: those of
+    the evaluation; test_set: its name and description; version: that of the measuring code.
     """
 
     weights: str
@@ -34,8 +34,8 @@ class Key:
     version: str
 
     @property
-    def digits(self) -> str:
-        """A file's name, equal for equal keys: digits of all but the version, then the version."""
+    def file_stem(self) -> str:
+        """The name of its files without suffix: a hash of all but the version, then the version."""
         values = asdict(self)
         version = values.pop("version")
         return f"{fingerprint(values)}-{version}"
@@ -53,24 +53,29 @@ def save_measurement(folder: Path, key: Key, measurement: Measurement) -> None:
 
     Raises OSError naming the file when it cannot be written, and ValueError when a value is not a finite number.
     """
-    path, arrays = folder / "eval" / f"{key.digits}.json", pack_npz(measurement.arrays)
+    path, arrays = folder / "eval" / f"{key.file_stem}.json", pack_npz(measurement.arrays)
     write_atomically(path.with_suffix(".npz"), lambda file: file.write(arrays))
-    stored = {"format": FORMAT, "key": asdict(key), "record": measurement.record, "check": measurement.check}
+    stored = {
+        "format": MEASUREMENT_FORMAT,
+        "key": asdict(key),
+        "record": measurement.record,
+        "check": measurement.check,
+    }
     stored["npz_hash"] = digest(arrays)
     write_json(path, stored | {"checksum": fingerprint(json.loads(json.dumps(stored)))})
 
 
 def load_measurement(folder: Path, key: Key) -> Measurement | None:
     """The measurement with a key, None where there is none; raises ValueError naming a file that is damaged."""
-    path = folder / "eval" / f"{key.digits}.json"
+    path = folder / "eval" / f"{key.file_stem}.json"
     return _read(path) if path.exists() else None
 
 
 def load_other_version(folder: Path, key: Key) -> Measurement | None:
     """A measurement that another version of the code made with an otherwise equal key, None where there is none."""
-    values = key.digits.removesuffix(key.version)
+    values = key.file_stem.removesuffix(key.version)
     for path in sorted((folder / "eval").glob(f"{values}*.json")):
-        with contextlib.suppress(ValueError):  # what is damaged is measured again
+        with contextlib.suppress(ValueError):  # a damaged measurement counts as missing
             return _read(path)
     return None
 
@@ -82,7 +87,7 @@ def _read(path: Path) -> Measurement:
     content = arrays_path.read_bytes() if arrays_path.exists() else b""
     checksum = stored.pop("checksum")
     intact = (checksum, stored["npz_hash"]) == (fingerprint(stored), digest(content))
-    if not intact or stored["format"] != FORMAT or Key(**stored["key"]).digits != path.stem:
+    if not intact or stored["format"] != MEASUREMENT_FORMAT or Key(**stored["key"]).file_stem != path.stem:
         raise ValueError(f"{path}: damaged or edited; remove it and run `minifork eval` again")
     with np.load(io.BytesIO(content)) as arrays:
         return Measurement(stored["record"], {name: arrays[name] for name in arrays.files}, stored["check"])

@@ -15,9 +15,9 @@ from pathlib import Path
 from minifork.storage.files import digest
 
 ROOT = "minifork.measure"
-PUBLIC = "minifork"  # its __init__ is not counted: it re-exports lazily and decides nothing
+PUBLIC = "minifork"  # minifork/__init__.py does not count: it re-exports lazily and decides nothing
 STANDARD = tuple({str(Path(sysconfig.get_path(name)).resolve()) for name in ("stdlib", "platstdlib")})
-INSTALLED = {"site-packages", "dist-packages"}  # folders, of this environment or of one that it builds on
+INSTALLED = {"site-packages", "dist-packages"}  # names of folders that hold installed packages
 
 
 def measuring_version(*parts: object) -> str:
@@ -51,7 +51,7 @@ def measuring_files(modules: tuple[str, ...]) -> frozenset[Path]:
 
 @lru_cache
 def _is_local(package: str) -> bool:
-    """Whether a package is neither of the standard library nor installed."""
+    """True if a package is neither of the standard library nor installed."""
     places = _places(package)
     return any(not str(place).startswith(STANDARD) and not INSTALLED & {*place.parts} for place in places)
 

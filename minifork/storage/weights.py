@@ -7,7 +7,7 @@ import torch
 
 from minifork.storage.files import digest, write_atomically
 
-FORMAT = "minifork-1"
+WEIGHTS_FORMAT = "minifork-1"
 
 
 def save_weights(path: Path, payload: dict) -> str:
@@ -16,7 +16,7 @@ def save_weights(path: Path, payload: dict) -> str:
     Raises ValueError naming the file, and leaves an older one, when the weights are not finite.
     """
     require_finite(payload["model"], path)
-    write_atomically(path, lambda file: torch.save({"format": FORMAT, **payload}, file))
+    write_atomically(path, lambda file: torch.save({"format": WEIGHTS_FORMAT, **payload}, file))
     return hash_of(payload["model"])
 
 
@@ -29,21 +29,16 @@ def load_weights(path: Path, device: str = "cpu") -> dict:
         with zipfile.ZipFile(path) as archive:  # torch does not check the CRC of what it reads
             intact = archive.testzip() is None
         payload = torch.load(path, map_location=device, weights_only=True)
-        intact = intact and isinstance(payload, dict) and payload.get("format") == FORMAT
+        intact = intact and isinstance(payload, dict) and payload.get("format") == WEIGHTS_FORMAT
     except FileNotFoundError:
         raise ValueError(f"{path}: no such checkpoint; remove its folder and run it again") from None
-    except (PermissionError, MemoryError):  # says nothing about the file
+    except (PermissionError, MemoryError):  # these do not mean that the file is damaged
         raise
     except Exception:  # a damaged file can make the unpickler fail in any way
         intact = False
     if not intact:
-        raise ValueError(f"{path}: damaged or not a {FORMAT} checkpoint; remove its folder and run it again")
+        raise ValueError(f"{path}: damaged or not a {WEIGHTS_FORMAT} checkpoint; remove its folder and run it again")
     return payload
-
-
-def weights_hash(path: Path) -> str:
-    """Twelve hex digits of a checkpoint's weights, whatever else it holds."""
-    return hash_of(load_weights(path)["model"])
 
 
 def hash_of(model: dict[str, torch.Tensor]) -> str:

@@ -1,1 +1,1 @@
-"""How weights are made: one loop, losses, the stages that use it, RL objectives, interpolation."""
+"""Making weights: one loop, losses, the stages that use it, RL objectives, interpolation."""

@@ -1,4 +1,4 @@
-"""Legs: the parts in which a run was trained, each by one process, with the machine and the software of each.
+"""Legs: a leg is one process's part of a run's training, with the machine and the software that it ran on.
 
 Other processors, numbers of threads and versions of torch add numbers in another order. So a run that continues on
 another machine may end with weights that differ in the last bits.
@@ -13,7 +13,7 @@ from minifork.runs import processor
 
 
 def new_leg(step: int, device: str) -> dict[str, Any]:
-    """A leg of this process that begins after a step.
+    """The leg of this process, which begins after a step.
 
     Its keys are the step, the processor, its architecture, the instruction set that torch uses on it, the device,
     torch's version and its number of threads.
@@ -29,7 +29,7 @@ def new_leg(step: int, device: str) -> dict[str, Any]:
     }
 
 
-def changes_between(before: dict[str, Any], now: dict[str, Any]) -> str:
-    """The differences between two legs that may change bits, in words; now: a leg that has just begun."""
-    differing = [key for key in now if key != "from" and before[key] != now[key]]
-    return ", ".join(f"{key} {now[key]} instead of {before[key]}" for key in differing)
+def changes_between(last: dict[str, Any], new: dict[str, Any]) -> str:
+    """The differences in words between the last leg and a new one that may change bits; "" when there are none."""
+    differing = [key for key in new if key != "from" and last[key] != new[key]]
+    return ", ".join(f"{key} {new[key]} instead of {last[key]}" for key in differing)

@@ -1,5 +1,7 @@
-"""The training loop of every stage. The batch of a step is a pure function of the step and the weights, so training
-resumes anywhere."""
+"""The training loop of every stage.
+
+The batch of a step is a pure function of the step and the weights, so training resumes anywhere.
+"""
 
 import json
 import math
@@ -25,15 +27,15 @@ from minifork.training.legs import changes_between, new_leg
 from minifork.training.losses import Loss
 from minifork.training.muon import Muon
 
-BatchAt = Callable[[int], tuple[np.ndarray, np.ndarray]]
-Objective = Callable[[GPT, int], tuple[Tensor, int, dict[str, Tensor]]]
+BatchAt = Callable[[int], tuple[np.ndarray, np.ndarray]]  # step -> inputs, targets
+Objective = Callable[[GPT, int], tuple[Tensor, int, dict[str, Tensor]]]  # model, step -> loss, tokens, metrics
 _SECONDS_BETWEEN_LINES = 10
 _STEPS_BETWEEN_LOSSES = 10  # a GPU waits whenever a loss is read
 
 
 @dataclass(frozen=True)
 class TrainingJob:
-    """How to train a run.
+    """The arguments of `fit`: a run, its objective, its steps and its optimizer.
 
     objective(model, step), with steps counted from 0, gives the loss, its number of tokens, and metrics by name, which
     are logged beside the loss. snapshots: files for the weights by number of steps, e.g. {32: "epochs/e1.pt"}.
@@ -67,27 +69,13 @@ def fit(model: GPT, job: TrainingJob, device: str) -> None:
     """
     model.to(device)
     run, optimizers = job.run, make_optimizers(model, job.optim)
-    progress = _restore(model, optimizers, run, device)
-    first, snapshots, started = progress["step"], progress["snapshots"], time.monotonic()
-    leg = new_leg(first, device)
-    _drop_metrics_after(run.folder / METRICS, first)
+    state = _TrainingState(model, optimizers, run, device)
+    _drop_metrics_after(run.folder / METRICS, state.first)
     run.save(steps=job.steps)
-    if first:
-        change = changes_between(progress["legs"][-1], leg)
-        warning = f" with {change}: weights may differ in the last bits from a run that was not moved" if change else ""
-        run.say(f"{run.name}: goes on after step {first} of {job.steps}{warning}")
-
-    def save(step: int) -> None:
-        seconds = progress["seconds"] + time.monotonic() - started
-        leg.update(to=step, seconds=round(time.monotonic() - started, 1))
-        legs = progress["legs"] + ([leg] if step > first else [])
-        state: dict[str, Any] = {"model": model.state_dict(), "optimizers": [one.state_dict() for one in optimizers]}
-        state |= {"step": step, "seconds": seconds, "snapshots": snapshots, "legs": legs}
-        hashes = snapshots | {WEIGHTS: run.write(WEIGHTS, state)}
-        run.save(step=step, complete=step == job.steps, seconds=round(seconds, 1), legs=legs, weights=hashes)
-
+    if state.first:
+        run.say(f"{run.name}: goes on after step {state.first} of {job.steps}{state.warning()}")
     forward = cast(GPT, torch.compile(model)) if run.config.compile else model
-    display, step = _Display(run, job.steps, first), first
+    display, step = _Display(run, job.steps, state.first), state.first
     with display.bar, held_back() as interrupted:
         while step < job.steps and not interrupted():
             metrics, tokens = take_step(forward, optimizers, job, step)
@@ -95,31 +83,62 @@ def fit(model: GPT, job: TrainingJob, device: str) -> None:
             display.advance(tokens)
             if step % _STEPS_BETWEEN_LOSSES == 0 or step == job.steps:
                 display.log(step, _read(metrics, run, step))
-            if file := job.snapshots.get(step):
-                snapshots[file] = run.write(file, {"model": model.state_dict(), "step": step})
+            if step in job.snapshots:
+                state.write_snapshot(job.snapshots[step], step)
             if step % run.config.save_every == 0 and step < job.steps:
-                save(step)
+                state.save(step, complete=False)
         if step:
-            save(step)
+            state.save(step, complete=step == job.steps)
             run.say(f"{run.name}: {step} of {job.steps} steps in {run.record['seconds']:.0f} s, saved")
 
 
-def _restore(model: GPT, optimizers: list[torch.optim.Optimizer], run: Run, device: str) -> dict[str, Any]:
-    """Load the run's checkpoint, if it has one; returns its step, the seconds so far, its snapshots' hashes, its legs.
+class _TrainingState:
+    """All that a checkpoint holds: the model, its optimizers, the hashes of snapshots, the seconds and legs so far.
 
-    Raises ValueError naming the checkpoint when it does not fit the model or the optimizers.
+    A new one has the content of the run's checkpoint, if there is one. ``first`` counts the steps that it has seen.
     """
-    progress: dict[str, Any] = {"step": 0, "seconds": 0.0, "snapshots": {}, "legs": []}
-    if not run.has(WEIGHTS):
-        return progress
-    saved = run.read(WEIGHTS, device)
-    try:
-        model.load_state_dict(saved["model"])
-        for optimizer, state in zip(optimizers, saved["optimizers"], strict=True):
-            optimizer.load_state_dict(state)
-    except (KeyError, ValueError, RuntimeError):
-        raise ValueError(f"{run.folder / WEIGHTS}: does not fit this config; remove its folder, run it again") from None
-    return {key: saved[key] for key in progress}
+
+    def __init__(self, model: GPT, optimizers: list[torch.optim.Optimizer], run: Run, device: str) -> None:
+        self._model, self._optimizers, self._run = model, optimizers, run
+        self.first, self._seconds = 0, 0.0
+        self._snapshots: dict[str, str] = {}
+        self._legs: list[dict[str, Any]] = []
+        if run.has(WEIGHTS):
+            self._restore(run.read(WEIGHTS, device))
+        self._leg, self._started = new_leg(self.first, device), time.monotonic()
+
+    def _restore(self, saved: dict[str, Any]) -> None:
+        """Load a checkpoint; raises ValueError naming it when it does not fit the model or the optimizers."""
+        try:
+            self._model.load_state_dict(saved["model"])
+            for optimizer, state in zip(self._optimizers, saved["optimizers"], strict=True):
+                optimizer.load_state_dict(state)
+        except (KeyError, ValueError, RuntimeError):
+            path = self._run.folder / WEIGHTS
+            raise ValueError(f"{path}: does not fit this config; remove its folder, run it again") from None
+        self.first, self._seconds = saved["step"], saved["seconds"]
+        self._snapshots, self._legs = saved["snapshots"], saved["legs"]
+
+    def warning(self) -> str:
+        """A warning when this leg may change bits, as it runs on another machine or software than the last; else ""."""
+        change = changes_between(self._legs[-1], self._leg)
+        return f" with {change}: weights may differ in the last bits from a run that was not moved" if change else ""
+
+    def write_snapshot(self, file: str, step: int) -> None:
+        """Keep the weights after a step as a file of the run."""
+        self._snapshots[file] = self._run.write(file, {"model": self._model.state_dict(), "step": step})
+
+    def save(self, step: int, complete: bool) -> None:
+        """Write the run's checkpoint after a step, then its record."""
+        elapsed = time.monotonic() - self._started
+        seconds = self._seconds + elapsed
+        self._leg.update(to=step, seconds=round(elapsed, 1))
+        legs = self._legs + ([self._leg] if step > self.first else [])
+        optimizers = [optimizer.state_dict() for optimizer in self._optimizers]
+        payload: dict[str, Any] = {"model": self._model.state_dict(), "optimizers": optimizers}
+        payload |= {"step": step, "seconds": seconds, "snapshots": self._snapshots, "legs": legs}
+        hashes = self._snapshots | {WEIGHTS: self._run.write(WEIGHTS, payload)}
+        self._run.save(step=step, complete=complete, seconds=round(seconds, 1), legs=legs, weights=hashes)
 
 
 def _drop_metrics_after(path: Path, step: int) -> None:

@@ -5,6 +5,9 @@ Each returns a scalar in nats, in fp32, and takes one number that shapes it:
     parse_loss("cross_entropy")    parse_loss("label_smoothing=0.1")    parse_loss("coverage=16")
 
 A sequence's log-probability is the sum over its targets; everything else is a mean over targets.
+
+To add a loss: write a function, enter it in LOSSES, name it at sft.loss in minifork/configs/defaults.yaml, and add an
+example to EXAMPLES in tests/minifork/training/test_losses.py.
 """
 
 import math
@@ -83,7 +86,7 @@ def token_logp(logits: Tensor, targets: Tensor) -> Tensor:
     return logp.where(targets != IGNORE, 0.0)
 
 
-# name: (function, the values it takes, what they must be)
+# name: (function, the condition on its value, the text in which an error asks for it)
 LOSSES: dict[str, tuple[Callable[[Tensor, Tensor, float], Tensor], Callable[[float], bool], str]] = {
     "cross_entropy": (cross_entropy, lambda v: v == 0, "it takes no value"),
     "label_smoothing": (label_smoothing, lambda v: 0 <= v < 1, "give a share in [0, 1)"),
@@ -92,16 +95,21 @@ LOSSES: dict[str, tuple[Callable[[Tensor, Tensor, float], Tensor], Callable[[flo
     "coverage": (coverage, lambda v: 1 <= v <= 1e9, "give a number of samples N, at least 1 and at most 1e9"),
     "drop_tail": (drop_tail, lambda v: 0 <= v < 1, "give a share in [0, 1)"),
 }
-Loss = Callable[[Tensor, Tensor], Tensor]  # of logits and targets, a scalar
+Loss = Callable[[Tensor, Tensor], Tensor]  # a function of logits and targets that returns a scalar
 
 
 def parse_loss(text: str) -> Loss:
-    """The loss written as "name" or "name=value"; raises ValueError naming what does not exist or is out of range."""
+    """The loss written as "cross_entropy" or "name=value".
+
+    Raises ValueError for a name that does not exist, and for a value that is missing or out of range.
+    """
     name, equals, number = text.partition("=")
     name = name.strip()
     if name not in LOSSES:
         raise ValueError(f"sft.loss {name!r} does not exist: choose from {', '.join(LOSSES)}")
     function, fits, need = LOSSES[name]
+    if not equals and name != "cross_entropy":
+        raise ValueError(f"sft.loss is {text!r}: it needs a value, write it as name=value; {need}")
     try:
         value = float(number) if equals else 0.0
     except ValueError:

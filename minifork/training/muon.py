@@ -10,7 +10,7 @@ from collections.abc import Iterable
 import torch
 from torch import Tensor
 
-COEFFICIENTS = (3.4445, -4.7750, 2.0315)  # of the quintic; they bring singular values into about [0.7, 1.2]
+COEFFICIENTS = (3.4445, -4.7750, 2.0315)  # a, b, c of the Newton-Schulz step: singular values end in about [0.7, 1.2]
 ITERATIONS = 5
 
 

@@ -1,13 +1,13 @@
 """Reinforcement learning with verifiable rewards: rollouts of the current model, rewarded by their DFA.
 
 GRPO (arXiv 2402.03300) without clipping: every update uses fresh rollouts once, so its ratios are 1. For a group of n
-rollouts o_i of one problem with rewards r and advantages A(r), and pi_0 the model that training started from,
+rollouts o_i of one problem with rewards r and advantages A(r), and pi_ref the *reference*, the model at the start,
 
     loss = - mean_i [ 1/|o_i| sum_t A_i log pi(o_it) ] + kl D
 
-`rl.kl_form` chooses D. sequence: KL(pi || pi_0) of whole traces, with an unbiased gradient (`sequence_kl`). k3: the
-form of arXiv 2402.03300, D = mean_i [ 1/|o_i| sum_t (pi_0/pi - log(pi_0/pi) - 1)(o_it) ]. Its gradient is that of
-KL(pi_0 || pi) of single tokens, at prefixes sampled from pi and weighted by 1/|o_i| (arXiv 2510.01555, 2512.21852).
+`rl.kl_form` chooses D. sequence: KL(pi || pi_ref) of whole traces, with an unbiased gradient (`sequence_kl`). k3: the
+form of arXiv 2402.03300, D = mean_i [ 1/|o_i| sum_t (pi_ref/pi - log(pi_ref/pi) - 1)(o_it) ]. Its gradient is that of
+KL(pi_ref || pi) of single tokens, at prefixes sampled from pi and weighted by 1/|o_i| (arXiv 2510.01555, 2512.21852).
 
 Where all accepted traces of a problem can be listed, p_i is a differentiable function of the weights. The policy
 gradient of pass@k then needs no samples: `exact_objective`.
@@ -35,11 +35,14 @@ from minifork.training.loop import Objective
 from minifork.training.losses import sequence_logp, token_logp
 
 FREE = "free"
-POOL_STEP = 10**6  # of the training stream, far from the steps that fine-tuning draws from
+RL_POOL_STEP = 10**6  # RL takes its problems from this step of the training stream; fine-tuning uses lower steps
 
 
 def grpo_advantage(reward: Tensor, k: int = 1) -> Tensor:
-    """(r - mean) / std over each group, float[B, n]; 0 where all rewards of a group are equal."""
+    """(r - mean) / std over each group, float[B, n]; 0 where all rewards of a group are equal.
+
+    k is not used. Every entry of ADVANTAGES takes the same arguments.
+    """
     spread = reward.std(dim=1, keepdim=True, correction=0)
     return torch.where(spread > 0, (reward - reward.mean(dim=1, keepdim=True)) / spread.clamp(min=1e-6), 0.0)
 
@@ -56,7 +59,8 @@ def passk_advantage(reward: Tensor, k: int) -> Tensor:
     rest_wrong = np.array([math.comb(max(w - 1, 0), k - 1) / math.comb(n - 1, k - 1) for w in range(n + 1)])
     spread = np.sqrt(mean * (1 - mean))
     scale = np.divide(1, spread, out=np.zeros(n + 1), where=spread > 1e-9)
-    by_wrong = np.stack([(1 - mean - rest_wrong) * scale, (1 - mean) * scale])  # of a wrong, of a right rollout
+    # Row 0 is for wrong rollouts, row 1 for right ones; column w is for groups with w wrong rollouts.
+    by_wrong = np.stack([(1 - mean - rest_wrong) * scale, (1 - mean) * scale])
     table = torch.as_tensor(by_wrong, dtype=torch.float32, device=reward.device)
     return table[(reward > 0).long(), (reward == 0).sum(dim=1, keepdim=True)]
 
@@ -65,7 +69,7 @@ ADVANTAGES: dict[str, Callable[[Tensor, int], Tensor]] = {"grpo": grpo_advantage
 
 
 def objective(config: Config, reference: GPT, device: str) -> Objective:
-    """What `minifork.training.loop.fit` minimises in the config's kind of RL; reference: the model at the start."""
+    """The objective of the config's kind of RL, for `minifork.training.loop.fit`; reference: the model at the start."""
     if config.rl.advantage == "exact":
         return exact_objective(config, device)
     return group_objective(config, reference, device)
@@ -73,67 +77,70 @@ def objective(config: Config, reference: GPT, device: str) -> Objective:
 
 @lru_cache(maxsize=2)
 def _pool(task: Task, seed: int, count: int) -> Batch:
-    """The problems to learn from: of the training stream, at a step that fine-tuning does not use."""
-    return streams.training_problems(task, seed, count, POOL_STEP)
+    """The rl.problems problems to learn from, from a part of the training stream that fine-tuning does not use."""
+    return streams.training_problems(task, seed, count, RL_POOL_STEP)
 
 
 def problems_of(config: Config, step: int) -> Batch:
-    """The problems of an update: a fixed pool, shuffled anew for every pass over it."""
-    plan = config.rl
-    passes, places = np.divmod(np.arange(step * plan.prompts, (step + 1) * plan.prompts), plan.problems)
+    """The rl.prompts problems of an update, from a fixed pool that is shuffled anew for every pass over it."""
+    settings = config.rl
+    passes, places = np.divmod(np.arange(step * settings.prompts, (step + 1) * settings.prompts), settings.problems)
     rows = np.empty_like(places)
     for number in np.unique(passes):
-        rng = streams.generator(config.seed, "train", POOL_STEP + 1 + int(number), "shuffle")
-        rows[passes == number] = rng.permutation(plan.problems)[places[passes == number]]
-    return _pool(config.data, config.seed, plan.problems)[rows]
+        rng = streams.generator(config.seed, "train", RL_POOL_STEP + 1 + int(number), "shuffle")
+        rows[passes == number] = rng.permutation(settings.problems)[places[passes == number]]
+    return _pool(config.data, config.seed, settings.problems)[rows]
 
 
 def group_objective(config: Config, reference: GPT, device: str) -> Objective:
     """Policy gradient with group advantages from sampled rollouts; rl.mode forces the mode token or leaves it free."""
-    plan, task = config.rl, config.data
+    settings, task = config.rl, config.data
 
     def update(model: GPT, step: int) -> tuple[Tensor, int, dict[str, Tensor]]:
         batch = problem_set(task, problems_of(config, step), device)
         tree = measure.trace_tree(model, batch, Policy())
-        tree = replace(tree, ids=tree.ids + step * plan.prompts)  # every update draws with numbers of its own
-        if plan.mode != FREE:
-            tree = measure.force_mode(tree, task, plan.mode)
-        traces = sample(tree, plan.group, config.seed, traces=True).traces
+        # Problems have other ids in every update, so that no two updates share random numbers.
+        tree = replace(tree, ids=tree.ids + step * settings.prompts)
+        if settings.mode != FREE:
+            tree = measure.force_mode(tree, task, settings.mode)
+        traces = sample(tree, settings.group, config.seed, traces=True).traces
         assert traces is not None
         reward = (traces.outcome == 0).float()
-        advantage = ADVANTAGES[plan.advantage](reward, plan.k)
-        inputs, targets = sequences(batch.prompts, traces.tokens, task.eos, tree.forced_len)
+        advantage = ADVANTAGES[settings.advantage](reward, settings.k)
+        inputs, targets = training_pairs(batch.prompts, traces.tokens, task.eos, tree.forced_len)
         at_targets = (targets != IGNORE).cpu()
         logits = model(inputs, at_targets)
         with torch.no_grad():
-            anchor = reference(inputs, at_targets)
-        loss = group_loss(logits, anchor, targets, advantage.flatten(), plan)
-        return loss, inputs.numel(), group_metrics(logits, anchor, targets, reward, advantage)
+            reference_logits = reference(inputs, at_targets)
+        loss = group_loss(logits, reference_logits, targets, advantage.flatten(), settings)
+        return loss, inputs.numel(), group_metrics(logits, reference_logits, targets, reward, advantage)
 
     return update
 
 
-def group_loss(logits: Tensor, anchor: Tensor, targets: Tensor, advantage: Tensor, plan: RL) -> Tensor:
+def group_loss(logits: Tensor, reference_logits: Tensor, targets: Tensor, advantage: Tensor, settings: RL) -> Tensor:
     """The loss at the top of this file, a scalar, of N rollouts with advantages float[N].
 
-    logits, anchor, targets: as in `sequence_kl`. plan: the config's rl section, of which kl and kl_form are used.
+    logits, reference_logits, targets: as in `sequence_kl`. settings: the config's rl section; kl and kl_form are used.
     """
     present = targets != IGNORE
     logp = token_logp(logits, targets)
     per_token = -advantage[:, None] * logp
-    if plan.kl_form == "k3":
-        ratio = token_logp(anchor, targets) - logp
-        per_token = plan.kl * (ratio.exp() - ratio - 1) + per_token
+    if settings.kl_form == "k3":
+        ratio = token_logp(reference_logits, targets) - logp
+        per_token = settings.kl * (ratio.exp() - ratio - 1) + per_token
     loss = ((per_token * present).sum(dim=1) / present.sum(dim=1).clamp(min=1)).mean()
-    return loss if plan.kl_form == "k3" else loss + plan.kl * sequence_kl(logits, anchor, targets).mean()
+    if settings.kl_form == "k3":
+        return loss
+    return loss + settings.kl * sequence_kl(logits, reference_logits, targets).mean()
 
 
-def sequence_kl(logits: Tensor, anchor: Tensor, targets: Tensor) -> Tensor:
-    """An estimate of KL(pi || pi_0) of whole traces from each of N traces sampled from pi, float[N] in nats.
+def sequence_kl(logits: Tensor, reference_logits: Tensor, targets: Tensor) -> Tensor:
+    """An estimate of KL(pi || pi_ref) of whole traces from each of N traces sampled from pi, float[N] in nats.
 
-    Its value and its gradient are unbiased. logits, anchor: float[N, T, V], the next-token logits of pi and pi_0.
-    targets: int64[N, T], the sampled tokens, IGNORE elsewhere. Places without a target, such as forced tokens, do not
-    count. With KL_t the divergence of the next token at t, summed over the vocabulary,
+    Its value and its gradient are unbiased. logits, reference_logits: float[N, T, V], the next-token logits of pi and
+    of pi_ref. targets: int64[N, T], the sampled tokens, IGNORE elsewhere. Places without a target, such as forced
+    tokens, do not count. With KL_t the divergence of the next token at t, summed over the vocabulary,
 
         KL = E sum_t KL_t        grad KL = E sum_t [ grad KL_t + (sum_{s > t} KL_s) grad log pi(o_t) ]
 
@@ -143,7 +150,7 @@ def sequence_kl(logits: Tensor, anchor: Tensor, targets: Tensor) -> Tensor:
     """
     present = targets != IGNORE
     logp = logits.log_softmax(dim=-1)
-    kl = (logp.exp() * (logp - anchor.log_softmax(dim=-1))).sum(dim=-1) * present
+    kl = (logp.exp() * (logp - reference_logits.log_softmax(dim=-1))).sum(dim=-1) * present
     later_kl = (kl.sum(dim=1, keepdim=True) - kl.cumsum(dim=1)).detach() * present
     target_logp = logp.gather(2, targets.clamp(min=0)[..., None])[..., 0]
     return (kl + later_kl * (target_logp - target_logp.detach())).sum(dim=1)
@@ -151,9 +158,9 @@ def sequence_kl(logits: Tensor, anchor: Tensor, targets: Tensor) -> Tensor:
 
 @torch.no_grad()
 def group_metrics(
-    logits: Tensor, anchor: Tensor, targets: Tensor, reward: Tensor, advantage: Tensor
+    logits: Tensor, reference_logits: Tensor, targets: Tensor, reward: Tensor, advantage: Tensor
 ) -> dict[str, Tensor]:
-    """What an update logs beside its loss, fp32 scalars, from rewards and advantages float[B, n].
+    """The metrics of an update, fp32 scalars by name, from rewards and advantages float[B, n].
 
     reward: the share of accepted rollouts. kl: the mean of `sequence_kl`, in nats a trace. signal: the share of
     groups with an advantage other than 0, without which there is nothing to learn (in grpo: groups with both right and
@@ -163,7 +170,7 @@ def group_metrics(
     entropy = -(logp.exp() * logp).sum(dim=-1) * present
     return {
         "reward": reward.mean(),
-        "kl": sequence_kl(logits, anchor, targets).mean(),
+        "kl": sequence_kl(logits, reference_logits, targets).mean(),
         "signal": advantage.any(dim=1).float().mean(),
         "entropy": entropy.sum() / present.sum().clamp(min=1),
     }
@@ -175,30 +182,30 @@ def exact_objective(config: Config, device: str) -> Objective:
     This is the policy gradient of pass@k without variance. It needs one accepted trace a mode, and SEARCH has more. It
     logs the reward, the mean of p_i; there are no rollouts and no KL.
     """
-    plan, task, forced_len = config.rl, config.data, int(config.rl.mode != FREE)
-    modes = (plan.mode,) if forced_len else task.mode_names
+    settings, task, forced_len = config.rl, config.data, int(config.rl.mode != FREE)
+    modes = (settings.mode,) if forced_len else task.mode_names
 
     def update(model: GPT, step: int) -> tuple[Tensor, int, dict[str, Tensor]]:
         problems = problems_of(config, step)
         prompts = torch.from_numpy(task.prompts(problems)).to(device)
         traces = [task.traces(problems, np.full(len(problems), task.mode_names.index(mode))) for mode in modes]
         tokens = torch.from_numpy(np.stack(traces, axis=1)).to(device)
-        inputs, targets = sequences(prompts, tokens, task.eos, forced_len)
+        inputs, targets = training_pairs(prompts, tokens, task.eos, forced_len)
         logp = sequence_logp(model(inputs, (targets != IGNORE).cpu()), targets).view(len(problems), len(modes))
         p = logp.double().exp().sum(dim=1).clamp(max=1 - 1e-9)
-        loss = torch.expm1(plan.k * torch.log1p(-p)).mean().float()
+        loss = torch.expm1(settings.k * torch.log1p(-p)).mean().float()
         return loss, inputs.numel(), {"reward": p.detach().mean().float()}
 
     return update
 
 
-def sequences(prompts: Tensor, traces: Tensor, filler: int, skip: int) -> tuple[Tensor, Tensor]:
+def training_pairs(prompts: Tensor, traces: Tensor, pad_token: int, forced_len: int) -> tuple[Tensor, Tensor]:
     """Inputs and targets int64[B n, P + T - 1] of traces int64[B, n, T] (PAD past the end) after prompts int64[B, P].
 
-    Targets are the traces' tokens without the first ``skip`` (forced ones), IGNORE elsewhere.
+    Targets are the traces' tokens after the first ``forced_len``, IGNORE elsewhere. Inputs have ``pad_token`` for PAD.
     """
     count, n, length = traces.shape
     tokens = torch.cat([prompts.repeat_interleave(n, dim=0), traces.reshape(count * n, length)], dim=1)
     targets = tokens[:, 1:].clone()
-    targets[:, : prompts.shape[1] - 1 + skip] = IGNORE
-    return tokens.where(tokens != PAD, filler)[:, :-1], targets
+    targets[:, : prompts.shape[1] - 1 + forced_len] = IGNORE
+    return tokens.where(tokens != PAD, pad_token)[:, :-1], targets

@@ -1,4 +1,7 @@
-"""The stages that train: pretraining on random walks, fine-tuning on traces, RL. Each hands a Job to `loop.fit`."""
+"""The stages that train: pretraining on random walks, fine-tuning on traces, RL.
+
+Each hands a TrainingJob to `minifork.training.loop.fit`.
+"""
 
 from functools import lru_cache
 
@@ -7,7 +10,7 @@ import numpy as np
 from data_gen import audit, audit_rows, streams, walks
 from data_gen.task import PAD
 from minifork import runs
-from minifork.checkpoints import new_model, pick_device
+from minifork.models import new_model, pick_device
 from minifork.runs import Checkpoint, Run
 from minifork.schema import Config
 from minifork.storage.files import read_json, write_json
@@ -60,37 +63,39 @@ def train_to_end(run: Run, start: Checkpoint | None) -> Run:
 
 
 def _pretrain(run: Run) -> None:
-    config, plan = run.config, run.config.pretrain
+    config, settings = run.config, run.config.pretrain
     model, device = new_model(config, config.base_seed), pick_device(config)
     size = sum(p.numel() for p in model.parameters())
-    run.say(f"{run.name}: {size:,} parameters, {plan.steps} steps of {plan.batch} x {config.walks.seq_len} tokens")
+    batch = f"{settings.batch} x {config.walks.seq_len} tokens"
+    run.say(f"{run.name}: {size:,} parameters, {settings.steps} steps of {batch}")
     objective = supervised(walk_batches(config), losses.parse_loss("cross_entropy"), device)
-    fit(model, TrainingJob(run, objective, plan.steps, plan), device)
+    fit(model, TrainingJob(run, objective, settings.steps, settings), device)
 
 
 def _fine_tune(run: Run, start: Checkpoint) -> None:
-    config, plan, device = run.config, run.config.sft, pick_device(run.config)
-    loss, data = losses.parse_loss(plan.loss), sft_data(config, 0)
+    config, settings, device = run.config, run.config.sft, pick_device(run.config)
+    loss, data = losses.parse_loss(settings.loss), sft_data(config, 0)
     check_traces(run, data)
     run.record["data_hash"] = streams.data_hash(data.tokens)
 
-    def steps(epochs: int) -> int:
-        return -(-epochs * plan.traces // plan.batch)
+    def steps(epochs: int) -> int:  # rounded up to whole batches
+        return -(-epochs * settings.traces // settings.batch)
 
-    run.say(f"{run.name}: from {start.path}, {plan.traces} traces, {plan.epochs} epochs, {steps(plan.epochs)} steps")
+    total = steps(settings.epochs)
+    run.say(f"{run.name}: from {start.path}, {settings.traces} traces, {settings.epochs} epochs, {total} steps")
     snapshots = {steps(epoch): runs.snapshot(epoch) for epoch in run.epochs}
     objective = supervised(sft_batches(config), loss, device)
-    fit(start.model().train(), TrainingJob(run, objective, steps(plan.epochs), plan, snapshots), device)
+    fit(start.model().train(), TrainingJob(run, objective, total, settings, snapshots), device)
 
 
 def _reinforce(run: Run, start: Checkpoint) -> None:
-    config, plan, device = run.config, run.config.rl, pick_device(run.config)
+    config, settings, device = run.config, run.config.rl, pick_device(run.config)
     check_prompts(config)
-    rollouts = "" if plan.advantage == "exact" else f" x {plan.group} rollouts"
-    run.say(f"{run.name}: from {start.path}, {plan.updates} updates of {plan.prompts} problems{rollouts}")
+    rollouts = "" if settings.advantage == "exact" else f" x {settings.group} rollouts"
+    run.say(f"{run.name}: from {start.path}, {settings.updates} updates of {settings.prompts} problems{rollouts}")
     objective = reinforce.objective(config, start.model().to(device), device)
     snapshots = {update: runs.snapshot(update) for update in run.epochs}
-    fit(start.model(), TrainingJob(run, objective, plan.updates, plan, snapshots), device)
+    fit(start.model(), TrainingJob(run, objective, settings.updates, settings, snapshots), device)
 
 
 def sft_data(config: Config, epoch: int) -> streams.Examples:
@@ -98,7 +103,7 @@ def sft_data(config: Config, epoch: int) -> streams.Examples:
     return streams.sft_examples(config.data, config.sft, config.seed, config.sft.traces, epoch)
 
 
-# leaks of the right branch
+# the leak audit
 
 
 def audit_command(config: Config) -> int:
@@ -153,10 +158,10 @@ def _verdict(leaks: list[str]) -> str:
 
 def walk_batches(config: Config) -> BatchAt:
     """The batches of pretraining: random walks on the task's graphs."""
-    task, plan, batch = config.data.printed("shuffled"), config.walks, config.pretrain.batch
+    task, settings, batch = config.data.printed("shuffled"), config.walks, config.pretrain.batch
 
     def batch_at(step: int) -> tuple[np.ndarray, np.ndarray]:
-        return walks.walk_batch(task, plan.stop, plan.seq_len, config.base_seed, step, batch, plan.informed)
+        return walks.walk_batch(task, settings.stop, settings.seq_len, config.base_seed, step, batch, settings.informed)
 
     return batch_at
 
@@ -167,21 +172,22 @@ def sft_batches(config: Config) -> BatchAt:
     Loss is on the trace only; of the prompt, only its last token predicts anything. With ``sft.prefix`` a random
     integer, drawn anew whenever an example is shown, stands between prompt and trace, as the prompt's last token.
     """
-    plan, prompt_len = config.sft, config.data.prompt_len + bool(config.sft.prefix)
-    fixed = None if plan.fresh else sft_data(config, 0).tokens
+    settings, prompt_len = config.sft, config.data.prompt_len + bool(config.sft.prefix)
+    fixed = None if settings.fresh else sft_data(config, 0).tokens
 
     @lru_cache(maxsize=2)
     def shuffled(epoch: int) -> np.ndarray:
         tokens = sft_data(config, epoch).tokens if fixed is None else fixed
-        return tokens[streams.generator(config.seed, "train", epoch, "shuffle").permutation(plan.traces)]
+        return tokens[streams.generator(config.seed, "train", epoch, "shuffle").permutation(settings.traces)]
 
     def batch_at(step: int) -> tuple[np.ndarray, np.ndarray]:
-        epochs, rows = np.divmod(np.arange(step * plan.batch, (step + 1) * plan.batch), plan.traces)
+        epochs, rows = np.divmod(np.arange(step * settings.batch, (step + 1) * settings.batch), settings.traces)
         tokens = np.concatenate([shuffled(int(epoch))[rows[epochs == epoch]] for epoch in np.unique(epochs)])
-        if plan.prefix:
-            integers = streams.generator(config.seed, "train", step, "prefix").integers(plan.prefix, size=plan.batch)
+        if settings.prefix:
+            rng = streams.generator(config.seed, "train", step, "prefix")
+            integers = rng.integers(settings.prefix, size=settings.batch)
             tokens = np.insert(tokens, config.data.prompt_len, integers, axis=1)
-        targets = tokens[:, 1:].copy()  # PAD, past the end of a short trace, is IGNORE
+        targets = tokens[:, 1:].copy()  # PAD, which fills short traces, equals IGNORE
         targets[:, : prompt_len - 1] = walks.IGNORE
         return np.where(tokens == PAD, config.data.eos, tokens)[:, :-1], targets
 

@@ -1,8 +1,9 @@
 """WiSE-FT: the weights between a model before and after fine-tuning (arXiv 2109.01903; for reasoning, 2504.10478).
 
 (1 - w) before + w after, parameter by parameter, for every w of `wise.weights` and every later snapshot of a run.
-"Before" is the base, or as in the second paper the run's own snapshot of epoch `wise.early`. Each w becomes a run of
-its own, which `minifork eval` measures like any other.
+The numbers w are called shares here, to tell them from the models' weights. "Before" is the base, or as in the second
+paper the run's own snapshot of epoch `wise.early`. Each w becomes a run of its own, which `minifork eval` measures like
+any other.
 """
 
 from dataclasses import replace

@@ -12,7 +12,8 @@ from experiments import claims, study
 from experiments.claims import Claim, Term
 from experiments.results import Results
 from minifork import config as configs
-from minifork import evaluate, runs
+from minifork import runs
+from minifork.evaluation.files import array_name
 from minifork.runs import Run
 from minifork.statistics import passk
 from minifork.storage import files
@@ -38,7 +39,7 @@ def results_of(p: dict[tuple[str, int], np.ndarray], **arrays: np.ndarray) -> Re
         records.append(record | {"test_set": "plain", "n": None})
         named[run.name] = run
         for what, array in (arrays | {"free": values}).items():
-            stored[evaluate.array_name(records[-1], what)] = array
+            stored[array_name(records[-1], what)] = array
     return Results(configs.load_config("star"), named, records, stored)
 
 

@@ -8,6 +8,7 @@ import pytest
 from experiments import results, study
 from experiments.results import ANY, Results
 from minifork import evaluate, runs
+from minifork.evaluation import targets
 from minifork.statistics import passk
 from minifork.storage.files import write_json
 from tests.helpers.pipeline import Pipeline, replace_weights
@@ -64,32 +65,32 @@ def names(records: list[dict]) -> set[str]:
 )
 def test_selects_by_resolved_values(world, loaded, keys, stage, expected):
     """Named keys have their value, seeds are free, every other key has the study's value."""
-    assert names(loaded.where(keys, stage)) == {world.at(stage, *RL, *overrides).name for overrides in expected}
+    assert names(loaded.select(keys, stage)) == {world.at(stage, *RL, *overrides).name for overrides in expected}
 
 
 def test_other_keys_have_the_values_of_the_study(world):
     """The label, the study, the number of workers and leave to leak are no part of a run."""
-    assert not results.load_results(world.config()).where({"rl.mode": ANY}, "rl")  # whose RL has more updates
+    assert not results.load_results(world.config()).select({"rl.mode": ANY}, "rl")  # whose RL has more updates
     of_half = results.load_results(world.config("sft.fork_rate=0.5", "name=cold"))
-    assert names(of_half.where()) == names(of_half.tuned(0, 0.5)) == {world.run("fork0.5").name}
+    assert names(of_half.select()) == names(of_half.tuned(0, 0.5)) == {world.run("fork0.5").name}
     same = results.load_results(world.config("reproduce.study=rl", "reproduce.workers=3", "sft.allow_leak=true"))
-    assert names(same.where()) == {world.run("fork1").name, world.at("sft", *SECOND).name} and same.pairs() == [0, 1]
+    assert names(same.select()) == {world.run("fork1").name, world.at("sft", *SECOND).name} and same.pairs() == [0, 1]
 
 
 def test_selects_by_pair_epoch_and_test_set(world, loaded):
-    pairs_and_epochs = [(record["base_seed"], record["epoch"]) for record in loaded.where({"fork_rate": 1})]
+    pairs_and_epochs = [(record["base_seed"], record["epoch"]) for record in loaded.select({"fork_rate": 1})]
     assert pairs_and_epochs == [(pair, epoch) for pair in (0, 1) for epoch in (1, 2, 4)]
-    assert [record["epoch"] for record in loaded.where(pair=1)] == [1, 2, 4]
-    assert [record["base_seed"] for record in loaded.where(epoch=2)] == [0, 1]
-    (record,) = loaded.where({"cue_rate": 1}, pair=0, epoch=4, test_set="cue1")
+    assert [record["epoch"] for record in loaded.select(pair=1)] == [1, 2, 4]
+    assert [record["base_seed"] for record in loaded.select(epoch=2)] == [0, 1]
+    (record,) = loaded.select({"cue_rate": 1}, pair=0, epoch=4, test_set="cue1")
     assert (record["run"], record["test_set"]) == (world.run("cued").name, "cue1")
-    assert not loaded.where(epoch=3) and not loaded.where(pair=2) and not loaded.where(test_set="cue1")
+    assert not loaded.select(epoch=3) and not loaded.select(pair=2) and not loaded.select(test_set="cue1")
 
 
 @pytest.mark.parametrize(
     ("key", "stage", "error"),
     [
-        ("frok_rate", "sft", r"where\(stage='sft'\): unknown key 'frok_rate'; did you mean sft.fork_rate\?"),
+        ("frok_rate", "sft", r"select\(stage='sft'\): unknown key 'frok_rate'; did you mean sft.fork_rate\?"),
         ("lr", "sft", "'lr' is short for pretrain.lr, sft.lr"),
         ("sft.fork_rate", "base", "unknown key 'sft.fork_rate'"),
         ("allow_leak", "sft", "unknown key 'allow_leak'"),
@@ -97,7 +98,7 @@ def test_selects_by_pair_epoch_and_test_set(world, loaded):
 )
 def test_keys_that_decide_nothing_are_refused(loaded, key, stage, error):
     with pytest.raises(ValueError, match=error):
-        loaded.where({key: ANY}, stage)
+        loaded.select({key: ANY}, stage)
 
 
 def test_a_run_that_is_there_twice_is_refused(copy):
@@ -106,11 +107,11 @@ def test_a_run_that_is_there_twice_is_refused(copy):
     again = shutil.copytree(folder, folder.with_name(f"my-copy-{folder.name[-8:]}"))
     loaded = results.load_results(pipeline.config())
     (plan,) = study.plans(loaded.config, [{"sft.fork_rate": 1}], [0])
-    for select in (loaded.where, lambda: loaded.where({"fork_rate": ANY}), lambda: loaded.records_of(plan)):
+    for selection in (loaded.select, lambda: loaded.select({"fork_rate": ANY}), lambda: loaded.records_of(plan)):
         with pytest.raises(ValueError, match="are copies of one run; remove one") as error:
-            select()
+            selection()
         assert str(again) in str(error.value) and str(folder) in str(error.value)
-    assert names(loaded.where({"fork_rate": 0.5})) == {pipeline.run("fork0.5").name}
+    assert names(loaded.select({"fork_rate": 0.5})) == {pipeline.run("fork0.5").name}
 
 
 def test_the_records_of_a_plan(world, loaded):
@@ -148,7 +149,7 @@ def test_settings_lie_side_by_side(copy, capsys):
         assert "run `minifork eval` with them first" in pipeline.refused(capsys, command, hot)
     evaluate.measure_missing(pipeline.config(hot), lambda checkpoint: checkpoint.run.stage == "base")
     cold, warm = (results.load_results(pipeline.config(*words)) for words in ([], [hot]))
-    assert names(warm.records) == {pipeline.run("base").name} and not warm.where()
+    assert names(warm.records) == {pipeline.run("base").name} and not warm.select()
     assert names(cold.records) == {pipeline.run("base").name, pipeline.run("fork1").name}
     assert (cold.problem_p(cold.base(0)) != warm.problem_p(warm.base(0))).any() and cold.fingerprint != warm.fingerprint
 
@@ -173,7 +174,7 @@ def test_what_figures_cannot_use_is_refused(copy, capsys):
 def test_records_of_another_version_are_counted_and_unreadable_runs_left_out(copy, capsys, monkeypatch):
     pipeline = copy("base", "fork1", measured=True)
     write_json(pipeline.folder / "junk" / runs.RECORD, {})
-    monkeypatch.setattr(evaluate, "_version", lambda *_: "another")
+    monkeypatch.setattr(targets, "version_of", lambda *_: "another")
     assert results.load_results(pipeline.config()).pairs() == [0]
     printed = capsys.readouterr().out
     assert "4 of 4 records are of another version of the code" in printed and "junk: left out" in printed

@@ -22,9 +22,9 @@ def test_rows_are_means_of_the_last_checkpoints(trained):
         "base": results.base(0),
         "FORK_RATE 0.5": results.tuned(0, 0.5)[-1],
         "FORK_RATE 1": results.tuned(0, 1)[-1],
-        "both modes for every problem": results.where({"fork_rate": 0.5, "allocation": "problem"})[-1],
-        "FORK_RATE 1, fresh traces every epoch": results.where({"fresh": True})[-1],
-        "FORK_RATE 1, branch cued": results.where({"cue_rate": 1}, test_set="cue1")[-1],
+        "both modes for every problem": results.select({"fork_rate": 0.5, "allocation": "problem"})[-1],
+        "FORK_RATE 1, fresh traces every epoch": results.select({"fresh": True})[-1],
+        "FORK_RATE 1, branch cued": results.select({"cue_rate": 1}, test_set="cue1")[-1],
     }
     assert rows.keys() == records.keys()
     for name, record in records.items():

@@ -30,6 +30,11 @@ SFT = {
 }
 
 
+def weights_hash(path: Path) -> str:
+    """Twelve hex digits of the weights in a checkpoint file, whatever else it holds."""
+    return weights.hash_of(weights.load_weights(path)["model"])
+
+
 class Pipeline:
     """The command line on the small config with one runs folder."""
 

@@ -14,7 +14,7 @@ from experiments import study
 from minifork import config as configs
 from minifork.schema import TASKS, Config
 
-SHIPPED = sorted(path.stem for path in configs.FOLDER.glob("*.yaml") if path.stem != "defaults")
+SHIPPED = sorted(path.stem for path in configs.CONFIGS.glob("*.yaml") if path.stem != "defaults")
 
 
 @dataclasses.dataclass(frozen=True)
@@ -24,7 +24,7 @@ class Ordered(Star):
 
 def leaves_of(name: str) -> dict:
     """The dotted keys of a shipped file with their values, presets apart."""
-    tree = yaml.safe_load((configs.FOLDER / f"{name}.yaml").read_text(encoding="utf-8"))
+    tree = yaml.safe_load((configs.CONFIGS / f"{name}.yaml").read_text(encoding="utf-8"))
     return configs.flatten({key: value for key, value in tree.items() if key != "presets"})
 
 
@@ -73,7 +73,7 @@ def test_every_default_is_commented(task):
 
 @pytest.mark.parametrize("task", SHIPPED)
 def test_presets(task):
-    presets = configs._shipped_file(configs.FOLDER, task).presets
+    presets = configs._shipped_file(configs.CONFIGS, task).presets
     assert set(presets) >= {"small", "paper"}
     assert all(configs.load_config(task, [f"preset={name}"]).preset == name for name in presets)
     assert configs.load_config(task, ["sft.lr=0.5", "preset=paper"]).sft.lr == 0.5  # overrides come on top
@@ -85,7 +85,7 @@ def test_presets(task):
 
 def test_a_shipped_config_loads_from_every_folder(tmp_path, monkeypatch):
     plain = configs.load_config("star")
-    assert configs.load_config(configs.FOLDER / "star.yaml") == plain  # a path works too
+    assert configs.load_config(configs.CONFIGS / "star.yaml") == plain  # a path works too
     monkeypatch.chdir(tmp_path)
     assert configs.load_config("star") == plain
     message = refused(tmp_path / "none.yaml")
@@ -250,8 +250,8 @@ def test_a_record_that_cannot_be_read(tree, part):
 @pytest.mark.parametrize(("name", "key"), [("defaults", "sft.prefix"), ("star", "data.nodes")])
 def test_a_default_that_runs_before_it_did_not_have(tmp_path, monkeypatch, name, key):
     """A new run has the default; a run without the key is read as having the value from before."""
-    monkeypatch.setattr(configs, "FOLDER", shutil.copytree(configs.FOLDER, tmp_path / "configs"))
-    path, (section, leaf) = configs.FOLDER / f"{name}.yaml", key.split(".")
+    monkeypatch.setattr(configs, "CONFIGS", shutil.copytree(configs.CONFIGS, tmp_path / "configs"))
+    path, (section, leaf) = configs.CONFIGS / f"{name}.yaml", key.split(".")
     text = path.read_text(encoding="utf-8")
     text, edits = re.subn(rf"^  {leaf}: \w+", f"  {leaf}: {{default: 9, before: 8}}", text, flags=re.M)
     path.write_text(text, encoding="utf-8")

@@ -16,7 +16,8 @@ from minifork import measure as measuring
 from minifork.decoding import stratified
 from minifork.decoding.rollout import rollout
 from minifork.decoding.traces import Result, TraceTree
-from minifork.evaluate import array_name
+from minifork.evaluation import files as eval_files
+from minifork.evaluation.files import array_name
 from minifork.measuring import cross_check, quantities
 from minifork.statistics import passk
 from minifork.storage import files, locks
@@ -139,7 +140,7 @@ def test_two_evaluations_that_end_at_once_wait_for_each_other(two_runs):
     """Or eval.json would be of one and eval.npz of the other."""
     config = two_runs.config()
     evaluations = evaluate.measure_missing(config)
-    writer = threading.Thread(target=evaluate.write_view, args=(config, evaluations))
+    writer = threading.Thread(target=eval_files.write_eval_files, args=(config, evaluations))
     with locks.locked(two_runs.folder):
         writer.start()
         writer.join(0.3)

@@ -15,7 +15,8 @@ import yaml
 from experiments.cli import main
 from minifork import config as configs
 from minifork import runs
-from minifork.evaluate import find_targets, load_evaluation, record_of
+from minifork.evaluation.files import record_of
+from minifork.evaluation.targets import find_targets, load_evaluation
 from minifork.schema import Config
 from minifork.storage import files
 from tests.conftest import SMALL
@@ -31,7 +32,7 @@ def folder(tmp_path_factory) -> Iterator[Path]:
     """The folder of a base and two fine-tunings, with what was measured and said of them."""
     root = tmp_path_factory.mktemp("robust")
     with pytest.MonkeyPatch.context() as patch:
-        patch.setattr(configs, "FOLDER", tiny_configs(root / "configs"))
+        patch.setattr(configs, "CONFIGS", tiny_configs(root / "configs"))
         patch.chdir(root)
         commands = ["pretrain", "sft", "sft sft.fork_rate=0.5", "eval", "claims", "report"]
         assert [main(command.split()) for command in commands] == [0] * len(commands)
@@ -49,7 +50,7 @@ def without_before(tree: Any) -> Any:
 
 def tiny_configs(folder: Path) -> Path:
     """A copy of the shipped configs with the values of SMALL as defaults."""
-    shutil.copytree(configs.FOLDER, folder)
+    shutil.copytree(configs.CONFIGS, folder)
     for word in SMALL:
         key, _, value = word.partition("=")
         *sections, leaf = key.split(".")

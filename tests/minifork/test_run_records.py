@@ -12,8 +12,16 @@ from experiments import executors, study
 from minifork import config as configs
 from minifork import runs
 from minifork.storage import files
-from minifork.storage.weights import weights_hash
-from tests.helpers.pipeline import SFT, Pipeline, assert_same_training, ctrl_c, edit_record, replace_weights, snapshot
+from tests.helpers.pipeline import (
+    SFT,
+    Pipeline,
+    assert_same_training,
+    ctrl_c,
+    edit_record,
+    replace_weights,
+    snapshot,
+    weights_hash,
+)
 from tests.minifork.storage.test_files import everything
 
 RL, HALF = ["rl", "rl.updates=2", "rl.problems=8", "rl.prompts=4"], ["wise", "wise.weights=0.5"]

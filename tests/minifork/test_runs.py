@@ -85,7 +85,7 @@ def test_a_new_key_leaves_identities_as_they_were(empty, monkeypatch):
     """A key with the value from before it existed counts as no key at all, with another value it counts."""
     config, real = empty.config(), configs.flat_values
     with monkeypatch.context() as earlier:
-        earlier.setattr(configs, "flat", lambda c: {k: v for k, v in real(c).items() if k != "walks.informed"})
+        earlier.setattr(configs, "flat_values", lambda c: {k: v for k, v in real(c).items() if k != "walks.informed"})
         before = {stage: runs.identity(config, stage) for stage in runs.STAGES}
     assert all(runs.identity(config, stage) != before[stage] for stage in runs.STAGES)
     monkeypatch.setattr(configs, "before", lambda task: {"walks.informed": 0.0})
@@ -216,7 +216,7 @@ def test_states_of_a_run(copy):
     with pytest.raises(ValueError, match="unfinished run; continue it with --resume"):
         runs.hold_run(config, "sft", start, resume=False).__enter__()
     with runs.hold_run(config, "sft", start, resume=True) as run:
-        assert run.record["step"] == 4 and run.record["parent"]["weights"] == start.weights
+        assert run.record["step"] == 4 and run.record["parent"]["weights"] == start.weights_hash
     assert pipeline("sft", "--resume") == 0
     assert runs.finished(config, "sft").complete
     with runs.hold_run(config, "sft", start, resume=False) as run:

@@ -53,12 +53,12 @@ def test_values_are_chosen_on_validation_problems(finished):
     curve = early_stopping_curve(cold, plain, None).mean(axis=2)
     assert len(curve) == 4 and curve[0, 1] == pytest.approx(cold.base(0)["pass_at"]["16"])
     records = {
-        ("GEM", "gem=0.5"): (cold, cold.where({"loss": "gem=0.5"})),
-        ("GEM", "gem=0.9"): (cold, cold.where({"loss": "gem=0.9"})),
-        ("WiSE-FT", "0.25"): (cold, cold.where({"wise.weights": "0.25"}, "wise")),
-        ("WiSE-FT", "0.75"): (cold, cold.where({"wise.weights": "0.75"}, "wise")),
-        ("temperature", "temperature=1"): (cold, cold.where()),
-        ("temperature", "temperature=2"): (hot, hot.where()),
+        ("GEM", "gem=0.5"): (cold, cold.select({"loss": "gem=0.5"})),
+        ("GEM", "gem=0.9"): (cold, cold.select({"loss": "gem=0.9"})),
+        ("WiSE-FT", "0.25"): (cold, cold.select({"wise.weights": "0.25"}, "wise")),
+        ("WiSE-FT", "0.75"): (cold, cold.select({"wise.weights": "0.75"}, "wise")),
+        ("temperature", "temperature=1"): (cold, cold.select()),
+        ("temperature", "temperature=2"): (hot, hot.select()),
     }
     scores, chosen = finished.chosen["scores"], finished.chosen["chosen"]
     assert [(name, value) for name in scores for value in scores[name]] == list(records)
@@ -79,9 +79,9 @@ def test_compares_the_runs_that_it_made(finished):
     records = {
         (plain, 0.5): results.tuned(0, 0.5),
         (plain, 1.0): results.tuned(0, 1),
-        ("fresh", 1.0): results.where({"fresh": True}),
-        (names["GEM"], 1.0): results.where({"loss": chosen["GEM"]}),
-        (names["WiSE-FT"], 1.0): results.where({"wise.weights": chosen["WiSE-FT"]}, "wise"),
+        ("fresh", 1.0): results.select({"fresh": True}),
+        (names["GEM"], 1.0): results.select({"loss": chosen["GEM"]}),
+        (names["WiSE-FT"], 1.0): results.select({"wise.weights": chosen["WiSE-FT"]}, "wise"),
     }
     for (name, rate), of_run in records.items():
         row, last = rows[name, rate, "free"], of_run[-1]

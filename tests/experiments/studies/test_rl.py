@@ -26,9 +26,9 @@ def test_compares_all_runs(copy, monkeypatch, capsys):
         rl, rate, mode = plan.config.rl, plan.config.sft.fork_rate, mode_of(plan)
         assert mode == {"FWD": "FWD", "REV": "REV", "free": None}[rl.mode]
         keys = {name: getattr(rl, name) for name in ("advantage", "k", "kl_form")} | {"rl.mode": rl.mode}
-        (first,) = results.where({"fork_rate": rate}, epoch=1)
+        (first,) = results.select({"fork_rate": rate}, epoch=1)
         before, after = (results.record_pass_at_ks(record, KS, mode).mean(axis=1)
-                         for record in (first, results.where({"fork_rate": rate} | keys, "rl")[-1]))  # fmt: skip
+                         for record in (first, results.select({"fork_rate": rate} | keys, "rl")[-1]))  # fmt: skip
         assert row["start"] == pytest.approx(before) and row["end"] == pytest.approx(after)
         assert [change["mean"] for change in row["change"].values()] == pytest.approx(after - before)
     forward, reverse = (rows[name]["change"]["64"]["mean"] for name in (FORWARD, REVERSE))

@@ -32,7 +32,7 @@ def test_a_whole_map_small(copy, monkeypatch, capsys):
         results = load_results(pipeline.config(f"model.width={panel['width']}", "pretrain.steps=4"))
         base = results.base(0)["pass_at"]["16"]
         for row, lr in zip(panel["rows"], (0.001, 0.01), strict=True):
-            records = results.where({"sft.lr": lr})
+            records = results.select({"sft.lr": lr})
             assert row["run"] == f"lr {lr}"
             assert row["S"] == pytest.approx([base - record["pass_at"]["16"] for record in records])
             assert row["index"] == pytest.approx([record["forced"]["FWD"]["index"]["16"] for record in records])

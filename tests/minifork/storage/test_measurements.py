@@ -15,7 +15,9 @@ import pytest
 
 import minifork.training.reinforce as learning
 from minifork import evaluate, runs
-from minifork.evaluate import PLAIN, Target
+from minifork.evaluation import files as eval_files
+from minifork.evaluation import targets
+from minifork.evaluation.targets import PLAIN, Target
 from minifork.measure import Measurement
 from minifork.settings import Eval
 from minifork.storage import measurements
@@ -71,7 +73,7 @@ def test_found_by_its_key_and_by_no_other(tmp_path, field):
     assert measurements.load_measurement(tmp_path, other) is None
     assert is_measurement(measurements.load_other_version(tmp_path, other)) == (field == "version")
     for suffix in ("json", "npz"):
-        (tmp_path / "eval" / f"{KEY.digits}.{suffix}").rename(tmp_path / "eval" / f"{other.digits}.{suffix}")
+        (tmp_path / "eval" / f"{KEY.file_stem}.{suffix}").rename(tmp_path / "eval" / f"{other.file_stem}.{suffix}")
     with pytest.raises(ValueError, match="damaged or edited"):  # its name is another key's
         measurements.load_measurement(tmp_path, other)
 
@@ -81,19 +83,19 @@ def test_what_changes_a_key(trained, monkeypatch):
     config, fork1, fresh = trained.config(), runs.read_run(trained.run("fork1")), runs.read_run(trained.run("fresh"))
 
     def digits(run=fork1, epoch=1, test_set=PLAIN, config=config) -> str:
-        return evaluate.key_of(config, Target(run.checkpoint(epoch), test_set)).digits
+        return targets.key_of(config, Target(run.checkpoint(epoch), test_set)).file_stem
 
     test_sets = [replace(PLAIN, cue_rate=1.0), replace(PLAIN, order="published"), replace(PLAIN, prefix=3)]
     different = [digits(), digits(epoch=2), digits(fresh), *(digits(test_set=one) for one in test_sets)]
     settings = [f"eval.{field.name}" for field in dataclasses.fields(Eval) if field.name != "grading"]
     different += [digits(config=differing(config, key)[1]) for key in settings]
     different += [digits(config=trained.config("data.nodes=9"))]
-    assert fresh.checkpoint(1).weights == fork1.checkpoint(1).weights  # only its training problems differ
+    assert fresh.checkpoint(1).weights_hash == fork1.checkpoint(1).weights_hash  # only its training problems differ
     for words in ("eval.policy=temperature=1.0", "data.branch_order=published", "sft.epochs=8", "name=x", "seed=3"):
         assert digits(config=trained.config(words)) == digits()
-    monkeypatch.setattr(evaluate, "pick_device", lambda config: "cuda")
+    monkeypatch.setattr(targets, "pick_device", lambda config: "cuda")
     different += [digits()]
-    monkeypatch.setattr(evaluate, "_version", lambda task, decoder: "another")
+    monkeypatch.setattr(targets, "version_of", lambda task, decoder: "another")
     different += [digits()]
     assert len({*different}) == len(different)
 
@@ -242,8 +244,9 @@ def test_another_version_is_used_until_it_is_made_again(copy, measured, monkeypa
     """A line says so; --again replaces it; the old one stays beside it."""
     pipeline = copy(BASE, "fork1", measured=True)
     assert pipeline("eval") == 0 and not measured
-    before, version = pipeline.view(), evaluate._version
-    monkeypatch.setattr(evaluate, "_version", lambda task, decoder: "another")
+    before, version = pipeline.view(), targets.version_of
+    for module in (targets, eval_files):
+        monkeypatch.setattr(module, "version_of", lambda task, decoder: "another")
     capsys.readouterr()
     assert pipeline("eval") == 0 and not measured
     assert "4 of 4 were measured by another version of the code; --again measures anew" in capsys.readouterr().out
@@ -254,5 +257,6 @@ def test_another_version_is_used_until_it_is_made_again(copy, measured, monkeypa
     assert pipeline("eval", "--again") == 0 and len(measured) == 4
     assert "another version" not in capsys.readouterr().out and pipeline.view()["records"] == before["records"]
     assert pipeline("eval", "--again") == 0 and len(measured) == 4
-    monkeypatch.setattr(evaluate, "_version", version)
+    for module in (targets, eval_files):
+        monkeypatch.setattr(module, "version_of", version)
     assert pipeline("eval", "--again") == 0 and len(measured) == 4 and pipeline.view() == before

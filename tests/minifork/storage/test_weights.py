@@ -101,7 +101,7 @@ def test_hostile_files_run_nothing(path, tmp_path):
     marker = tmp_path / "executed"
     path.write_bytes(pickle.dumps(Payload(marker), protocol=2))
     assert_refused(path)
-    for value in ({"format": weights.FORMAT, "model": {}, "extra": Payload(marker)}, torch.nn.Linear(2, 2)):
+    for value in ({"format": weights.WEIGHTS_FORMAT, "model": {}, "extra": Payload(marker)}, torch.nn.Linear(2, 2)):
         torch.save(value, path)
         assert_refused(path)
     assert not marker.exists()

@@ -117,6 +117,7 @@ IMPOSSIBLE = {
     "does not exist": "hinge", "give a share in": "label_smoothing=1 label_smoothing=-0.1 drop_tail=1",
     "at least 1": "coverage=0.5 coverage", "at most 1e9": "coverage=1e15", "above 0": "gem=0 gem=nan",
     "finite": "entropy_bonus=inf", "no value": "cross_entropy=1", "name=value": "gem=warm",
+    "needs a value": "label_smoothing entropy_bonus gem coverage drop_tail",
 }  # fmt: skip
 
 

@@ -28,7 +28,7 @@ from minifork.settings import Shape
 from minifork.storage.weights import load_weights
 from minifork.training import loop, stages
 from minifork.training.losses import token_logp
-from minifork.training.reinforce import grpo_advantage, passk_advantage, sequences
+from minifork.training.reinforce import grpo_advantage, passk_advantage, training_pairs
 from tests.helpers.pipeline import BASE
 
 RL = ["rl.problems=24", "rl.prompts=8", "rl.group=6", "rl.updates=12", "rl.lr=0.003", "rl.epoch=4"]
@@ -78,7 +78,7 @@ def test_sequences_score_as_the_rollouts_were_sampled(start, mode):
     """Teacher-forced log-probabilities of the targets are those the sampler reports; forced tokens are no targets."""
     prompts, tree = first_update(*start, mode)
     traces = rollout(tree, 5, 1, traces=True).traces
-    inputs, targets = sequences(prompts, traces.tokens, start[0].data.eos, tree.forced_len)
+    inputs, targets = training_pairs(prompts, traces.tokens, start[0].data.eos, tree.forced_len)
     with torch.no_grad():
         logp = token_logp(tree.model(inputs, targets != IGNORE), targets)
     first = prompts.shape[1] - 1
@@ -144,7 +144,7 @@ def whole_logp(logits: torch.Tensor, targets: torch.Tensor) -> torch.Tensor:
 def test_the_gradient_is_that_of_the_divergence(make_model, start, forced):
     """Averaged over all traces, at advantage 0 and rl.kl 1; that of the published form points elsewhere."""
     model, reference = (make_model(seed, Shape(1, 8, 1), 3, 5).double() for seed in (100, 101))
-    inputs, targets = sequences(torch.tensor([[2, 1]]), every_trace(forced), 0, len(forced))
+    inputs, targets = training_pairs(torch.tensor([[2, 1]]), every_trace(forced), 0, len(forced))
     logits, anchor = model(inputs), reference(inputs).detach()
     logp = whole_logp(logits, targets)
     assert float(logp.exp().sum().detach()) == pytest.approx(1, abs=1e-12)
@@ -198,7 +198,7 @@ def test_metrics_of_an_update(start, mode):
         metrics = learning.group_objective(settings, reference, "cpu")(model, 0)[2]
         prompts, tree = first_update(settings, model, mode)
         traces = rollout(tree, 500, settings.seed, traces=True).traces
-        inputs, targets = sequences(prompts, traces.tokens, settings.data.eos, tree.forced_len)
+        inputs, targets = training_pairs(prompts, traces.tokens, settings.data.eos, tree.forced_len)
         anchor = whole_logp(reference(inputs), targets)
     values, right = {name: float(value) for name, value in metrics.items()}, traces.outcome == 0
     assert values["reward"] == pytest.approx(float(right.float().mean()))
@@ -280,7 +280,7 @@ def test_a_run_names_its_start_and_has_its_training_forks(copy):
     assert pipeline("eval") == 0
     tuned, base = (runs.read_run(pipeline.at("rl", *changes)) for changes in (from_snapshot, from_base))
     start = runs.read_run(pipeline.at("sft", "seed=5"))
-    expected = {"run": start.name, "file": "epochs/e4.pt", "weights": start.checkpoint(4).weights}
+    expected = {"run": start.name, "file": "epochs/e4.pt", "weights": start.checkpoint(4).weights_hash}
     assert tuned.record["parent"] == expected and base.record["parent"] == start.record["parent"]
     task, arrays = tuned.config.data, pipeline.arrays()
     forks = problem_set(task, training_forks(task, tuned.config.sft, 5, 64, 64), "cpu")

@@ -5,8 +5,8 @@ from pathlib import Path
 import torch
 
 from minifork import runs
-from minifork.storage.weights import load_weights, weights_hash
-from tests.helpers.pipeline import snapshot
+from minifork.storage.weights import load_weights
+from tests.helpers.pipeline import snapshot, weights_hash
 
 
 def weights(path: Path) -> dict[str, torch.Tensor]:

@@ -1,4 +1,4 @@
-"""From a config to a model: the device, and a new model of the config's shape."""
+"""Models of a config: the device to use, and a freshly initialised model of the config's shape."""
 
 import torch
 
@@ -16,6 +16,6 @@ def pick_device(config: Config) -> str:
 
 def new_model(config: Config, seed: int) -> GPT:
     """A freshly initialised model of the config's shape."""
-    with torch.random.fork_rng(devices=[]):  # leaves torch's global generator as it is
+    with torch.random.fork_rng(devices=[]):  # torch's global generator stays as it is
         torch.manual_seed(seed)
         return GPT(config.model, config.data.vocab_size, config.context)
