@@ -76,17 +76,18 @@ def fit(model: GPT, job: TrainingJob, device: str) -> None:
         run.say(f"{run.name}: goes on after step {state.first} of {job.steps}{state.warning()}")
     forward = cast(GPT, torch.compile(model)) if run.config.compile else model
     display, step = _Display(run, job.steps, state.first), state.first
-    with display.bar, held_back() as interrupted:
-        while step < job.steps and not interrupted():
-            metrics, tokens = take_step(forward, optimizers, job, step)
-            step += 1
-            display.advance(tokens)
-            if step % _STEPS_BETWEEN_LOSSES == 0 or step == job.steps:
-                display.log(step, _read(metrics, run, step))
-            if step in job.snapshots:
-                state.write_snapshot(job.snapshots[step], step)
-            if step % run.config.save_every == 0 and step < job.steps:
-                state.save(step, complete=False)
+    with held_back() as interrupted:
+        with display.bar:
+            while step < job.steps and not interrupted():
+                metrics, tokens = take_step(forward, optimizers, job, step)
+                step += 1
+                display.advance(tokens)
+                if step % _STEPS_BETWEEN_LOSSES == 0 or step == job.steps:
+                    display.log(step, _read(metrics, run, step))
+                if step in job.snapshots:
+                    state.write_snapshot(job.snapshots[step], step)
+                if step % run.config.save_every == 0 and step < job.steps:
+                    state.save(step, complete=False)
         if step:
             state.save(step, complete=step == job.steps)
             run.say(f"{run.name}: {step} of {job.steps} steps in {run.record['seconds']:.0f} s, saved")
