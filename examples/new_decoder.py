@@ -29,6 +29,7 @@ def typical(logits: Tensor, value: float) -> Tensor:
 
 
 if __name__ == "__main__":
-    # Registered in this process only: the subprocesses of a study do not know it.
+    # Registered in this process only: the subprocesses of a study do not know it. The comment at STEPS in
+    # minifork/decoding/policy.py tells how to add a step for good.
     STEPS["typical"] = Step(typical, lambda v: 0 < v <= 1, "give a probability in (0, 1]")
     sys.exit(main(["eval", "eval.policy=typical=0.9", *sys.argv[1:]]))

@@ -19,6 +19,7 @@ def focal(logits: Tensor, targets: Tensor, value: float) -> Tensor:
 
 
 if __name__ == "__main__":
-    # Registered in this process only: the subprocesses of a study do not know it.
+    # Registered in this process only: the subprocesses of a study do not know it. The docstring of
+    # minifork/training/losses.py tells how to add a loss for good.
     LOSSES["focal"] = (focal, lambda v: 0 <= v < 100, "give an exponent, 0 or more")
     sys.exit(main(["sft", "sft.loss=focal=2", *sys.argv[1:]]))

@@ -58,6 +58,7 @@ def _fork_quantity(array: str, quantity: str, probability: bool = False) -> Quan
     return Quantity(values, probability=probability)
 
 
+# To add a quantity: a line here, its name at `what` in claims.yaml, its value in tests/experiments/test_claims.py.
 QUANTITIES = {
     "pass": Quantity(Results.record_pass_at_k, at_k=True, probability=True),
     "index": Quantity(_index, at_k=True),
@@ -268,6 +269,7 @@ def _share_verdict(claim: Claim, gain: np.ndarray, shrinkage: np.ndarray) -> dic
     ends, share = intervals.share_interval(gain, shrinkage), float(gain.mean() / shrinkage.mean())
     if ends is None:
         return _verdict("fails", {"mean": share, "ci95": None}, "the shrinkage may be zero")
+    # gain > at_least x shrinkage is linear, so the verdict needs no division. The interval that is shown is Fieller's.
     low, _ = intervals.mean_interval(gain - claim.at_least * shrinkage)
     return _verdict("holds" if low > 0 else "fails", {"mean": share, "ci95": ends.tolist()})
 
@@ -289,7 +291,7 @@ def values_over_pairs(results: Results, pairs: list[int], term: Term) -> np.ndar
         if not records:
             raise NotRunError(f"{term} of pair {pair}")
         values.append(term.quantity.values(results, records[-1], term.k, term.mode))
-    shortest = min(map(len, values))  # the number of training problems differs between pairs
+    shortest = min(map(len, values))  # only "fork_train" differs in length between pairs
     return np.stack([array[:shortest] for array in values])
 
 

@@ -8,6 +8,7 @@ import numpy as np
 from minifork.statistics import intervals
 
 KS = (1, 16, 64)  # the k at which studies give pass@k
+# Coverage shrinkage S_k is pass@k of the base minus pass@k of the fine-tuned model.
 SHRINKAGE_K = 16  # the k of coverage shrinkage and of the polarisation index
 MIN_SHRINKAGE = 0.05  # smaller coverage shrinkage leaves nothing to recover
 

@@ -9,7 +9,7 @@ import numpy as np
 from experiments import study
 from minifork import config as configs
 from minifork import runs
-from minifork.evaluation.files import array_name, record_of
+from minifork.evaluation.files import array_name, row_of
 from minifork.evaluation.targets import find_targets, load_evaluation
 from minifork.runs import Run
 from minifork.schema import Config
@@ -26,8 +26,9 @@ class ANY:
 class Results:
     """A study's config, its runs by name, the records that were measured under the config's settings, and their arrays.
 
-    A record is one entry of runs/<task>/eval.json: one checkpoint on one test set. arrays: [n, ..], the values of every
-    problem behind the records. Their keys are those of runs/<task>/eval.npz, from `minifork.evaluate.array_name`.
+    A record describes one checkpoint on one test set. It has the form of an entry of runs/<task>/eval.json, but it is
+    built anew from the measurements in <run>/eval/; eval.json itself is not read. arrays: [n, ..], the values of every
+    problem behind the records; `minifork.evaluation.files.array_name` gives their keys.
     """
 
     config: Config
@@ -179,10 +180,10 @@ def load_results(config: Config) -> Results:
     evaluations = [evaluation for target in targets if (evaluation := load_evaluation(config, target))]
     if not evaluations:
         raise ValueError(f"{root}: nothing was measured with these settings; run `minifork eval` with them first")
-    records = [record_of(config, evaluation) for evaluation in evaluations]
-    if any(record.get("forced") is None for record in records):
+    records = [row_of(config, evaluation) for evaluation in evaluations]
+    if config.eval.stratify != "none":
         raise ValueError(f"{root}: eval.stratify asks for a stratified decoder; figures and claims need i.i.d. samples")
-    if any(record["rho"] is None for record in records):
+    if any(part["rho"] is None for record in records for part in (record, *record["forced"].values())):
         raise ValueError(f"{root}: p is bounded but not computed; run `minifork eval` with a larger eval.budget")
     if stale := sum(not record["current"] for record in records):
         print(f"{stale} of {len(records)} records are of another version of the code; run `minifork eval --again`")

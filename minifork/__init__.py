@@ -1,4 +1,16 @@
-"""minifork: why do fine-tuned reasoning models lose coverage? What others may use (see `minifork.library`).
+"""minifork: why do fine-tuned reasoning models lose coverage? Its public names; `minifork.library` shows their use.
+
+The rooms, from the bottom up; a room imports only from those below it:
+
+    data_gen       problems, traces, automata, walks, leak audit
+    config, gpt    what a config holds and how it is read; the model
+    runs, storage  what a run is; its files, locks, and the measurements that are kept with it
+    training       the loop and the stages that make a run
+    decoding, gpu  the engines: where the traces of problems end, with what probability
+    statistics     pass@k and intervals from these probabilities
+    measuring      the parts of one measurement; `minifork.measure` makes it: one model on one set of problems
+    evaluation     its targets and files; `minifork.evaluate` is the command that measures all that is missing
+    experiments    studies, claims, figures
 
 Names are imported when they are first used, so that ``import minifork`` alone imports neither torch nor numpy.
 """

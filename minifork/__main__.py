@@ -1,4 +1,4 @@
-"""``python -m minifork`` runs the core commands."""
+"""``python -m minifork`` runs the core commands; the installed command `minifork` is ``python -m experiments``."""
 
 import signal
 import sys

@@ -20,7 +20,7 @@ from minifork.gpt import GPT, PREFILL_BATCH
 from minifork.gpu.backends import sample
 from minifork.measuring import quantities
 from minifork.measuring.cross_check import check_result, check_strata
-from minifork.measuring.problems import ProblemSet, over_prefixes
+from minifork.measuring.problems import ProblemSet, mean_over_integers
 from minifork.settings import Eval
 
 SEED = 0
@@ -97,12 +97,13 @@ def measure_iid(
     """
     ks, trees = powers_of_two(settings.max_k), _trees_by_mode(tree, problems.task)
     by_row = {name: _result(settings, mode_tree, answers.get(name)) for name, mode_tree in trees.items()}
-    results = {name: _average_over_prefixes(problems, result) for name, result in by_row.items()}
+    results = {name: _average_over_integers(problems, result) for name, result in by_row.items()}
     record = quantities.pass_statistics(results["free"], ks) | {"forced": {}}
     for mode in problems.task.mode_names:
         wasted = quantities.wasted(results[mode], problems.shortest_trace(mode))
         record["forced"][mode] = quantities.pass_statistics(results[mode], ks) | {"wasted": wasted}
     record["errors"] = quantities.errors(results["free"], problems.outcome_names)
+    # p if it is exact, its lower bound if it is bounded, the accepted share if it is sampled
     arrays = {name: result.p_lo for name, result in results.items()}
     for name, result in results.items():
         if not result.exact:
@@ -127,13 +128,15 @@ def _result(settings: Eval, tree: TraceTree, answer: PrefixResult | None) -> Res
     return split(tree, settings.rollouts, SEED)
 
 
-def _average_over_prefixes(problems: ProblemSet, result: Result) -> Result:
+def _average_over_integers(problems: ProblemSet, result: Result) -> Result:
     """The result if every sample draws its prefix; raises NotComputedError if p was not computed."""
-    if problems.prefixes == 1:
+    if problems.integers == 1:
         return result
     if result.n is not None:
         raise NotComputedError("its p is an average over prefixes, for which eval.budget is too small; raise it")
-    outcomes, unknown, tokens = (over_prefixes(problems, a) for a in (result.outcomes, result.unknown, result.tokens))
+    outcomes, unknown, tokens = (
+        mean_over_integers(problems, a) for a in (result.outcomes, result.unknown, result.tokens)
+    )
     return replace(result, outcomes=outcomes, unknown=unknown, tokens=tokens)
 
 
@@ -171,7 +174,7 @@ def measure_fork(
     record["fork"]["train_p_right"] = record["fork_train"] and record["fork_train"]["p_right"]
     if "rest" in answers:
         rest = answers["rest"].result
-        arrays |= {"rest": over_prefixes(problems, rest.p_lo)} if rest.exact else {}
+        arrays |= {"rest": mean_over_integers(problems, rest.p_lo)} if rest.exact else {}
         record["fork"]["p_rest"] = float(arrays["rest"].mean()) if rest.exact else None
     return record, arrays
 
@@ -192,13 +195,13 @@ def _among_branches(problems: ProblemSet, logits: Tensor) -> np.ndarray:
     """The probabilities float64[n, d] of the branches, from the model's logits [n, V] at the fork."""
     _, branches = problems.at_fork()
     at_branches = logits.double().gather(1, branches.clamp(min=0)).masked_fill(branches == PAD, -torch.inf)
-    return over_prefixes(problems, torch.softmax(at_branches, dim=1).cpu().numpy())
+    return mean_over_integers(problems, torch.softmax(at_branches, dim=1).cpu().numpy())
 
 
 def mode_probabilities(tree: TraceTree, problems: ProblemSet) -> np.ndarray:
     """float64[n, modes]: the model's probability of each mode, renormalised over them."""
     tokens = [problems.task.mode_token(mode) for mode in problems.task.mode_names]
-    return over_prefixes(problems, torch.softmax(tree.prompts.logits[:, tokens].double(), dim=1).cpu().numpy())
+    return mean_over_integers(problems, torch.softmax(tree.prompts.logits[:, tokens].double(), dim=1).cpu().numpy())
 
 
 @torch.no_grad()

@@ -1,1 +1,1 @@
-"""One module for each study that compares runs, beside the lists of runs in YAML."""
+"""Studies: lists of runs in YAML; demo, frontier, rl, sensitivity, reproduce; the others are shared."""

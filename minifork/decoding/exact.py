@@ -63,7 +63,9 @@ def exact_by_prefix(
     probable prefixes leave a budget to improbable ones. Raises ValueError as `exact` does.
     """
     lengths = [prefix.shape[1] for prefix in prefixes.values()]
-    searches = 1 + sum(lengths) - len(lengths) * min(lengths)  # the most that add up to the bounds of one prefix
+    # Each token by which a prefix is longer than the shortest may add a search. Their bounds add up, so each gets an
+    # equal part of the width. Five prefixes of 0, 1, 1, 2 and 3 tokens make at most 8 searches.
+    searches = 1 + sum(lengths) - len(lengths) * min(lengths)
     limits = Limits(limits.max_prefixes, limits.width / searches)
     answers: dict[str, PrefixResult] = {}
     for name, prefix in sorted(prefixes.items(), key=lambda item: item[1].shape[1]):
@@ -105,7 +107,8 @@ def _explore(
 ) -> _Sums:
     """Write the answer of every prefix that begins with the tree's forced tokens; returns the sums of these tokens.
 
-    rows, logits: after the forced tokens (`TraceTree.after_forced`).
+    rows, logits: after the forced tokens (`TraceTree.after_forced`). Of the prefixes free and FWD, p(free) = P(FWD)
+    p(FWD) + the rest. So FWD is explored once, gives its own answer, and is then added to free with its probability.
     """
     totals = tree.zero_totals(torch.float64)
     sums = _Sums(totals, unknown=totals.new_zeros(len(tree)))
@@ -136,7 +139,8 @@ def _explore_after(
 ) -> _Sums:
     """`_explore` with one more forced token int64[B]. rows: before this token; they stay as they are."""
     longer, child = tree.force(torch.cat([tree.forced, token[:, None]], dim=1)), rows.copy()
-    return _explore(longer, child, tree.model.decode(token, child), prefixes, limits, answers)
+    logits = tree.model.decode(token, child)  # and append the token to child
+    return _explore(longer, child, logits, prefixes, limits, answers)
 
 
 def _probabilities(tree: TraceTree, logits: Tensor, problem: Tensor) -> Tensor:

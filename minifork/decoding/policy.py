@@ -74,8 +74,11 @@ class Step(NamedTuple):
     need: str
 
 
-# To add a step, write its function above and give it a line here.
-# An edit of this file changes the measuring version (`minifork.storage.version`), so measurements are made anew.
+# To add a step: write its function above, give it a line here, name it at eval.policy in configs/defaults.yaml, and add
+# it to `values`, `LARGE` and `stay` of tests/minifork/decoding/test_policy.py. Its `fits` must refuse negative numbers,
+# nan and inf.
+# An edit of this file changes the measuring version (`minifork.storage.version`). Older measurements are kept, marked
+# as not current, and made anew by `minifork eval --again`.
 # On a GPU, a policy with a step that is not in KERNEL_STEPS of gpu/kernel.py runs in torch, several times slower.
 STEPS = {
     "temperature": Step(temperature, lambda v: v == 0 or 1e-20 <= v <= 1e20, "give 0 (greedy) or 1e-20 to 1e20"),

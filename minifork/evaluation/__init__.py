@@ -1,1 +1,1 @@
-"""The parts of an evaluation: its targets with their measurements, and eval.json and eval.npz, which collect them."""
+"""The parts of the command `minifork.evaluate`: targets with their measurements, and eval.json and eval.npz."""

@@ -27,7 +27,7 @@ def array_name(row: dict[str, Any], quantity: str) -> str:
     return f"{row['run']}/{epoch}/{row['test_set']}/{quantity}"
 
 
-def record_of(config: Config, evaluation: Evaluation) -> dict[str, Any]:
+def row_of(config: Config, evaluation: Evaluation) -> dict[str, Any]:
     """The row of an evaluation in eval.json: the run, its differences from the config, and the measurement."""
     checkpoint, test_set = evaluation.target.checkpoint, evaluation.target.test_set
     run = checkpoint.run
@@ -57,7 +57,7 @@ def named_arrays(rows: list[dict[str, Any]], evaluations: list[Evaluation]) -> d
 def write_eval_files(config: Config, evaluations: list[Evaluation]) -> dict[str, Any]:
     """Write eval.json and eval.npz; returns the content of eval.json."""
     settings, problems = config.eval, evaluation_problems(config.data, config.eval)
-    rows = [record_of(config, evaluation) for evaluation in evaluations]
+    rows = [row_of(config, evaluation) for evaluation in evaluations]
     npz = measurements.pack_npz(named_arrays(rows, evaluations))
     strata = "" if settings.stratify == "none" else f" {settings.stratify}={settings.strata}"
     content = {

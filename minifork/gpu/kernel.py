@@ -23,7 +23,7 @@ from minifork.gpt import GPT
 SOURCE = Path(__file__).parent / "decode.cu"
 WIDTHS, HEAD_SIZES = (64, 128, 256), (16, 32, 64)
 TILES = (64, 32, 16)  # rows that a block may decode side by side, the best for large batches first
-KERNEL_STEPS = {"temperature": 0, "top_k": 1, "top_p": 2, "min_p": 3}
+KERNEL_STEPS = {"temperature": 0, "top_k": 1, "top_p": 2, "min_p": 3}  # the numbers of `enum Step` in decode.cu
 MOST_STEPS = 4
 # totals: as `TraceTree.zero_totals`; tokens, gap, total: one entry for every token of every rollout; outcome: one for
 # every rollout. gap is the token's logit minus the largest logit, under the policy. total is the sum of exp(logit -

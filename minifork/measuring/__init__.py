@@ -1,1 +1,1 @@
-"""The parts of a measurement: problems as tensors, statistics of an engine's result, and its cross-check."""
+"""The parts that `minifork.measure` puts together: problems as tensors, statistics of a result, and its cross-check."""

@@ -18,7 +18,7 @@ class ProblemSet:
     """Problems of a task as tensors: prompts [n, P], automata [n, S, V] and the names of their outcomes.
 
     fork, branches: the trace up to the fork [n, F] and the branches [n, d], the right one first; None if the task
-    declares no fork. prefixes: how many rows in turn are the same problem with another integer before its trace
+    declares no fork. integers: how many rows in turn are the same problem with another integer before its trace
     (`sft.prefix`). A sample draws one of these integers, so a problem's probabilities are the means over its rows.
     """
 
@@ -28,7 +28,7 @@ class ProblemSet:
     fork: Tensor | None
     branches: Tensor | None
     outcome_names: tuple[str, ...]
-    prefixes: int = 1
+    integers: int = 1
 
     @cached_property
     def shortest(self) -> np.ndarray:
@@ -36,9 +36,9 @@ class ProblemSet:
         return DFA(self.dfa.cpu().numpy(), self.outcome_names).shortest()
 
     def shortest_trace(self, mode_name: str) -> np.ndarray:
-        """int64[n / prefixes]: the tokens of the shortest accepted trace of each problem in a mode."""
+        """int64[n / integers]: the tokens of the shortest accepted trace of each problem in a mode."""
         after_mode = self.dfa[:, 0, self.task.mode_token(mode_name)].cpu().numpy()
-        return 1 + self.shortest[np.arange(len(after_mode)), after_mode][:: self.prefixes]
+        return 1 + self.shortest[np.arange(len(after_mode)), after_mode][:: self.integers]
 
     def at_fork(self) -> tuple[Tensor, Tensor]:
         """The fork prefix and the branches; raises ValueError if the task declares no fork."""
@@ -67,20 +67,20 @@ def training_forks(task: Task, mixture: streams.Mixture, seed: int, traces: int,
 def problem_set(task: Task, problems: Batch, device: str, grading: str = "steps", prefix: int = 0) -> ProblemSet:
     """The tensors of a batch of problems, graded by "steps" or by the "answer" alone; prefix as `sft.prefix`."""
     dfa = task.answer_dfa(problems) if grading == "answer" else task.dfa(problems)
-    prompts, prefixes = task.prompts(problems), max(1, prefix)
+    prompts, count = task.prompts(problems), max(1, prefix)
     if prefix:
         integers = np.tile(np.arange(prefix), len(prompts))
         prompts = np.insert(np.repeat(prompts, prefix, axis=0), task.prompt_len, integers, axis=1)
 
     def tensor(array: np.ndarray) -> Tensor:
-        return torch.from_numpy(np.repeat(array, prefixes, axis=0)).to(device)
+        return torch.from_numpy(np.repeat(array, count, axis=0)).to(device)
 
     at_fork = task.fork_prefix(problems), task.children(problems)
     fork, branches = (None if array is None else tensor(array) for array in at_fork)
     automata = tensor(dfa.next.astype(np.int64))
-    return ProblemSet(task, torch.from_numpy(prompts).to(device), automata, fork, branches, dfa.outcome_names, prefixes)
+    return ProblemSet(task, torch.from_numpy(prompts).to(device), automata, fork, branches, dfa.outcome_names, count)
 
 
-def over_prefixes(problems: ProblemSet, values: np.ndarray) -> np.ndarray:
-    """The means [n / prefixes, ...] over the rows of every problem, from values of all rows [n, ...]."""
-    return values.reshape(-1, problems.prefixes, *values.shape[1:]).mean(axis=1)
+def mean_over_integers(problems: ProblemSet, values: np.ndarray) -> np.ndarray:
+    """The means [n / integers, ...] over the rows of every problem, from values of all rows [n, ...]."""
+    return values.reshape(-1, problems.integers, *values.shape[1:]).mean(axis=1)

@@ -6,8 +6,10 @@ Each returns a scalar in nats, in fp32, and takes one number that shapes it:
 
 A sequence's log-probability is the sum over its targets; everything else is a mean over targets.
 
-To add a loss: write a function, enter it in LOSSES, name it at sft.loss in minifork/configs/defaults.yaml, and add an
-example to EXAMPLES in tests/minifork/training/test_losses.py.
+To add a loss: write a function, enter it in LOSSES, name it at sft.loss in minifork/configs/defaults.yaml, and add it
+to EXAMPLES, BY_HAND and IMPOSSIBLE in tests/minifork/training/test_losses.py, and to DETACHED if it holds a part fixed.
+Cast with .float(), which the test of gradients replaces. A finished run does not notice that the code of its loss has
+changed.
 """
 
 import math

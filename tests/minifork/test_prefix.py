@@ -32,7 +32,7 @@ def test_drawn_anew_and_not_learned(copy, monkeypatch):
     assert all(sorted(epoch) == traces for epoch in targets.tolist())
 
 
-def test_p_is_the_mean_over_prefixes(copy):
+def test_p_is_the_mean_over_integers(copy):
     """What eval.json says is the mean of what each integer, as a fixed end of the prompts, gives."""
     pipeline = copy(BASE)
     assert pipeline("sft", PREFIXED) == pipeline("eval") == 0
@@ -58,10 +58,10 @@ def test_one_prefix_is_a_longer_prompt(copy):
     config = copy(BASE).config()
     test = streams.test_problems(config.data, 8)
     plain, one, three = (problems.problem_set(config.data, test, "cpu", prefix=n) for n in (0, 1, 3))
-    assert one.prefixes == plain.prefixes == 1 and (one.prompts[:, -1] == 0).all()
+    assert one.integers == plain.integers == 1 and (one.prompts[:, -1] == 0).all()
     assert torch.equal(one.prompts[:, :-1], plain.prompts) and torch.equal(one.dfa, plain.dfa)
     assert three.prompts[:6, -1].tolist() == [0, 1, 2, 0, 1, 2]
-    assert problems.over_prefixes(three, np.arange(24.0)).tolist() == [1, 4, 7, 10, 13, 16, 19, 22]
+    assert problems.mean_over_integers(three, np.arange(24.0)).tolist() == [1, 4, 7, 10, 13, 16, 19, 22]
 
 
 def test_what_it_does_not_go_with(copy, capsys):

@@ -15,7 +15,7 @@ import yaml
 from experiments.cli import main
 from minifork import config as configs
 from minifork import runs
-from minifork.evaluation.files import record_of
+from minifork.evaluation.files import row_of
 from minifork.evaluation.targets import find_targets, load_evaluation
 from minifork.schema import Config
 from minifork.storage import files
@@ -94,7 +94,7 @@ def check_recognised(folder: Path, capsys: pytest.CaptureFixture) -> None:
     targets, left_out = find_targets(config)
     evaluations = [load_evaluation(config, target) for target in targets]
     assert not left_out and all(one.current for one in evaluations)
-    assert [record_of(config, one) for one in evaluations] == files.read_json(folder / "eval.json")["records"]
+    assert [row_of(config, one) for one in evaluations] == files.read_json(folder / "eval.json")["records"]
 
 
 @pytest.mark.parametrize("part", PARTS)
