@@ -133,9 +133,11 @@ def test_sizes(tmp_path):
     assert pipeline("claims") == 0
     config = pipeline.config()
     figure = fork(load_results(config), [0])
-    (words,) = [text for text in figure.axes[1].texts if "undecided" in text.get_text()]
+    (words,) = [text for text in figure.axes[1].texts if "equally likely" in text.get_text()]
     branches = np.array([2, 4])[streams.test_problems(config.data, config.eval.problems).size]
-    assert words.get_text() == "mean ln d: undecided" and words.xy[1] == pytest.approx(np.log(branches).mean())
+    assert words.get_text() == "mean ln d: all branches equally likely" and words.xy[1] == pytest.approx(
+        np.log(branches).mean()
+    )
     for engine in ("split", "rollout"):
         assert pipeline("eval", f"eval.engine={engine}", "eval.rollouts=64") == 0
 

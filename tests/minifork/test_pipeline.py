@@ -12,7 +12,7 @@ import pytest
 import torch
 
 from data_gen import star, streams, walks
-from minifork import checkpoints, runs
+from minifork import models, runs
 from minifork.storage import files
 from minifork.storage.weights import load_weights
 from minifork.training import stages
@@ -136,7 +136,7 @@ def test_p_is_teacher_forced_probability(trained, evaluation, name, epoch):
     result, arrays = evaluation
     config = trained.config()
     task, problems = config.data, streams.test_problems(config.data, 64)
-    model = checkpoints.new_model(config, 0).eval()
+    model = models.new_model(config, 0).eval()
     folder = trained.run(name)
     file = folder / ("ckpt.pt" if epoch is None else f"epochs/e{epoch}.pt")
     model.load_state_dict(torch.load(file, weights_only=True)["model"])
