@@ -1,6 +1,7 @@
 """Measurements are kept with their runs: found again by their key and by no other, whole or made anew, never twice."""
 
 import dataclasses
+import itertools
 import multiprocessing
 import os
 import re
@@ -205,13 +206,15 @@ def test_an_interrupted_evaluation_loses_nothing(trained, two_runs, measured, mo
 
 def test_a_signal_stops_a_long_measurement(two_runs, monkeypatch, threads):
     """At once, and what was measured before is kept."""
-    real, done = evaluate._measure, []
+    real, calls, done = evaluate._measure, itertools.count(), []
 
     def slow(config, target):
-        if len(done) < 2:
+        if next(calls) < 2:
             real(config, target)
             done.append(target)
             return
+        while len(done) < 2:  # the other thread may still measure
+            time.sleep(0.01)
         os.kill(os.getpid(), signal.SIGTERM)
         for _ in range(6_000):
             time.sleep(0.01)
