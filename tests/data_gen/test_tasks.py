@@ -81,7 +81,7 @@ def test_arith_graded_by_the_answer(arith, capsys):
     steps = {(r["run"], r["epoch"], r["test_set"]): r["pass_at"]["1"] for r in arith.view()["records"]}
     assert arith("eval", *GRADED) == arith("report", *GRADED) == 0  # far too many prefixes live to compute p again
     assert "a guess is right with probability 0.2" in capsys.readouterr().out
-    assert "estimated from samples" in (arith.folder / "report.html").read_text(encoding="utf-8")
+    assert "an unbiased estimate from samples" in (arith.folder / "report.html").read_text(encoding="utf-8")
     result = arith.view()
     assert result["grading"] == "answer" and result["guessing_floor"] == 0.2 and result["engine"] == "split"
     assert all(check["agrees"] for check in result["checks"])
