@@ -9,7 +9,7 @@ import numpy as np
 from experiments import study
 from minifork import config as configs
 from minifork import runs
-from minifork.evaluation.files import array_name, row_of
+from minifork.evaluation.files import array_name, named_arrays, row_of
 from minifork.evaluation.targets import find_targets, load_evaluation
 from minifork.runs import Run
 from minifork.schema import Config
@@ -174,6 +174,8 @@ def load_results(config: Config) -> Results:
     Raises ValueError when there is none, for a stratified decoder, and where p is bounded but not computed.
     """
     root = runs.task_folder(config)
+    if config.eval.stratify != "none":
+        raise ValueError(f"{root}: eval.stratify asks for a stratified decoder; figures and claims need i.i.d. samples")
     targets, left_out = find_targets(config)
     for line in left_out:
         print(line)
@@ -181,16 +183,9 @@ def load_results(config: Config) -> Results:
     if not evaluations:
         raise ValueError(f"{root}: nothing was measured with these settings; run `minifork eval` with them first")
     records = [row_of(config, evaluation) for evaluation in evaluations]
-    if config.eval.stratify != "none":
-        raise ValueError(f"{root}: eval.stratify asks for a stratified decoder; figures and claims need i.i.d. samples")
     if any(part["rho"] is None for record in records for part in (record, *record["forced"].values())):
         raise ValueError(f"{root}: p is bounded but not computed; run `minifork eval` with a larger eval.budget")
     if stale := sum(not record["current"] for record in records):
         print(f"{stale} of {len(records)} records are of another version of the code; run `minifork eval --again`")
-    run_of: dict[str, Run] = {}
-    arrays: dict[str, np.ndarray] = {}
-    for record, evaluation in zip(records, evaluations, strict=True):
-        run_of[record["run"]] = evaluation.target.checkpoint.run
-        for name, array in evaluation.measurement.arrays.items():
-            arrays[array_name(record, name)] = array
-    return Results(config, run_of, records, arrays)
+    measured_runs = [evaluation.target.checkpoint.run for evaluation in evaluations]
+    return Results(config, {run.name: run for run in measured_runs}, records, named_arrays(records, evaluations))

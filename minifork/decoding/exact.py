@@ -116,7 +116,11 @@ def _explore(
     p = torch.zeros_like(logits, dtype=torch.float64)  # of the next token, 0 for problems whose traces have ended
     p[live.problem] = _probabilities(tree, live_logits, live.problem)
     for token, longer in _by_next_token(prefixes, tree.forced_len):
-        sums.add(_explore_after(tree, rows, token, longer, limits, answers), p.gather(1, token[:, None])[:, 0])
+        child = rows.copy()
+        child_logits = tree.model.decode(token, child)  # and append the token to child
+        longer_tree = tree.force(torch.cat([tree.forced, token[:, None]], dim=1))
+        below = _explore(longer_tree, child, child_logits, longer, limits, answers)
+        sums.add(below, p.gather(1, token[:, None])[:, 0])
         p.scatter_(1, token[:, None], 0.0)  # the search below leaves this token out
     frontier = Frontier(tree)
     frontier.push(step_every_token(tree, live, state, p[live.problem], totals))
@@ -127,20 +131,6 @@ def _explore(
         if prefix.shape[1] == tree.forced_len:
             answers[name] = PrefixResult(result, logits)
     return sums
-
-
-def _explore_after(
-    tree: TraceTree,
-    rows: Rows,
-    token: Tensor,
-    prefixes: dict[str, Tensor],
-    limits: Limits,
-    answers: dict[str, PrefixResult],
-) -> _Sums:
-    """`_explore` with one more forced token int64[B]. rows: before this token; they stay as they are."""
-    longer, child = tree.force(torch.cat([tree.forced, token[:, None]], dim=1)), rows.copy()
-    logits = tree.model.decode(token, child)  # and append the token to child
-    return _explore(longer, child, logits, prefixes, limits, answers)
 
 
 def _probabilities(tree: TraceTree, logits: Tensor, problem: Tensor) -> Tensor:

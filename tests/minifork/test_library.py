@@ -71,9 +71,9 @@ def test_runs_in_memory_are_those_of_the_command_line(base, tuned, trained):
 def test_a_folder_keeps_them_and_finds_them_again(base, tuned, tmp_path, capsys):
     first, second = [mf.pretrain(TASK, folder=tmp_path, **sections("walks", "model", "pretrain")) for _ in range(2)]
     assert "nothing to do" in capsys.readouterr().out and first.folder == second.folder
-    kept = mf.sft(mf.load(first.folder), fork_rate=1.0, **sections("sft"))
-    assert_same_weights(mf.load(kept.folder), tuned)
-    assert kept.folder.parent == tmp_path / "star"
+    saved = mf.sft(mf.load(first.folder), fork_rate=1.0, **sections("sft"))
+    assert_same_weights(mf.load(saved.folder), tuned)
+    assert saved.folder.parent == tmp_path / "star"
 
 
 def test_a_moved_folder_keeps_what_goes_on_from_it(tmp_path, monkeypatch):
