@@ -61,20 +61,64 @@ class Pretrain(Optim):
 
 
 @dataclass(frozen=True)
+class Anchor(Section):
+    """What fine-tuning learns where a reference is undecided; `minifork.training.anchoring` says how.
+
+    target: mask (nothing), renormalised (the reference's distribution) or uniform (all of its tokens alike). epoch: the
+    run's own snapshot that is the reference; 0: the base. entropy: of the reference's next token, in nats, above which
+    it is undecided. min_p: tokens below this share of its most probable one are left out of the target. mode: 1 if the
+    first token of a trace, its mode, may be anchored too, else 0.
+    """
+
+    target: Annotated[str, one_of("mask", "renormalised", "uniform")]
+    epoch: CountOrZero = 1
+    entropy: NotNegative = 0.3
+    min_p: Share = 0.2
+    mode: Annotated[int, Rule(lambda value: value in (0, 1), "give 0 or 1")] = 0
+
+    def __str__(self) -> str:
+        return f"{self.target},epoch={self.epoch},entropy={self.entropy:g},min_p={self.min_p:g},mode={self.mode}"
+
+
+def parse_anchor(text: str) -> Anchor | None:
+    """The anchor written as "none" or "target,name=value,name=value"; raises ValueError naming what is wrong."""
+    if text == "none":
+        return None
+    target, *words = (word.strip() for word in text.split(","))
+    kinds: dict[str, type] = {"epoch": int, "entropy": float, "min_p": float, "mode": int}
+    try:
+        values = {name: kinds[name](value) for name, _, value in (word.partition("=") for word in words)}
+    except (ValueError, KeyError):
+        raise ValueError(f"anchor is {text!r}: write it as {Anchor('renormalised')}, or as none") from None
+    try:
+        return Anchor(target, **values)
+    except ValueError as error:
+        raise ValueError(f"anchor is {text!r}: its {error}") from None
+
+
+@dataclass(frozen=True)
 class SFT(Optim, Mixture):
-    """Fine-tuning: how many traces, in all and a step, how many epochs, and the Mixture they come from."""
+    """Fine-tuning: how many traces, in all and a step, how many epochs, the Mixture they come from, and the loss."""
 
     traces: Count
     epochs: Count
     batch: Count
     prefix: CountOrZero
     loss: str
+    anchor: str
     allow_leak: bool
 
     def __post_init__(self) -> None:
         Optim.__post_init__(self)
         Mixture.__post_init__(self)
         self.require("traces", self.traces >= self.batch, f"fill at least one batch (sft.batch={self.batch})")
+        if anchor := parse_anchor(self.anchor):
+            has_snapshot = anchor.epoch < self.epochs and anchor.epoch & (anchor.epoch - 1) == 0
+            self.require(
+                "anchor", has_snapshot, f"its epoch must be 0 or a snapshot (1, 2, 4, ...) before epoch {self.epochs}"
+            )
+            self.require("anchor", self.loss == "cross_entropy", f"it needs loss=cross_entropy, not {self.loss}")
+            object.__setattr__(self, "anchor", str(anchor))
 
     def check_task(self, task: Task) -> None:
         """Raise ValueError naming the key that does not fit the task."""

@@ -10,12 +10,14 @@ import numpy as np
 from data_gen import audit, audit_rows, streams, walks
 from data_gen.task import PAD
 from minifork import runs
+from minifork.gpt import GPT
 from minifork.models import new_model, pick_device
 from minifork.runs import Checkpoint, Run
-from minifork.schema import Config
+from minifork.schema import Config, parse_anchor
 from minifork.storage.files import read_json, write_json
 from minifork.training import losses, reinforce
-from minifork.training.loop import BatchAt, TrainingJob, fit, supervised
+from minifork.training.anchoring import anchored
+from minifork.training.loop import BatchAt, Objective, TrainingJob, fit, supervised
 
 ALLOW = "a control meant to leak needs sft.allow_leak=true"
 
@@ -74,18 +76,41 @@ def _pretrain(run: Run) -> None:
 
 def _fine_tune(run: Run, start: Checkpoint) -> None:
     config, settings, device = run.config, run.config.sft, pick_device(run.config)
-    loss, data = losses.parse_loss(settings.loss), sft_data(config, 0)
+    data = sft_data(config, 0)
     check_traces(run, data)
     run.record["data_hash"] = streams.data_hash(data.tokens)
 
-    def steps(epochs: int) -> int:  # rounded up to whole batches
-        return -(-epochs * settings.traces // settings.batch)
-
-    total = steps(settings.epochs)
+    total = sft_steps(config, settings.epochs)
     run.say(f"{run.name}: from {start.path}, {settings.traces} traces, {settings.epochs} epochs, {total} steps")
-    snapshots = {steps(epoch): runs.snapshot(epoch) for epoch in run.epochs}
-    objective = supervised(sft_batches(config), loss, device)
-    fit(start.model().train(), TrainingJob(run, objective, total, settings, snapshots), device)
+    snapshots = {sft_steps(config, epoch): runs.snapshot(epoch) for epoch in run.epochs}
+    job = TrainingJob(run, sft_objective(run, start, device), total, settings, snapshots)
+    fit(start.model().train(), job, device)
+
+
+def sft_steps(config: Config, epochs: int) -> int:
+    """The number of steps of so many epochs, rounded up to whole batches."""
+    return -(-epochs * config.sft.traces // config.sft.batch)
+
+
+def sft_objective(run: Run, start: Checkpoint, device: str) -> Objective:
+    """The objective of fine-tuning: `sft.loss`, and with `sft.anchor` the anchored one once its reference exists."""
+    config, batch_at = run.config, sft_batches(run.config)
+    plain = supervised(batch_at, losses.parse_loss(config.sft.loss), device)
+    anchor = parse_anchor(config.sft.anchor)
+    if anchor is None:
+        return plain
+    first_step, file = sft_steps(config, anchor.epoch), runs.snapshot(anchor.epoch)
+
+    def reference() -> GPT:
+        model = start.model()
+        if anchor.epoch:
+            if not run.has(file):
+                raise ValueError(f"{run.folder / file}: sft.anchor needs this snapshot; remove the run, make it again")
+            model.load_state_dict(run.read(file)["model"])
+        return model.to(device)
+
+    late = anchored(batch_at, anchor, reference, device)
+    return lambda model, step: (late if step >= first_step else plain)(model, step)
 
 
 def _reinforce(run: Run, start: Checkpoint) -> None:
