@@ -75,7 +75,7 @@ def test_a_run_is_plain_until_its_reference_and_resumes_bit_for_bit(copy, tmp_pa
                    for file in (plain, "epochs/e4.pt"))  # fmt: skip
     assert torch.equal(*same) and not torch.equal(*later)
     reference = whole.rename(tmp_path / "whole")
-    with ctrl_c("after", 3):
+    with ctrl_c("between", 3):
         assert pipeline("sft", ANCHOR) == 130
     assert pipeline("sft", "--resume", ANCHOR) == 0
     assert_same_training(whole, reference)
@@ -83,7 +83,7 @@ def test_a_run_is_plain_until_its_reference_and_resumes_bit_for_bit(copy, tmp_pa
 
 def test_a_missing_snapshot_is_named(copy, capsys):
     pipeline = copy(BASE)
-    with ctrl_c("after", 3):
+    with ctrl_c("between", 3):
         assert pipeline("sft", ANCHOR) == 130
     file = pipeline.at("sft", ANCHOR) / "epochs" / "e1.pt"
     file.unlink()
