@@ -2,16 +2,18 @@
 
 Each relation says ``child = parent + const``, printed as ``parent child const``: with the child first, a
 causal model could not look it up by its parent. A trace computes every value on the way. The first problem
-of ``streams.problems(Arith(8, 2, 2, modulus=7, modes="FWD,REV,RAT"), seed=0, "train", n=1)``, labels as letters:
+of ``streams.problems(Arith(8, 2, 2, modulus=7, modes="FWD,REV,RAT,NAME"), seed=0, "train", n=1)``, labels as letters:
 
     c b 2  b h 1  d e 1  c d 4   c 1 e SEP |  FWD c 1  d 4 5  e 1 6  EOS
                                            |  REV e  d 1 1  c 4 5  1 6 EOS
                                            |  RAT e d c 1  d 4 5  e 1 6  EOS
+                                           |  NAME d c 1  d 4 5  e 1 6  EOS
     b = c + 2 ...    c is 1; e = ?         |  d = c + 4 = 5, e = d + 1 = 6
 
 FWD opens with the premise and its value and then meets the fork: which of the two chains leads to the target?
 REV substitutes from the target, adding up constants, and meets none. RAT (rationale) first names the way
-back from the target, then goes forward: the names before its fork decide it.
+back from the target, then goes forward: the names before its fork decide it. NAME first names the right chain by
+its first node. That is a fork itself, so NAME should not help: it is a control.
 
 Numbers are tokens of their own, one each. With a modulus all arithmetic is modulo that prime; without one
 values grow to premise + l * largest constant.
@@ -28,7 +30,8 @@ from data_gen.task import PAD
 from data_gen.verifier import DFA
 from data_gen.walks import random_paths
 
-MODES = ("FWD", "REV", "RAT")
+MODES = ("FWD", "REV", "RAT", "NAME")
+WALKED = ("FWD", "REV")  # walks know no target, so they have no rationale
 OUTCOMES = (
     "accept", "malformed", "wrong_query", "look_up", "wrong_branch", "arithmetic", "early_stop", "too_long",
 )  # fmt: skip
@@ -93,8 +96,8 @@ class Arith(Stars[Problems]):
 
     @property
     def vocab_size(self) -> int:
-        """The number of tokens: labels, numbers, SEP, EOS and the modes."""
-        return self.eos + 1 + len(MODES)
+        """The number of tokens: labels, numbers, SEP, EOS, and modes up to RAT or the last that is in use."""
+        return 1 + max(map(self.mode_token, ("RAT", *self.mode_names)))
 
     @property
     def graph_len(self) -> int:
@@ -131,7 +134,7 @@ class Arith(Stars[Problems]):
 
     @property
     def trace_len(self) -> int:
-        extra = {"FWD": 4, "REV": 5, "RAT": 4 + self.length}
+        extra = {"FWD": 4, "REV": 5, "RAT": 4 + self.length, "NAME": 5}
         return 3 * self.length + max(extra[name] for name in self.mode_names)
 
     def mode_token(self, mode_name: str) -> int:
@@ -193,9 +196,13 @@ class Arith(Stars[Problems]):
             backward = constants[:, ::-1]
             steps = self._steps(path[:, -2::-1], backward, np.cumsum(backward, axis=1))
             body = [path[:, -1], steps, premise, answer]
-        else:  # FWD names the premise first, RAT the way back from the target
-            names = path[:, ::-1] if mode_name == "RAT" else path[:, :1]
-            kinds = ["query", *["node"] * (names.shape[1] - 1), "value", "fork", "constant", "sum", *later]
+        else:  # FWD names the premise first, RAT the way back from the target, NAME the chain
+            opening, names = {
+                "FWD": (["query"], path[:, :1]),
+                "RAT": (["query", *self.length * ["node"]], path[:, ::-1]),
+                "NAME": (["fork", "query"], path[:, 1::-1]),
+            }[mode_name]
+            kinds = [*opening, "value", "fork", "constant", "sum", *later]
             body = [names, premise, self._steps(path[:, 1:], constants, values)]
         mode, end = np.full(len(path), self.mode_token(mode_name)), np.full(len(path), self.eos)
         return ["mode", *kinds, "end"], np.column_stack([mode, *body, end])
@@ -228,12 +235,12 @@ class Arith(Stars[Problems]):
     def _errors(self, problems: Problems, kinds: list[str]) -> np.ndarray:
         """int64[n, T, V]: the outcome of every wrong token at every place of a trace of these kinds."""
         names = [(*ERRORS[kind], "malformed", "early_stop", "malformed") for kind in kinds]
-        widths = [self.labels, self.numbers, 1, 1, len(MODES)]  # labels, numbers, SEP, EOS, modes
+        modes = self.vocab_size - self.eos - 1
+        widths = [self.labels, self.numbers, 1, 1, modes]  # labels, numbers, SEP, EOS, modes
         errors = np.repeat(verifier.chain_errors(names, widths, OUTCOMES), len(problems), axis=0)
-        if "fork" in kinds:
-            rows = np.flatnonzero(problems.forked)[:, None]
-            wrong = self.children(problems)[problems.forked]
-            errors[rows, kinds.index("fork"), wrong] = OUTCOMES.index("wrong_branch")
+        rows, wrong = np.flatnonzero(problems.forked)[:, None], self.children(problems)[problems.forked]
+        for place in np.flatnonzero(np.array(kinds) == "fork"):
+            errors[rows, place, wrong] = OUTCOMES.index("wrong_branch")
         return errors
 
     def answer_dfa(self, problems: Problems) -> DFA:
@@ -258,10 +265,9 @@ class Arith(Stars[Problems]):
         A FWD walk begins with its first node, as the premise, and a random value. It evaluates every node it
         comes to. In a share ``informed`` of FWD walks the query names where the walk ends. A REV walk adds constants
         up to the root. If it gets there and the query gave the root's value, it ends with that value and the total.
-        Walks know no target, so they have no rationale.
         """
         shape, length, labels = (len(problems), count), self.length, problems.labels
-        names = tuple(name for name in self.mode_names if name != "RAT")
+        names = tuple(name for name in self.mode_names if name in WALKED)
         paths = random_paths(self.branches, length + 1, shape, names, stop, rng)
         value = self._premises(rng, shape)
         rows = np.arange(len(problems))[:, None]

@@ -15,6 +15,7 @@ The first problem of ``streams.problems(Star(nodes=8, branches=2, length=3), see
 
 After ``FWD 2`` both 1 and 3 are locally valid and nothing printed nearby says which of them leads to 4:
 that position is the *fork* (decision point). The REV trace never meets one: each node has one parent.
+Traces in the other modes are SEARCH and BOTH (`data_gen.search`) and the rationales RAT and NAME (`data_gen.chain`).
 
 Inside a ``Problems`` batch the graph has canonical numbers: node 0 is the root, node ``1 + j*(l-1) + i``
 is the i-th node of branch j, edge e ends in node e + 1, and branch 0 is the right one. Labels and the
@@ -30,12 +31,15 @@ import numpy as np
 from numpy.random import Generator
 
 from data_gen import verifier
-from data_gen.search import MOST_BRANCHES, Search
+from data_gen.chain import Chain
+from data_gen.search import MOST_BRANCHES, SEARCHES, Search
 from data_gen.task import PAD, Batch, Task, hashed, mix
 from data_gen.verifier import DFA
 from data_gen.walks import random_paths
 
-MODES = ("FWD", "REV", "SEARCH")
+SPECIAL = ("FWD", "REV", "SEP", "EOS", "SEARCH", "BACK", "RAT", "NAME", "BOTH")  # the tokens after the node labels
+MODES = ("FWD", "REV", "SEARCH", "RAT", "NAME", "BOTH")
+WALKED = MODES[:3]  # walks know no goal, so they have none of the others
 OUTCOMES = ("accept", "malformed", "invalid_edge", "wrong_branch", "wrong_goal", "early_stop", "too_long")
 
 
@@ -122,7 +126,7 @@ class Stars(Task[S]):
 
 @dataclass(frozen=True)
 class Printed(Stars[S]):
-    """Stars of any size as tokens: node labels 0 .. nodes - 1, then FWD, REV, SEP, EOS, SEARCH and BACK."""
+    """Stars of any size as tokens: node labels 0 .. nodes - 1, then SPECIAL, up to the last token that a mode needs."""
 
     nodes: int
 
@@ -151,7 +155,7 @@ class Printed(Stars[S]):
 
     @property
     def back(self) -> int:
-        """The token of a SEARCH that returns to the start."""
+        """The token of SEARCH and BOTH that returns to the start."""
         return self.nodes + 5
 
     @property
@@ -166,14 +170,15 @@ class Printed(Stars[S]):
 
     @property
     def vocab_size(self) -> int:
-        return self.nodes + (6 if "SEARCH" in self.mode_names else 4)
+        largest = max(map(self.mode_token, self.mode_names))
+        return 1 + max(largest, self.eos if largest <= self.rev else self.back)
 
     def mode_token(self, mode_name: str) -> int:
-        return {"FWD": self.fwd, "REV": self.rev, "SEARCH": self.nodes + 4}[mode_name]
+        return self.nodes + SPECIAL.index(mode_name)
 
     @property
     def words(self) -> dict[int, str]:
-        return {self.nodes + i: word for i, word in enumerate(("FWD", "REV", "SEP", "EOS", "SEARCH", "BACK"))}
+        return {self.nodes + i: word for i, word in enumerate(SPECIAL)}
 
     def fork_prefix(self, problems: S) -> np.ndarray:
         """int64[n, 2]: FWD and the start, the forced prefix that ends right before the fork."""
@@ -196,8 +201,9 @@ class Star(Printed[Problems]):
 
     def __post_init__(self) -> None:
         self.require_fields(MODES, f"{self.branches} branches of length {self.length}", branches=1, length=2)
-        if "SEARCH" in self.mode_names and self.branches > MOST_BRANCHES:
-            raise ValueError(f"branches is {self.branches}: SEARCH keeps track of {MOST_BRANCHES} at most")
+        if {*SEARCHES} & {*self.mode_names} and self.branches > MOST_BRANCHES:
+            wrong = f"branches is {self.branches}: {' and '.join(SEARCHES)}"
+            raise ValueError(f"{wrong} keep track of {MOST_BRANCHES} at most")
 
     def shapes(self, problems: Problems) -> list[tuple[str, "Star", np.ndarray]]:
         return [("", self, np.ones(len(problems), dtype=bool))]
@@ -214,13 +220,19 @@ class Star(Printed[Problems]):
 
     @property
     def trace_len(self) -> int:
-        """Tokens of the longest trace: mode, l nodes, EOS. A SEARCH may visit all branches, with BACK between."""
-        return 2 + self.length * (self.branches if "SEARCH" in self.mode_names else 1)
+        """Tokens of the longest trace: mode, nodes, EOS. SEARCH and BOTH may visit all branches, with BACK between."""
+        all_branches = self.length * self.branches
+        nodes = {"RAT": 2 * self.length - 1, "NAME": self.length + 1} | dict.fromkeys(SEARCHES, all_branches)
+        return 2 + max(nodes.get(name, self.length) for name in self.mode_names)
 
-    @property
-    def searching(self) -> Search:
-        """The traces of the mode SEARCH."""
-        return Search(self.nodes, self.branches, self.length, self.mode_token("SEARCH"), self.back, self.eos)
+    def chain(self, mode_name: str) -> Chain:
+        """The traces of the mode FWD, REV, RAT or NAME."""
+        return Chain(mode_name, self.nodes, self.branches, self.length, self.mode_token(mode_name), self.eos)
+
+    def search(self, mode_name: str) -> Search:
+        """The traces of the mode SEARCH or BOTH."""
+        tokens = self.mode_token(mode_name), self.back, self.eos
+        return Search(self.nodes, self.branches, self.length, *tokens, shows_all=mode_name == "BOTH")
 
     def sample(self, rng: Generator, n: int) -> Problems:
         """n problems with a fork at the start: random labels, edges in random order."""
@@ -275,15 +287,15 @@ class Star(Printed[Problems]):
 
     def _mode_traces(self, problems: Problems, mode_name: str) -> np.ndarray:
         """The traces in one mode, int64[n, T], PAD past EOS."""
-        head, right = np.full(len(problems), self.mode_token(mode_name)), self.path(problems)
-        if mode_name == "SEARCH":
+        if mode_name in SEARCHES:
             order = self.search_order(problems)
-            return np.column_stack([head, self.searching.traces(problems.labels, problems.forked, order)])
-        nodes = right if mode_name == "FWD" else right[:, ::-1]
-        return np.column_stack([head, nodes, np.full(len(problems), self.eos)])
+            trace = self.search(mode_name).traces(problems.labels, problems.forked, order)
+        else:
+            trace = self.chain(mode_name).traces(problems.labels)
+        return np.column_stack([np.full(len(problems), self.mode_token(mode_name)), trace])
 
     def search_order(self, problems: Problems) -> np.ndarray:
-        """int64[n, d]: the canonical branches in the order in which a SEARCH trace visits them.
+        """int64[n, d]: the canonical branches in the order in which a trace of SEARCH or BOTH visits them.
 
         It is a hash of the problem: uniform, and nothing printed tells it.
         """
@@ -293,34 +305,18 @@ class Star(Printed[Problems]):
     def dfa(self, problems: Problems) -> DFA:
         """The DFA of each problem, over the states of every mode in turn.
 
-        FWD must walk the whole right branch from start to goal, REV from goal to start, and stop there.
-        SEARCH may try branches in any order, each one once, and must go back from every dead end. A token
-        that is no node where a node is due (or the reverse) is malformed, and so is a trace that does not
-        begin at the start (at the goal, for REV: wrong_goal).
+        FWD, REV, RAT and NAME must name the nodes that are due, and stop there. SEARCH and BOTH may try branches in any
+        order, each one once, and must go back from every dead end. A token that is no node where a node is due (or the
+        reverse) is malformed, and so is another node where the start is due (wrong_goal where a trace begins with the
+        goal).
         """
-        sizes = [self.searching.states if name == "SEARCH" else self.length + 1 for name in self.mode_names]
-        table = verifier.blank_tables(len(problems), 1 + sum(sizes), self.vocab_size, OUTCOMES)
-        base = 1
-        for name, size in zip(self.mode_names, sizes, strict=True):
-            if name == "SEARCH":
-                self.searching.add_states(table, base, problems.labels, problems.forked, OUTCOMES)
-            else:
-                errors = self._chain_errors(problems, name)
-                verifier.add_chain(table, base, self._mode_traces(problems, name), errors, OUTCOMES)
-            base += size
+        forms = [self.search(name) if name in SEARCHES else self.chain(name) for name in self.mode_names]
+        live, base = 1 + sum(form.states for form in forms), 1
+        table = verifier.blank_tables(len(problems), live, self.vocab_size, OUTCOMES)
+        for form in forms:
+            form.add_states(table, base, problems.labels, problems.forked, OUTCOMES)
+            base += form.states
         return DFA(table, OUTCOMES)
-
-    def _chain_errors(self, problems: Problems, mode_name: str) -> np.ndarray:
-        """int64[n, l + 2, V]: the outcome of every wrong token at every place of a FWD or REV trace."""
-        wrong_first = "malformed" if mode_name == "FWD" else "wrong_goal"
-        wrong_node = ["malformed", wrong_first, *["invalid_edge"] * (self.length - 1), "too_long"]
-        names = [(outcome, "malformed", "early_stop", "malformed") for outcome in wrong_node]
-        widths = [self.nodes, 3, 1, self.vocab_size - self.nodes - 4]  # nodes, FWD REV SEP, EOS, SEARCH BACK
-        errors = np.repeat(verifier.chain_errors(names, widths, OUTCOMES), len(problems), axis=0)
-        if mode_name == "FWD":
-            rows = np.flatnonzero(problems.forked)[:, None]
-            errors[rows, 2, self.children(problems)[problems.forked]] = OUTCOMES.index("wrong_branch")
-        return errors
 
     def walks(self, problems: Problems, stop: float, informed: float, rng: Generator, count: int) -> np.ndarray:
         """``count`` queries with walks on every graph, int64[n, count, 3 + trace_len], PAD in gaps.
@@ -328,15 +324,17 @@ class Star(Printed[Problems]):
         Modes are drawn evenly. The free slot of the query, where the walk does not start, names a random node.
         """
         labels, shape = problems.labels, (len(problems), count)
-        paths = random_paths(self.branches, self.length, shape, self.mode_names, stop, rng)
+        names = tuple(name for name in self.mode_names if name in WALKED)
+        paths = random_paths(self.branches, self.length, shape, names, stop, rng)
         rows = np.arange(len(labels))[:, None]
         free = labels[rows, rng.integers(self.graph_nodes, size=shape)]
         nodes = np.full((*shape, self.trace_len - 2), PAD)
         walked = np.arange(self.length) <= paths.steps[..., None]
         nodes[..., : self.length] = np.where(walked, labels[rows[..., None], paths.nodes], PAD)
-        if "SEARCH" in self.mode_names:
-            search = self.searching.walks(labels, stop, rng, count)
-            nodes = np.where((paths.mode_name == "SEARCH")[..., None], search, nodes)
+        if "SEARCH" in names:
+            search = self.search("SEARCH").walks(labels, stop, rng, count)
+            searched = (paths.mode_name == "SEARCH")[..., None]
+            nodes[..., : search.shape[2]] = np.where(searched, search, nodes[..., : search.shape[2]])
         origin = nodes[..., 0]
         if informed > 0:  # the free slot names where the walk ends
             end = (nodes != PAD).sum(axis=2, keepdims=True) - 1
@@ -344,6 +342,6 @@ class Star(Printed[Problems]):
             free = np.where((rng.random(shape) < informed) & (last < self.nodes), last, free)
         backward = (paths.mode_name == "REV")[..., None]
         query = np.where(backward, np.stack([free, origin], axis=2), np.stack([origin, free], axis=2))
-        mode_tokens = np.select([paths.mode_name == name for name in MODES], [self.mode_token(name) for name in MODES])
+        mode_tokens = np.select([paths.mode_name == name for name in names], [self.mode_token(name) for name in names])
         head = np.stack([np.full(shape, self.sep), mode_tokens], axis=2)
         return np.concatenate([query, head, nodes, np.full((*shape, 1), self.eos)], axis=2)

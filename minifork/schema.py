@@ -10,6 +10,7 @@ from dataclasses import dataclass
 from typing import Annotated
 
 from data_gen.arith import Arith
+from data_gen.search import SEARCHES
 from data_gen.sizes import Sizes
 from data_gen.star import Star
 from data_gen.streams import Mixture
@@ -153,8 +154,9 @@ class RL(Optim):
         """Raise ValueError naming the key that does not fit the task."""
         modes = ("free", *task.mode_names)
         self.require("rl.mode", self.mode in modes, f"choose {', '.join(modes)}")
-        one_trace = self.advantage != "exact" or "SEARCH" not in task.mode_names
-        self.require("rl.advantage", one_trace, "it needs every accepted trace, and SEARCH has several a problem")
+        one_trace = self.advantage != "exact" or not {*SEARCHES} & {*task.mode_names}
+        several = f"{' and '.join(SEARCHES)} have several a problem"
+        self.require("rl.advantage", one_trace, f"it needs every accepted trace, and {several}")
 
 
 @dataclass(frozen=True)

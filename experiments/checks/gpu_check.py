@@ -25,6 +25,7 @@ from typing import Any
 import numpy as np
 import torch
 
+from data_gen.search import SEARCHES
 from experiments.checks import engines
 from experiments.checks.bench_gpu import bench_gpu
 from experiments.checks.timing import fastest
@@ -198,8 +199,9 @@ def trees(config: Config) -> dict[str, TraceTree]:
 def samples(config: Config) -> Rows:
     """The kernel's samples in bf16 and fp32 against its own scored p, and these p against exact ones."""
     modes = range(len(config.data.mode_names))
-    if "SEARCH" in config.data.mode_names:
-        raise ValueError("scored p need all accepted traces, of which SEARCH has many; use a task without SEARCH")
+    if {*SEARCHES} & {*config.data.mode_names}:
+        searches = " and ".join(SEARCHES)
+        raise ValueError(f"scored p need all accepted traces, and {searches} have many; use a task without them")
     problems, failed = evaluation_problems(config.data, config.eval), 0
     traces = np.stack([config.data.traces(problems, np.full(len(problems), mode)) for mode in modes], axis=1)
     accepted = torch.from_numpy(traces).to(config.device)

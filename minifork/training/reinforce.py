@@ -179,8 +179,8 @@ def group_metrics(
 def exact_objective(config: Config, device: str) -> Objective:
     """-mean_i [1 - (1 - p_i)^k], p_i the sum over the problem's accepted traces, differentiated through the model.
 
-    This is the policy gradient of pass@k without variance. It needs one accepted trace a mode, and SEARCH has more. It
-    logs the reward, the mean of p_i; there are no rollouts and no KL.
+    This is the policy gradient of pass@k without variance. It needs one accepted trace a mode, and SEARCH and BOTH have
+    more. It logs the reward, the mean of p_i; there are no rollouts and no KL.
     """
     settings, task, forced_len = config.rl, config.data, int(config.rl.mode != FREE)
     modes = (settings.mode,) if forced_len else task.mode_names

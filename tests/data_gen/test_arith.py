@@ -18,13 +18,13 @@ from data_gen.task import PAD
 from tests.helpers import stars
 from tests.helpers.stars import PLAIN, Z, assert_refused, hypothesis_settings, names_flagged, verdict, z_score
 
-TINY = Arith(8, 2, 2, 7, modes="FWD,REV,RAT")
+TINY = Arith(8, 2, 2, 7, modes="FWD,REV,RAT,NAME")
 
 
 @st.composite
 def tasks(draw) -> Arith:
     branches, length = draw(st.integers(1, 3)), draw(st.integers(1, 4))
-    modes = draw(st.sampled_from(["FWD", "FWD,REV", "FWD,REV,RAT", "FWD,RAT"]))
+    modes = draw(st.sampled_from(["FWD", "FWD,REV", "FWD,REV,RAT", "FWD,RAT", "NAME,FWD"]))
     modulus, order = draw(st.sampled_from([2, 7, 23, None])), draw(st.sampled_from(["shuffled", "published"]))
     return Arith(branches * length + 1 + draw(st.integers(0, 3)), branches, length, modulus, order, modes)
 
@@ -64,6 +64,7 @@ class Sheet:
         bodies = {
             "FWD": [self.premise, *steps],
             "RAT": [*nodes[::-1], *steps],
+            "NAME": [*nodes[1:2], self.premise, *steps],
             "REV": [self.target, *home, premise, self.reduce(self.value + sum(consts))],
         }
         return [self.task.mode_token(mode), *bodies[mode], self.task.eos]
@@ -73,8 +74,9 @@ class Sheet:
         task, right = self.task, self.right.get(answer[0])
         if right is None:
             return "malformed"
-        # Mode, query, value, node, constant, sum.
-        opening = {"FWD": "mqv", "REV": "mq", "RAT": "mq" + "n" * task.length + "v"}[self.modes[answer[0]]]
+        # Mode, fork, query, value, node, constant, sum.
+        openings = {"FWD": "mqv", "REV": "mq", "RAT": "mq" + "n" * task.length + "v", "NAME": "mfqv"}
+        opening = openings[self.modes[answer[0]]]
         kinds = opening + "ncs" * task.length + "vs"
         if answer == right[: len(answer)]:
             return "accept" if len(answer) == len(right) else "live"
@@ -84,7 +86,8 @@ class Sheet:
             return "early_stop" if token == task.eos else "malformed"
         if due == task.eos or (token < task.labels) != (due < task.labels):
             return "too_long" if due == task.eos else "malformed"
-        if place == len(opening) and opening[-1] == "v" and self.came_from.get(token, [None])[0] == self.premise:
+        at_fork = kinds[place] == "f" or place == len(opening) and opening[-1] == "v"
+        if at_fork and self.came_from.get(token, [None])[0] == self.premise:
             return "wrong_branch"
         return {"q": "wrong_query", "v": "wrong_query", "s": "arithmetic"}.get(kinds[place], "look_up")
 
@@ -93,7 +96,7 @@ def test_docstrings():
     """Wrong sums are arithmetic, and wrong constants are look-ups."""
     problems = streams.problems(TINY, 0, "train", 1)
     assert TINY.decode(TINY.prompts(problems)[0]) == "c b 2 b h 1 d e 1 c d 4 c 1 e SEP"
-    texts = "FWD c 1 d 4 5 e 1 6 EOS,REV e d 1 1 c 4 5 1 6 EOS,RAT e d c 1 d 4 5 e 1 6 EOS"
+    texts = "FWD c 1 d 4 5 e 1 6 EOS,REV e d 1 1 c 4 5 1 6 EOS,RAT e d c 1 d 4 5 e 1 6 EOS,NAME d c 1 d 4 5 e 1 6 EOS"
     for mode, text in enumerate(texts.split(",")):
         trace = TINY.traces(problems, np.array([mode]))[0]
         assert TINY.decode(trace[trace != PAD]) == text

@@ -60,6 +60,7 @@ def test_a_task_that_lacks_a_member_cannot_be_made(member):
 
 
 STARS = [Star(16, 5, 3, modes="REV,SEARCH,FWD"), Star(6, 1, 4, "published"), Sizes(10, "2x4,3x3,6x2")]
+STARS += [Star(16, 2, 4, modes="FWD,RAT,BOTH,NAME")]
 
 
 @pytest.mark.parametrize("task", [Maze(4, 3), *STARS, Arith(12, 2, 3, None, modes="FWD,REV,RAT")], ids=str)

@@ -1,4 +1,4 @@
-"""SEARCH traces of star against a reader of graphs in plain Python.
+"""SEARCH and BOTH traces of star against a reader of graphs in plain Python.
 
 Statistical tests have fixed seeds and |z| < 4.5 (false alarms 7e-6 each).
 """
@@ -9,13 +9,14 @@ from functools import partial
 import numpy as np
 import pytest
 
-from data_gen import streams
+from data_gen import search, streams
 from data_gen.star import Star
 from data_gen.streams import Mixture
 from data_gen.task import PAD
-from tests.helpers.stars import PLAIN, Graph, Z, assert_graded, assert_refused, verdict, z_score
+from tests.helpers.stars import PLAIN, TINY, Graph, Z, assert_graded, assert_refused, verdict, z_score
 
 SEARCHED = Star(12, 3, 4, modes="FWD,REV,SEARCH")
+SHOWN = Star(10, 3, 3, modes="FWD,BOTH")
 
 
 def read_search(task: Star, graph: Graph, trace) -> str:
@@ -39,6 +40,60 @@ def read_search(task: Star, graph: Graph, trace) -> str:
             visited.append(token)
             at = token
     return "live"
+
+
+def read_both(task: Star, graph: Graph, trace) -> str:
+    """An independent reader of BOTH traces: like that of SEARCH, but every branch is due, and BACK marks the wrong."""
+    at, visited = None, []
+    for token in trace[1:]:
+        leaf, goal = at is not None and at not in graph.children, at == graph.goal
+        shown = all(node in visited for node in graph.children[graph.start])
+        nexts = graph.children.get(graph.start if goal or at is None else at, [])
+        if token == task.eos:
+            ended = shown and (goal or at == graph.start)
+            return "accept" if ended else "wrong_branch" if leaf and not goal else "early_stop"
+        if at is None and token == graph.start or leaf and not goal and token == task.back:
+            at = graph.start
+        elif goal and token == task.back:
+            return "wrong_branch"
+        elif shown and (goal or at == graph.start) and (token < task.nodes or token == task.back):
+            return "too_long"
+        elif at is None or token >= task.nodes:
+            return "malformed"
+        elif leaf and not goal or token in nexts and token in visited:
+            return "wrong_branch"
+        elif token not in nexts:
+            return "invalid_edge"
+        else:
+            visited.append(token)
+            at = token
+    return "live"
+
+
+@pytest.mark.parametrize("forked", [True, False])
+def test_both_shows_all_branches_and_the_reader_agrees_everywhere(forked):
+    problems = SHOWN.remove_fork(streams.problems(SHOWN, 0, "test", 200), np.full(200, forked))
+    dfa, prompts, traces = SHOWN.dfa(problems), SHOWN.prompts(problems), SHOWN.traces(problems, np.full(200, 1))
+    places = []  # of the right branch
+    for i, trace in enumerate(traces):
+        trace, reader = trace[trace != PAD].tolist(), partial(read_both, SHOWN, Graph(SHOWN, prompts[i]))
+        assert verdict(dfa, i, trace) == "accept" == reader(trace) and len(trace) == (11 if forked else 5)
+        assert trace.count(SHOWN.back) == 2 * forked
+        places.append(trace.index(problems.labels[i, 1]))
+        if i < 5:
+            assert_graded(dfa, i, SHOWN.vocab_size, reader, [SHOWN.mode_token("BOTH")])
+    if forked:
+        assert all(abs(z_score(places.count(place), 200, 1 / 3)) < Z for place in (2, 5, 8))
+
+
+def test_docstring():
+    task = replace(TINY, modes="FWD,SEARCH,BOTH")
+    problems = streams.problems(task, 0, "train", 1)
+    dfa, token = task.dfa(problems), {word: token for token, word in task.words.items()}
+    texts = "SEARCH 2 3 4 EOS,SEARCH 2 1 7 BACK 3 4 EOS,BOTH 2 3 4 1 7 BACK EOS,BOTH 2 1 7 BACK 3 4 EOS"
+    for text in texts.split(","):
+        assert text in search.__doc__
+        assert verdict(dfa, 0, [token.get(word) or int(word) for word in text.split()]) == "accept"
 
 
 @pytest.mark.parametrize("forked", [True, False])
@@ -70,7 +125,10 @@ def test_search_walks_and_their_pass_at_1():
     """An ideal base that walks as the corpus does is right as often as the closed form says."""
     task, n, stop = Star(12, 2, 3, modes="FWD,REV,SEARCH"), 20_000, 0.2
     problems = streams.problems(task, 0, "test", n)
-    dfa, walks = task.dfa(problems), task.searching.walks(problems.labels, stop, np.random.default_rng(0), 1)[:, 0]
+    dfa, walks = (
+        task.dfa(problems),
+        task.search("SEARCH").walks(problems.labels, stop, np.random.default_rng(0), 1)[:, 0],
+    )
     traces = ([task.mode_token("SEARCH"), *walk[walk != PAD], task.eos] for walk in walks)
     right = sum(verdict(dfa, i, trace) == "accept" for i, trace in enumerate(traces))
     branch = (1 - stop) ** 2 / 2  # a whole branch, and then a stop or the way back
@@ -78,7 +136,8 @@ def test_search_walks_and_their_pass_at_1():
 
 
 def test_search_names_the_key():
-    assert_refused(Star, {"nodes": 20, "length": 3, "modes": "FWD,SEARCH"}, "branches=6", ": SEARCH")
+    for mode in search.SEARCHES:
+        assert_refused(Star, {"nodes": 20, "length": 3, "modes": f"FWD,{mode}"}, "branches=6", ": SEARCH and BOTH")
     assert_refused(Mixture, vars(PLAIN) | {"modes": "RAT"}, "fork_rate=0.5", ": there is no other mode")
 
 

@@ -125,6 +125,21 @@ def test_search(tmp_path, capsys):
     assert "claims hold on 1 pair" in out and "is missing" not in out
 
 
+def test_rationales(tmp_path, capsys):
+    """The study of the preset, with everything that `reproduce` makes of its runs."""
+    pipeline = TaskPipeline(tmp_path, "star", [*SMALL, *FEW, "preset=rationale", "reproduce.workers=1"])
+    assert pipeline("reproduce") == 0
+    out = capsys.readouterr().out
+    rows = files.read_json(pipeline.folder / "summary.json")["rows"]
+    assert [row["name"] for row in rows] == ["base", "forward", "RAT", "NAME", "BOTH"] and "is missing" not in out
+    result = pipeline.view()
+    assert result["engine"] == "exact" and len(result["checks"]) == 5 and all(c["agrees"] for c in result["checks"])
+    for record in result["records"]:
+        assert set(record["forced"]) == {"FWD", "REV", "RAT", "NAME", "BOTH"}
+        plain = record["stage"] == "sft" and "sft.modes" not in record["tags"]
+        assert (record["fork_train"] is not None) == plain
+
+
 def test_sizes(tmp_path):
     pipeline = TaskPipeline(tmp_path, "sizes", SIZES)
     assert pipeline("sft") == pipeline("eval") == 0
@@ -175,5 +190,5 @@ def test_a_task_without_a_fork(tmp_path, capsys, monkeypatch):
 def test_modes_that_a_task_lacks(tmp_path, capsys):
     pipeline = Pipeline(tmp_path / "runs", SMALL)
     assert "sft.modes" in pipeline.refused(capsys, "sft", "sft.modes=FWD,SEARCH")
-    assert "data.modes" in pipeline.refused(capsys, "pretrain", "data.modes=FWD,RAT")
+    assert "data.modes" in pipeline.refused(capsys, "pretrain", "data.modes=FWD,CODE")
     assert "eval.grading" in pipeline.refused(capsys, "eval", "eval.grading=answer")
