@@ -24,7 +24,7 @@ from minifork import runs
 from minifork.config import read_yaml
 from minifork.evaluate import require_policy
 from minifork.schema import Config
-from minifork.training import losses
+from minifork.training import losses, stages
 from minifork.values import expand_home, override_text
 
 STUDIES = Path(__file__).parent / "studies"
@@ -149,6 +149,8 @@ def _check(config: Config, stage: str) -> None:
     """Raise ValueError for values that a stage or the evaluation would refuse hours later."""
     losses.parse_loss(config.sft.loss)
     require_policy(config)
+    if stage == "rl":
+        stages.check_rl(config)
     if stage == "wise" and len(config.wise.shares) > 1:
         raise ValueError(f"wise.weights is {config.wise.weights!r}: a run has one share, give a list of words")
 

@@ -121,6 +121,11 @@ class SFT(Optim, Mixture):
             self.require("anchor", self.loss == "cross_entropy", f"it needs loss=cross_entropy, not {self.loss}")
             object.__setattr__(self, "anchor", str(anchor))
 
+    @property
+    def problem_count(self) -> int:
+        """The number of distinct problems in an epoch."""
+        return -(-self.traces // (len(self.mode_names) if self.allocation == "problem" else 1))
+
     def check_task(self, task: Task) -> None:
         """Raise ValueError naming the key that does not fit the task."""
         valid = {*self.mode_names} <= {*task.mode_names}
@@ -135,10 +140,13 @@ class RL(Optim):
 
     epoch: CountOrZero
     mode: str
-    advantage: Annotated[str, one_of("grpo", "passk", "exact")]
+    advantage: Annotated[str, one_of("grpo", "centred", "maxrl", "passk", "exact")]
     k: Count
     kl: NotNegative
     kl_form: Annotated[str, one_of("sequence", "k3")]
+    reduction: Annotated[str, one_of("sequence_mean", "token_mean", "none")]
+    policy: str
+    source: Annotated[str, one_of("fresh", "sft")]
     problems: Count
     prompts: Count
     group: Annotated[int, Rule(lambda value: value >= 2, "a group needs at least 2 rollouts")]

@@ -1,9 +1,11 @@
-"""`make contrast`: compares the coverage that RL loses on forward and on reverse traces, and under several advantages.
+"""`make contrast`: compares the coverage that RL loses on forward and on reverse traces, and under several objectives.
 
 All runs (experiments/studies/rl.yaml) start from the fine-tuned model after epoch `rl.epoch`, as in arXiv 2605.17026.
 Forward RL forces FWD, whose traces meet the fork. Reverse RL forces REV, whose traces do not. Free RL lets the model
 choose its mode. Each run is measured in its own mode. `exact` follows the exact gradient of pass@k, so what it loses is
-not due to sampling.
+not due to sampling. Published RL is that of the first code of arXiv 2605.17026, which trains on the problems of
+fine-tuning. It is run on fresh problems too. Repaired RL follows the policy gradient of pass@1 on fresh problems: no
+division by the deviation or by lengths, no nucleus, the KL of whole traces.
 """
 
 import numpy as np
@@ -18,6 +20,13 @@ from minifork.schema import Config
 from minifork.storage.files import write_json
 
 FORWARD, REVERSE = "forward, GRPO", "reverse, GRPO"  # names of runs in the study
+COMPARED = (  # pairs of runs whose changes of pass@k are compared
+    (FORWARD, REVERSE),
+    ("forward, published, sft problems", "reverse, published, sft problems"),
+    ("forward, published, fresh problems", "reverse, published, fresh problems"),
+    ("forward, published, sft problems", "forward, published, fresh problems"),
+    ("forward, repaired", "forward, published, sft problems"),
+)
 
 
 def contrast(config: Config) -> None:
@@ -39,12 +48,13 @@ def compare_rl_runs(config: Config, plans: list[Plan]) -> None:
         of_run = [plan for plan in plans if plan.name == name]
         curves[name] = np.stack([early_stopping_curve(results, plan, mode_of(plan)) for plan in of_run])
     rows = [_row(name, curve[:, 0], curve[:, -1]) for name, curve in curves.items()]
-    forward, reverse = (curves[name][:, -1] - curves[name][:, 0] for name in (FORWARD, REVERSE))
+    changes = {name: curve[:, -1] - curve[:, 0] for name, curve in curves.items()}
+    differences = {f"({first}) minus ({second})": changes[first] - changes[second] for first, second in COMPARED}
     rivals = dict.fromkeys(plan.name for plan in plans if plan.config.rl.mode == "FWD" and plan.name != FORWARD)
     result = runs.made_by(config) | {
         "pairs": config.reproduce.pairs,
         "runs": rows,
-        "forward_minus_reverse": estimate_by_k(mean_over_pairs, (forward - reverse)[:, 1:], ks=KS[1:]),
+        "differences": {name: estimate_by_k(mean_over_pairs, values) for name, values in differences.items()},
         "above_grpo": {name: above_curve(curves[name][:, -1], curves[FORWARD]) for name in rivals},
     }
     print(contrast_text(result))
@@ -64,14 +74,18 @@ def mode_of(plan: Plan) -> str | None:
 
 def contrast_text(result: dict) -> str:
     """The result of `compare_rl_runs` in words."""
-    lines = [f"{'run, in its own mode':<28}" + "".join(f"{f'pass@{k}: start, end, change':>44}" for k in KS)]
+    lines = [f"{'run, in its own mode':<36}" + "".join(f"{f'pass@{k}: start, end, change':>44}" for k in KS)]
     for row in result["runs"]:
         ends = zip(row["start"], row["end"], row["change"].values(), strict=True)
         cells = [f"{start:.3f} {end:.3f} {signed(change)}" for start, end, change in ends]
-        lines.append(f"{row['run']:<28}" + "".join(f"{cell:>44}" for cell in cells))
-    for k, value in result["forward_minus_reverse"].items():
-        lines.append(f"forward minus reverse, change of pass@{k}: {signed(value)}")
+        lines.append(f"{row['run']:<36}" + "".join(f"{cell:>44}" for cell in cells))
+    for name, values in result["differences"].items():
+        lines.append(f"{name}, change: {_by_k(values)}")
     for name, gaps in result["above_grpo"].items():
-        above = ", ".join(f"pass@{k} {signed(value)}" for k, value in gaps.items())
-        lines.append(f"{name}: above the snapshots of {FORWARD} at no less pass@1: {above}")
+        lines.append(f"{name}: above the snapshots of {FORWARD} at no less pass@1: {_by_k(gaps)}")
     return "\n".join([*lines, f"{pairs_text(result['pairs'])}; {BIAS}"])
+
+
+def _by_k(estimates: dict[str, dict]) -> str:
+    """Estimates by k in words."""
+    return ", ".join(f"pass@{k} {signed(value)}" for k, value in estimates.items())

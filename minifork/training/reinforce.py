@@ -5,9 +5,17 @@ rollouts o_i of one problem with rewards r and advantages A(r), and pi_ref the *
 
     loss = - mean_i [ 1/|o_i| sum_t A_i log pi(o_it) ] + kl D
 
+`rl.reduction` chooses how tokens are averaged. sequence_mean: as above. token_mean: the sum over all tokens of the
+update, divided by their number (DAPO, arXiv 2503.14476). none: mean_i [ sum_t A_i log pi(o_it) ], the policy gradient
+itself (Dr. GRPO, arXiv 2503.20783). In one update token_mean is none divided by the mean length of the rollouts.
+
 `rl.kl_form` chooses D. sequence: KL(pi || pi_ref) of whole traces, with an unbiased gradient (`sequence_kl`). k3: the
 form of arXiv 2402.03300, D = mean_i [ 1/|o_i| sum_t (pi_ref/pi - log(pi_ref/pi) - 1)(o_it) ]. Its gradient is that of
 KL(pi_ref || pi) of single tokens, at prefixes sampled from pi and weighted by 1/|o_i| (arXiv 2510.01555, 2512.21852).
+The tokens of k3 are averaged as `rl.reduction` says.
+
+The published code of arXiv 2605.17026 has token_mean, k3 and rollouts with `rl.policy` top_p=0.999
+(src/training/nano_r1_fsdp.py).
 
 Where all accepted traces of a problem can be listed, p_i is a differentiable function of the weights. The policy
 gradient of pass@k then needs no samples: `exact_objective`.
@@ -26,7 +34,7 @@ from data_gen import streams
 from data_gen.task import PAD, Batch, Task
 from data_gen.walks import IGNORE
 from minifork import measure
-from minifork.decoding.policy import Policy
+from minifork.decoding.policy import Policy, parse_policy
 from minifork.gpt import GPT
 from minifork.gpu.backends import sample
 from minifork.measuring.problems import problem_set
@@ -35,7 +43,7 @@ from minifork.training.loop import Objective
 from minifork.training.losses import sequence_logp, token_logp
 
 FREE = "free"
-RL_POOL_STEP = 10**6  # RL takes its problems from this step of the training stream; fine-tuning uses lower steps
+RL_POOL_STEP = 10**6  # fresh problems come from this step of the training stream; fine-tuning uses lower steps
 
 
 def grpo_advantage(reward: Tensor, k: int = 1) -> Tensor:
@@ -45,6 +53,24 @@ def grpo_advantage(reward: Tensor, k: int = 1) -> Tensor:
     """
     spread = reward.std(dim=1, keepdim=True, correction=0)
     return torch.where(spread > 0, (reward - reward.mean(dim=1, keepdim=True)) / spread.clamp(min=1e-6), 0.0)
+
+
+def centred_advantage(reward: Tensor, k: int = 1) -> Tensor:
+    """r - mean over each group, float[B, n]: without the division by the deviation (Dr. GRPO, arXiv 2503.20783).
+
+    With `rl.reduction` none and n rollouts the expected gradient is (n - 1)/n times that of pass@1. k is not used.
+    """
+    return reward - reward.mean(dim=1, keepdim=True)
+
+
+def maxrl_advantage(reward: Tensor, k: int = 1) -> Tensor:
+    """(r - mean) / mean over each group, float[B, n]; 0 where no rollout is right (MaxRL, arXiv 2602.02710).
+
+    With `rl.reduction` none and n rollouts the expected gradient is that of sum_{k=1}^{n-1} pass@k / k, which is the
+    series of log p after n - 1 terms, up to a constant. (r / mean would give n terms.) k is not used.
+    """
+    mean = reward.mean(dim=1, keepdim=True)
+    return torch.where(mean > 0, (reward - mean) / mean.clamp(min=1e-6), 0.0)
 
 
 def passk_advantage(reward: Tensor, k: int) -> Tensor:
@@ -65,7 +91,12 @@ def passk_advantage(reward: Tensor, k: int) -> Tensor:
     return table[(reward > 0).long(), (reward == 0).sum(dim=1, keepdim=True)]
 
 
-ADVANTAGES: dict[str, Callable[[Tensor, int], Tensor]] = {"grpo": grpo_advantage, "passk": passk_advantage}
+ADVANTAGES: dict[str, Callable[[Tensor, int], Tensor]] = {
+    "grpo": grpo_advantage,
+    "centred": centred_advantage,
+    "maxrl": maxrl_advantage,
+    "passk": passk_advantage,
+}
 
 
 def objective(config: Config, reference: GPT, device: str) -> Objective:
@@ -75,10 +106,34 @@ def objective(config: Config, reference: GPT, device: str) -> Objective:
     return group_objective(config, reference, device)
 
 
+def rollout_policy(config: Config) -> Policy:
+    """The decode policy of rollouts; raises ValueError naming the step of rl.policy that is wrong."""
+    try:
+        return parse_policy(config.rl.policy)
+    except ValueError as error:
+        raise ValueError(f"rl.policy: {error}") from None
+
+
+def check_source(config: Config) -> None:
+    """Raise ValueError naming the key, if RL is to use problems of fine-tuning and there are too few or none."""
+    settings, count = config.rl, config.sft.problem_count
+    if settings.source == "fresh":
+        return
+    if settings.epoch == 0:
+        raise ValueError("rl.source is 'sft': RL from the base (rl.epoch=0) has no fine-tuning, give fresh")
+    if settings.problems > count:
+        there = f"rl.source=sft, and fine-tuning has {count} distinct problems"
+        raise ValueError(f"rl.problems is {settings.problems}: {there}; lower it or raise sft.traces")
+
+
 @lru_cache(maxsize=2)
-def _pool(task: Task, seed: int, count: int) -> Batch:
-    """The rl.problems problems to learn from, from a part of the training stream that fine-tuning does not use."""
-    return streams.training_problems(task, seed, count, RL_POOL_STEP)
+def _pool(task: Task, seed: int, count: int, source: str) -> Batch:
+    """The rl.problems problems to learn from: the first of fine-tuning's epoch 0, or a draw of the same stream anew.
+
+    A small task has so few graphs that the new draw repeats some of fine-tuning's. Those of fine-tuning are as drawn:
+    with a fork, and without a cue to it (`data_gen.streams.sft_examples`).
+    """
+    return streams.training_problems(task, seed, count, 0 if source == "sft" else RL_POOL_STEP)
 
 
 def problems_of(config: Config, step: int) -> Batch:
@@ -89,16 +144,16 @@ def problems_of(config: Config, step: int) -> Batch:
     for number in np.unique(passes):
         rng = streams.generator(config.seed, "train", RL_POOL_STEP + 1 + int(number), "shuffle")
         rows[passes == number] = rng.permutation(settings.problems)[places[passes == number]]
-    return _pool(config.data, config.seed, settings.problems)[rows]
+    return _pool(config.data, config.seed, settings.problems, settings.source)[rows]
 
 
 def group_objective(config: Config, reference: GPT, device: str) -> Objective:
     """Policy gradient with group advantages from sampled rollouts; rl.mode forces the mode token or leaves it free."""
-    settings, task = config.rl, config.data
+    settings, task, policy = config.rl, config.data, rollout_policy(config)
 
     def update(model: GPT, step: int) -> tuple[Tensor, int, dict[str, Tensor]]:
         batch = problem_set(task, problems_of(config, step), device)
-        tree = measure.trace_tree(model, batch, Policy())
+        tree = measure.trace_tree(model, batch, policy)
         # Problems have other ids in every update, so that no two updates share random numbers.
         tree = replace(tree, ids=tree.ids + step * settings.prompts)
         if settings.mode != FREE:
@@ -121,7 +176,8 @@ def group_objective(config: Config, reference: GPT, device: str) -> Objective:
 def group_loss(logits: Tensor, reference_logits: Tensor, targets: Tensor, advantage: Tensor, settings: RL) -> Tensor:
     """The loss at the top of this file, a scalar, of N rollouts with advantages float[N].
 
-    logits, reference_logits, targets: as in `sequence_kl`. settings: the config's rl section; kl and kl_form are used.
+    logits, reference_logits, targets: as in `sequence_kl`. settings: the config's rl section; kl, kl_form and
+    reduction are used.
     """
     present = targets != IGNORE
     logp = token_logp(logits, targets)
@@ -129,10 +185,18 @@ def group_loss(logits: Tensor, reference_logits: Tensor, targets: Tensor, advant
     if settings.kl_form == "k3":
         ratio = token_logp(reference_logits, targets) - logp
         per_token = settings.kl * (ratio.exp() - ratio - 1) + per_token
-    loss = ((per_token * present).sum(dim=1) / present.sum(dim=1).clamp(min=1)).mean()
+    loss = reduced(per_token, present, settings.reduction)
     if settings.kl_form == "k3":
         return loss
     return loss + settings.kl * sequence_kl(logits, reference_logits, targets).mean()
+
+
+def reduced(per_token: Tensor, present: Tensor, reduction: str) -> Tensor:
+    """The tokens' losses float[N, T], where ``present`` bool[N, T], as one scalar by `rl.reduction` (see the top)."""
+    sums, lengths = (per_token * present).sum(dim=1), present.sum(dim=1)
+    if reduction == "sequence_mean":
+        return (sums / lengths.clamp(min=1)).mean()
+    return sums.sum() / lengths.sum().clamp(min=1) if reduction == "token_mean" else sums.mean()
 
 
 def sequence_kl(logits: Tensor, reference_logits: Tensor, targets: Tensor) -> Tensor:

@@ -44,7 +44,7 @@ def sft(config: Config, resume: bool) -> Run:
 def rl(config: Config, resume: bool) -> Run:
     """A fine-tuned run's snapshot, or the base, trained by rewards, with snapshots at updates 1, 2, 4, ...
 
-    Raises ValueError where `pretrain` does, for a start that is missing, for sft.prefix, and for data that leaks.
+    Raises ValueError where `pretrain` does, for a start that is missing, and as `check_rl` does.
     """
     start = runs.require_run(config, "sft" if config.rl.epoch else "base").checkpoint(config.rl.epoch or None)
     with runs.hold_run(config, "rl", start, resume) as run:
@@ -115,7 +115,7 @@ def sft_objective(run: Run, start: Checkpoint, device: str) -> Objective:
 
 def _reinforce(run: Run, start: Checkpoint) -> None:
     config, settings, device = run.config, run.config.rl, pick_device(run.config)
-    check_prompts(config)
+    check_rl(config)
     rollouts = "" if settings.advantage == "exact" else f" x {settings.group} rollouts"
     run.say(f"{run.name}: from {start.path}, {settings.updates} updates of {settings.prompts} problems{rollouts}")
     objective = reinforce.objective(config, start.model().to(device), device)
@@ -157,8 +157,13 @@ def check_traces(run: Run, data: streams.Examples) -> None:
     run.say(_verdict(leaks))
 
 
-def check_prompts(config: Config) -> None:
-    """Raise ValueError for RL with sft.prefix, and from the base on prompts that leak, unless sft.allow_leak."""
+def check_rl(config: Config) -> None:
+    """Raise ValueError for what RL cannot use: sft.prefix, rl.policy or rl.source, and prompts that leak.
+
+    Prompts are checked for RL from the base only, unless sft.allow_leak.
+    """
+    reinforce.rollout_policy(config)
+    reinforce.check_source(config)
     if config.sft.prefix:
         raise ValueError(f"sft.prefix is {config.sft.prefix}: rl samples traces without a prefix; give 0")
     if config.rl.epoch == 0 and config.data.branch_order != "shuffled" and not config.sft.allow_leak:

@@ -77,6 +77,8 @@ def test_entries_need_their_mode(task, names):
         ({"choose": "sft.lss", "sft.loss": ["gem=0.5", "gem=0.7"]}, "sft.lss"),
         ({"sft.loss": "hinge"}, "sft.loss 'hinge' does not exist"),
         ({"eval.policy": ["temperature=2", "nonsense"]}, "nonsense"),
+        ({"stage": "rl", "rl.policy": "top_p=2"}, "rl.policy: policy top_p is 2"),
+        ({"stage": "rl", "rl.source": "sft"}, "rl.problems is 1600: rl.source=sft, and fine-tuning has 1000 distinct"),
         ({"stage": "wise", "wise.weights": "0.25,0.5"}, "a run has one share"),
         ({"sft.lr": "x4"}, "sft.lr must be a number, not 'x4'"),
         ({"sft.epochs": "/0"}, "/0"),

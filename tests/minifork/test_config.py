@@ -77,7 +77,9 @@ def test_presets(task):
     assert set(presets) >= {"small", "paper"}
     assert all(configs.load_config(task, [f"preset={name}"]).preset == name for name in presets)
     assert configs.load_config(task, ["sft.lr=0.5", "preset=paper"]).sft.lr == 0.5  # overrides come on top
-    assert configs.load_config(task, ["preset=paper"]).rl.kl_form == "k3"  # as published
+    published = configs.load_config(task, ["preset=paper"]).rl
+    assert (published.kl_form, published.reduction, published.source) == ("k3", "token_mean", "sft")
+    assert published.updates == 1600 and published.policy == "top_p=0.999"
     folders = {configs.load_config(task, [f"preset={name}"]).runs for name in ["", *presets]}
     assert len(folders) == 1 + len(presets)
     assert "no preset 'huge'" in refused(task, "preset=huge")

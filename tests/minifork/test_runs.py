@@ -27,6 +27,7 @@ OTHER = {  # another legal value of the keys whose type does not give one
     "preset": "paper", "runs": "elsewhere", "name": "mine", "device": "auto", "data.branch_order": "published",
     "data.modes": "FWD,REV,SEARCH", "pretrain.optimizer": "adamw", "sft.modes": "REV,FWD", "sft.fork_rate": 0.5,
     "sft.allocation": "problem", "pretrain.muon": "torch", "sft.muon": "torch", "rl.muon": "torch", "rl.kl_form": "k3",
+    "rl.reduction": "none", "rl.policy": "top_p=0.9", "rl.source": "sft",
     "sft.loss": "gem=0.7", "sft.optimizer": "muon", "rl.mode": "FWD",
     "rl.advantage": "passk", "rl.optimizer": "muon", "wise.weights": "0.5", "eval.split": "valid",
     "eval.grading": "answer", "eval.engine": "exact", "eval.policy": "top_p=0.9", "eval.stratify": "first",

@@ -1,4 +1,4 @@
-"""Rewards, advantages and objectives by brute force and against the exact engine; the stage, small."""
+"""Objectives by brute force and against the exact engine; the problems, what is logged and the stage, small."""
 
 import itertools
 import json
@@ -28,7 +28,7 @@ from minifork.settings import Shape
 from minifork.storage.weights import load_weights
 from minifork.training import loop, stages
 from minifork.training.losses import token_logp
-from minifork.training.reinforce import grpo_advantage, passk_advantage, training_pairs
+from minifork.training.reinforce import ADVANTAGES, training_pairs
 from tests.helpers.pipeline import BASE
 
 RL = ["rl.problems=24", "rl.prompts=8", "rl.group=6", "rl.updates=12", "rl.lr=0.003", "rl.epoch=4"]
@@ -54,23 +54,23 @@ def logged(folder: Path) -> list[dict]:
     return [{name: value for name, value in json.loads(line).items() if name != "tokens_per_s"} for line in lines]
 
 
-# advantages
-
-
-@pytest.mark.parametrize("n", [2, 5, 6])
-def test_passk_is_the_mean_over_all_groups_of_k(n):
-    """(best of the k - mean) / deviation, averaged over the subsets of k that hold the rollout. GRPO is k = 1."""
-    for k, reward in itertools.product(range(1, n + 1), itertools.product((0.0, 1.0), repeat=n)):
-        best = {subset: max(reward[i] for i in subset) for subset in itertools.combinations(range(n), k)}
-        mean = np.mean([*best.values()])
-        deviation = math.sqrt(mean * (1 - mean))
-        with_rollout = [np.mean([value for subset, value in best.items() if i in subset]) for i in range(n)]
-        expected = (np.array(with_rollout) - mean) / deviation if deviation > 1e-6 else np.zeros(n)
-        for advantage in [passk_advantage, grpo_advantage][: 1 + (k == 1)]:
-            np.testing.assert_allclose(advantage(torch.tensor([reward]), k)[0], expected, atol=1e-5)
-
-
 # objectives
+
+
+def test_the_policy_shapes_the_rollouts_only(start, monkeypatch):
+    """Its rollouts are those of the policy, top_k=1 here; the loss is that of the model without it."""
+    settings, sampled = configs.with_changes(start[0], {"rl.policy": "top_k=1", "rl.mode": "REV"}), []
+    real = backends.sample
+    monkeypatch.setattr(learning, "sample", lambda *a, **k: sampled.append(real(*a, **k)) or sampled[-1])
+    monkeypatch.setitem(ADVANTAGES, "grpo", lambda reward, k: torch.ones_like(reward))
+    loss = learning.group_objective(settings, start[1], "cpu")(start[1], 0)[0]
+    (result,) = sampled
+    assert (result.traces.tokens == result.traces.tokens[:, :1]).all()
+    inputs, targets = training_pairs(first_update(*start, "REV")[0], result.traces.tokens, settings.data.eos, 1)
+    with torch.no_grad():
+        logp, present = token_logp(start[1](inputs), targets), targets != IGNORE
+    expected = -float(((logp * present).sum(dim=1) / present.sum(dim=1)).mean())
+    assert float(loss.detach()) == pytest.approx(expected, rel=1e-5) and expected > 0.01
 
 
 @pytest.mark.parametrize("mode", ["free", "REV"])
@@ -98,30 +98,51 @@ def test_exact_objective_is_pass_at_k(start, mode, k):
 
 
 @pytest.mark.slow
-def test_the_group_gradient_is_the_exact_one_on_average(start, monkeypatch):
-    """With rewards minus their mean as advantages and no KL, REINFORCE follows the gradient of pass@1, but that it
-    weighs long traces less: over many rollouts the two point nearly the same way."""
+def test_the_group_gradient_is_the_exact_one_on_average(start):
+    """With centred advantages, summed tokens and no KL, REINFORCE follows the gradient of pass@1: over many rollouts
+    the two point nearly the same way, and along the exact one they are equally long."""
     settings, model = start
-    settings = configs.with_changes(settings, {"rl.group": 4000, "rl.kl": 0.0, "rl.k": 1})
-    monkeypatch.setitem(learning.ADVANTAGES, "grpo", lambda reward, k: reward - reward.mean(dim=1, keepdim=True))
+    changes = {"rl.group": 4000, "rl.kl": 0.0, "rl.k": 1, "rl.advantage": "centred", "rl.reduction": "none"}
+    settings = configs.with_changes(settings, changes)
     gradients = []
     for objective in (learning.group_objective(settings, model, "cpu"), learning.exact_objective(settings, "cpu")):
         model.zero_grad()
         objective(model, 0)[0].backward()
         gradients.append(torch.cat([p.grad.flatten() for p in model.parameters()]))
     model.zero_grad()
-    assert torch.cosine_similarity(*gradients, dim=0) > 0.9
+    sampled, exact_one = gradients
+    assert torch.cosine_similarity(sampled, exact_one, dim=0) > 0.9
+    assert float(sampled @ exact_one / (exact_one @ exact_one)) == pytest.approx(1, abs=0.15)
 
 
 def test_every_update_takes_other_problems_and_every_pass_holds_each_once(start):
-    """24 problems, 8 an update: a pass is three updates. They are not those of fine-tuning."""
+    """24 problems, 8 an update: a pass is three updates."""
     identity = start[0].data.identity
     first, second = (
         np.concatenate([identity(learning.problems_of(start[0], step)) for step in steps]).tolist()
         for steps in (range(3), range(3, 6))
     )
     assert len(set(first)) == 24 and sorted(first) == sorted(second) and first != second
-    assert not {*first} <= {*identity(stages.sft_data(start[0], 0).problems).tolist()}
+
+
+def test_fresh_problems_are_not_those_of_fine_tuning():
+    """At full size, where two draws hardly ever share a graph."""
+    config = configs.load_config("star", ["rl.prompts=1600"])
+    fresh, tuned = learning.problems_of(config, 0), stages.sft_data(config, 0).problems
+    assert len({*config.data.identity(fresh).tolist()}) == 1600
+    assert not {*config.data.identity(fresh).tolist()} & {*config.data.identity(tuned).tolist()}
+
+
+@pytest.mark.parametrize("mixture", [{}, {"sft.fork_rate": 0.5}, {"sft.fork_rate": 0.5, "sft.allocation": "problem"}])
+def test_problems_of_fine_tuning(start, mixture):
+    """They are the prompts that fine-tuning saw, all of them if there are no more, each once a pass."""
+    task, changes = start[0].data, mixture | {"rl.source": "sft", "rl.problems": 32, "sft.traces": 64}
+    settings = configs.with_changes(start[0], changes)
+    prompts = np.concatenate([task.prompts(learning.problems_of(settings, step)) for step in range(4)])
+    data = stages.sft_data(settings, 0).tokens[:, : prompts.shape[1]]
+    assert len(np.unique(prompts, axis=0)) == 32 and {*map(bytes, prompts)} <= {*map(bytes, data)}
+    if settings.sft.problem_count == 32:
+        assert {*map(bytes, prompts)} == {*map(bytes, data)}
 
 
 # the divergence from the start
@@ -231,7 +252,7 @@ def test_rewards_raise_pass_at_1(copy):
 
     assert pipeline("sft", *tuned) == 0
     before = pass_at_1(runs.require_run(pipeline.config(*tuned), "sft"))
-    for advantage in ("grpo", "passk", "exact"):
+    for advantage in ("grpo", "maxrl", "passk", "exact"):
         changes = [*RL, *tuned, "rl.updates=32", "rl.k=2", f"rl.advantage={advantage}"]
         assert pipeline("rl", *changes) == 0
         run = runs.require_run(pipeline.config(*changes), "rl")
@@ -239,10 +260,14 @@ def test_rewards_raise_pass_at_1(copy):
         assert pass_at_1(run) > before + 0.02
 
 
-def test_resumes_bit_for_bit(copy, monkeypatch):
-    pipeline = copy(BASE, "fork1")
-    folder, real = pipeline.at("rl", *RL), backends.sample
-    assert pipeline("rl", *RL) == 0
+PUBLISHED = ["rl.source=sft", "rl.reduction=token_mean", "rl.policy=top_p=0.999", "rl.kl_form=k3"]
+
+
+@pytest.mark.parametrize("changes", [[], PUBLISHED])
+def test_resumes_bit_for_bit(copy, monkeypatch, changes):
+    pipeline, words = copy(BASE, "fork1"), [*RL, *changes]
+    folder, real = pipeline.at("rl", *words), backends.sample
+    assert pipeline("rl", *words) == 0
     whole, metrics, calls = load_weights(folder / "ckpt.pt")["model"], logged(folder), []
     shutil.rmtree(folder)
 
@@ -253,14 +278,15 @@ def test_resumes_bit_for_bit(copy, monkeypatch):
         return real(*arguments, **options)
 
     monkeypatch.setattr(learning, "sample", interrupted)
-    assert pipeline("rl", *RL) == 130 and not runs.read_run(folder).complete
-    assert pipeline("rl", "--resume", *RL) == 0
+    assert pipeline("rl", *words) == 130 and not runs.read_run(folder).complete
+    assert pipeline("rl", "--resume", *words) == 0
     halves = load_weights(folder / "ckpt.pt")["model"]
     assert all(torch.equal(whole[key], halves[key]) for key in whole) and logged(folder) == metrics
 
 
 def test_bad_starts_are_refused(copy, capsys):
-    """A missing start, an epoch that is not kept, prefixes, prompts that leak; the base is a start."""
+    """A missing start, an epoch that is not kept, prefixes, prompts that leak, a wrong policy, problems of fine-tuning
+    where there are too few or none; the base is a start."""
     pipeline, from_base = copy(BASE, "fork1"), [*RL, "rl.epoch=0", "rl.updates=1"]
     for override in ("sft.fork_rate=0.5", "model.width=64", "sft.epochs=2"):
         error = pipeline.refused(capsys, "rl", *RL, override)
@@ -268,6 +294,11 @@ def test_bad_starts_are_refused(copy, capsys):
     assert "e3.pt: no such weights" in pipeline.refused(capsys, "rl", *RL, "rl.epoch=3")
     assert "sft.prefix is 3" in pipeline.refused(capsys, "rl", *from_base, "sft.prefix=3")
     assert "sft.allow_leak=true" in pipeline.refused(capsys, "rl", *from_base, "data.branch_order=published")
+    assert "rl.policy: policy top_p is 2: give a prob" in pipeline.refused(capsys, "rl", *RL, "rl.policy=top_p=2")
+    from_sft = [*RL, "rl.source=sft"]
+    error = pipeline.refused(capsys, "rl", *from_sft, "rl.problems=65")
+    assert "rl.problems is 65: rl.source=sft, and fine-tuning has 64 distinct problems; lower it" in error
+    assert "rl.source is 'sft': RL from the base" in pipeline.refused(capsys, "rl", *from_sft, "rl.epoch=0")
     assert sorted(pipeline.folder.iterdir()) == sorted([pipeline.run(BASE), pipeline.run("fork1")])
     assert pipeline("rl", *from_base, "sft.fork_rate=0.5") == 0
 
