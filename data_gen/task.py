@@ -140,6 +140,11 @@ class Task(ABC, Generic[P]):
         return tuple(self.modes.split(","))
 
     @property
+    def first_tokens(self) -> dict[str, int]:
+        """The tokens that a trace may begin with, by name: the modes and their tokens, if traces write their mode."""
+        return {name: self.mode_token(name) for name in self.mode_names}
+
+    @property
     def graph_len(self) -> int:
         """The first tokens of a prompt, which a sequence of walks prints once; the query follows. 0: there are none."""
         return 0
