@@ -105,8 +105,8 @@ class Openers(Star):
     def walks(self, problems: Problems, stop: float, informed: float, rng: Generator, count: int) -> np.ndarray:
         """The walks of `Star.walks`, each with an opener drawn uniformly, so that it tells nothing of the mode."""
         walks = super().walks(problems, stop, informed, rng, count)
-        drawn = rng.integers(self.table.shape[1], size=walks.shape[:2])
-        walks[:, :, self.prompt_len - self.graph_len] = super().vocab_size + drawn
+        openers = rng.integers(self.table.shape[1], size=walks.shape[:2])
+        walks[:, :, self.prompt_len - self.graph_len] = super().vocab_size + openers
         return walks
 
 
@@ -118,11 +118,11 @@ def read_table(text: str, mode_names: tuple[str, ...]) -> np.ndarray:
     except ValueError:
         raise ValueError(f"{wrong} write a mode and its numbers, then a comma, as in FWD .9 .1, REV .1 .9") from None
     widths = sorted({len(row) for _, row in rows})
+    letters = len(NAMES)
     rules = {
         f"give one row for each of {', '.join(mode_names)}": sorted(mode for mode, _ in rows) == sorted(mode_names),
         f"rows have {' and '.join(map(str, widths))} numbers, give all equally many": len(widths) == 1,
-        f"{widths[-1]} openers need as many letters, and there are only the {len(NAMES)} of A to Z": widths[-1]
-        <= len(NAMES),
+        f"{widths[-1]} openers need as many letters, and there are only {letters}, A to Z": widths[-1] <= letters,
         "it has a number that is no probability": all(0 <= p <= 1 for _, row in rows for p in row),
     }
     rules |= {f"the row of {mode} sums to {sum(row):g}, not 1": abs(sum(row) - 1) <= TOLERANCE for mode, row in rows}

@@ -49,11 +49,11 @@ def compare_alternatives(values: Alternatives) -> dict[str, dict]:
     """
     best, estimates = max(values.values(), key=lambda row: row["pass@1"].mean()), {}
     for name, row in values.items():
-        lost, saved = difference_over_pairs(best["pass@1"], row["pass@1"]), best["tokens"] - row["tokens"]
+        loss, saving = difference_over_pairs(best["pass@1"], row["pass@1"]), best["tokens"] - row["tokens"]
         estimates[name] = {
             quantity: (mean_over_pairs if quantity.startswith("tokens") else probability_over_pairs)(array)
             for quantity, array in row.items()
-        } | {"pass@1 lost": lost, "tokens saved": mean_over_pairs(saved)}
+        } | {"pass@1 lost": loss, "tokens saved": mean_over_pairs(saving)}
     return estimates
 
 

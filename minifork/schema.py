@@ -110,7 +110,7 @@ class RL(Optim):
         modes = ("free", *task.first_tokens)
         self.require("rl.mode", self.mode in modes, f"choose {', '.join(modes)}")
         one_trace = tuple(task.first_tokens) == task.mode_names and "SEARCH" not in task.mode_names
-        need = "it needs one right trace a mode, and SEARCH has several, as have openers"
+        need = "it needs every accepted trace, and SEARCH has several a problem, as have openers"
         self.require("rl.advantage", self.advantage != "exact" or one_trace, need)
 
 

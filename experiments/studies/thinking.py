@@ -70,7 +70,8 @@ def responses(results: Results, plan: Plan, task: Star) -> dict[str, dict[str, n
     problems, model = problems_for(config, pick_device(config)), results.runs[record["run"]].model(record["epoch"])
     policy = parse_policy(settings.policy)
     tree = measure.trace_tree(model.to(pick_device(config)), problems, policy, settings.max_tokens)
-    modes = partings(task, evaluation_problems(task, settings)) if settings.forked else {}
+    hard = settings.forked and not settings.max_tokens
+    modes = partings(task, evaluation_problems(task, settings)) if hard else {}
     values = prefix_control.responses(tree, problems, modes, settings.rollouts)
     for first, row in values.items():
         row |= {f"pass@{k}": results.record_pass_at_k(record, k, first) for k in (1, 16)}

@@ -100,7 +100,7 @@ WRONG = {
     "FWD, SEARCH": "the row of FWD sums to 0",
     "FWD a b, SEARCH .5 .5": "write a mode and its numbers",
     "": "write a mode and its numbers",
-    f"FWD 1{' 0' * 26}, SEARCH 1{' 0' * 26}": "27 openers need as many letters, and there are only the 26",
+    f"FWD 1{' 0' * 26}, SEARCH 1{' 0' * 26}": "27 openers need as many letters, and there are only 26",
 }
 
 
@@ -111,7 +111,10 @@ def test_wrong_tables_are_refused(table):
     assert str(error.value).startswith(f"the command line: data.openers is {table!r}: ")
 
 
-def test_exact_rl_needs_all_traces():
+def test_rl_forces_openers_and_exact_rl_refuses_them():
+    assert configs.load_config("openers", ["rl.mode=C"]).rl.mode == "C"
+    with pytest.raises(ValueError, match="rl.mode is 'FWD': choose free, A, B, C, D"):
+        configs.load_config("openers", ["rl.mode=FWD"])
     with pytest.raises(ValueError, match=r"rl.advantage is 'exact': .* as have openers"):
         tables = ["data.modes=FWD,REV", "sft.modes=FWD,REV", "data.openers=FWD 1 0, REV 0 1"]
         configs.load_config("openers", [*tables, "rl.advantage=exact"])

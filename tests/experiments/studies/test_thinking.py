@@ -11,7 +11,7 @@ from tests.conftest import SMALL
 from tests.data_gen.test_tasks import TaskPipeline
 from tests.helpers.starts import Starts
 
-FEW = ["walks.seq_len=36", "sft.epochs=1", "eval.problems=32", "eval.rollouts=64"]
+FEW = ["walks.seq_len=36", "sft.epochs=1", "eval.problems=16", "eval.rollouts=64", "eval.check_problems=4"]
 QUANTITIES = ["tokens", "tokens beyond the shortest", "pass@1", "pass@16", "pass@1 lost", "tokens saved"]
 
 
@@ -28,7 +28,7 @@ def test_every_opener(tmp_path, monkeypatch, capsys):
         p = {name: results.problem_p(record, name).mean() for name in "ABCD"}
         assert record["mode"]["p"].keys() == record["forced"].keys() == p.keys() == rows.keys()
         for name, row in rows.items():
-            assert {*row} == {*QUANTITIES, *(["P(SEARCH)"] if place != "easy" else [])}
+            assert {*row} == {*QUANTITIES, *(["P(SEARCH)"] if place == "hard" else [])}
             assert row["pass@1"]["mean"] == pytest.approx(p[name])
             assert row["pass@1 lost"]["mean"] == pytest.approx(max(p.values()) - p[name])
             assert row["tokens beyond the shortest"]["mean"] == pytest.approx(row["tokens"]["mean"] - 5)
@@ -37,7 +37,6 @@ def test_every_opener(tmp_path, monkeypatch, capsys):
     p_search = {name: row["P(SEARCH)"]["mean"] for name, row in run["problems"]["hard"].items()}
     assert run["synonyms"][0]["difference"]["mean"] == pytest.approx(p_search["A"] - p_search["B"])
     assert "synonyms A and B" in (printed := capsys.readouterr().out) and "hard, T=5" in printed
-    assert pipeline("thinking") == 0 and starts.commands == ["sft"]  # nothing is made twice
 
 
 def test_every_mode_of_star(tmp_path, monkeypatch, capsys):
