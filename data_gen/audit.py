@@ -267,7 +267,7 @@ def fork_share(
     children, tokens = task.children(examples.problems), examples.tokens
     if children is None or children.shape[1] == 1:
         return Check("fork share", "no fork declared" if children is None else "no fork")
-    passes = forked & (tokens[:, task.prompt_len] == task.mode_token(mode_name))
+    passes = forked & (examples.mode_index == task.mode_names.index(mode_name))
     share = float(passes.mean())
     # Less than a trace of rounding (the last problem of a problem-level set may not get all modes).
     exact = abs(share - fork_rate) < 1 / len(tokens)

@@ -72,24 +72,31 @@ def _trace(task: Task[Batch], mode_name: str, trace: np.ndarray) -> Iterator[Req
     """The traces of one mode, int64[n, trace_len], begin with their mode and end with one EOS."""
     name, is_eos = f"traces(problems, mode_index) in mode {mode_name}", trace == task.eos
     yield from _tokens(task, name, trace, (PROBLEMS, task.trace_len))
-    yield trace[:, 0] == task.mode_token(mode_name), f"{name} does not begin with mode_token(mode_name)"
+    if mode_name in task.first_tokens:
+        yield trace[:, 0] == task.mode_token(mode_name), f"{name} does not begin with mode_token(mode_name)"
+    else:
+        yield np.isin(trace[:, 0], [*task.first_tokens.values()]), f"{name} does not begin with one of first_tokens"
     after_eos = np.cumsum(is_eos, axis=1) > is_eos
     ends = is_eos.any(axis=1, keepdims=True) & (after_eos == (trace == PAD))
     yield ends, f"{name} does not end with eos once, and PAD after it"
 
 
 def _fork(task: Task[Batch], problems: Batch, traces: list[np.ndarray], dfa: DFA) -> Iterator[Requirement]:
-    """The fork lies on a right trace, and the wrong branches lead nowhere."""
+    """The fork lies on a right trace, and the wrong branches lead nowhere.
+
+    If traces do not write their mode, their first token is left out, and a wrong branch may be that of a SEARCH.
+    """
     prefix, children = task.fork_prefix(problems), task.children(problems)
     if prefix is None or children is None:
         yield prefix is children, "of fork_prefix(problems) and children(problems) it gives only one"
         return
     yield from _tokens(task, "fork_prefix(problems)", prefix, (PROBLEMS,))
     yield from _tokens(task, "children(problems)", children, (PROBLEMS,))
+    unwritten = tuple(task.first_tokens) != task.mode_names
     right = np.column_stack([prefix, children[:, 0]])
-    on_trace = [(trace[:, : right.shape[1]] == right).all(axis=1) for trace in traces]
+    on_trace = [(trace[:, : right.shape[1]] == right)[:, int(unwritten) :].all(axis=1) for trace in traces]
     yield np.any(on_trace, axis=0), "no trace begins with fork_prefix(problems) and column 0 of children(problems)"
-    for child in children.T[1:]:
+    for child in () if unwritten else children.T[1:]:
         steps = dfa.shortest()[np.arange(PROBLEMS), _ends(dfa, np.column_stack([prefix, child]))]
         dead_end = (child == PAD) | (steps > dfa.next.shape[1])
         yield dead_end, "dfa(problems) can still accept after a wrong one of children(problems)"

@@ -1,10 +1,10 @@
 """The base class of tasks: problems as tokens, traces, automata and walks.
 
-The tasks that ship are `data_gen.star.Star`, `data_gen.sizes.Sizes` (stars of several sizes) and
-`data_gen.arith.Arith`. `examples/new_task.py` is one from scratch. A problem is a prompt of ``prompt_len`` tokens. A
-trace answers it in one of the task's ``modes``: it begins with the token of its mode and ends with EOS. A mode_name is
-the name of a mode, a mode_index its place in `Task.mode_names`. Problems come in batches. The type of a task's batches
-is a subclass of `Batch`.
+The tasks that ship are `data_gen.star.Star`, `data_gen.sizes.Sizes` (stars of several sizes),
+`data_gen.openers.Openers` and `data_gen.arith.Arith`. `examples/new_task.py` is one from scratch. A problem is a prompt
+of ``prompt_len`` tokens. A trace answers it in one of the task's ``modes``: it begins with the token of its mode (or
+with another of `Task.first_tokens`) and ends with EOS. A mode_name is the name of a mode, a mode_index its place in
+`Task.mode_names`. Problems come in batches. The type of a task's batches is a subclass of `Batch`.
 """
 
 from abc import ABC, abstractmethod
@@ -138,6 +138,14 @@ class Task(ABC, Generic[P]):
     def mode_names(self) -> tuple[str, ...]:
         """The names of its modes, such as ("FWD", "REV")."""
         return tuple(self.modes.split(","))
+
+    @property
+    def first_tokens(self) -> dict[str, int]:
+        """The tokens that a trace may begin with, by name: the modes and their tokens.
+
+        A task whose traces do not write their mode gives others (`data_gen.openers`). Then no trace has a `mode_token`.
+        """
+        return {name: self.mode_token(name) for name in self.mode_names}
 
     @property
     def graph_len(self) -> int:

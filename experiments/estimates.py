@@ -1,6 +1,6 @@
 """Estimates over pairs of seeds: a mean with its 95 % interval, as data and as text."""
 
-from collections.abc import Callable, Sequence
+from collections.abc import Callable, Mapping, Sequence
 from typing import Any
 
 import numpy as np
@@ -31,6 +31,53 @@ def difference_over_pairs(a: np.ndarray, b: np.ndarray) -> dict:
 def mean_over_pairs(values: np.ndarray) -> dict:
     """The mean of values or pseudo-values float64[pairs, n], as a dict like that of `probability_over_pairs`."""
     return _estimate(values, intervals.mean_interval(values))
+
+
+Alternatives = Mapping[str, Mapping[str, np.ndarray]]  # float64[pairs, n] by alternative and quantity
+
+
+def stack_pairs(by_pair: Sequence[Mapping[str, Mapping[str, np.ndarray]]]) -> Alternatives:
+    """The values float64[n] of every pair of seeds in one array for each alternative and quantity."""
+    first = by_pair[0]
+    return {name: {key: np.stack([pair[name][key] for pair in by_pair]) for key in first[name]} for name in first}
+
+
+def compare_alternatives(values: Alternatives) -> dict[str, dict]:
+    """Estimates of every quantity by alternative, and what each loses against the one with the largest pass@1.
+
+    "pass@1" and "tokens" must be among the quantities. Those whose name does not begin with "tokens" are probabilities.
+    """
+    best, estimates = max(values.values(), key=lambda row: row["pass@1"].mean()), {}
+    for name, row in values.items():
+        loss, saving = difference_over_pairs(best["pass@1"], row["pass@1"]), best["tokens"] - row["tokens"]
+        estimates[name] = {
+            quantity: (mean_over_pairs if quantity.startswith("tokens") else probability_over_pairs)(array)
+            for quantity, array in row.items()
+        } | {"pass@1 lost": loss, "tokens saved": mean_over_pairs(saving)}
+    return estimates
+
+
+def agreements(values: Alternatives, names: Sequence[tuple[str, str]], prefix: str, largest: float) -> list[dict]:
+    """Whether each two of the named alternatives agree in every quantity whose name begins with ``prefix``.
+
+    They agree if their mean difference is at most ``largest``, up or down. Each row has the difference.
+    """
+    rows = []
+    for first, second in names:
+        for quantity in (key for key in values[first] if key.startswith(prefix)):
+            difference = difference_over_pairs(values[first][quantity], values[second][quantity])
+            agree = abs(difference["mean"]) <= largest
+            rows.append({"names": [first, second], "quantity": quantity, "difference": difference, "agree": agree})
+    return rows
+
+
+def alternatives_text(title: str, rows: Mapping[str, Mapping[str, dict]]) -> str:
+    """What `compare_alternatives` gives as a table with a column for each alternative."""
+    lines = [f"{title:<28}" + "".join(f"{name:>24}" for name in rows)]
+    for quantity in next(iter(rows.values())):
+        cells = [f"{row[quantity]['mean']:.3f} {uncertainty_text(row[quantity], '')}" for row in rows.values()]
+        lines.append(f"  {quantity:<26}" + "".join(f"{cell:>24}" for cell in cells))
+    return "\n".join(lines)
 
 
 def _estimate(values: np.ndarray, ends: np.ndarray | None) -> dict:

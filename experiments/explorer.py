@@ -64,7 +64,7 @@ def _problem(task: Task, problem: Batch, tokens: list[int]) -> dict:
 def _snapshot(config: Config, problems: ProblemSet, results: Results, record: dict) -> dict:
     """The page's data of one checkpoint: for every problem p, branch probabilities in thousandths, and its tree."""
     model = results.runs[record["run"]].model(record["epoch"])
-    tree = measure.trace_tree(model, problems, policy.parse_policy(config.eval.policy))
+    tree = measure.trace_tree(model, problems, policy.parse_policy(config.eval.policy), config.eval.max_tokens)
     return {
         "epoch": record["epoch"] or 0,
         "p": [float(f"{value:.6g}") for value in results.problem_p(record)[: len(tree)].tolist()],

@@ -209,6 +209,6 @@ def _tree(model: GPT, problems: ProblemSet, policy: Policy | str, mode: str | No
         tree = measure.trace_tree(model, problems, parse_policy(policy) if isinstance(policy, str) else policy)
     if mode is None:
         return tree
-    if mode not in task.mode_names:
-        raise ValueError(f"mode is {mode!r}: choose {', '.join(task.mode_names)}, or None")
+    if mode not in task.first_tokens:
+        raise ValueError(f"mode is {mode!r}: choose {', '.join(task.first_tokens)}, or None")
     return measure.force_mode(tree, task, mode)

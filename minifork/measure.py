@@ -1,7 +1,8 @@
 """Measures one model on one set of problems: pass@k, outcomes of its traces, probabilities at the fork.
 
 `measure` computes a *measurement*: all numbers of one model under the settings of eval. An *evaluation*
-(`minifork.evaluate`) is the measurement of one checkpoint, kept with its run.
+(`minifork.evaluate`) is the measurement of one checkpoint, kept with its run. To force a mode is to force one of the
+task's ``first_tokens``. If traces do not write their mode, these are other tokens, such as openers.
 """
 
 from dataclasses import dataclass, replace
@@ -58,7 +59,7 @@ def measure(
     A task without a fork has neither "fork", "fork_train" nor "rest". Raises NotComputedError, and ValueError for text
     that is no policy.
     """
-    tree = trace_tree(model, problems, policy.parse_policy(settings.policy))
+    tree = trace_tree(model, problems, policy.parse_policy(settings.policy), settings.max_tokens)
     answers = enumerate_traces(settings, tree, problems)
     if settings.stratify == "none":
         samples = measure_iid(settings, tree, problems, answers, checked)
@@ -66,7 +67,7 @@ def measure(
         samples = measure_stratified(settings, tree, problems, checked)
     fork, fork_arrays = measure_fork(model, problems, training, answers)
     modes = mode_probabilities(tree, problems)
-    record = samples.record | fork | {"mode": quantities.mode_statistics(modes, problems.task.mode_names)}
+    record = samples.record | fork | {"mode": quantities.mode_statistics(modes, [*problems.task.first_tokens])}
     return Measurement(record, samples.arrays | fork_arrays | {"modes": modes}, samples.check)
 
 
@@ -99,7 +100,7 @@ def measure_iid(
     by_row = {name: _result(settings, mode_tree, answers.get(name)) for name, mode_tree in trees.items()}
     results = {name: _average_over_integers(problems, result) for name, result in by_row.items()}
     record = quantities.pass_statistics(results["free"], ks) | {"forced": {}}
-    for mode in problems.task.mode_names:
+    for mode in problems.task.first_tokens:
         wasted = quantities.wasted(results[mode], problems.shortest_trace(mode))
         record["forced"][mode] = quantities.pass_statistics(results[mode], ks) | {"wasted": wasted}
     record["errors"] = quantities.errors(results["free"], problems.outcome_names)
@@ -116,7 +117,7 @@ def measure_iid(
 
 def _trees_by_mode(tree: TraceTree, task: Task) -> dict[str, TraceTree]:
     """The tree itself as "free", and with each mode forced."""
-    return {"free": tree} | {mode: force_mode(tree, task, mode) for mode in task.mode_names}
+    return {"free": tree} | {mode: force_mode(tree, task, mode) for mode in task.first_tokens}
 
 
 def _result(settings: Eval, tree: TraceTree, answer: PrefixResult | None) -> Result:
@@ -200,26 +201,31 @@ def _among_branches(problems: ProblemSet, logits: Tensor) -> np.ndarray:
 
 def mode_probabilities(tree: TraceTree, problems: ProblemSet) -> np.ndarray:
     """float64[n, modes]: the model's probability of each mode, renormalised over them."""
-    tokens = [problems.task.mode_token(mode) for mode in problems.task.mode_names]
+    tokens = [*problems.task.first_tokens.values()]
     return mean_over_integers(problems, torch.softmax(tree.prompts.logits[:, tokens].double(), dim=1).cpu().numpy())
 
 
 @torch.no_grad()
-def trace_tree(model: GPT, problems: ProblemSet, policy: Policy) -> TraceTree:
-    """The traces of a model on these problems. The prompts are encoded here, once for all engines."""
+def trace_tree(model: GPT, problems: ProblemSet, policy: Policy, max_tokens: int = 0) -> TraceTree:
+    """The traces of a model on these problems. The prompts are encoded here, once for all engines.
+
+    max_tokens: as eval.max_tokens. Raises ValueError if it leaves no room for any right trace.
+    """
+    if max_tokens and max_tokens < (shortest := int(problems.shortest[:, 0].min())):
+        raise ValueError(f"eval.max_tokens is {max_tokens}: right traces have {shortest} tokens or more; give as many")
     return TraceTree(
         model,
         model.prefill(problems.prompts),
         problems.dfa,
         len(problems.outcome_names),
-        problems.task.trace_len,
+        max_tokens or problems.task.trace_len,
         policy,
     )
 
 
 def force_mode(tree: TraceTree, task: Task, mode_name: str) -> TraceTree:
     """The tree with the token of a mode forced."""
-    return tree.force(torch.full((len(tree), 1), task.mode_token(mode_name), device=tree.dfa.device))
+    return tree.force(torch.full((len(tree), 1), task.first_tokens[mode_name], device=tree.dfa.device))
 
 
 def powers_of_two(largest: int) -> list[int]:

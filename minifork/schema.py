@@ -10,19 +10,19 @@ from dataclasses import dataclass
 from typing import Annotated
 
 from data_gen.arith import Arith
+from data_gen.openers import Openers
 from data_gen.search import SEARCHES
 from data_gen.sizes import Sizes
 from data_gen.star import Star
 from data_gen.streams import Mixture
 from data_gen.task import Task
-from minifork.settings import Count, Eval, Rule, Section, Shape, one_of
+from minifork.settings import Count, CountOrZero, Eval, Rule, Section, Shape, one_of
 
-TASKS: dict[str, type[Task]] = {"star": Star, "sizes": Sizes, "arith": Arith}
+TASKS: dict[str, type[Task]] = {"star": Star, "sizes": Sizes, "arith": Arith, "openers": Openers}
 
 Share = Annotated[float, Rule(lambda value: 0 <= value <= 1, "it is a share, in [0, 1]")]
 Positive = Annotated[float, Rule(lambda value: 0 < value < math.inf, "it must be positive and finite")]
 NotNegative = Annotated[float, Rule(lambda value: 0 <= value < math.inf, "it must be finite and not negative")]
-CountOrZero = Annotated[int, Rule(lambda value: value >= 0, "it must be at least 0")]
 Seed = Annotated[int, Rule(lambda value: 0 <= value < 2**63, "it must be in [0, 2^63)")]
 
 
@@ -160,11 +160,11 @@ class RL(Optim):
 
     def check_task(self, task: Task) -> None:
         """Raise ValueError naming the key that does not fit the task."""
-        modes = ("free", *task.mode_names)
+        modes = ("free", *task.first_tokens)
         self.require("rl.mode", self.mode in modes, f"choose {', '.join(modes)}")
-        one_trace = self.advantage != "exact" or not {*SEARCHES} & {*task.mode_names}
-        several = f"{' and '.join(SEARCHES)} have several a problem"
-        self.require("rl.advantage", one_trace, f"it needs every accepted trace, and {several}")
+        one_trace = tuple(task.first_tokens) == task.mode_names and not {*SEARCHES} & {*task.mode_names}
+        several = f"{', '.join(SEARCHES)} and openers have several a problem"
+        self.require("rl.advantage", self.advantage != "exact" or one_trace, f"it needs every accepted trace: {several}")
 
 
 @dataclass(frozen=True)

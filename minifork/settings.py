@@ -24,6 +24,7 @@ def one_of(*words: str) -> Rule:
 
 
 Count = Annotated[int, Rule(lambda value: value >= 1, "it must be at least 1")]
+CountOrZero = Annotated[int, Rule(lambda value: value >= 0, "it must be at least 0")]
 
 
 class Section:
@@ -71,6 +72,7 @@ class Eval(Section):
     rollouts: Annotated[Count, Rule(lambda value: value <= 10**9, "counts are exact up to 10^9 only")]
     bf16: bool
     policy: str
+    max_tokens: CountOrZero
     stratify: Annotated[str, one_of("none", "first", "fork", "entropy")]
     strata: Count
     problems: Count
@@ -91,5 +93,7 @@ class Eval(Section):
         """Raise ValueError naming the key that does not fit the task."""
         enough = self.stratify == "none" or self.strata <= task.vocab_size
         self.require("eval.strata", enough, f"there are only {task.vocab_size} tokens")
+        fits = self.max_tokens <= task.trace_len
+        self.require("eval.max_tokens", fits, f"the longest right trace has {task.trace_len} tokens; 0 means no cut")
         gradable = self.grading == "steps" or task.guessing_floor is not None
         self.require("eval.grading", gradable, "traces of this task end in no answer, choose steps")

@@ -28,7 +28,7 @@ def stratified_study(results: Results, plan: Plan) -> dict[str, tuple[np.ndarray
     if problems.branches is None or (problems.branches == PAD).any():
         return {}
     model = results.runs[record["run"]].model(record["epoch"]).to(device)
-    tree = measure.trace_tree(model, problems, policy.parse_policy(config.eval.policy))
+    tree = measure.trace_tree(model, problems, policy.parse_policy(config.eval.policy), config.eval.max_tokens)
     iid = results.record_pass_at_k(record, problems.branches.shape[1])
     return {"iid": (iid, 0.0)} | stratified_passes(tree, *problems.at_fork())
 

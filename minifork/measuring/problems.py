@@ -8,7 +8,7 @@ import torch
 from torch import Tensor
 
 from data_gen import streams
-from data_gen.task import Batch, Task
+from data_gen.task import Batch, P, Task
 from data_gen.verifier import DFA
 from minifork.settings import Eval
 
@@ -36,8 +36,11 @@ class ProblemSet:
         return DFA(self.dfa.cpu().numpy(), self.outcome_names).shortest()
 
     def shortest_trace(self, mode_name: str) -> np.ndarray:
-        """int64[n / integers]: the tokens of the shortest accepted trace of each problem in a mode."""
-        after_mode = self.dfa[:, 0, self.task.mode_token(mode_name)].cpu().numpy()
+        """int64[n / integers]: the tokens of the shortest accepted trace of each problem in a mode.
+
+        mode_name: one of the task's ``first_tokens``.
+        """
+        after_mode = self.dfa[:, 0, self.task.first_tokens[mode_name]].cpu().numpy()
         return 1 + self.shortest[np.arange(len(after_mode)), after_mode][:: self.integers]
 
     def at_fork(self) -> tuple[Tensor, Tensor]:
@@ -47,7 +50,7 @@ class ProblemSet:
         return self.fork, self.branches
 
 
-def evaluation_problems(task: Task, settings: Eval, order: str = "shuffled", cue_rate: float = 0.0) -> Batch:
+def evaluation_problems(task: Task[P], settings: Eval, order: str = "shuffled", cue_rate: float = 0.0) -> P:
     """The eval.problems problems of a split, with branches printed in this order and this share of problems cued."""
     task = task.printed(order)
     return streams.test_problems(task, settings.problems, cue_rate, forked=settings.forked, stream=settings.split)

@@ -27,6 +27,7 @@ SHIPPED = {  # the tasks of each study, with a preset after a colon
     "arith": "arith arith:small arith:paper",
     "sizes": "sizes sizes:small",
     "search": "star:search",
+    "openers": "openers openers:small openers:paper",
     "demo": "star:demo",
     "frontier": "star star:small star:search arith arith:small sizes",
     **dict.fromkeys(("sensitivity", "rl", "stops"), "star star:small"),
