@@ -156,7 +156,7 @@ def measure_stratified(settings: Eval, tree: TraceTree, problems: ProblemSet, ch
         prefix = problems.at_fork()[0] if settings.stratify == "fork" else tree.dfa.new_zeros(len(tree), 0)
         length = torch.full((len(tree),), prefix.shape[1], device=prefix.device)
     strata = stratified.stratify(tree, prefix, length, settings.strata, lambda stratum: exact(stratum, settings.budget))
-    record = quantities.stratified_coverage(strata, powers_of_two(settings.max_k))
+    record = quantities.stratified_coverage(strata, powers_of_two(settings.max_k), settings.pool)
     record |= {"forced": None, "errors": None, "hit_rate": hit_rate}
     check = check_strata(settings, tree, strata, prefix, length) if checked else None
     return Measurement(record, {"strata": strata.p_lo}, check)

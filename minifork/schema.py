@@ -163,8 +163,8 @@ class RL(Optim):
         modes = ("free", *task.first_tokens)
         self.require("rl.mode", self.mode in modes, f"choose {', '.join(modes)}")
         one_trace = tuple(task.first_tokens) == task.mode_names and not {*SEARCHES} & {*task.mode_names}
-        several = f"{', '.join(SEARCHES)} and openers have several a problem"
-        self.require("rl.advantage", self.advantage != "exact" or one_trace, f"it needs every accepted trace: {several}")
+        need = f"it needs every accepted trace: {', '.join(SEARCHES)} and openers have several a problem"
+        self.require("rl.advantage", self.advantage != "exact" or one_trace, need)
 
 
 @dataclass(frozen=True)

@@ -75,8 +75,9 @@ class Eval(Section):
     max_tokens: CountOrZero
     stratify: Annotated[str, one_of("none", "first", "fork", "entropy")]
     strata: Count
+    pool: Annotated[int, Rule(lambda value: value >= 0, "give 0 to deal samples in turn, or the samples of the pool")]
     problems: Count
-    max_k: Annotated[int, Rule(lambda value: value >= 64, "give at least 64, where runs are compared")]
+    max_k: Count
     check_problems: Count
     check_rollouts: Count
 
@@ -84,6 +85,14 @@ class Eval(Section):
         super().__post_init__()
         computed = self.stratify == "none" or self.engine in ("auto", "exact")
         self.require("engine", computed, "stratified decoders are computed, choose auto or exact")
+        comparable = self.max_k >= 64 or self.pool > 0
+        self.require("max_k", comparable, "give at least 64, where runs are compared, or the size of a pool, eval.pool")
+        if self.pool:
+            self.require("pool", self.stratify != "none", "it is of a stratified decoder, choose eval.stratify")
+            enough = self.pool >= self.max_k
+            self.require("pool", enough, f"pass@k up to eval.max_k={self.max_k} draws as many samples from it")
+            enough = self.pool >= self.strata
+            self.require("pool", enough, f"it needs a sample of each of eval.strata={self.strata}")
         enough = self.rollouts >= self.max_k
         self.require("rollouts", enough, f"pass@k up to eval.max_k={self.max_k} needs as many")
         enough = self.check_problems <= self.problems

@@ -22,7 +22,14 @@ from experiments.figures import default_settings, save_figure, whiskers
 from experiments.results import Results, load_results
 from experiments.studies.early_stopping import BIAS, above_curve, early_stopping_curve, early_stopping_gap
 from experiments.studies.steps import evaluate_and_check, print_minutes
-from experiments.studies.stratified import recovered_shares, stratified_line, stratified_study
+from experiments.studies.stratified import (
+    first_token_line,
+    first_token_passes,
+    first_token_rows,
+    recovered_shares,
+    stratified_line,
+    stratified_study,
+)
 from experiments.study import Plan
 from minifork import runs
 from minifork.evaluate import measure_missing
@@ -109,7 +116,7 @@ def validation_scores(config: Config, plans: list[Plan]) -> dict[str, dict]:
 
 def compare_with_early_stopping(config: Config, plans: list[Plan], results: dict[Eval, Results]) -> None:
     """Compare the runs of plans with their early-stopping curve; raises ValueError when one was not measured."""
-    folder, rows, stratified = runs.task_folder(config), [], []
+    folder, rows, stratified, first_tokens = runs.task_folder(config), [], [], []
     for rate in sorted({plan.config.sft.fork_rate for plan in plans if plan.name == CROSS_ENTROPY}):
         of_rate = [plan for plan in plans if plan.config.sft.fork_rate == rate]
         plain = [plan for plan in of_rate if plan.name == CROSS_ENTROPY]
@@ -124,9 +131,11 @@ def compare_with_early_stopping(config: Config, plans: list[Plan], results: dict
             save_figure(figure, folder / "figures" / f"frontier-fork{rate:g}-{mode_name}.png")
         by_pair = [stratified_study(results[plan.config.eval], plan) for plan in plain]
         stratified += recovered_shares(rate, by_pair)
+        first_tokens += first_token_rows(rate, [first_token_passes(results[plan.config.eval], plan) for plan in plain])
     lines = [frontier_table(rows), f"{pairs_text(config.reproduce.pairs)}; {BIAS}", *map(stratified_line, stratified)]
-    print("\n".join(lines))
-    write_json(folder / "frontier.json", runs.made_by(config) | {"methods": rows, "stratified": stratified})
+    print("\n".join([*lines, *map(first_token_line, first_tokens)]))
+    spread = {"stratified": stratified, "first_tokens": first_tokens}
+    write_json(folder / "frontier.json", runs.made_by(config) | {"methods": rows} | spread)
 
 
 def measured_methods(plans: list[Plan], results: dict[Eval, Results]) -> dict[str, list[Plan]]:

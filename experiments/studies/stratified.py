@@ -1,20 +1,32 @@
-"""The share of what d independent samples miss that d stratified ones find: one on each of d tokens, at the fork or
-elsewhere."""
+"""What samples gain that are spread over the top tokens of one position.
+
+First, the share of what d independent samples miss that d stratified ones find: one on each of d tokens, at the fork or
+elsewhere. Second, the decoder of arXiv 2605.17026, which spreads a pool of 64 samples over the top 8 first tokens. Its
+first token is uniform over them, so part of its gain is had by i.i.d. samples whose first token is drawn so
+(*flattening*). The rest is due to equal numbers (*spreading*). As the first token is the mode, most of 8 are wasted;
+beside it stands the same decoder over as many first tokens as the task has modes.
+"""
+
+import itertools
 
 import numpy as np
 import torch
 from torch import Tensor
 
 from data_gen.task import PAD
-from experiments.estimates import interval_text
+from experiments.estimates import KS, difference_over_pairs, interval_text, probability_over_pairs, signed
 from experiments.results import Results
 from experiments.study import Plan
 from minifork import measure
 from minifork.decoding import policy, stratified
 from minifork.decoding.traces import TraceTree
 from minifork.evaluation.targets import problems_for
+from minifork.measuring.problems import ProblemSet
 from minifork.models import pick_device
-from minifork.statistics import intervals
+from minifork.statistics import intervals, passk
+
+POOL, FIRST_TOKENS = 64, 8  # of the decoder of arXiv 2605.17026: samples in its pool, first tokens they are spread over
+MIN_GAIN = 0.05  # of a smaller gain no parts are told apart
 
 
 def stratified_study(results: Results, plan: Plan) -> dict[str, tuple[np.ndarray, float]]:
@@ -22,15 +34,21 @@ def stratified_study(results: Results, plan: Plan) -> dict[str, tuple[np.ndarray
 
     Empty where problems have no one d: without a fork, or of several sizes.
     """
+    record, problems, tree = _last_checkpoint(results, plan)
+    if problems.branches is None or (problems.branches == PAD).any():
+        return {}
+    iid = results.record_pass_at_k(record, problems.branches.shape[1])
+    return {"iid": (iid, 0.0)} | stratified_passes(tree, *problems.at_fork())
+
+
+def _last_checkpoint(results: Results, plan: Plan) -> tuple[dict, ProblemSet, TraceTree]:
+    """The record of the last checkpoint of a run, its test problems and its traces on them."""
     config, record = results.config, results.records_of(plan)[-1]
     device = pick_device(config)
     problems = problems_for(config, device)
-    if problems.branches is None or (problems.branches == PAD).any():
-        return {}
     model = results.runs[record["run"]].model(record["epoch"]).to(device)
     tree = measure.trace_tree(model, problems, policy.parse_policy(config.eval.policy), config.eval.max_tokens)
-    iid = results.record_pass_at_k(record, problems.branches.shape[1])
-    return {"iid": (iid, 0.0)} | stratified_passes(tree, *problems.at_fork())
+    return record, problems, tree
 
 
 def stratified_passes(tree: TraceTree, fork: Tensor, branches: Tensor) -> dict[str, tuple[np.ndarray, float]]:
@@ -86,4 +104,60 @@ def stratified_line(row: dict) -> str:
     return (
         f"FORK_RATE {row['fork_rate']:g}, d samples spread over {row['spread_over']}: recovered {by_pair} {ends} of "
         f"what i.i.d. samples miss; this place is the fork in {row['hit_rate']:.0%} of problems"
+    )
+
+
+# the decoder of arXiv 2605.17026
+
+
+def first_token_passes(results: Results, plan: Plan) -> dict[int, dict[str, np.ndarray]]:
+    """pass@k of four decoders on the last checkpoint of a run, float64[n, K] at KS[1:], by number of first tokens.
+
+    They are "iid"; "flattened", i.i.d. samples whose first token is uniform over the top ones; and samples spread over
+    these, scored as k of a pool of POOL ("pooled") or dealt in turn ("dealt").
+    """
+    record, problems, tree = _last_checkpoint(results, plan)
+    at_start, ks = torch.zeros(len(tree), dtype=torch.int64, device=tree.dfa.device), KS[1:]
+    most = min(FIRST_TOKENS, tree.model.vocab_size)
+    p = stratified.stratify(tree, tree.forced[:, :0], at_start, most).p_lo
+    return {
+        m: {
+            "iid": results.record_pass_at_ks(record, ks).T,
+            "flattened": passk.problem_pass_at_k(p[:, :m].mean(axis=1, keepdims=True), ks),
+            "pooled": stratified.pooled_pass_at_k(p[:, :m], stratified.deal(POOL, m), ks),
+            "dealt": stratified.dealt_pass_at_k(p[:, :m], ks),
+        }
+        for m in sorted({len(problems.task.mode_names), most})
+    }
+
+
+def first_token_rows(rate: float, by_pair: list[dict[int, dict[str, np.ndarray]]]) -> list[dict]:
+    """The gain of spread samples over i.i.d. ones and the share of it that is flattening, over pairs, at every k.
+
+    by_pair: of every pair, from `first_token_passes`. The share is null where the gain is below MIN_GAIN.
+    """
+    rows = []
+    for m, (i, k), scoring in itertools.product(by_pair[0], enumerate(KS[1:]), ("pooled", "dealt")):
+        row = {"fork_rate": rate, "first_tokens": m, "scoring": scoring, "k": k}
+        passes = {name: np.stack([pair[m][name][:, i] for pair in by_pair]) for name in ("iid", "flattened", scoring)}
+        iid, flattened, spread = passes.values()
+        row |= {name: probability_over_pairs(values) for name, values in passes.items()}
+        row |= {"gain": difference_over_pairs(spread, iid), "flattening": None}
+        if row["gain"]["mean"] >= MIN_GAIN:
+            ends = intervals.share_interval(flattened - iid, spread - iid)
+            share = float((flattened - iid).mean() / (spread - iid).mean())
+            row["flattening"] = {"mean": share, "ci95": None if ends is None else ends.tolist()}
+        rows.append(row)
+    return rows
+
+
+def first_token_line(row: dict) -> str:
+    """A row of `first_token_rows` as a line."""
+    share, parts = row["flattening"], ""
+    if share is not None:
+        ends = "" if share["ci95"] is None else interval_text(share["ci95"], "")
+        parts = f", of which flattening {share['mean']:.3f} {ends}"
+    return (
+        f"FORK_RATE {row['fork_rate']:g}, spread over the top {row['first_tokens']} first tokens, {row['scoring']}: "
+        f"pass@{row['k']} {row[row['scoring']]['mean']:.3f}, gain over i.i.d. {signed(row['gain'])}{parts}"
     )

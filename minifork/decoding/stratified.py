@@ -6,7 +6,18 @@ token j. Then
 
     pass@k = mean_i 1 - prod_j (1 - p_ij)^{k_j}
 
-The paper (arXiv 2605.17026) spreads over the top 8 *first* tokens; the first token is often not the fork.
+This is so if the k samples are dealt to the strata in turn (`dealt_pass_at_k`). If they are drawn without replacement
+from a pool of n samples, n_j of them from stratum j, then
+
+    pass@k = mean_i 1 - [coefficient of x^k in prod_j sum_i C(n_j, i) (1 - p_ij)^i x^i] / C(n, k)
+
+(`pooled_pass_at_k`; the inner i counts samples). With n samples of each, the i.i.d. estimator 1 - C(n - c, k) / C(n, k)
+has this expectation.
+
+The paper (arXiv 2605.17026) takes the top 8 *first* tokens in turn until it has 64 samples, shuffles them, continues
+at T = 1 with top_p .95 and scores them with the i.i.d. estimator. That is eval.stratify=first eval.strata=8
+eval.pool=64 eval.max_k=64 eval.policy=top_p=0.95. Its variant takes exactly 8 samples, one of each:
+eval.strata=8 eval.pool=8 eval.max_k=8. The first token is often not the fork.
 """
 
 from collections.abc import Callable
@@ -61,14 +72,61 @@ def stratify(
 def dealt_pass_at_k(p: np.ndarray, ks: ArrayLike) -> np.ndarray:
     """1 - prod_j (1 - p_ij)^{k_j}, float64[B, K], from p float64[B, m] and ks int[K].
 
-    The k samples are dealt to the strata in turn, the first strata first: k_j = k // m, one more for the
-    first k mod m.
+    The k samples are dealt to the strata in turn (`deal`).
     """
     ks, m = np.asarray(ks)[:, None], p.shape[1]
-    k = ks // m + (np.arange(m) < ks % m)
+    return -np.expm1(_log_miss(p[:, None, :], deal(ks, m)).sum(axis=2))
+
+
+def pooled_pass_at_k(p: np.ndarray, counts: ArrayLike, ks: ArrayLike) -> np.ndarray:
+    """pass@k of k samples drawn without replacement from a pool, float64[B, K], in expectation over the pool.
+
+    p: float64[B, m], counts: int[m], samples of each stratum in the pool, ks: int[K]. One stratum after the other is
+    added to the pool. Of t samples a hypergeometric number i is of the new stratum, so every value is a mixture of
+    values in [0, 1]. Raises ValueError for a k above the number of samples in the pool, and for counts of other strata.
+    """
+    counts, ks = np.asarray(counts), np.asarray(ks)
+    if counts.shape != p.shape[1:] or (counts < 0).any():
+        raise ValueError(f"counts is {counts.tolist()}: give the number of samples of each of {p.shape[1]} strata")
+    largest, pool = ks.max(), counts.sum()
+    if largest > pool or ks.min() < 0:
+        raise ValueError(f"ks is {ks.tolist()}: a pool of {pool} samples gives k = 0 .. {pool}")
+    passed = np.zeros((len(p), largest + 1))  # by t: some of t samples from the strata so far is accepted
+    for j, count in enumerate(counts):
+        weights, mixture = _hypergeometric(count, counts[:j].sum(), largest), np.zeros_like(passed)
+        for i in range(min(count, largest) + 1):
+            log_miss = _log_miss(p[:, j : j + 1], i)
+            mixture[:, i:] += weights[i:, i] * (np.exp(log_miss) * passed[:, : largest + 1 - i] - np.expm1(log_miss))
+        passed = mixture
+    return np.minimum(passed[:, ks], 1.0)
+
+
+def deal(n: int | np.ndarray, m: int) -> np.ndarray:
+    """int[..., m]: the samples of each of m strata if n samples, a number or int[..., 1], are dealt to them in turn.
+
+    The first strata come first: each has n // m, the first n mod m one more.
+    """
+    return n // m + (np.arange(m) < n % m)
+
+
+def _hypergeometric(count: int, rest: int, largest: int) -> np.ndarray:
+    """float64[largest + 1, count + 1]: the probability that i of t samples are among ``count`` of count + rest.
+
+    Computed by adding one sample at a time. Rows t above count + rest are 0.
+    """
+    weights, i = np.zeros((largest + 1, count + 1)), np.arange(count + 1)
+    weights[0, 0] = 1.0
+    for t in range(min(largest, count + rest)):
+        weights[t + 1] = weights[t] * (rest - t + i)
+        weights[t + 1, 1:] += weights[t, :-1] * (count - i[:-1])
+        weights[t + 1] /= count + rest - t
+    return weights
+
+
+def _log_miss(p: np.ndarray, k: ArrayLike) -> np.ndarray:
+    """k log(1 - p), the log probability that none of k samples is accepted; 0 for k = 0."""
     with np.errstate(divide="ignore", invalid="ignore"):
-        log_miss = k * np.log1p(-np.clip(p, 0.0, 1.0))[:, None, :]
-    return -np.expm1(np.where(k > 0, log_miss, 0.0).sum(axis=2))
+        return np.where(k, k * np.log1p(-np.clip(p, 0.0, 1.0)), 0.0)
 
 
 @torch.no_grad()

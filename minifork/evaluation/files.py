@@ -60,6 +60,7 @@ def write_eval_files(config: Config, evaluations: list[Evaluation]) -> dict[str,
     rows = [row_of(config, evaluation) for evaluation in evaluations]
     npz = measurements.pack_npz(named_arrays(rows, evaluations))
     strata = "" if settings.stratify == "none" else f" {settings.stratify}={settings.strata}"
+    strata += f" pool={settings.pool}" if settings.pool else ""
     content = {
         "schema": EVAL_JSON_VERSION,
         "task": config.task,

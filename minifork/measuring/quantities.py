@@ -72,9 +72,15 @@ def wasted(result: Result, shortest: np.ndarray) -> float | None:
     return longer / float(accepted.sum()) if accepted.any() else None
 
 
-def stratified_coverage(strata: Strata, ks: Sequence[int]) -> dict:
-    """pass@k of a stratified decoder. Keys that are defined for i.i.d. samples only are null."""
-    per_problem, highest = (stratified.dealt_pass_at_k(p, ks) for p in (strata.p_lo, strata.p_hi))
+def stratified_coverage(strata: Strata, ks: Sequence[int], pool: int) -> dict:
+    """pass@k of a stratified decoder, scored as eval.pool says. Keys defined for i.i.d. samples only are null."""
+
+    def passes(p: np.ndarray) -> np.ndarray:
+        if pool == 0:
+            return stratified.dealt_pass_at_k(p, ks)
+        return stratified.pooled_pass_at_k(p, stratified.deal(pool, p.shape[1]), ks)
+
+    per_problem, highest = passes(strata.p_lo), passes(strata.p_hi)
     return {
         "engine": "exact",
         "n": None,

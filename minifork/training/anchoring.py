@@ -12,9 +12,9 @@ trace's token but
 Everywhere else, and before the reference exists, the loss is cross-entropy. `minifork.schema.Anchor` is the notation of
 `sft.anchor`. The price is a second model in memory and its forward pass in every step.
 
-EKSFT (arXiv 2605.29303) masks tokens of high entropy in fine-tuning. SED-SFT (arXiv 2602.07464) adds an entropy bonus at
-selected tokens. Learning without Forgetting (arXiv 1606.09282) distils the model from before training, everywhere. We
-know of no work whose target is a run's own early snapshot, at undecided tokens only.
+EKSFT (arXiv 2605.29303) masks tokens of high entropy in fine-tuning. SED-SFT (arXiv 2602.07464) adds an entropy bonus
+at selected tokens. Learning without Forgetting (arXiv 1606.09282) distils the model from before training, everywhere.
+We know of no work whose target is a run's own early snapshot, at undecided tokens only.
 """
 
 from collections.abc import Callable

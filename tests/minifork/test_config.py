@@ -186,13 +186,15 @@ WRONG_VALUES = """
     sft.allocation=problem sft.traces=31 sft.prefix=17 data.length=1 data.nodes=6 data.branch_order=sorted
     model.layers=0 model.width=-128 pretrain.steps=0 walks.stop=1 walks.stop=-0.1 walks.stop=nan walks.informed=1.5
     walks.seq_len=20 eval.max_k=0 eval.budget=0 eval.rollouts=0 eval.rollouts=2000000000 eval.strata=0 eval.engine=fast
-    eval.check_problems=1001 eval.grading=answer eval.stratify=second rl.group=1 rl.updates=0 rl.kl=-1 rl.mode=SEARCH
-    rl.advantage=ppo rl.prompts=1601 wise.weights=1.5 save_every=0 reproduce.pairs=0 reproduce.pairs=6 device=tpu runs=
-    name=a/b name=..
+    eval.max_k=63 eval.pool=-1 eval.pool=64 eval.check_problems=1001 eval.grading=answer eval.stratify=second rl.group=1
+    rl.updates=0 rl.kl=-1 rl.mode=SEARCH rl.advantage=ppo rl.prompts=1601 wise.weights=1.5 save_every=0
+    reproduce.pairs=0 reproduce.pairs=6 device=tpu runs= name=a/b name=..
 """.split()
 WRONG_TOGETHER = [  # the error names the first key
     "data.nodes=16 data.branches=8", "model.width=128 model.heads=3", "eval.rollouts=63 eval.max_k=64",
-    "eval.engine=split eval.stratify=first", "eval.strata=99 eval.stratify=first", "rl.k=4 rl.advantage=passk",
+    "eval.engine=split eval.stratify=first", "eval.strata=99 eval.stratify=first",
+    "eval.pool=63 eval.max_k=64 eval.stratify=first", "eval.pool=4 eval.max_k=2 eval.strata=8 eval.stratify=first",
+    "rl.k=4 rl.advantage=passk",
     "rl.advantage=exact data.modes=FWD,REV,SEARCH", "sft.cue_rate=0.5 sft.fork_rate=0.5",
 ]  # fmt: skip
 WRONG_OPTIM = "lr=0 muon_lr=-1 warmup=1.1 weight_decay=-1 clip=0 optimizer=sgd".split()

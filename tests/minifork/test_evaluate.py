@@ -116,6 +116,19 @@ def test_stratified_decoders(two_runs, monkeypatch, where):
     assert seeds and len(set(seeds[:3])) == 3 and measuring.SEED not in seeds
 
 
+def test_a_pool_of_samples(two_runs):
+    """The same strata as without one, scored as k of 8 samples without replacement; k may then end below 64."""
+    words = ["eval.stratify=first", "eval.strata=3"]
+    _, dealt = evaluated(two_runs, *words)
+    result, arrays = evaluated(two_runs, *words, "eval.pool=8", "eval.max_k=8")
+    assert result["policy"] == "temperature=1 first=3 pool=8"
+    for record in result["records"]:
+        name = array_name(record, "strata")
+        assert np.array_equal(arrays[name], dealt[name]) and [*record["pass_at"]] == ["1", "2", "4", "8"]
+        passes = stratified.pooled_pass_at_k(arrays[name], [3, 3, 2], [1, 2, 4, 8]).mean(axis=0)
+        assert [*record["pass_at"].values()] == pytest.approx(passes)
+
+
 def test_more_problems_than_there_are(two_runs, capsys):
     """Evaluation uses all there are and says so; training refuses."""
     count = len(streams.distinct_problems(two_runs.config().data, 0, "test", 10**4))

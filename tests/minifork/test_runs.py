@@ -31,6 +31,7 @@ OTHER = {  # another legal value of the keys whose type does not give one
     "sft.loss": "gem=0.7", "sft.optimizer": "muon", "rl.mode": "FWD",
     "rl.advantage": "passk", "rl.optimizer": "muon", "wise.weights": "0.5", "eval.split": "valid",
     "eval.grading": "answer", "eval.engine": "exact", "eval.policy": "top_p=0.9", "eval.stratify": "first",
+    "eval.pool": 64,
     "reproduce.study": "frontier",
 }  # fmt: skip
 BASE = ("task", "base_seed", "data", "walks", "model", "pretrain")
@@ -46,6 +47,8 @@ def differing(config: Config, key: str) -> tuple[Config, Config]:
         config = configs.load_config("arith")
     if key == "sft.allocation":
         config = configs.with_changes(config, {"sft.fork_rate": 0.5})
+    if key == "eval.pool":  # of a stratified decoder only
+        config = configs.with_changes(config, {"eval.stratify": "first"})
     value = configs.flat_values(config)[key]
     default = {bool: lambda: not value, int: lambda: value + 1, float: lambda: value + 0.125}
     return config, configs.with_changes(config, {key: OTHER[key] if key in OTHER else default[type(value)]()})

@@ -1,6 +1,7 @@
 """Stratified decoders: the product formula against enumeration, strata against the tree they cut."""
 
 import itertools
+import math
 from dataclasses import replace
 
 import numpy as np
@@ -12,6 +13,7 @@ from hypothesis import strategies as st
 from minifork.decoding import policy, stratified
 from minifork.decoding.exact import exact
 from minifork.decoding.rollout import rollout
+from minifork.statistics.passk import problem_pass_at_k, unbiased_pass_at_k
 from tests.helpers.dag import dag_tree
 
 EMPTY = torch.zeros(20, 0, dtype=torch.int64)
@@ -25,6 +27,68 @@ def test_dealt_pass_at_k_deals_samples_in_turn(p, k):
     for _, chance in zip(range(k), itertools.cycle(p), strict=False):
         miss *= 1 - chance
     assert stratified.dealt_pass_at_k(np.array([p]), [k])[0, 0] == pytest.approx(1 - miss, rel=1e-9, abs=1e-15)
+
+
+CHANCES = st.floats(0, 1) | st.sampled_from([0.0, 1.0, 1e-300, 1 - 1e-16])
+
+
+@settings(max_examples=100, deadline=None, derandomize=True, database=None)
+@given(st.lists(st.tuples(CHANCES, st.integers(0, 4)), min_size=1, max_size=3))
+def test_pooled_pass_at_k_is_the_mean_over_subsets(strata):
+    """For every k, over all subsets of k samples of the pool."""
+    p, counts = zip(*strata, strict=True)
+    misses = [1 - chance for chance, count in strata for _ in range(count)]
+    ks = range(len(misses) + 1)
+    expected = [1 - np.mean([math.prod(drawn) for drawn in itertools.combinations(misses, k)]) for k in ks]
+    passed = stratified.pooled_pass_at_k(np.array([p]), counts, ks)[0]
+    assert passed == pytest.approx(expected, abs=1e-14) and (passed >= 0).all() and (passed <= 1).all()
+
+
+def test_pooled_pass_at_k_against_simulation():
+    """8 strata, 64 samples: pools are drawn 20,000 times and scored by the i.i.d. estimator.
+
+    z below 4.5 at each of 7 k, for two pools: a false alarm has probability 1e-4.
+    """
+    rng, ks, pools = np.random.default_rng(0), [1, 2, 4, 8, 16, 32, 64], 20_000
+    p = np.array([0.5, 0.001, 0.05, 0.0, 0.02, 0.01, 0.3, 0.0])
+    for counts in (np.full(8, 8), np.array([1, 2, 30, 7, 5, 17, 0, 2])):
+        accepted = rng.binomial(counts, p, size=(pools, 8)).sum(axis=1)
+        scores = np.stack([unbiased_pass_at_k(accepted, 64, k) for k in ks], axis=1)
+        expected = stratified.pooled_pass_at_k(p[None], counts, ks)[0]
+        spread = np.sqrt(expected * (1 - expected) / pools)  # at most
+        assert (np.abs(scores.mean(axis=0) - expected) < 4.5 * spread).all()
+
+
+def test_two_strata_of_which_one_is_right():
+    """k = 2: .754 from a pool of 64, .750 i.i.d., 1 in turn."""
+    p = np.array([[1.0, 0.0]])
+    pooled = stratified.pooled_pass_at_k(p, stratified.deal(64, 2), [2]).item()
+    assert pooled == pytest.approx(1 - math.comb(32, 2) / math.comb(64, 2), rel=1e-15) and round(pooled, 3) == 0.754
+    assert problem_pass_at_k(p.mean(), 2) == 0.75 and stratified.dealt_pass_at_k(p, [2]) == 1
+
+
+@pytest.mark.parametrize("p", [0.0, 1e-300, 1e-9, 0.3, 1 - 1e-16, 1.0])
+def test_a_pool_of_equal_strata_is_iid(p):
+    """Down to the smallest p, and within [0, 1]."""
+    ks = np.arange(1, 65)
+    passed = stratified.pooled_pass_at_k(np.full((1, 8), p), stratified.deal(64, 8), ks)
+    np.testing.assert_allclose(passed[0], problem_pass_at_k(p, ks), rtol=1e-12)
+    assert (passed >= 0).all() and (passed <= 1).all()
+
+
+def test_a_whole_pool_is_dealt_in_turn():
+    p = np.random.default_rng(0).random((5, 8)) ** 8
+    pooled = stratified.pooled_pass_at_k(p, stratified.deal(30, 8), [30])
+    np.testing.assert_allclose(pooled, stratified.dealt_pass_at_k(p, [30]), rtol=1e-12)
+
+
+@pytest.mark.parametrize(
+    ("counts", "ks", "error"),
+    [([2, 2], [5], "ks is.*pool of 4"), ([2, 2], [-1], "ks is"), ([2], [1], "counts is"), ([5, -1], [1], "counts is")],
+)
+def test_bad_pools(counts, ks, error):
+    with pytest.raises(ValueError, match=error):
+        stratified.pooled_pass_at_k(np.full((1, 2), 0.5), counts, ks)
 
 
 @pytest.fixture(scope="module")
