@@ -35,12 +35,14 @@ class Quantity:
     """A quantity of a run that a term can name.
 
     values: a function of results, a record, k and a forced mode (None if free) that returns a value or pseudo-value for
-    every problem, float64[n]. at_k: true if it is written with its k, as in pass@16, and may have a mode; all others
-    ignore k and mode. probability: true if its values are probabilities, whose mean has an interval inside [0, 1].
+    every problem, float64[n]. at_k: true if it is written with its k, as in pass@16. moded: true if it may have a mode.
+    All others ignore k and mode. probability: true if its values are probabilities, whose mean has an interval inside
+    [0, 1].
     """
 
     values: Callable[[Results, dict, int, str | None], np.ndarray]
     at_k: bool = False
+    moded: bool = False
     probability: bool = False
 
 
@@ -58,15 +60,23 @@ def _fork_quantity(array: str, quantity: str, probability: bool = False) -> Quan
     return Quantity(values, probability=probability)
 
 
+def _sigma(array: str) -> Quantity:
+    """sigma at the forks of an array."""
+    return Quantity(lambda results, record, k, mode: quantities.sigma_values(results.array(record, array)))
+
+
 # To add a quantity: a line here, its name at `what` in claims.yaml, its value in tests/experiments/test_claims.py.
 QUANTITIES = {
-    "pass": Quantity(Results.record_pass_at_k, at_k=True, probability=True),
-    "index": Quantity(_index, at_k=True),
+    "pass": Quantity(Results.record_pass_at_k, at_k=True, moded=True, probability=True),
+    "index": Quantity(_index, at_k=True, moded=True),
+    "skill": Quantity(lambda results, record, k, mode: results.skill(record, mode), moded=True, probability=True),
     "fork accuracy": _fork_quantity("fork", "accuracy", probability=True),
     "fork entropy": _fork_quantity("fork", "entropy"),
     "confidence right": _fork_quantity("fork", "confidence_right"),
     "confidence wrong": _fork_quantity("fork", "confidence_wrong"),
     "train fork accuracy": _fork_quantity("fork_train", "accuracy", probability=True),
+    "sigma": _sigma("fork"),
+    "train sigma": _sigma("fork_train"),
     "mode entropy": Quantity(lambda results, record, k, mode: quantities.entropy(results.array(record, "modes"))),
     "rest": Quantity(lambda results, record, k, mode: results.array(record, "rest"), probability=True),
 }
@@ -85,13 +95,14 @@ class Term:
     def __post_init__(self) -> None:
         name, at, k = self.what.partition("@")
         quantity = QUANTITIES.get(name)
+        valid = quantity is not None and (quantity.moded or not self.mode)
         if quantity and quantity.at_k:
-            valid = k.isdecimal() and int(k) >= 1
+            valid &= k.isdecimal() and int(k) >= 1
         else:
-            valid = quantity is not None and not at and not self.mode
+            valid &= not at
         if not valid:
-            names = ", ".join(name for name, quantity in QUANTITIES.items() if not quantity.at_k)
-            raise ValueError(f"what is {self.what!r}: choose pass@K, index@K (these may have a mode), {names}")
+            names = ", ".join(name for name, quantity in QUANTITIES.items() if not quantity.moded)
+            raise ValueError(f"what is {self.what!r}: choose pass@K, index@K, skill (these may have a mode), {names}")
         if self.stage not in runs.STAGES:
             raise ValueError(f"run has the stage {self.stage!r}: choose {', '.join(runs.STAGES)}")
 

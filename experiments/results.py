@@ -1,7 +1,7 @@
 """The results of a study: records of what was measured, selected by the config of their runs, and arrays."""
 
 from collections.abc import Mapping, Sequence
-from dataclasses import dataclass, replace
+from dataclasses import dataclass
 from typing import Any
 
 import numpy as np
@@ -94,12 +94,8 @@ class Results:
 
     def parent_of(self, plan: study.Plan) -> list[dict]:
         """The record that a plan's run started from, on the plain test set; empty when that was not measured."""
-        config, stage = plan.config, runs.parent_stage(plan.config, plan.stage)
-        if stage is None:
-            return []
-        epoch = None if stage == "base" else config.rl.epoch if plan.stage == "rl" else config.sft.epochs
-        parent = self.records_of(replace(plan, stage=stage, test_set="plain"))
-        return [record for record in parent if record["epoch"] == epoch]
+        plain = [record for record in self.records if record["test_set"] == "plain"]
+        return [record for record in plain if (record["identity"], record["epoch"]) == plan.start]
 
     def base(self, pair: int) -> dict:
         """The record of the base of a pair, one of `pairs`."""
@@ -139,12 +135,24 @@ class Results:
         """
         key = array_name(record, name)
         if key not in self.arrays:
-            raise ValueError(f"the evaluation holds no {key}: it was made with settings that do not give it")
+            reason = "it was made with settings or by a version that does not give it; see `minifork eval --again`"
+            raise ValueError(f"the evaluation holds no {key}: {reason}")
         return self.arrays[key]
 
     def problem_p(self, record: dict, mode: str | None = None) -> np.ndarray:
         """p_i of every problem, float64[n], in a forced mode; in free samples if the mode is None."""
         return self.array(record, "free" if mode is None else mode)
+
+    def skill(self, record: dict, mode: str | None = None) -> np.ndarray:
+        """The skill of every problem, float64[n]: p without the luck of the branch (`minifork.measure.skill_arrays`).
+
+        In free samples (mode None) it is "skill", in forced FWD "r", and in modes that meet no fork p itself.
+        """
+        if mode is None:
+            return self.array(record, "skill")
+        settings = self.config.eval
+        meets_fork = mode == "FWD" and record["fork"] and settings.forked and settings.grading == "steps"
+        return self.array(record, "r") if meets_fork else self.problem_p(record, mode)
 
     def record_pass_at_k(self, record: dict, k: int, mode: str | None = None) -> np.ndarray:
         """1 - (1 - p_i)^k of every problem, float64[n]; its unbiased estimate where p_i was sampled."""

@@ -48,6 +48,15 @@ class Plan:
         return runs.identity(self.config, self.stage)
 
     @property
+    def start(self) -> tuple[str, int | None] | None:
+        """The identity and the epoch of the checkpoint that its run starts from; None for a base."""
+        stage = runs.parent_stage(self.config, self.stage)
+        if stage is None:
+            return None
+        epoch = None if stage == "base" else self.config.rl.epoch if self.stage == "rl" else self.config.sft.epochs
+        return runs.identity(self.config, stage), epoch
+
+    @property
     def command(self) -> list[str]:
         """The command that makes its run or continues it."""
         resume = [] if self.stage == "wise" else ["--resume"]  # `minifork wise` takes a second and has no --resume

@@ -52,12 +52,14 @@ def measure(
         "free", one a mode    float64[n], p of free traces and of those with the mode forced; "_lo" and "_hi" added to
                               the name: the interval of p if it is not exact
         "strata"              float64[n, m], p_ij of a stratified decoder, instead of these
+        "skill"               float64[n], p of free traces without the luck of the branch (see `skill_arrays`)
+        "r"                   float64[n], the same given FWD: the probability of all but the choice of branch
         "fork", "fork_train"  float64[n, d], probabilities of the branches, here and on training problems
         "rest"                float64[n], probability of the rest of a trace after the right branch (graded by steps)
         "modes"               float64[n, modes], probabilities of the modes
 
-    A task without a fork has neither "fork", "fork_train" nor "rest". Raises NotComputedError, and ValueError for text
-    that is no policy.
+    A task without a fork has neither "r", "fork", "fork_train" nor "rest". Raises NotComputedError, and ValueError for
+    text that is no policy.
     """
     tree = trace_tree(model, problems, policy.parse_policy(settings.policy), settings.max_tokens)
     answers = enumerate_traces(settings, tree, problems)
@@ -94,7 +96,7 @@ def measure_iid(
 ) -> Measurement:
     """pass@k of i.i.d. samples, free and with each mode forced.
 
-    record: the keys of `quantities.pass_statistics` for free traces, "forced" and "errors".
+    record: the keys of `quantities.pass_statistics` for free traces, "forced", "errors", and the means "skill" and "r".
     """
     ks, trees = powers_of_two(settings.max_k), _trees_by_mode(tree, problems.task)
     by_row = {name: _result(settings, mode_tree, answers.get(name)) for name, mode_tree in trees.items()}
@@ -109,10 +111,41 @@ def measure_iid(
     for name, result in results.items():
         if not result.exact:
             arrays[f"{name}_lo"], arrays[f"{name}_hi"] = quantities.p_interval(result)
+    skill = skill_arrays(settings, tree, problems, answers, arrays["free"])
+    arrays |= skill
+    record |= {name: float(skill[name].mean()) if name in skill else None for name in ("skill", "r")}
     # Rollouts in bf16 have p of their own, which no other engine can check.
     in_bf16 = settings.bf16 and by_row["free"].engine == "rollout" and tree.dfa.is_cuda
     check = check_result(settings, tree, by_row["free"]) if checked and not in_bf16 else None
     return Measurement(record, arrays, check)
+
+
+def skill_arrays(
+    settings: Eval, tree: TraceTree, problems: ProblemSet, answers: dict[str, PrefixResult], free: np.ndarray
+) -> dict[str, np.ndarray]:
+    """The *skill* of every problem under the policy: p of free traces as if a fork's branch were guessed evenly.
+
+    Where nothing tells which of d branches is right, p holds luck. A trace in the mode that meets the fork is accepted
+    with the probability r x P(right branch | a branch). r is the probability of all but the choice: of the prefix after
+    the mode, of any branch token, and of the rest after the right one. The skill has r / d in its place. free:
+    float64[n], p of free traces. Without a fork the skill is p, and there is no "r"; likewise if only answers are
+    graded. Both are missing if eval.budget is too small to compute the rest.
+    """
+    if "rest" not in answers or not settings.forked:
+        return {"skill": free}
+    if not answers["rest"].result.exact:
+        return {}
+    _, branches = problems.at_fork()
+    problem = torch.arange(len(tree), device=branches.device)
+    p = torch.softmax(tree.policy_logits(answers["fork"].logits, problem).double(), dim=1)
+    is_branch = branches != PAD
+    any_branch = p.gather(1, branches.clamp(min=0)).mul(is_branch).sum(dim=1)
+    mode, after_mode = answers["fork"].token_p[:, 0], answers["fork"].token_p[:, 1:].prod(dim=1)
+    right = answers["rest"].token_p[:, -1]
+    path = (after_mode.cpu() * torch.from_numpy(answers["rest"].result.p_lo)).to(p)
+    luck = mode * path * (right - any_branch / is_branch.sum(dim=1))
+    r, mean_luck = (mean_over_integers(problems, values.cpu().numpy()) for values in (path * any_branch, luck))
+    return {"skill": free - mean_luck, "r": r}
 
 
 def _trees_by_mode(tree: TraceTree, task: Task) -> dict[str, TraceTree]:

@@ -8,11 +8,14 @@ fine-tuning. It is run on fresh problems too. Repaired RL follows the policy gra
 division by the deviation or by lengths, no nucleus, the KL of whole traces.
 """
 
+from collections.abc import Callable
+from itertools import chain
+
 import numpy as np
 
 from experiments.estimates import KS, difference_over_pairs, estimate_by_k, mean_over_pairs, pairs_text, signed
-from experiments.results import load_results
-from experiments.studies.early_stopping import BIAS, above_curve, early_stopping_curve
+from experiments.results import Results, load_results
+from experiments.studies.early_stopping import above_curve, early_stopping_curve, gap_text, measure_plans, on_validation
 from experiments.studies.steps import evaluate_and_check, make_runs, print_minutes
 from experiments.study import Plan
 from minifork import runs
@@ -43,26 +46,39 @@ def contrast(config: Config) -> None:
 def compare_rl_runs(config: Config, plans: list[Plan]) -> None:
     """Compare the RL runs with where they started; raises ValueError when one was not measured."""
     results = load_results(config)
-    curves: dict[str, np.ndarray] = {}  # float64[pairs, 1 + snapshots, 1 + K, n] by run
-    for name in dict.fromkeys(plan.name for plan in plans):
-        of_run = [plan for plan in plans if plan.name == name]
-        curves[name] = np.stack([early_stopping_curve(results, plan, mode_of(plan)) for plan in of_run])
-    rows = [_row(name, curve[:, 0], curve[:, -1]) for name, curve in curves.items()]
-    changes = {name: curve[:, -1] - curve[:, 0] for name, curve in curves.items()}
+    of_run: dict[str, list[Plan]] = {}
+    for plan in plans:
+        of_run.setdefault(plan.name, []).append(plan)
+    passes = {}  # where a run started and its snapshots, float64[pairs, 1 + snapshots, K, n] by run
+    for name, runs_of_pairs in of_run.items():
+        curves = [early_stopping_curve(results, plan, mode_of(plan))[:, 1:] for plan in runs_of_pairs]
+        passes[name] = np.stack(curves)
+    rows = [_row(name, values[:, 0], values[:, -1]) for name, values in passes.items()]
+    changes = {name: values[:, -1] - values[:, 0] for name, values in passes.items()}
     differences = {f"({first}) minus ({second})": changes[first] - changes[second] for first, second in COMPARED}
-    rivals = dict.fromkeys(plan.name for plan in plans if plan.config.rl.mode == "FWD" and plan.name != FORWARD)
     result = runs.made_by(config) | {
         "pairs": config.reproduce.pairs,
         "runs": rows,
         "differences": {name: estimate_by_k(mean_over_pairs, values) for name, values in differences.items()},
-        "above_grpo": {name: above_curve(curves[name][:, -1], curves[FORWARD]) for name in rivals},
+        "above_grpo": above_grpo(config, results, of_run),
     }
     print(contrast_text(result))
     write_json(runs.task_folder(config) / "contrast.json", result)
 
 
+def above_grpo(config: Config, results: Results, of_run: dict[str, list[Plan]]) -> dict[str, dict]:
+    """The gap of every other forward run above the snapshots of forward GRPO, by name and k.
+
+    of_run: the plans of every pair by name.
+    """
+    forward = {name: plans for name, plans in of_run.items() if mode_of(plans[0]) == "FWD"}
+    valid = measure_plans(config, [on_validation(plan) for plan in chain(*forward.values())], FORWARD)
+    grpo, measured = forward.pop(FORWARD), {config.eval: results} | valid
+    return {name: above_curve(measured, plans, grpo, "FWD") for name, plans in forward.items()}
+
+
 def _row(name: str, start: np.ndarray, end: np.ndarray) -> dict:
-    """The passes float64[pairs, 1 + K, n] of a run where it started and at its end, and their change."""
+    """The passes float64[pairs, K, n] of a run where it started and at its end, and their change."""
     means = {place: passes.mean(axis=(0, 2)).tolist() for place, passes in (("start", start), ("end", end))}
     return {"run": name} | means | {"change": estimate_by_k(difference_over_pairs, end, start)}
 
@@ -82,10 +98,10 @@ def contrast_text(result: dict) -> str:
     for name, values in result["differences"].items():
         lines.append(f"{name}, change: {_by_k(values)}")
     for name, gaps in result["above_grpo"].items():
-        lines.append(f"{name}: above the snapshots of {FORWARD} at no less pass@1: {_by_k(gaps)}")
-    return "\n".join([*lines, f"{pairs_text(result['pairs'])}; {BIAS}"])
+        lines.append(f"{name}: above the snapshots of {FORWARD} at no less skill: {_by_k(gaps, gap_text)}")
+    return "\n".join([*lines, pairs_text(result["pairs"])])
 
 
-def _by_k(estimates: dict[str, dict]) -> str:
+def _by_k(estimates: dict[str, dict], text: Callable[[dict], str] = signed) -> str:
     """Estimates by k in words."""
-    return ", ".join(f"pass@{k} {signed(value)}" for k, value in estimates.items())
+    return ", ".join(f"pass@{k} {text(value)}" for k, value in estimates.items())

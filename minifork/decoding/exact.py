@@ -34,10 +34,15 @@ class Limits:
 
 @dataclass(frozen=True)
 class PrefixResult:
-    """The result of the traces that begin with a prefix, and the model's own next logits float[B, V] after it."""
+    """The result of the traces that begin with a prefix, and the model's own next logits float[B, V] after it.
+
+    token_p: float64[B, F], the probability of each token of the prefix after those before it, under the policy; past
+    the end of a trace it means nothing.
+    """
 
     result: Result
     logits: Tensor
+    token_p: Tensor
 
 
 @torch.no_grad()
@@ -72,8 +77,18 @@ def exact_by_prefix(
         if name not in answers:
             below, depth = tree.force(prefix), prefix.shape[1]
             longer = {key: tokens for key, tokens in prefixes.items() if torch.equal(tokens[:, :depth], prefix)}
-            _explore(below, *below.after_forced(), longer, limits, answers)
+            rows, before, logits = below.through_forced()
+            _explore(below, rows, logits, _token_p(below, before), longer, limits, answers)
     return answers
+
+
+def _token_p(tree: TraceTree, before: list[Tensor]) -> Tensor:
+    """The probability float64[B, F] of every forced token, from the logits [B, V] before each."""
+    problem = torch.arange(len(tree), device=tree.dfa.device)
+    token_p = torch.zeros(tree.forced.shape, dtype=torch.float64, device=tree.dfa.device)
+    for i, logits in enumerate(before):
+        token_p[:, i] = _probabilities(tree, logits, problem).gather(1, tree.forced[:, i : i + 1])[:, 0]
+    return token_p
 
 
 @dataclass
@@ -101,25 +116,29 @@ def _explore(
     tree: TraceTree,
     rows: Rows,
     logits: Tensor,
+    token_p: Tensor,
     prefixes: dict[str, Tensor],
     limits: Limits,
     answers: dict[str, PrefixResult],
 ) -> _Sums:
     """Write the answer of every prefix that begins with the tree's forced tokens; returns the sums of these tokens.
 
-    rows, logits: after the forced tokens (`TraceTree.after_forced`). Of the prefixes free and FWD, p(free) = P(FWD)
-    p(FWD) + the rest. So FWD is explored once, gives its own answer, and is then added to free with its probability.
+    rows, logits: after the forced tokens (`TraceTree.after_forced`), whose probabilities are token_p. Of the prefixes
+    free and FWD, p(free) = P(FWD) p(FWD) + the rest. So FWD is explored once, gives its own answer, and is then added
+    to free with its probability.
     """
     totals = tree.zero_totals(torch.float64)
     sums = _Sums(totals, unknown=totals.new_zeros(len(tree)))
     live, state, live_logits = tree.drop_ended(rows, logits, 1.0, totals)
     p = torch.zeros_like(logits, dtype=torch.float64)  # of the next token, 0 for problems whose traces have ended
     p[live.problem] = _probabilities(tree, live_logits, live.problem)
+    next_p = p.clone()
     for token, longer in _by_next_token(prefixes, tree.forced_len):
         child = rows.copy()
         child_logits = tree.model.decode(token, child)  # and append the token to child
         longer_tree = tree.force(torch.cat([tree.forced, token[:, None]], dim=1))
-        below = _explore(longer_tree, child, child_logits, longer, limits, answers)
+        longer_p = torch.cat([token_p, next_p.gather(1, token[:, None])], dim=1)
+        below = _explore(longer_tree, child, child_logits, longer_p, longer, limits, answers)
         sums.add(below, p.gather(1, token[:, None])[:, 0])
         p.scatter_(1, token[:, None], 0.0)  # the search below leaves this token out
     frontier = Frontier(tree)
@@ -129,7 +148,7 @@ def _explore(
     result = sums.result()
     for name, prefix in prefixes.items():
         if prefix.shape[1] == tree.forced_len:
-            answers[name] = PrefixResult(result, logits)
+            answers[name] = PrefixResult(result, logits, token_p)
     return sums
 
 

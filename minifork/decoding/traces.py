@@ -81,11 +81,16 @@ class TraceTree:
 
     def after_forced(self) -> tuple[Rows, Tensor]:
         """One row a problem after its forced tokens, and the next logits [B, V]."""
-        rows = Rows(self.prompts, torch.arange(len(self), device=self.dfa.device), self.max_new)
-        logits = self.prompts.logits
-        for token in self.forced.T:
-            logits = self.model.decode(token, rows)
+        rows, _, logits = self.through_forced()
         return rows, logits
+
+    def through_forced(self) -> tuple[Rows, list[Tensor], Tensor]:
+        """`after_forced` with the logits [B, V] before every forced token in between."""
+        rows = Rows(self.prompts, torch.arange(len(self), device=self.dfa.device), self.max_new)
+        logits = [self.prompts.logits]
+        for token in self.forced.T:
+            logits.append(self.model.decode(token, rows))
+        return rows, logits[:-1], logits[-1]
 
     def forced_states(self) -> tuple[Tensor, Tensor]:
         """The state int64[B] after the forced tokens, and the number of tokens int64[B] until a trace ends there."""

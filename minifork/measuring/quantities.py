@@ -109,9 +109,33 @@ def errors(result: Result, outcomes: Sequence[str]) -> dict[str, float]:
 
 
 def fork_statistics(branch: np.ndarray) -> dict:
-    """Statistics of a model at the fork, from float64[n, d] with the right branch first; entropies in nats."""
+    """Statistics of a model at the fork, from float64[n, d] with the right branch first; entropies in nats.
+
+    sigma: the standard deviation over problems of `branch_logit`; null if problems have not two branches each.
+    """
     values = {name: value[~np.isnan(value)] for name, value in fork_quantities(branch).items()}
-    return {name: float(value.mean()) if len(value) else None for name, value in values.items()} | {"n": len(branch)}
+    z = branch_logit(branch)
+    statistics = {name: float(value.mean()) if len(value) else None for name, value in values.items()}
+    return statistics | {"sigma": None if z is None else float(z.std()), "n": len(branch)}
+
+
+def branch_logit(branch: np.ndarray) -> np.ndarray | None:
+    """log p(right) - log p(other) float64[n] at forks [n, 2]; None if problems have not two branches each."""
+    if branch.shape[1] != 2 or branch.min() == 0:
+        return None
+    return np.log(branch[:, 0]) - np.log(branch[:, 1])
+
+
+def sigma_values(branch: np.ndarray) -> np.ndarray:
+    """sigma, as in `fork_statistics`, as pseudo-values of every problem, float64[n].
+
+    Raises ValueError if problems have not two branches each.
+    """
+    z = branch_logit(branch)
+    if z is None:
+        raise ValueError("sigma needs forks with two branches")
+    squares = np.stack([z, z**2])
+    return intervals.pseudo_values(lambda means: np.sqrt(np.maximum(means[:, 1] - means[:, 0] ** 2, 0)), squares)
 
 
 def fork_quantities(branch: np.ndarray) -> dict[str, np.ndarray]:

@@ -67,7 +67,7 @@ def test_a_mask_that_leaves_nothing_is_refused(copy, capsys):
 
 
 def test_a_run_is_plain_until_its_reference_and_resumes_bit_for_bit(copy, tmp_path):
-    """Its first epoch is that of the plain run. Stopped when the reference is written it goes on to the same weights."""
+    """Its first epoch is that of the plain run. Stopped when the reference is written it ends with the same weights."""
     pipeline, plain = copy(BASE, "fork1"), "epochs/e1.pt"
     assert pipeline("sft", ANCHOR) == 0
     whole, cross_entropy_run = pipeline.at("sft", ANCHOR), pipeline.run("fork1")
