@@ -137,6 +137,9 @@ def partings(task: Star, problems: Problems) -> dict[str, tuple[np.ndarray, np.n
 
     A place is int64[n, F], the tokens that FWD and the mode have in common, and int64[n, 2], the next token of FWD and
     of the mode. REV parts at once: start or goal. SEARCH parts at the end of a wrong branch: EOS or BACK.
+
+    Right FWD traces never end there. So where the mode is not written, all fine-tuning traces go BACK there, after any
+    opener. A model that tells goals from dead ends perfectly then has P(SEARCH) = 1, whatever the table says.
     """
     labels, length = problems.labels, task.length
     decoy = labels[:, [0, *range(length, 2 * length - 1)]]
