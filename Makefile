@@ -44,7 +44,7 @@ STUDY_ARGS := $(PAIR_ARGS) $(if $(STUDY),reproduce.study=$(STUDY))
 SFT        := $(if $(FORK_RATE),sft.fork_rate=$(FORK_RATE)) $(if $(EPOCHS),sft.epochs=$(EPOCHS))
 
 .DEFAULT_GOAL := help
-.PHONY: help demo pretrain sft rl wise eval runs config figures claims report audit agreement bench gpu-check study frontier contrast sensitivity reproduce reproduce-full stops test test-all coverage faults lint clean
+.PHONY: help demo pretrain sft rl wise eval runs config figures claims report audit agreement bench gpu-check study frontier anchoring contrast sensitivity reproduce reproduce-full stops test test-all coverage faults lint clean
 
 help: ## print this list
 	@grep -hE '^[a-z-]+:.*## ' $(MAKEFILE_LIST) | sed -E 's/:.*## /\t/' | expand -t 12
@@ -109,6 +109,9 @@ study: $(ENV) ## run and evaluate a study [STUDY=stops TASK PRESET PAIRS ARGS]
 
 frontier: $(ENV) ## run every mitigation and compare them with early stopping [TASK PRESET PAIRS ARGS]
 	@$(MINIFORK) frontier $(PAIR_ARGS) $(ARGS)
+
+anchoring: $(ENV) ## fine-tune with undecided tokens anchored, masked or as they are, and compare [TASK PRESET PAIRS ARGS]
+	@$(MINIFORK) anchoring $(PAIR_ARGS) $(ARGS)
 
 contrast: $(ENV) ## run RL on forward and on reverse traces and compare them [TASK PRESET PAIRS ARGS]
 	@$(MINIFORK) contrast $(PAIR_ARGS) $(ARGS)

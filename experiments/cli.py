@@ -11,6 +11,7 @@ COMMANDS = cli.COMMANDS | {
     "agreement": Command("experiments.checks.engines:agreement", "test exact, split and rollout against each other"),
     "bench": Command("experiments.checks.bench:bench", "time the engines against common ways to sample"),
     "frontier": Command("experiments.studies.frontier:frontier", "compare all mitigations with early stopping"),
+    "anchoring": Command("experiments.studies.anchoring:anchoring", "show what anchoring and masking do at forks"),
     "contrast": Command("experiments.studies.rl:contrast", "compare RL on forward and on reverse traces"),
     "sensitivity": Command("experiments.studies.sensitivity:sensitivity", "map coverage shrinkage over many settings"),
     "thinking": Command("experiments.studies.thinking:thinking", "force every first token: over- and under-thinking"),

@@ -90,6 +90,17 @@ def estimate_by_k(estimate: Callable[..., Any], *values: np.ndarray, ks: Sequenc
     return {str(k): estimate(*(array[:, i] for array in values)) for i, k in enumerate(ks)}
 
 
+def means_table(rows: Sequence[Mapping[str, Any]]) -> str:
+    """A table with a line for every row: the means of estimates, and other entries as they are."""
+    lines = [list(rows[0])] + [[_mean_text(entry) for entry in row.values()] for row in rows]
+    widths = [max(map(len, column)) for column in zip(*lines, strict=True)]
+    return "\n".join("  ".join(map(str.rjust, line, widths)) for line in lines)
+
+
+def _mean_text(entry: Any) -> str:
+    return f"{entry['mean']:.3f}" if isinstance(entry, Mapping) else str(entry)
+
+
 def interval_text(ends: Sequence[float], sign: str = "+") -> str:
     """An interval as [low, high], by default with signs."""
     low, high = ends

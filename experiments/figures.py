@@ -186,6 +186,31 @@ def fork(results: Results, pairs: list[int]) -> Figure:
 # parts of figures
 
 
+@default_settings()
+def draw_over_epochs(rows: Sequence[Mapping[str, Any]], quantities: Mapping[str, str]) -> Figure:
+    """Estimates against the epoch, a panel for each quantity of the rows and a line for each run; bars are intervals.
+
+    rows: {"run", "epoch", estimates by quantity}. quantities: of each, the line style of the same quantity at training
+    forks ("train " before its name), or "".
+    """
+    panels = [name for name in quantities if name in rows[0]]
+    figure, axes_of_panels = _panels(len(panels), 3.6 * len(panels), 3.6)
+    for axes, quantity in zip(axes_of_panels, panels, strict=True):
+        for i, run in enumerate(dict.fromkeys(row["run"] for row in rows)):
+            of_run = [row for row in rows if row["run"] == run]
+            epochs, colour = [row["epoch"] for row in of_run], (RIGHT, WRONG, POLARISATION, "black")[i % 4]
+            for name, label, style in ((quantity, run, "-"), (f"train {quantity}", None, quantities[quantity])):
+                if style and name in rows[0]:
+                    means = np.array([row[name]["mean"] for row in of_run])
+                    ends = np.array([row[name]["ci95"] or (np.nan, np.nan) for row in of_run]).T
+                    axes.errorbar(epochs, means, yerr=whiskers(means, *ends), color=colour, marker="osD^"[i % 4],
+                                  linestyle=style, label=label, capsize=2)  # fmt: skip
+        axes.set_xscale("log", base=2)
+        axes.set(xlabel="epoch", ylabel=quantity)
+    figure.legend(*axes_of_panels[0].get_legend_handles_labels(), loc="outside lower center", ncols=4)
+    return figure
+
+
 def _panels(count: int, width: float, height: float, sharey: bool = False) -> tuple[Figure, np.ndarray]:
     """A figure of width x height inches with ``count`` panels side by side."""
     figure = Figure(figsize=(width, height), layout="constrained")

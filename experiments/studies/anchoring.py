@@ -1,0 +1,52 @@
+"""`minifork anchoring`: what fine-tuning does at forks when undecided tokens are anchored, masked, or neither.
+
+sigma is the standard deviation of the branch logit over problems, at test forks and at training forks. If both grow
+alike, the model drifts. If sigma and accuracy grow more at training forks, it memorises. Skill given FWD is r, the
+probability of everything but the choice of branch. The runs are those of experiments/studies/anchoring.yaml.
+"""
+
+from collections.abc import Iterator
+
+import numpy as np
+
+from experiments.claims import Term
+from experiments.estimates import mean_over_pairs, means_table, pairs_text, probability_over_pairs
+from experiments.figures import draw_over_epochs, save_figure
+from experiments.results import Results, load_results
+from experiments.studies.steps import evaluate_and_check, make_runs, print_minutes
+from experiments.study import Plan
+from minifork import runs
+from minifork.schema import Config
+from minifork.storage.files import write_json
+
+TERMS = [Term({}, what, mode="FWD") for what in ("skill", "pass@1", "pass@16", "pass@64")]  # given FWD
+TERMS += [Term({}, what) for what in ("skill", "pass@1", "pass@16", "pass@64", "train fork accuracy")]  # free
+SIGMAS = [Term({}, "sigma"), Term({}, "train sigma")]  # of two branches only
+
+
+def anchoring(config: Config) -> None:
+    """Run what is missing, evaluate, draw; writes anchoring.json and figures/anchoring.png in runs/<task>/.
+
+    Raises ValueError naming a stage that failed.
+    """
+    with print_minutes("anchoring"):
+        plans = make_runs(config, "anchoring")
+        evaluate_and_check(config)
+        rows, folder = [*rows_by_epoch(load_results(config), plans)], runs.task_folder(config)
+        write_json(folder / "anchoring.json", runs.made_by(config) | {"pairs": config.reproduce.pairs, "rows": rows})
+        figure = draw_over_epochs(rows, {"sigma": ":", "skill FWD": "", "pass@16 FWD": ""})
+        save_figure(figure, folder / "figures" / "anchoring.png")
+        print(f"{means_table(rows)}\n{pairs_text(config.reproduce.pairs)}")
+
+
+def rows_by_epoch(results: Results, plans: list[Plan]) -> Iterator[dict]:
+    """The estimates over pairs of every run after every epoch, by quantity; those given FWD have it in their name."""
+    for name in dict.fromkeys(plan.name for plan in plans):
+        of_pairs = [results.records_of(plan) for plan in plans if plan.name == name]
+        for records in zip(*of_pairs, strict=True):
+            row = {"run": name, "epoch": records[0]["epoch"]}
+            for term in TERMS + (SIGMAS if records[0]["fork"]["sigma"] is not None else []):
+                values = [term.quantity.values(results, record, term.k, term.mode) for record in records]
+                estimate = probability_over_pairs if term.quantity.probability else mean_over_pairs
+                row[f"{term.what} {term.mode or ''}".strip()] = estimate(np.stack(values))
+            yield row
