@@ -119,8 +119,8 @@ def compare_with_early_stopping(config: Config, plans: list[Plan], results: dict
             save_figure(figure, folder / "figures" / f"frontier-fork{rate:g}-{mode_name}.png")
         by_pair = [stratified_study(results[plan.config.eval], plan) for plan in plain.values()]
         stratified += recovered_shares(rate, by_pair)
-        by_pair = [first_token_passes(results[plan.config.eval], plan) for plan in plain.values()]
-        first_tokens += first_token_rows(rate, by_pair)
+        passes = [first_token_passes(results[plan.config.eval], plan) for plan in plain.values()]
+        first_tokens += first_token_rows(rate, passes)
     lines = [frontier_table(rows), pairs_text(config.reproduce.pairs), *map(stratified_line, stratified)]
     print("\n".join([*lines, *map(first_token_line, first_tokens)]))
     spread = {"stratified": stratified, "first_tokens": first_tokens}

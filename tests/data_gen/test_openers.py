@@ -89,18 +89,18 @@ def test_openers_are_drawn_by_the_table_and_say_nothing_else():
 
 
 WRONG = {
-    "FWD .5 .5": "give one row for each of FWD, SEARCH",
-    "FWD .5 .5, REV .5 .5": "give one row for each of FWD, SEARCH",
-    "FWD .5 .5, SEARCH .5 .5, FWD .5 .5": "give one row for each of",
-    "FWD .5 .6, SEARCH .5 .5": "the row of FWD sums to 1.1, not 1",
-    "FWD .5 .5, SEARCH .5 .49999": "the row of SEARCH sums to 0.99999, not 1",
-    "FWD 1.1 -.1, SEARCH .5 .5": "it has a number that is no probability",
-    "FWD nan 1, SEARCH .5 .5": "it has a number that is no probability",
-    "FWD 1, SEARCH .5 .5": "rows have 1 and 2 numbers, give all equally many",
-    "FWD, SEARCH": "the row of FWD sums to 0",
-    "FWD a b, SEARCH .5 .5": "write a mode and its numbers",
+    "FWD .5 .5": "give one row for each of FWD, REV",
+    "FWD .5 .5, SEARCH .5 .5": "give one row for each of FWD, REV",
+    "FWD .5 .5, REV .5 .5, FWD .5 .5": "give one row for each of",
+    "FWD .5 .6, REV .5 .5": "the row of FWD sums to 1.1, not 1",
+    "FWD .5 .5, REV .5 .49999": "the row of REV sums to 0.99999, not 1",
+    "FWD 1.1 -.1, REV .5 .5": "it has a number that is no probability",
+    "FWD nan 1, REV .5 .5": "it has a number that is no probability",
+    "FWD 1, REV .5 .5": "rows have 1 and 2 numbers, give all equally many",
+    "FWD, REV": "the row of FWD sums to 0",
+    "FWD a b, REV .5 .5": "write a mode and its numbers",
     "": "write a mode and its numbers",
-    f"FWD 1{' 0' * 26}, SEARCH 1{' 0' * 26}": "27 openers need as many letters, and there are only 26",
+    f"FWD 1{' 0' * 26}, REV 1{' 0' * 26}": "27 openers need as many letters, and there are only 26",
 }
 
 
@@ -115,7 +115,7 @@ def test_rl_forces_openers_and_exact_rl_refuses_them():
     assert configs.load_config("openers", ["rl.mode=C"]).rl.mode == "C"
     with pytest.raises(ValueError, match="rl.mode is 'FWD': choose free, A, B, C, D"):
         configs.load_config("openers", ["rl.mode=FWD"])
-    with pytest.raises(ValueError, match=r"rl.advantage is 'exact': .* as have openers"):
+    with pytest.raises(ValueError, match=r"rl.advantage is 'exact': .* openers have several"):
         tables = ["data.modes=FWD,REV", "sft.modes=FWD,REV", "data.openers=FWD 1 0, REV 0 1"]
         configs.load_config("openers", [*tables, "rl.advantage=exact"])
 

@@ -12,12 +12,14 @@ from tests.data_gen.test_tasks import TaskPipeline
 from tests.helpers.starts import Starts
 
 FEW = ["walks.seq_len=36", "sft.epochs=1", "eval.problems=16", "eval.rollouts=64", "eval.check_problems=4"]
+SEARCHING = ["data.modes=FWD,SEARCH", "sft.modes=FWD,SEARCH", "sft.fork_rate=0.5"]
+TABLE = "data.openers=FWD 0.45 0.45 0.05 0.05, SEARCH 0.05 0.05 0.45 0.45"
 QUANTITIES = ["tokens", "tokens beyond the shortest", "pass@1", "pass@16", "pass@1 lost", "tokens saved"]
 
 
 def test_every_opener(tmp_path, monkeypatch, capsys):
     """The whole command, from the base on; what it writes is what was measured, place by place."""
-    starts, pipeline = Starts(monkeypatch), TaskPipeline(tmp_path, "openers", [*SMALL, *FEW])
+    starts, pipeline = Starts(monkeypatch), TaskPipeline(tmp_path, "openers", [*SMALL, *FEW, *SEARCHING, TABLE])
     assert pipeline("thinking") == 0 and starts.commands == ["sft"]
     (run,) = read_json(pipeline.folder / "thinking.json")["runs"]
     changes = {"hard, T=5": ["eval.max_tokens=5"], "easy": ["eval.forked=false"], "hard": []}
@@ -42,8 +44,7 @@ def test_every_opener(tmp_path, monkeypatch, capsys):
 def test_every_mode_of_star(tmp_path, monkeypatch, capsys):
     """Without openers the first tokens are the modes."""
     Starts(monkeypatch)
-    modes = ["data.modes=FWD,SEARCH", "sft.modes=FWD,SEARCH", "sft.fork_rate=0.5", "reproduce.study=openers"]
-    pipeline = TaskPipeline(tmp_path, "star", [*SMALL, *FEW, *modes])
+    pipeline = TaskPipeline(tmp_path, "star", [*SMALL, *FEW, *SEARCHING, "reproduce.study=openers"])
     assert pipeline("thinking") == 0
     (run,) = read_json(pipeline.folder / "thinking.json")["runs"]
     assert {place: [*rows] for place, rows in run["problems"].items()}["hard"] == ["FWD", "SEARCH"]
