@@ -66,13 +66,20 @@ def two_pairs():
 def test_the_file_that_ships():
     pairs, listed = claims.read_claims(claims.FILE)
     assert pairs == 5 and len({c.id for c in listed}) == len(listed) >= 20
-    assert {c.of for c in listed} == {"star", "search", "arith"} and {c.by for c in listed} == {"paper", "us"}
+    assert {c.of for c in listed} == {*CONFIGS} and {c.by for c in listed} == {"paper", "us"}
 
 
-@pytest.mark.parametrize("name", ["star", "search", "arith"])
+CONFIGS = {  # of the studies that claims are about
+    "star": "star", "arith": "arith", "openers": "openers", "anchoring": "star", "search": "star preset=search",
+    "rationale": "star preset=rationale",
+}  # fmt: skip
+
+
+@pytest.mark.parametrize("name", CONFIGS)
 def test_claims_are_about_runs_that_studies_make(name):
     """Every term's run is one of its study, of the RL study or one that these start from, on a test set of that run."""
-    config = configs.load_config("star", ["preset=search"]) if name == "search" else configs.load_config(name)
+    source, *words = CONFIGS[name].split()
+    config = configs.load_config(source, words)
     plans = study.plans(config, [*study.read_study(name), *(study.read_study("rl") if name == "star" else [])], [0])
     planned = {(runs.identity(plan.config, stage), test_set) for plan in plans
             for stage in ("base", "sft", plan.stage) for test_set in ("plain", plan.test_set)}  # fmt: skip
