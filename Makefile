@@ -44,7 +44,7 @@ STUDY_ARGS := $(PAIR_ARGS) $(if $(STUDY),reproduce.study=$(STUDY))
 SFT        := $(if $(FORK_RATE),sft.fork_rate=$(FORK_RATE)) $(if $(EPOCHS),sft.epochs=$(EPOCHS))
 
 .DEFAULT_GOAL := help
-.PHONY: help demo pretrain sft rl wise eval runs config figures claims report audit agreement bench gpu-check study frontier anchoring contrast sensitivity reproduce reproduce-full stops test test-all coverage faults lint clean
+.PHONY: help demo pretrain sft rl wise eval runs config figures claims report audit agreement bench gpu-check study frontier anchoring competence contrast thinking sensitivity reproduce reproduce-full stops test test-all coverage faults lint clean
 
 help: ## print this list
 	@grep -hE '^[a-z-]+:.*## ' $(MAKEFILE_LIST) | sed -E 's/:.*## /\t/' | expand -t 12
@@ -116,8 +116,14 @@ anchoring: $(ENV) ## fine-tune with undecided tokens anchored, masked or as they
 contrast: $(ENV) ## run RL on forward and on reverse traces and compare them [TASK PRESET PAIRS ARGS]
 	@$(MINIFORK) contrast $(PAIR_ARGS) $(ARGS)
 
+thinking: $(ENV) ## force every first token: over- and under-thinking [TASK=openers, or PRESET=search; PAIRS ARGS]
+	@$(MINIFORK) thinking $(PAIR_ARGS) $(ARGS)
+
 sensitivity: $(ENV) ## map coverage shrinkage over epochs, traces, learning rate, width and branches [TASK PRESET PAIRS ARGS]
 	@$(MINIFORK) sensitivity $(PAIR_ARGS) $(ARGS)
+
+competence: $(ENV) ## train on two modes, one a problem or both, and split coverage between them [TASK PRESET PAIRS ARGS]
+	@$(MINIFORK) competence $(PAIR_ARGS) $(ARGS)
 
 reproduce: $(ENV) ## run a study with everything: base, fine-tunings, eval, figures, claims [STUDY TASK PRESET PAIRS ARGS]
 	@$(MINIFORK) reproduce $(STUDY_ARGS) $(ARGS)

@@ -1,19 +1,21 @@
 """The arithmetic task: d chains of l additions start from one premise; what is the value of the target?
 
-Each relation says ``child = parent + const``, printed as ``parent child const``: with the child first, a
-causal model could not look it up by its parent. A trace computes every value on the way. The first problem
-of ``streams.problems(Arith(8, 2, 2, modulus=7, modes="FWD,REV,RAT,NAME"), seed=0, "train", n=1)``, labels as letters:
+Each relation says ``child = parent + const``, printed as ``parent child const``: with the child first, a causal model
+could not look it up by its parent. In all modes but CODE a trace computes every value on the way. The first problem of
+``streams.problems(Arith(8, 2, 2, modulus=7, modes="FWD,REV,RAT,NAME,CODE"), seed=0, "train", n=1)``, labels as letters:
 
     c b 2  b h 1  d e 1  c d 4   c 1 e SEP |  FWD c 1  d 4 5  e 1 6  EOS
                                            |  REV e  d 1 1  c 4 5  1 6 EOS
                                            |  RAT e d c 1  d 4 5  e 1 6  EOS
                                            |  NAME d c 1  d 4 5  e 1 6  EOS
+                                           |  CODE e  d 1  c 4  1 6 EOS
     b = c + 2 ...    c is 1; e = ?         |  d = c + 4 = 5, e = d + 1 = 6
 
 FWD opens with the premise and its value and then meets the fork: which of the two chains leads to the target?
 REV substitutes from the target, adding up constants, and meets none. RAT (rationale) first names the way
 back from the target, then goes forward: the names before its fork decide it. NAME first names the right chain by
-its first node. That is a fork itself, so NAME should not help: it is a control.
+its first node. That is a fork itself, so NAME should not help: it is a control. CODE is REV without running
+totals: it looks constants up, and adds all numbers at once in the end. It fails where that sum is hard.
 
 Numbers are tokens of their own, one each. With a modulus all arithmetic is modulo that prime; without one
 values grow to premise + l * largest constant.
@@ -30,8 +32,8 @@ from data_gen.task import PAD
 from data_gen.verifier import DFA
 from data_gen.walks import random_paths
 
-MODES = ("FWD", "REV", "RAT", "NAME")
-WALKED = ("FWD", "REV")  # walks know no target, so they have no rationale
+MODES = ("FWD", "REV", "RAT", "NAME", "CODE")
+WALKED = ("FWD", "REV", "CODE")  # walks know no target, so they have no rationale
 OUTCOMES = (
     "accept", "malformed", "wrong_query", "look_up", "wrong_branch", "arithmetic", "early_stop", "too_long",
 )  # fmt: skip
@@ -134,7 +136,7 @@ class Arith(Stars[Problems]):
 
     @property
     def trace_len(self) -> int:
-        extra = {"FWD": 4, "REV": 5, "RAT": 4 + self.length, "NAME": 5}
+        extra = {"FWD": 4, "REV": 5, "RAT": 4 + self.length, "NAME": 5, "CODE": 5 - self.length}
         return 3 * self.length + max(extra[name] for name in self.mode_names)
 
     def mode_token(self, mode_name: str) -> int:
@@ -190,26 +192,26 @@ class Arith(Stars[Problems]):
         path, constants = self.graph.path(problems), problems.constant[:, : self.length]
         values = problems.value[:, None] + np.cumsum(constants, axis=1)
         premise, answer = self.number(problems.value), self.number(values[:, -1])
-        later = (self.length - 1) * ["node", "constant", "sum"]
-        if mode_name == "REV":
-            kinds = ["query", "node", "constant", "sum", *later, "value", "sum"]
+        step = ["node", "constant", "sum"]
+        if mode_name in ("REV", "CODE"):
             backward = constants[:, ::-1]
-            steps = self._steps(path[:, -2::-1], backward, np.cumsum(backward, axis=1))
-            body = [path[:, -1], steps, premise, answer]
+            totals = [np.cumsum(backward, axis=1)] if mode_name == "REV" else []
+            kinds = ["query", *self.length * step[: 2 + len(totals)], "value", "sum"]
+            body = [path[:, -1], self._steps(path[:, -2::-1], backward, *totals), premise, answer]
         else:  # FWD names the premise first, RAT the way back from the target, NAME the chain
             opening, names = {
                 "FWD": (["query"], path[:, :1]),
                 "RAT": (["query", *self.length * ["node"]], path[:, ::-1]),
                 "NAME": (["fork", "query"], path[:, 1::-1]),
             }[mode_name]
-            kinds = [*opening, "value", "fork", "constant", "sum", *later]
+            kinds = [*opening, "value", "fork", *step[1:], *(self.length - 1) * step]
             body = [names, premise, self._steps(path[:, 1:], constants, values)]
         mode, end = np.full(len(path), self.mode_token(mode_name)), np.full(len(path), self.eos)
         return ["mode", *kinds, "end"], np.column_stack([mode, *body, end])
 
-    def _steps(self, nodes: np.ndarray, constants: np.ndarray, values: np.ndarray) -> np.ndarray:
-        """The steps of a trace as tokens int64[n, 3 l]: node, constant, value, node, ..., from int64[n, l] each."""
-        return np.stack([nodes, self.number(constants), self.number(values)], axis=2).reshape(-1, 3 * self.length)
+    def _steps(self, nodes: np.ndarray, *numbers: np.ndarray) -> np.ndarray:
+        """The steps of a trace as tokens int64[n, m l], each a node and its numbers, from m arrays int64[n, l]."""
+        return np.stack([nodes, *map(self.number, numbers)], axis=2).reshape(-1, (1 + len(numbers)) * self.length)
 
     def fork_prefix(self, problems: Problems) -> np.ndarray:
         """int64[n, 3]: FWD, the premise and its value, the forced prefix that ends right before the fork."""
@@ -264,7 +266,8 @@ class Arith(Stars[Problems]):
 
         A FWD walk begins with its first node, as the premise, and a random value. It evaluates every node it
         comes to. In a share ``informed`` of FWD walks the query names where the walk ends. A REV walk adds constants
-        up to the root. If it gets there and the query gave the root's value, it ends with that value and the total.
+        up to the root, and a CODE walk names them without adding. If it gets there and the query gave the root's value,
+        it ends with that value and the total.
         """
         shape, length, labels = (len(problems), count), self.length, problems.labels
         names = tuple(name for name in self.mode_names if name in WALKED)
@@ -286,11 +289,12 @@ class Arith(Stars[Problems]):
         constant = problems.constant[rows[..., None], lower - 1]
         total = np.cumsum(constant * walking, axis=2) + np.where(forward, value, 0)[..., None]
         triples = np.stack([labels[rows[..., None], after], self.number(constant), self.number(total)], axis=3)
+        triples[..., 2] = np.where((paths.mode_name == "CODE")[..., None], PAD, triples[..., 2])
         triples = np.where(walking[..., None], triples, PAD).reshape(*shape, -1)
 
         number, eos = self.number(value), np.full(shape, self.eos)
         query = [np.where(forward, first, premise), number, np.where(forward, target, first), np.full(shape, self.sep)]
-        mode = np.where(forward, self.mode_token("FWD"), self.mode_token("REV"))
+        mode = np.select([paths.mode_name == name for name in names], [self.mode_token(name) for name in names])
         at_root = ~forward & (paths.steps == paths.first) & (depth == 0)
         end = [np.where(at_root, number, PAD), np.where(at_root, self.number(value + total[..., -1]), PAD), eos]
         head = np.stack([*query, mode, first, np.where(forward, number, PAD)], axis=2)

@@ -40,6 +40,16 @@ def pass_at_k(p: ArrayLike, ks: ArrayLike) -> np.ndarray:
     return problem_pass_at_k(p[:, None], ks).mean(axis=0)
 
 
+def split_by_mode(first: np.ndarray, second: np.ndarray) -> np.ndarray:
+    """The shares float64[4, ...] of problems that the first mode alone solves, the second alone, both, and neither.
+
+    first, second: the probability that k independent samples in a mode solve a problem, 1 - (1 - p)^k of its forced p,
+    the same shape each. The four shares sum to 1. The first and the third sum to the coverage of the first mode, and
+    the first three to that of both modes together. So the second share is what only both together add to the first.
+    """
+    return np.stack([first * (1 - second), (1 - first) * second, first * second, (1 - first) * (1 - second)])
+
+
 def unbiased_pass_at_k(correct: ArrayLike, n: int, k: int) -> np.ndarray:
     """The unbiased estimator 1 - C(n-c, k)/C(n, k) of Chen et al. (2021), float64, one value a problem.
 

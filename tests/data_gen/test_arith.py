@@ -18,13 +18,13 @@ from data_gen.task import PAD
 from tests.helpers import stars
 from tests.helpers.stars import PLAIN, Z, assert_refused, hypothesis_settings, names_flagged, verdict, z_score
 
-TINY = Arith(8, 2, 2, 7, modes="FWD,REV,RAT,NAME")
+TINY = Arith(8, 2, 2, 7, modes="FWD,REV,RAT,NAME,CODE")
 
 
 @st.composite
 def tasks(draw) -> Arith:
     branches, length = draw(st.integers(1, 3)), draw(st.integers(1, 4))
-    modes = draw(st.sampled_from(["FWD", "FWD,REV", "FWD,REV,RAT", "FWD,RAT", "NAME,FWD"]))
+    modes = draw(st.sampled_from(["FWD", "FWD,REV", "FWD,REV,RAT", "FWD,RAT", "NAME,FWD", "FWD,CODE,REV"]))
     modulus, order = draw(st.sampled_from([2, 7, 23, None])), draw(st.sampled_from(["shuffled", "published"]))
     return Arith(branches * length + 1 + draw(st.integers(0, 3)), branches, length, modulus, order, modes)
 
@@ -61,11 +61,13 @@ class Sheet:
         backward = [self.reduce(total) for total in itertools.accumulate(consts[::-1])]
         steps = [premise, *itertools.chain(*zip(nodes[1:], labels, forward, strict=True))]
         home = itertools.chain(*zip(nodes[-2::-1], labels[::-1], backward, strict=True))
+        looked_up = itertools.chain(*zip(nodes[-2::-1], labels[::-1], strict=True))
         bodies = {
             "FWD": [self.premise, *steps],
             "RAT": [*nodes[::-1], *steps],
             "NAME": [*nodes[1:2], self.premise, *steps],
             "REV": [self.target, *home, premise, self.reduce(self.value + sum(consts))],
+            "CODE": [self.target, *looked_up, premise, self.reduce(self.value + sum(consts))],
         }
         return [self.task.mode_token(mode), *bodies[mode], self.task.eos]
 
@@ -75,9 +77,10 @@ class Sheet:
         if right is None:
             return "malformed"
         # Mode, fork, query, value, node, constant, sum.
-        openings = {"FWD": "mqv", "REV": "mq", "RAT": "mq" + "n" * task.length + "v", "NAME": "mfqv"}
-        opening = openings[self.modes[answer[0]]]
-        kinds = opening + "ncs" * task.length + "vs"
+        openings = {"FWD": "mqv", "RAT": "mq" + "n" * task.length + "v", "NAME": "mfqv"}
+        mode = self.modes[answer[0]]
+        opening = openings.get(mode, "mq")
+        kinds = opening + ("nc" if mode == "CODE" else "ncs") * task.length + "vs"
         if answer == right[: len(answer)]:
             return "accept" if len(answer) == len(right) else "live"
         place = len(os.path.commonprefix([answer, right]))
@@ -97,6 +100,7 @@ def test_docstrings():
     problems = streams.problems(TINY, 0, "train", 1)
     assert TINY.decode(TINY.prompts(problems)[0]) == "c b 2 b h 1 d e 1 c d 4 c 1 e SEP"
     texts = "FWD c 1 d 4 5 e 1 6 EOS,REV e d 1 1 c 4 5 1 6 EOS,RAT e d c 1 d 4 5 e 1 6 EOS,NAME d c 1 d 4 5 e 1 6 EOS"
+    texts += ",CODE e d 1 c 4 1 6 EOS"
     for mode, text in enumerate(texts.split(",")):
         trace = TINY.traces(problems, np.array([mode]))[0]
         assert TINY.decode(trace[trace != PAD]) == text
@@ -161,13 +165,15 @@ def test_walks_follow_and_add_up(task, stop, informed, seed):
             premise, value, target, sep, mode, *body, _ = query = row[start:end]
             assert (expected[start : start + 3] == PAD).all() and (expected[start + 3 : end - 1] == query[4:]).all()
             assert value >= task.labels
-            forward = mode == task.mode_token("FWD")
-            home = not forward and len(body) % 3 == 0  # back at a root, whose value the walk adds at the end
+            name = next(name for name in task.mode_names if mode == task.mode_token(name))
+            forward, width = name == "FWD", 2 if name == "CODE" else 3  # tokens of a step
+            # Back at a root, whose value the walk adds at the end.
+            home = not forward and (min(body[-2:]) >= task.labels if name == "CODE" else len(body) % 3 == 0)
             steps = body[2:] if forward else body[1 : len(body) - 2 * home]
-            last = steps[-3] if steps else body[0]
+            last = steps[-width] if steps else body[0]
             ends = (premise, value, last) if forward else (premise if home else last, value, target)
             sheet = Sheet(task, [*row[: task.graph_len], *ends, sep])
-            right, came_from = sheet.right_trace("FWD" if forward else "REV"), sheet.came_from
+            right, came_from = sheet.right_trace(name), sheet.came_from
             assert [mode, *body] == (right[:-1] if forward or home else right[:-3])
             if forward:
                 assert not informed or target == last

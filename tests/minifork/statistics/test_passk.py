@@ -196,3 +196,13 @@ def test_log_choose_is_the_log_of_comb(n):
     np.testing.assert_allclose(passk.log_choose(n, inside), expected, rtol=1e-11, atol=1e-12 + 1e-14 * n)
     outside = passk.log_choose(n, np.array([[-1, n + 1], [10**12, -(10**12)]]))
     assert outside.shape == (2, 2) and (outside == -np.inf).all()
+
+
+def test_coverage_is_split_by_mode():
+    """The shares add up to 1, to the coverage of each mode, and to that of the samples of both together."""
+    p = np.random.default_rng(0).random((2, 1, 50))
+    first, second = passk.problem_pass_at_k(p, np.array([[1], [16]]))
+    alone, second_alone, both, neither = passk.split_by_mode(first, second)
+    np.testing.assert_allclose(alone + second_alone + both + neither, 1)
+    np.testing.assert_allclose([alone + both, second_alone + both], [first, second])
+    np.testing.assert_allclose(neither, ((1 - p[0]) * (1 - p[1])) ** np.array([[1], [16]]), atol=1e-12)

@@ -1,0 +1,68 @@
+"""`make competence`: two modes, neither of which is right everywhere; one a problem, or both for every problem.
+
+The runs are those of experiments/studies/competence.yaml, with the two modes of sft.modes: FWD and CODE in the preset
+competence of arith. In arXiv 2605.17026 they are answers in language and in code (GSM8K, 12,800 traces).
+"""
+
+import numpy as np
+
+from experiments.estimates import KS, estimate_by_k, pairs_text, probability_over_pairs, uncertainty_text
+from experiments.results import Results, load_results
+from experiments.studies.steps import evaluate_and_check, make_runs, print_minutes
+from experiments.study import Plan
+from minifork import runs
+from minifork.schema import Config
+from minifork.statistics import passk
+from minifork.storage.files import write_json
+
+BINS = 10  # of the probability of the first mode
+
+
+def competence(config: Config) -> None:
+    """Run what is missing, evaluate, split coverage by mode; writes runs/<task>/competence.json.
+
+    Raises ValueError naming a stage that failed.
+    """
+    with print_minutes("competence"):
+        plans = make_runs(config, "competence")
+        evaluate_and_check(config)
+        results, names = load_results(config), dict.fromkeys(plan.name for plan in plans)
+        rows = [split_coverage(results, [plan for plan in plans if plan.name == name]) for name in names]
+        result = runs.made_by(config) | {"pairs": config.reproduce.pairs, "runs": rows}
+        print(competence_text(result))
+        write_json(runs.task_folder(config) / "competence.json", result)
+
+
+def split_coverage(results: Results, plans: list[Plan]) -> dict:
+    """Estimates of the last checkpoints of one run, over its pairs.
+
+    coverage: for every k, pass@k of free samples ("free") and of each forced mode, and the four shares of
+    `passk.split_by_mode` when each mode has k samples ("FWD only", "CODE only", "both", "neither"; they sum to 1).
+    mode_share: the share of problems whose probability of the first mode lies in each of BINS equal bins.
+    """
+    modes, records = plans[0].config.sft.mode_names, [results.records_of(plan)[-1] for plan in plans]
+    passes = [[results.record_pass_at_ks(record, KS, mode) for record in records] for mode in (None, *modes)]
+    free, *forced = map(np.stack, passes)
+    names = ("free", *modes, *(f"{mode} only" for mode in modes), "both", "neither")
+    curves = dict(zip(names, [free, *forced, *passk.split_by_mode(*forced)], strict=True))
+    column = results.config.data.mode_names.index(modes[0])
+    p_first = np.stack([results.array(record, "modes")[:, column] for record in records])
+    in_bin = np.minimum((BINS * p_first).astype(int), BINS - 1)
+    return {
+        "run": plans[0].name,
+        "coverage": {name: estimate_by_k(probability_over_pairs, curve) for name, curve in curves.items()},
+        "mode_share": [probability_over_pairs((in_bin == index).astype(float)) for index in range(BINS)],
+    }
+
+
+def competence_text(result: dict) -> str:
+    """The result of `competence` as a table for every run."""
+    lines = [pairs_text(result["pairs"])]
+    for row in result["runs"]:
+        lines.append(f"{row['run']:<34}" + "".join(f"{f'k = {k}':>22}" for k in KS))
+        for name, values in row["coverage"].items():
+            cells = (f"{value['mean']:.3f} {uncertainty_text(value, '')}" for value in values.values())
+            lines.append(f"  {name:<32}" + "".join(f"{cell:>22}" for cell in cells))
+        shares = " ".join(f"{share['mean']:.2f}" for share in row["mode_share"])
+        lines.append(f"  share of problems by P({list(row['coverage'])[1]}) in {BINS} equal bins: {shares}")
+    return "\n".join(lines)
