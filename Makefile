@@ -44,7 +44,7 @@ STUDY_ARGS := $(PAIR_ARGS) $(if $(STUDY),reproduce.study=$(STUDY))
 SFT        := $(if $(FORK_RATE),sft.fork_rate=$(FORK_RATE)) $(if $(EPOCHS),sft.epochs=$(EPOCHS))
 
 .DEFAULT_GOAL := help
-.PHONY: help demo pretrain sft rl wise eval runs config figures claims report audit agreement bench gpu-check study frontier contrast sensitivity reproduce reproduce-full stops test test-all coverage faults lint clean
+.PHONY: help demo pretrain sft rl wise eval runs config figures claims report audit agreement bench gpu-check study frontier contrast sensitivity flips reproduce reproduce-full stops test test-all coverage faults lint clean
 
 help: ## print this list
 	@grep -hE '^[a-z-]+:.*## ' $(MAKEFILE_LIST) | sed -E 's/:.*## /\t/' | expand -t 12
@@ -115,6 +115,9 @@ contrast: $(ENV) ## run RL on forward and on reverse traces and compare them [TA
 
 sensitivity: $(ENV) ## map coverage shrinkage over epochs, traces, learning rate, width and branches [TASK PRESET PAIRS ARGS]
 	@$(MINIFORK) sensitivity $(PAIR_ARGS) $(ARGS)
+
+flips: $(ENV) ## measure how often another printed order of a problem flips the chosen branch [TASK PRESET PAIRS ARGS]
+	@$(MINIFORK) flips $(PAIR_ARGS) $(ARGS)
 
 reproduce: $(ENV) ## run a study with everything: base, fine-tunings, eval, figures, claims [STUDY TASK PRESET PAIRS ARGS]
 	@$(MINIFORK) reproduce $(STUDY_ARGS) $(ARGS)

@@ -13,6 +13,7 @@ COMMANDS = cli.COMMANDS | {
     "frontier": Command("experiments.studies.frontier:frontier", "compare all mitigations with early stopping"),
     "contrast": Command("experiments.studies.rl:contrast", "compare RL on forward and on reverse traces"),
     "sensitivity": Command("experiments.studies.sensitivity:sensitivity", "map coverage shrinkage over many settings"),
+    "flips": Command("experiments.studies.flips:flips", "measure how often another printed order flips the branch"),
     "gpu-check": Command("experiments.checks.gpu_check:gpu_check", "check and time everything that needs a GPU"),
     "study": Command("experiments.studies.reproduce:run_study", "run and evaluate the study reproduce.study"),
     "reproduce": Command("experiments.studies.reproduce:reproduce", "run a study, write figures, claims and table"),
