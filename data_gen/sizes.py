@@ -95,6 +95,10 @@ class Sizes(Printed[Problems]):
                 problems.order[rows] = one.sample(rng, int(rows.sum())).order
         return problems
 
+    def reprint(self, problems: Problems, rng: Generator) -> Problems:
+        order = self._gather(problems, self.edges, lambda one, group, rows: one.reprint(group, rng).order)
+        return replace(problems, order=order)
+
     def give_cue(self, problems: Problems, cued: np.ndarray) -> Problems:
         order = self._gather(problems, self.edges, lambda one, group, rows: one.give_cue(group, cued[rows]).order)
         return replace(problems, order=order)

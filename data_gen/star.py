@@ -104,8 +104,8 @@ class Stars(Task[S]):
         return hashed(np.sort(parent * (self.label_count + 4) + child, axis=1))
 
     def reprint(self, problems: S, rng: Generator) -> S:
-        """The same edges in another random order."""
-        return replace(problems, order=rng.permuted(problems.order, axis=1))
+        """The same edges in another random order, in published order with the right branch first as before."""
+        return replace(problems, order=self.sample(rng, len(problems)).order)
 
     def remove_fork(self, problems: S, keep: np.ndarray) -> S:
         """Hang the decoys off a second root where bool[n] ``keep`` is False. The start then has one child.

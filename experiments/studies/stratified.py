@@ -118,8 +118,8 @@ def first_token_passes(results: Results, plan: Plan) -> dict[int, dict[str, np.n
     """
     record, problems, tree = _last_checkpoint(results, plan)
     at_start, ks = torch.zeros(len(tree), dtype=torch.int64, device=tree.dfa.device), KS[1:]
-    most = min(FIRST_TOKENS, tree.model.vocab_size)
-    p = stratified.stratify(tree, tree.forced[:, :0], at_start, most).p_lo
+    widest = min(FIRST_TOKENS, tree.model.vocab_size)
+    p = stratified.stratify(tree, tree.forced[:, :0], at_start, widest).p_lo
     return {
         m: {
             "iid": results.record_pass_at_ks(record, ks).T,
@@ -127,7 +127,7 @@ def first_token_passes(results: Results, plan: Plan) -> dict[int, dict[str, np.n
             "pooled": stratified.pooled_pass_at_k(p[:, :m], stratified.deal(POOL, m), ks),
             "dealt": stratified.dealt_pass_at_k(p[:, :m], ks),
         }
-        for m in sorted({len(problems.task.mode_names), most})
+        for m in sorted({len(problems.task.mode_names), widest})
     }
 
 

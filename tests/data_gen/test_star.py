@@ -13,6 +13,8 @@ from hypothesis import given
 from hypothesis import strategies as st
 
 from data_gen import streams
+from data_gen.arith import Arith
+from data_gen.sizes import Sizes
 from data_gen.star import Problems, Star
 from tests.helpers import stars
 from tests.helpers.engines import chi_square_z
@@ -115,6 +117,23 @@ def test_identity_ignores_the_printed_order(task_with_problems):
         assert (task.identity(changed) == identity).all()
     graphs = {frozenset(Graph(task, prompt).edges) for prompt in task.prompts(original)}
     assert len(set(identity.tolist())) == len(graphs)
+
+
+@pytest.mark.parametrize("task", [REFERENCE, Sizes(16, "2x4,3x3"), Arith(12, 2, 3, 11)])
+def test_reprints_keep_the_order_of_branches(task):
+    """In published order the right branch comes first. Edges within a branch are shuffled in both orders."""
+    problems = task.sample(np.random.default_rng(0), 2000)
+    for order in ("shuffled", "published"):
+        reprinted = task.printed(order).reprint(problems, np.random.default_rng(1))
+        assert (np.sort(reprinted.order, axis=1) == np.arange(task.edges)).all()
+        for _, star, rows in task.shapes(problems):
+            branch, step = np.divmod(reprinted.order[rows], star.length - 1)
+            right = (branch[:, 0] == 0).sum()
+            if order == "published":
+                assert (np.diff(branch, axis=1) >= 0).all()
+            else:
+                assert abs(stars.z_score(right, len(branch), 1 / star.branches)) < Z
+            assert abs(stars.z_score((step[:, 0] == 0).sum(), len(step), 1 / (star.length - 1))) < Z
 
 
 def test_star_names_the_key():
