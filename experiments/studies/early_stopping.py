@@ -29,6 +29,7 @@ from minifork.schema import Config
 from minifork.settings import Eval
 
 TOLERANCE = 0.005  # of skill; also how close to 1 the curve cannot be exceeded
+RULE = f"early stopping may have {TOLERANCE:g} less skill, so where its curve is steep its own snapshots lie below it"
 
 
 # measuring

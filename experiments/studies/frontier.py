@@ -21,6 +21,7 @@ from experiments.estimates import KS, MIN_SHRINKAGE, pairs_text
 from experiments.figures import default_settings, save_figure, whiskers
 from experiments.results import Results, load_results
 from experiments.studies.early_stopping import (
+    RULE,
     above_curve,
     best_place,
     compared_points,
@@ -60,8 +61,8 @@ def frontier(config: Config) -> None:
         plans = study.plans(config, entries, range(config.reproduce.pairs))
         plans = [plan for plan in plans if not plan.choose or plan.value == chosen[plan.name]]
         executors.run_plans(plans)
-        others = [plan for plan in plans if plan.config.eval != config.eval]
-        results = measure_plans(config, others + [on_validation(plan) for plan in plans], CROSS_ENTROPY)
+        decoders = [plan for plan in plans if plan.config.eval != config.eval]
+        results = measure_plans(config, decoders + [on_validation(plan) for plan in plans], CROSS_ENTROPY)
         in_study = [plan for plan in plans if plan.config.eval == config.eval]
         evaluate_and_check(config, partial(is_compared, in_study, CROSS_ENTROPY))
         compare_with_early_stopping(config, plans, results | {config.eval: load_results(config)})
@@ -121,7 +122,7 @@ def compare_with_early_stopping(config: Config, plans: list[Plan], results: dict
         stratified += recovered_shares(rate, by_pair)
         passes = [first_token_passes(results[plan.config.eval], plan) for plan in plain.values()]
         first_tokens += first_token_rows(rate, passes)
-    lines = [frontier_table(rows), pairs_text(config.reproduce.pairs), *map(stratified_line, stratified)]
+    lines = [frontier_table(rows), f"{pairs_text(config.reproduce.pairs)}; {RULE}", *map(stratified_line, stratified)]
     print("\n".join([*lines, *map(first_token_line, first_tokens)]))
     spread = {"stratified": stratified, "first_tokens": first_tokens}
     write_json(folder / "frontier.json", runs.made_by(config) | {"methods": rows} | spread)

@@ -15,7 +15,14 @@ import numpy as np
 
 from experiments.estimates import KS, difference_over_pairs, estimate_by_k, mean_over_pairs, pairs_text, signed
 from experiments.results import Results, load_results
-from experiments.studies.early_stopping import above_curve, early_stopping_curve, gap_text, measure_plans, on_validation
+from experiments.studies.early_stopping import (
+    RULE,
+    above_curve,
+    early_stopping_curve,
+    gap_text,
+    measure_plans,
+    on_validation,
+)
 from experiments.studies.steps import evaluate_and_check, make_runs, print_minutes
 from experiments.study import Plan
 from minifork import runs
@@ -99,7 +106,7 @@ def contrast_text(result: dict) -> str:
         lines.append(f"{name}, change: {_by_k(values)}")
     for name, gaps in result["above_grpo"].items():
         lines.append(f"{name}: above the snapshots of {FORWARD} at no less skill: {_by_k(gaps, gap_text)}")
-    return "\n".join([*lines, pairs_text(result["pairs"])])
+    return "\n".join([*lines, f"{pairs_text(result['pairs'])}; {RULE}"])
 
 
 def _by_k(estimates: dict[str, dict], text: Callable[[dict], str] = signed) -> str:

@@ -176,7 +176,8 @@ def test_a_recovered_share_is_not_fooled_by_signs(value, minus, over, at_least, 
 def test_statistics_at_the_fork():
     right = np.random.default_rng(2).random(N)
     fork, modes = np.stack([right, 1 - right], axis=1), np.full((N, 2), 0.5)
-    world = results_of({("base", 0): right}, fork=fork, fork_train=fork[:50], modes=modes, rest=right)
+    world = results_of({("base", 0): right}, fork=fork, fork_train=fork[:50], modes=modes, rest=right, skill=right / 2)
+    logit = np.log(right) - np.log(1 - right)
     expected = {
         "fork accuracy": (right > 0.5).mean(),
         "fork entropy": -(fork * np.log(fork)).sum(axis=1).mean(),
@@ -185,6 +186,9 @@ def test_statistics_at_the_fork():
         "confidence wrong": (1 - right[right <= 0.5]).mean(),
         "mode entropy": np.log(2),
         "rest": right.mean(),
+        "skill": right.mean() / 2,
+        "sigma": logit.std(),
+        "train sigma": logit[:50].std(),
     }
     assert expected.keys() | {"pass", "index"} == claims.QUANTITIES.keys()
     for what, value in expected.items():

@@ -11,7 +11,7 @@ from experiments import study
 from experiments.estimates import KS
 from experiments.results import load_results
 from experiments.studies import frontier
-from experiments.studies.early_stopping import early_stopping_curve, early_stopping_gap
+from experiments.studies.early_stopping import best_place, early_stopping_curve, gap_values
 from experiments.studies.stratified import POOL, first_token_line, first_token_rows, recovered_shares, stratified_line
 from minifork.statistics.passk import problem_pass_at_k
 from minifork.storage import files
@@ -51,8 +51,9 @@ def test_values_are_chosen_on_validation_problems(finished):
     words = ["eval.split=valid"]
     cold, hot = (load_results(finished.config(*words, *more)) for more in ([], ["eval.policy=temperature=2"]))
     (plain,) = study.plans(cold.config, [{}], [0])
-    curve = early_stopping_curve(cold, plain, None).mean(axis=2)
-    assert len(curve) == 4 and curve[0, 1] == pytest.approx(cold.base(0)["pass_at"]["16"])
+    curve = early_stopping_curve(cold, plain, None)
+    assert len(curve) == 4 and curve[0, 2].mean() == pytest.approx(cold.base(0)["pass_at"]["16"])
+    assert curve[:, 0].mean(axis=1) == pytest.approx([row["skill"] for row in [cold.base(0), *cold.tuned(0, 1)]])
     records = {
         ("GEM", "gem=0.5"): (cold, cold.select({"loss": "gem=0.5"})),
         ("GEM", "gem=0.9"): (cold, cold.select({"loss": "gem=0.9"})),
@@ -64,8 +65,10 @@ def test_values_are_chosen_on_validation_problems(finished):
     scores, chosen = finished.chosen["scores"], finished.chosen["chosen"]
     assert [(name, value) for name in scores for value in scores[name]] == list(records)
     for (name, value), (results, of_run) in records.items():
-        passes = results.record_pass_at_ks(of_run[-1], KS).mean(axis=1)
-        assert scores[name][value] == pytest.approx(early_stopping_gap(passes[None], curve[None])[0, 0], abs=1e-9)
+        passes = results.record_pass_at_ks(of_run[-1], KS)
+        method = np.concatenate([results.skill(of_run[-1])[None], passes])
+        points = np.concatenate([method[None], curve])[None]
+        assert scores[name][value] == pytest.approx(gap_values(points, best_place(points, 16), 16).mean(), abs=1e-9)
         assert scores[name][chosen[name]] >= scores[name][value]
 
 
@@ -92,7 +95,26 @@ def test_compares_the_runs_that_it_made(finished):
         assert row["seconds"] == pytest.approx(results.runs[trained["run"]].record["seconds"])
         for mode, passed in (("free", last["pass_at"]), ("FWD", last["forced"]["FWD"]["pass_at"])):
             assert rows[name, rate, mode]["pass_at"] == pytest.approx({str(k): passed[str(k)] for k in KS})
-    assert all(row[f"above_{k}"]["mean"] <= 1e-12 for (name, *_), row in rows.items() if name == plain for k in KS[1:])
+        skills = {"free": results.skill(last), "FWD": results.skill(last, "FWD")}
+        assert {mode: rows[name, rate, mode]["skill"] for mode in skills} == pytest.approx(
+            {mode: skill.mean() for mode, skill in skills.items()}
+        )
+    for row in rows.values():
+        for above in (row[f"above_{k}"] for k in KS[1:]):
+            assert above["cannot_be_exceeded"] == (above["mean"] is None) == (above["ci95"] is None)
+    assert rows[plain, 1.0, "FWD"]["above_16"]["mean"] == pytest.approx(gap_of_the_end(finished, "FWD"), abs=1e-9)
+
+
+def gap_of_the_end(finished, mode: str) -> float:
+    """The gap in pass@16 of the plain run's end at FORK_RATE 1, at the place chosen on validation problems."""
+    curves = []
+    for words in (["eval.split=valid"], []):
+        results = load_results(finished.config(*words))
+        (plan,) = study.plans(results.config, [{}], [0])
+        curve = early_stopping_curve(results, plan, mode)
+        curves.append(np.concatenate([curve[-1:], curve])[None])
+    valid, test = curves
+    return float(gap_values(test, best_place(valid, 16), 16).mean())
 
 
 def test_samples_that_miss_nothing_have_nothing_to_recover():
@@ -106,7 +128,7 @@ def test_samples_that_miss_nothing_have_nothing_to_recover():
 def test_deals_samples_to_branches_and_draws(finished):
     stratified = finished.written["stratified"]
     assert [(row["fork_rate"], len(row["recovered"])) for row in stratified] == [(0.5, 1)] * 4 + [(1, 1)] * 4
-    for text in ("the gap to early stopping is biased", "above curve, k = 16", "d samples spread over"):
+    for text in ("skill", "above curve, k = 16", "d samples spread over"):
         assert text in finished.printed
     figures = {path.name for path in (finished.folder / "figures").glob("frontier-*.png")}
     assert figures == {f"frontier-fork{rate}-{mode}.png" for rate in ("0.5", "1") for mode in ("free", "FWD")}

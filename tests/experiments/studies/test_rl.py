@@ -39,7 +39,12 @@ def test_compares_all_runs(copy, monkeypatch, capsys):
         assert difference["mean"] == pytest.approx(first - second)
     assert compared["above_grpo"].keys() == {name for name in rows if "forward" in name} - {FORWARD}
     line = early_stopping_curve(results, plans[0], "FWD")
-    assert line.shape == (1 + 3, 3, 64) and (np.diff(line, axis=1) >= -1e-12).all()
+    assert line.shape == (1 + 3, 1 + 3, 64) and (np.diff(line[:, 1:], axis=1) >= -1e-12).all()
+    valid = load_results(pipeline.config(*SMALL, "eval.split=valid"))
+    measured = {(record["identity"], record["epoch"]) for record in valid.records}
+    forward = [plan for plan in plans if mode_of(plan) == "FWD"]
+    assert {identity for identity, _ in measured} == {plans[0].start[0]} | {plan.identity for plan in forward}
+    assert plans[0].start in measured and len(measured) == 1 + 3 + len(forward) - 1  # GRPO's snapshots, others' ends
     assert f"\n({FORWARD}) minus (reverse, GRPO), change: pass@1 " in capsys.readouterr().out
 
 

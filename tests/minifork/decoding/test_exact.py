@@ -135,6 +135,14 @@ def test_one_enumeration_gives_what_forcing_every_prefix_gives(make_model, polic
             expected = getattr(forced, array)
             np.testing.assert_allclose(getattr(below.result, array), expected, rtol=0, atol=1e-12, err_msg=name)
         assert torch.equal(below.logits, tree.force(prefixes[name]).after_forced()[1])
+        alone = exact_by_prefix(tree, {name: prefixes[name]})[name]
+        for i, token in enumerate(prefixes[name].T):
+            before = tree.force(prefixes[name][:, :i])
+            state, _ = before.forced_states()
+            p = torch.softmax(tree.policy_logits(before.after_forced()[1], torch.arange(len(tree))).double(), dim=1)
+            live = state < tree.first_outcome
+            for token_p in (below.token_p, alone.token_p):
+                torch.testing.assert_close(token_p[live, i], p.gather(1, token[:, None])[live, 0], rtol=0, atol=1e-12)
 
 
 def test_one_enumeration_decodes_no_prefix_twice(make_model, monkeypatch):

@@ -41,6 +41,10 @@ def fork_values(z: np.ndarray, quantity: str) -> np.ndarray:
     return quantities.fork_values(np.stack([right(z), right(-z)], axis=-1), quantity)
 
 
+def sigma(z: np.ndarray) -> np.ndarray:
+    return quantities.sigma_values(np.stack([right(z), right(-z)], axis=-1))
+
+
 STATISTICS: dict[str, tuple[Callable[[np.ndarray], np.ndarray], bool]] = {  # of z [n], whether it is a probability
     "pass@1": (lambda z: REST * right(z), True),
     "pass@16": (solved, True),
@@ -48,6 +52,7 @@ STATISTICS: dict[str, tuple[Callable[[np.ndarray], np.ndarray], bool]] = {  # of
     "fork accuracy": (lambda z: fork_values(z, "accuracy"), True),
     "fork entropy": (lambda z: fork_values(z, "entropy"), False),
     "confidence right": (lambda z: fork_values(z, "confidence_right"), False),
+    "sigma": (sigma, False),
     "confidence wrong": (lambda z: fork_values(z, "confidence_wrong"), False),
 }
 
