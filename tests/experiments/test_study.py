@@ -28,9 +28,11 @@ SHIPPED = {  # the tasks of each study, with a preset after a colon
     "sizes": "sizes sizes:small",
     "search": "star:search",
     "openers": "openers openers:small openers:paper",
+    "rationale": "star:rationale",
+    "competence": "arith:competence",
     "demo": "star:demo",
     "frontier": "star star:small star:search arith arith:small sizes",
-    **dict.fromkeys(("sensitivity", "rl", "stops"), "star star:small"),
+    **dict.fromkeys(("sensitivity", "rl", "stops", "anchoring", "flips"), "star star:small"),
 }
 
 
