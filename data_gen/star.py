@@ -104,7 +104,7 @@ class Stars(Task[S]):
         return hashed(np.sort(parent * (self.label_count + 4) + child, axis=1))
 
     def reprint(self, problems: S, rng: Generator) -> S:
-        """The same edges in another random order, in published order with the right branch first as before."""
+        """The same edges in another random order. In published order the right branch still comes first."""
         return replace(problems, order=self.sample(rng, len(problems)).order)
 
     def remove_fork(self, problems: S, keep: np.ndarray) -> S:

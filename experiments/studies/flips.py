@@ -63,8 +63,8 @@ def flip_estimates(branch: np.ndarray) -> dict:
 def flip_table(rows: list[dict]) -> str:
     """One line for a model and the order in which problems are printed."""
     places, names = [*rows[0]][:2], [*rows[0]][2:]
-    lines = ["".join(f"{name:<11}" for name in places) + "".join(f"{name:>24}" for name in names)]
+    lines = ["".join(f"{name:<11}" for name in places) + "".join(f"{name:>26}" for name in names)]
     for row in rows:
         cells = [f"{row[name]['mean']:.3f} {uncertainty_text(row[name], '')}" for name in names]
-        lines.append("".join(f"{row[name]:<11}" for name in places) + "".join(f"{cell:>24}" for cell in cells))
+        lines.append("".join(f"{row[name]:<11}" for name in places) + "".join(f"{cell:>26}" for cell in cells))
     return "\n".join(lines)
