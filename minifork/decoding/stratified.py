@@ -9,10 +9,10 @@ token j. Then
 This is so if the k samples are dealt to the strata in turn (`dealt_pass_at_k`). If they are drawn without replacement
 from a pool of n samples, n_j of them from stratum j, then
 
-    pass@k = mean_i 1 - [coefficient of x^k in prod_j sum_i C(n_j, i) (1 - p_ij)^i x^i] / C(n, k)
+    pass@k = mean_i 1 - [coefficient of x^k in prod_j sum_s C(n_j, s) (1 - p_ij)^s x^s] / C(n, k)
 
-(`pooled_pass_at_k`; the inner i counts samples). With n samples of each, the i.i.d. estimator 1 - C(n - c, k) / C(n, k)
-has this expectation.
+(`pooled_pass_at_k`). It is the expectation of the i.i.d. estimator 1 - C(n - c, k) / C(n, k), where c of the n samples
+are accepted.
 
 The paper (arXiv 2605.17026) takes the top 8 *first* tokens in turn until it has 64 samples, shuffles them, continues
 at T = 1 with top_p .95 and scores them with the i.i.d. estimator. That is eval.stratify=first eval.strata=8
