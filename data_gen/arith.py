@@ -67,7 +67,7 @@ class Arith(Stars[Problems]):
 
     labels: number of label tokens; branches: d; length: l, the additions of a chain; modulus: a prime, or None
     for plain integers; branch_order: "shuffled", or "published" for the control that prints the right chain
-    first (only the order of the branches changes; the published generator fixes the order within chains too); modes: the
+    first (only the order of the branches changes; the published generator fixes that within chains too); modes: the
     forms of traces, comma-separated.
     """
 
