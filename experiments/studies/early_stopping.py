@@ -129,13 +129,16 @@ def gap_values(points: np.ndarray, place: Place, k: int) -> np.ndarray:
     """The gap in pass@k between the method and a place, float64[pairs, n]: its mean is the gap.
 
     The values are linear in the points, with the slope of the curve as the price of skill. So their interval is that of
-    the gap (the delta method). points: [pairs, 1 + snapshots, 1 + K, n], the method first.
+    the gap (the delta method). If the skill lies outside the line on these problems, the nearer end is the place, at no
+    price. points: [pairs, 1 + snapshots, 1 + K, n], the method first.
     """
     skill, passes = points[:, :, 0], points[:, :, 1 + KS.index(k)]
     (left, right), (low, high) = (values.mean(axis=(0, 2))[list(place[1:])] for values in (skill, passes))
     target = skill[:, place.reference] - TOLERANCE
     run = right - left  # 0 at a snapshot
     share, slope = ((target.mean() - left) / run, (high - low) / run) if run else (0.0, 0.0)
+    if not 0 <= share <= 1:
+        share, slope = float(share > 1), 0.0
     skill_there, passes_there = ((1 - share) * v[:, place.left] + share * v[:, place.right] for v in (skill, passes))
     return passes[:, 0] - passes_there - slope * (target - skill_there)
 

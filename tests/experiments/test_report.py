@@ -140,14 +140,14 @@ def test_refuses_weights_that_are_not_those_of_the_run(copy, capsys):
 
 def test_shows_the_settings_that_were_asked_for(copy):
     """Graphs without a fork and another decoder; the verdicts, which are about the plain ones, are marked."""
-    pipeline, settings = copy("base", "fork1", measured=True), ["eval.forked=false", "eval.policy=top_p=0.9"]
+    pipeline, settings = copy("base", "fork1", measured=True), ["eval.forked=false", "eval.policy=top_p=0.8"]
     assert pipeline("claims") == pipeline("eval", *settings) == 0
     for overrides, branches in (([], 2), (settings, 1)):
         assert pipeline("report", *overrides) == 0
         path = pipeline.folder / "report.html"
         text, data = path.read_text(encoding="utf-8"), json.loads(explored(path))
         assert {len(problem["branches"]) for problem in data["problems"]} == {branches}
-        assert ("OUT OF DATE" in text) == ("top_p=0.9" in text) == bool(overrides)
+        assert ("OUT OF DATE" in text) == ("top_p=0.8" in text) == bool(overrides)
 
 
 def test_words_of_claims_are_escaped(report_file):

@@ -28,7 +28,7 @@ OTHER = {  # another legal value of the keys whose type does not give one
     "data.modes": "FWD,REV,SEARCH", "pretrain.optimizer": "adamw", "sft.modes": "REV,FWD", "sft.fork_rate": 0.5,
     "sft.allocation": "problem", "pretrain.muon": "torch", "sft.muon": "torch", "rl.muon": "torch", "rl.kl_form": "k3",
     "rl.reduction": "none", "rl.policy": "top_p=0.9", "rl.source": "sft",
-    "sft.loss": "gem=0.7", "sft.optimizer": "muon", "rl.mode": "FWD",
+    "sft.loss": "gem=0.7", "sft.anchor": "mask", "sft.optimizer": "muon", "rl.mode": "FWD",
     "rl.advantage": "passk", "rl.optimizer": "muon", "wise.weights": "0.5", "eval.split": "valid",
     "eval.grading": "answer", "eval.engine": "exact", "eval.policy": "top_p=0.9", "eval.stratify": "first",
     "eval.pool": 64,
@@ -87,12 +87,12 @@ def test_stages_and_close_values_are_told_apart(empty):
 
 def test_a_new_key_leaves_identities_as_they_were(empty, monkeypatch):
     """A key with the value from before it existed counts as no key at all, with another value it counts."""
-    config, real = empty.config(), configs.flat_values
+    config, real, older = empty.config(), configs.flat_values, configs.before("star")
     with monkeypatch.context() as earlier:
         earlier.setattr(configs, "flat_values", lambda c: {k: v for k, v in real(c).items() if k != "walks.informed"})
         before = {stage: runs.identity(config, stage) for stage in runs.STAGES}
     assert all(runs.identity(config, stage) != before[stage] for stage in runs.STAGES)
-    monkeypatch.setattr(configs, "before", lambda task: {"walks.informed": 0.0})
+    monkeypatch.setattr(configs, "before", lambda task: older | {"walks.informed": 0.0})
     assert {stage: runs.identity(config, stage) for stage in runs.STAGES} == before
     informed = configs.with_changes(config, {"walks.informed": 0.5})
     assert all(runs.identity(informed, stage) != before[stage] for stage in runs.STAGES)

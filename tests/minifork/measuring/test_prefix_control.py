@@ -79,7 +79,7 @@ def test_a_cut_leaves_the_traces_that_fit(make_model):
     chances = {5: np.zeros(12), 8: np.zeros(12)}
     for i, order in product(range(12), ([0, 1], [1, 0])):
         one = batch[np.array([i])]
-        trace = task.searching.traces(one.labels, one.forked, np.array([order]))
+        trace = task.search("SEARCH").traces(one.labels, one.forked, np.array([order]))
         trace = [task.mode_token("SEARCH"), *trace[trace != PAD]]
         steps = [next_p(model, problems.prompts[[i]], np.array([trace[:t]]))[0, trace[t]] for t in range(1, len(trace))]
         for limit, p in chances.items():
