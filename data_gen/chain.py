@@ -59,7 +59,7 @@ class Chain:
         """Write the states base, base + 1, ... into the table [n, S, V] of `data_gen.verifier`."""
         wrong_node = ["malformed", *(ERRORS[kind] for kind in self.kinds), "too_long"]
         names = [(outcome, "malformed", "early_stop", "malformed") for outcome in wrong_node]
-        widths = [self.nodes, self.eos - self.nodes, 1, table.shape[2] - self.eos - 1]  # nodes, to EOS, EOS, from EOS
+        widths = [self.nodes, self.eos - self.nodes, 1, table.shape[2] - self.eos - 1]
         errors = np.repeat(verifier.chain_errors(names, widths, outcomes), len(labels), axis=0)
         rows = np.flatnonzero(forked)[:, None]
         children = labels[rows, np.arange(self.branches) * (self.length - 1) + 1]

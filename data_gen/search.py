@@ -2,7 +2,7 @@
 
 SEARCH tries a branch, goes BACK at its dead end, and tries the next until it comes to the goal.
 
-This is the small analogue of a reasoning model that backtracks: a wrong choice at the fork costs tokens, not
+It is the small analogue of a reasoning model that backtracks: a wrong choice at the fork costs tokens, not
 the answer. On the problem in `data_gen.star`'s docstring (right branch 2 -> 3 -> 4, decoy 2 -> 1 -> 7) both
 
     SEARCH 2 3 4 EOS              the right branch first
