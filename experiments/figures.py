@@ -26,6 +26,9 @@ from minifork.storage.files import write_atomically
 
 EPOCH_COLOURS = matplotlib.colormaps["viridis"]
 RIGHT, WRONG, SKILL, POLARISATION, LARGE_K = "#0072B2", "#D55E00", "#56B4E9", "#E69F00", "#CC79A7"  # Okabe and Ito
+RUN_STYLES = list(
+    zip((RIGHT, WRONG, SKILL, POLARISATION, LARGE_K, "#009E73", "black", "gray"), "osD^vP*X", strict=True)
+)
 LineStyle = tuple[str, Any, str, str]  # label, colour, marker, line style
 
 BASE = ("base", "black", "", "--")
@@ -197,16 +200,16 @@ def draw_over_epochs(rows: Sequence[Mapping[str, Any]], quantities: Mapping[str,
     figure, axes_of_panels = _panels(len(panels), 3.6 * len(panels), 3.6)
     for axes, quantity in zip(axes_of_panels, panels, strict=True):
         for i, run in enumerate(dict.fromkeys(row["run"] for row in rows)):
-            of_run = [row for row in rows if row["run"] == run]
-            epochs, colour = [row["epoch"] for row in of_run], (RIGHT, WRONG, POLARISATION, "black")[i % 4]
+            of_run, (colour, marker) = [row for row in rows if row["run"] == run], RUN_STYLES[i % len(RUN_STYLES)]
+            epochs = [row["epoch"] * 2 ** (0.05 * i) for row in of_run]  # side by side, so that bars do not overlap
             for name, label, style in ((quantity, run, "-"), (f"train {quantity}", None, quantities[quantity])):
                 if style and name in rows[0]:
                     means = np.array([row[name]["mean"] for row in of_run])
                     ends = np.array([row[name]["ci95"] or (np.nan, np.nan) for row in of_run]).T
-                    axes.errorbar(epochs, means, yerr=whiskers(means, *ends), color=colour, marker="osD^"[i % 4],
-                                  linestyle=style, label=label, capsize=2)  # fmt: skip
-        axes.set_xscale("log", base=2)
-        axes.set(xlabel="epoch", ylabel=quantity)
+                    axes.errorbar(epochs, means, yerr=whiskers(means, *ends), color=colour, marker=marker, label=label,
+                                  linestyle=style, elinewidth=0.8, markersize=5)  # fmt: skip
+        _powers_of_two(axes, max(row["epoch"] for row in rows))
+        axes.set(xlabel="epoch", ylabel=f"{quantity} (logits)" if quantity == "sigma" else quantity)
     figure.legend(*axes_of_panels[0].get_legend_handles_labels(), loc="outside lower center", ncols=4)
     return figure
 

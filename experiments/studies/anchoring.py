@@ -45,7 +45,7 @@ def rows_by_epoch(results: Results, plans: list[Plan]) -> Iterator[dict]:
         of_pairs = [results.records_of(plan) for plan in plans if plan.name == name]
         for records in zip(*of_pairs, strict=True):
             row = {"run": name, "epoch": records[0]["epoch"]}
-            for term in GIVEN_FWD + FREE + (SIGMAS if records[0]["fork"]["sigma"] is not None else []):
+            for term in GIVEN_FWD + FREE + (SIGMAS if records[0]["fork"].get("sigma") is not None else []):
                 values = [term.quantity.values(results, record, term.k, term.mode) for record in records]
                 estimate = probability_over_pairs if term.quantity.probability else mean_over_pairs
                 row[f"{term.what} {term.mode or ''}".strip()] = estimate(np.stack(values))

@@ -29,7 +29,7 @@ def test_results_say_what_made_them(name):
     assert result["command"] and result["config_hash"] and result["machine"]
 
 
-@pytest.mark.parametrize("name", sorted(name for name, result in COMMITTED.items() if "rows" in result))
+@pytest.mark.parametrize("name", sorted(name for name, result in COMMITTED.items() if "train_minutes" in result))
 def test_summaries(name):
     result = COMMITTED[name]
     assert summary_table(result["rows"]) in TEXT and result["train_minutes"] > 0
@@ -53,6 +53,15 @@ def test_mitigations(name, rate):
         cells = [f"{row['pass_at'][str(k)]:.3f}" for k in KS] + [signed(row[f"above_{k}"]) for k in KS[1:]]
         lines.append(f"| {row['method']} | {' | '.join(cells)} |")
     assert "\n".join(lines) in TEXT
+
+
+def test_anchoring():
+    """The last epoch of every run."""
+    names = ["skill FWD", "pass@1 FWD", "pass@16 FWD", "pass@64 FWD", "sigma", "train sigma", "pass@1", "pass@64"]
+    last = {row["run"]: row for row in COMMITTED["anchoring"]["rows"]}
+    for run, row in last.items():
+        cells = [f"{row[name]['mean']:.{2 if 'sigma' in name else 3}f}" for name in names]
+        assert f"| {run} | {row['epoch']} | {' | '.join(cells)} |" in TEXT, run
 
 
 def test_speed(capsys):
