@@ -41,7 +41,7 @@ def thinking(config: Config) -> None:
         plans, rows, pairs = make_runs(config, config.reproduce.study), [], getattr(task, "synonyms", [])
         measured = {place: measure_place(config, change) for place, change in places(task).items()}
         for name in dict.fromkeys(plan.name for plan in plans):
-            values = {place: stack_pairs([responses(results, plan, task) for plan in plans if plan.name == name])
+            values = {place: stack_pairs([responses_of_run(results, plan, task) for plan in plans if plan.name == name])
                       for place, results in measured.items()}  # fmt: skip
             compared = {place: compare_alternatives(by_token) for place, by_token in values.items()}
             synonyms = agreements(values["hard"], pairs, "P(", SYNONYMS_AGREE)
@@ -64,7 +64,7 @@ def measure_place(config: Config, change: dict) -> Results:
     return load_results(changed)
 
 
-def responses(results: Results, plan: Plan, task: Star) -> dict[str, dict[str, np.ndarray]]:
+def responses_of_run(results: Results, plan: Plan, task: Star) -> dict[str, dict[str, np.ndarray]]:
     """The values float64[n] of the last checkpoint of a run, by first token and quantity."""
     config, record, settings = results.config, results.records_of(plan)[-1], results.config.eval
     problems, model = problems_for(config, pick_device(config)), results.runs[record["run"]].model(record["epoch"])
