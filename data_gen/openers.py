@@ -37,8 +37,8 @@ class Openers(Star):
     openers: the table P(opener | mode) as text, one row a mode and one number an opener, rows separated by commas.
     """
 
-    modes: str = "FWD,SEARCH"
-    openers: str = "FWD 0.45 0.45 0.05 0.05, SEARCH 0.05 0.05 0.45 0.45"
+    modes: str = "FWD,REV"
+    openers: str = "FWD 0.45 0.45 0.05 0.05, REV 0.05 0.05 0.45 0.45"
 
     def __post_init__(self) -> None:
         super().__post_init__()

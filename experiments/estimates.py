@@ -73,11 +73,8 @@ def agreements(values: Alternatives, names: Sequence[tuple[str, str]], prefix: s
 
 def alternatives_text(title: str, rows: Mapping[str, Mapping[str, dict]]) -> str:
     """What `compare_alternatives` gives as a table with a column for each alternative."""
-    lines = [f"{title:<28}" + "".join(f"{name:>24}" for name in rows)]
-    for quantity in next(iter(rows.values())):
-        cells = [f"{row[quantity]['mean']:.3f} {uncertainty_text(row[quantity], '')}" for row in rows.values()]
-        lines.append(f"  {quantity:<26}" + "".join(f"{cell:>24}" for cell in cells))
-    return "\n".join(lines)
+    quantities = next(iter(rows.values()))
+    return table([{title: name} | {key: row[name] for key, row in rows.items()} for name in quantities])
 
 
 def _estimate(values: np.ndarray, ends: np.ndarray | None) -> dict:
@@ -90,15 +87,22 @@ def estimate_by_k(estimate: Callable[..., Any], *values: np.ndarray, ks: Sequenc
     return {str(k): estimate(*(array[:, i] for array in values)) for i, k in enumerate(ks)}
 
 
-def means_table(rows: Sequence[Mapping[str, Any]]) -> str:
-    """A table with a line for every row: the means of estimates, and other entries as they are."""
-    lines = [list(rows[0])] + [[_mean_text(entry) for entry in row.values()] for row in rows]
+def mean_text(estimate: dict) -> str:
+    """The mean of an estimate."""
+    return f"{estimate['mean']:.3f}"
+
+
+def estimate_text(estimate: dict) -> str:
+    """The mean of an estimate and its interval."""
+    return f"{mean_text(estimate)} {uncertainty_text(estimate, '')}"
+
+
+def table(rows: Sequence[Mapping[str, Any]], text: Callable[[dict], str] = estimate_text) -> str:
+    """A table with a line for every row, headed by the keys: estimates as ``text`` gives them, the rest as it is."""
+    cells = [[text(entry) if isinstance(entry, Mapping) else str(entry) for entry in row.values()] for row in rows]
+    lines = [list(rows[0]), *cells]
     widths = [max(map(len, column)) for column in zip(*lines, strict=True)]
-    return "\n".join("  ".join(map(str.rjust, line, widths)) for line in lines)
-
-
-def _mean_text(entry: Any) -> str:
-    return f"{entry['mean']:.3f}" if isinstance(entry, Mapping) else str(entry)
+    return "\n".join(f"{line[0]:<{widths[0]}}  " + "  ".join(map(str.rjust, line[1:], widths[1:])) for line in lines)
 
 
 def interval_text(ends: Sequence[float], sign: str = "+") -> str:

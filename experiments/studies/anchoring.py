@@ -10,7 +10,7 @@ from collections.abc import Iterator
 import numpy as np
 
 from experiments.claims import Term
-from experiments.estimates import mean_over_pairs, means_table, pairs_text, probability_over_pairs
+from experiments.estimates import mean_over_pairs, mean_text, pairs_text, probability_over_pairs, table
 from experiments.figures import draw_over_epochs, save_figure
 from experiments.results import Results, load_results
 from experiments.studies.steps import evaluate_and_check, make_runs, print_minutes
@@ -36,7 +36,7 @@ def anchoring(config: Config) -> None:
         write_json(folder / "anchoring.json", runs.made_by(config) | {"pairs": config.reproduce.pairs, "rows": rows})
         figure = draw_over_epochs(rows, {"sigma": ":", "skill FWD": "", "pass@16 FWD": ""})
         save_figure(figure, folder / "figures" / "anchoring.png")
-        print(f"{means_table(rows)}\n{pairs_text(config.reproduce.pairs)}")
+        print(f"{table(rows, mean_text)}\n{pairs_text(config.reproduce.pairs)}")
 
 
 def rows_by_epoch(results: Results, plans: list[Plan]) -> Iterator[dict]:

@@ -6,7 +6,7 @@ competence of arith. In arXiv 2605.17026 they are answers in language and in cod
 
 import numpy as np
 
-from experiments.estimates import KS, estimate_by_k, pairs_text, probability_over_pairs, uncertainty_text
+from experiments.estimates import KS, estimate_by_k, mean_text, pairs_text, probability_over_pairs, table
 from experiments.results import Results, load_results
 from experiments.studies.steps import evaluate_and_check, make_runs, print_minutes
 from experiments.study import Plan
@@ -28,8 +28,8 @@ def competence(config: Config) -> None:
         evaluate_and_check(config)
         results, names = load_results(config), dict.fromkeys(plan.name for plan in plans)
         rows = [split_coverage(results, [plan for plan in plans if plan.name == name]) for name in names]
+        print(*map(run_text, rows), pairs_text(config.reproduce.pairs), sep="\n")
         result = runs.made_by(config) | {"pairs": config.reproduce.pairs, "runs": rows}
-        print(competence_text(result))
         write_json(runs.task_folder(config) / "competence.json", result)
 
 
@@ -55,14 +55,8 @@ def split_coverage(results: Results, plans: list[Plan]) -> dict:
     }
 
 
-def competence_text(result: dict) -> str:
-    """The result of `competence` as a table for every run."""
-    lines = [pairs_text(result["pairs"])]
-    for row in result["runs"]:
-        lines.append(f"{row['run']:<34}" + "".join(f"{f'k = {k}':>22}" for k in KS))
-        for name, values in row["coverage"].items():
-            cells = (f"{value['mean']:.3f} {uncertainty_text(value, '')}" for value in values.values())
-            lines.append(f"  {name:<32}" + "".join(f"{cell:>22}" for cell in cells))
-        shares = " ".join(f"{share['mean']:.2f}" for share in row["mode_share"])
-        lines.append(f"  share of problems by P({list(row['coverage'])[1]}) in {BINS} equal bins: {shares}")
-    return "\n".join(lines)
+def run_text(row: dict) -> str:
+    """What `split_coverage` gives of one run, in words."""
+    coverage, shares = row["coverage"], " ".join(map(mean_text, row["mode_share"]))
+    lines = [{row["run"]: name} | {f"k = {k}": value for k, value in by_k.items()} for name, by_k in coverage.items()]
+    return f"{table(lines)}\nshare of problems by P({list(coverage)[1]}) in {BINS} equal bins: {shares}"

@@ -8,7 +8,7 @@ experiments/studies/flips.yaml, each after its last step.
 
 import numpy as np
 
-from experiments.estimates import mean_over_pairs, pairs_text, probability_over_pairs, uncertainty_text
+from experiments.estimates import mean_over_pairs, pairs_text, probability_over_pairs, table
 from experiments.studies.steps import make_runs, print_minutes
 from experiments.study import Plan
 from minifork import runs
@@ -36,7 +36,7 @@ def flips(config: Config) -> None:
             for name in dict.fromkeys(plan.name for plan in plans):
                 of_model = branch[[plan.name == name for plan in plans]]
                 rows.append({"trained": name, "printed": order} | flip_estimates(of_model))
-        print(flip_table(rows), pairs_text(config.reproduce.pairs), sep="\n")
+        print(table(rows), pairs_text(config.reproduce.pairs), sep="\n")
         write_json(runs.task_folder(config) / "flips.json", runs.made_by(config) | {"reprints": REPRINTS, "rows": rows})
 
 
@@ -58,13 +58,3 @@ def flip_estimates(branch: np.ndarray) -> dict:
         values = np.stack([of_pair[name] for of_pair in by_pair])
         estimates[name] = mean_over_pairs(values) if name in VARIANCES else probability_over_pairs(values)
     return estimates
-
-
-def flip_table(rows: list[dict]) -> str:
-    """One line for a model and the order in which problems are printed."""
-    places, names = [*rows[0]][:2], [*rows[0]][2:]
-    lines = ["".join(f"{name:<11}" for name in places) + "".join(f"{name:>26}" for name in names)]
-    for row in rows:
-        cells = [f"{row[name]['mean']:.3f} {uncertainty_text(row[name], '')}" for name in names]
-        lines.append("".join(f"{row[name]:<11}" for name in places) + "".join(f"{cell:>26}" for cell in cells))
-    return "\n".join(lines)

@@ -18,12 +18,12 @@ from tests.data_gen.test_search import read_search
 from tests.helpers.stars import Graph, assert_graded, grade, verdict
 
 CHI2_LIMIT = 26
-TASK = Openers(12, 2, 4)
 TABLES = {
-    "FWD,SEARCH": TASK.openers,
+    "FWD,SEARCH": "FWD 0.45 0.45 0.05 0.05, SEARCH 0.05 0.05 0.45 0.45",
     "REV,FWD": "FWD 0.7 0.3, REV 0 1",
     "FWD,REV,SEARCH": "SEARCH 1 0 0, FWD .5 .25 .25, REV 0 .5 .5",
 }
+TASK = Openers(12, 2, 4, modes="FWD,SEARCH", openers=TABLES["FWD,SEARCH"])
 
 
 def read(task: Openers, graph: Graph, answer) -> str:
