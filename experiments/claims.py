@@ -1,7 +1,7 @@
 """Verdicts on the claims of experiments/claims.yaml.
 
-They read the measurements that are kept with the runs, those made under the settings of the current config. Nothing is
-measured here.
+They read the measurements that are kept with the runs, those made under the settings of the current config, and what
+studies have written. Nothing is measured here.
 
 A claim's number is a mean over pairs of seeds and problems, with the 95 % interval of `minifork.statistics.intervals`.
 All runs are measured on the same problems. A claim holds if the whole interval lies strictly inside the range that was
@@ -25,7 +25,7 @@ from minifork.config import read_yaml
 from minifork.measuring import quantities
 from minifork.schema import Config
 from minifork.statistics import intervals
-from minifork.storage.files import write_json
+from minifork.storage.files import read_json, write_json
 
 FILE = Path(__file__).parent / "claims.yaml"
 
@@ -132,6 +132,26 @@ class Term:
 
 
 @dataclass(frozen=True)
+class Reported:
+    """An estimate that a study has written: entry ``what`` of the row with the values ``row`` in the list ``rows``."""
+
+    file: str  # in runs/<task>/, without .json
+    rows: str
+    row: dict
+    what: str
+
+    def read(self, folder: Path) -> dict | None:
+        """The estimate, None where there is none. Raises NotRunError without the file, ValueError without the row."""
+        path = folder / f"{self.file}.json"
+        if not path.exists():
+            raise NotRunError(path)
+        matching = [row for row in read_json(path).get(self.rows, []) if self.row.items() <= row.items()]
+        if len(matching) != 1 or self.what not in matching[0]:
+            raise ValueError(f"{path} must have one row with {self.row} and {self.what} in {self.rows}")
+        return matching[0][self.what]
+
+
+@dataclass(frozen=True)
 class Claim:
     """A claim of the file with its terms. Raises ValueError for a range or terms that do not fit together."""
 
@@ -143,6 +163,7 @@ class Claim:
     minus: Term | None = None
     over: Term | float | None = None
     rising: tuple[Term, ...] = ()
+    reported: Reported | None = None
     at_least: float | None = None
     at_most: float | None = None
 
@@ -150,8 +171,9 @@ class Claim:
         ends = [end for end in (self.at_least, self.at_most) if end is not None]
         if not ends or ends != sorted(set(ends)) or not all(map(math.isfinite, ends)):
             raise ValueError("give at_least or at_most, or both with at_least below at_most")
-        if isinstance(self.value, Term) == (len(self.rising) > 1) or self.rising and self.minus:
-            raise ValueError("give value, which may have minus, or rising with at least two terms")
+        ways = [isinstance(self.value, Term), len(self.rising) > 1, self.reported is not None]
+        if sum(ways) != 1 or self.minus and not self.value:
+            raise ValueError("give value, which may have minus, or rising with at least two terms, or reported")
         if self.over is not None and (self.minus is None or self.at_least is None or self.at_most is not None):
             raise ValueError("over needs minus and at_least only: (value - minus) / (over - minus) >= at_least")
 
@@ -212,7 +234,8 @@ def read_claims(path: Path) -> tuple[int, list[Claim]]:
 
 def _read_claim(entry: dict) -> Claim:
     """A claim of the file, a term for every mapping in it."""
-    terms = {name: Term(**value) for name, value in entry.items() if isinstance(value, dict)}
+    terms = {name: (Reported if name == "reported" else Term)(**value)
+             for name, value in entry.items() if isinstance(value, dict)}  # fmt: skip
     return Claim(**entry | terms | {"rising": tuple(Term(**term) for term in entry.get("rising", ()))})
 
 
@@ -226,6 +249,11 @@ def judge(claim: Claim, results: Results, pairs: list[int]) -> dict:
     """
     row = {"id": claim.id, "says": claim.says, "of": claim.of, "by": claim.by, "rule": claim.rule}
     try:
+        if claim.reported:
+            estimate = claim.reported.read(runs.task_folder(results.config))
+            return row | (
+                _interval_verdict(claim, [estimate]) if estimate else _verdict("not run", why="too small to tell")
+            )
         values = {name: values_over_pairs(results, pairs, term) for name, term in claim.terms.items()}
         if len({array.shape for array in values.values()}) > 1:
             raise ValueError("its terms are about different problems; compare runs on the same ones")

@@ -99,7 +99,7 @@ def estimate_text(estimate: dict) -> str:
 
 def table(rows: Sequence[Mapping[str, Any]], text: Callable[[dict], str] = estimate_text) -> str:
     """A table with a line for every row, headed by the keys: estimates as ``text`` gives them, the rest as it is."""
-    cells = [[text(entry) if isinstance(entry, Mapping) else str(entry) for entry in row.values()] for row in rows]
+    cells = [[text(entry) if isinstance(entry, dict) else str(entry) for entry in row.values()] for row in rows]
     lines = [list(rows[0]), *cells]
     widths = [max(map(len, column)) for column in zip(*lines, strict=True)]
     return "\n".join(f"{line[0]:<{widths[0]}}  " + "  ".join(map(str.rjust, line[1:], widths[1:])) for line in lines)

@@ -32,14 +32,7 @@ from experiments.studies.early_stopping import (
     on_validation,
 )
 from experiments.studies.steps import evaluate_and_check, print_minutes
-from experiments.studies.stratified import (
-    first_token_line,
-    first_token_passes,
-    first_token_rows,
-    recovered_shares,
-    stratified_line,
-    stratified_study,
-)
+from experiments.studies.stratified import first_token_line, spread_samples, stratified_line
 from experiments.study import Plan
 from minifork import runs
 from minifork.schema import Config
@@ -104,7 +97,9 @@ def validation_scores(config: Config, plans: list[Plan]) -> dict[str, dict]:
 
 def compare_with_early_stopping(config: Config, plans: list[Plan], results: dict[Eval, Results]) -> None:
     """Compare the runs of plans with their early-stopping curve; raises ValueError when one was not measured."""
-    folder, rows, stratified, first_tokens = runs.task_folder(config), [], [], []
+    folder, rows = runs.task_folder(config), []
+    stratified: list[dict] = []
+    first_tokens: list[dict] = []
     for rate in sorted({plan.config.sft.fork_rate for plan in plans if plan.name == CROSS_ENTROPY}):
         of_rate = [plan for plan in plans if plan.config.sft.fork_rate == rate]
         plain = {plan.config.seed: plan for plan in of_rate if plan.name == CROSS_ENTROPY}
@@ -118,10 +113,9 @@ def compare_with_early_stopping(config: Config, plans: list[Plan], results: dict
             curves = compared_points(results, [*plain.values()], [*plain.values()], mode)[:, 1:]
             figure = draw_frontier(rows, curves, rate, mode_name)
             save_figure(figure, folder / "figures" / f"frontier-fork{rate:g}-{mode_name}.png")
-        by_pair = [stratified_study(results[plan.config.eval], plan) for plan in plain.values()]
-        stratified += recovered_shares(rate, by_pair)
-        passes = [first_token_passes(results[plan.config.eval], plan) for plan in plain.values()]
-        first_tokens += first_token_rows(rate, passes)
+        branch_rows, first_token_rows = spread_samples(rate, results[config.eval], [*plain.values()])
+        stratified += branch_rows
+        first_tokens += first_token_rows
     lines = [frontier_table(rows), f"{pairs_text(config.reproduce.pairs)}; {RULE}", *map(stratified_line, stratified)]
     print("\n".join([*lines, *map(first_token_line, first_tokens)]))
     spread = {"stratified": stratified, "first_tokens": first_tokens}

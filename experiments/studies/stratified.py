@@ -8,6 +8,7 @@ beside it stands the same decoder over as many first tokens as the task has mode
 """
 
 import itertools
+from collections.abc import Sequence
 
 import numpy as np
 import torch
@@ -29,12 +30,23 @@ POOL, FIRST_TOKENS = 64, 8  # of the decoder of arXiv 2605.17026: samples in its
 MIN_GAIN = 0.05  # of a smaller gain no parts are told apart
 
 
-def stratified_study(results: Results, plan: Plan) -> dict[str, tuple[np.ndarray, float]]:
-    """`stratified_passes` of the last checkpoint of a run, after the pass@d of i.i.d. samples under the name iid.
+def spread_samples(rate: float, results: Results, plans: list[Plan]) -> tuple[list[dict], list[dict]]:
+    """`recovered_shares` and `first_token_rows` of the last checkpoints of the runs of all pairs, at one FORK_RATE."""
+    by_pair = []
+    for plan in plans:
+        checkpoint = _last_checkpoint(results, plan)
+        by_pair.append((branch_passes(results, *checkpoint), first_token_passes(results, *checkpoint)))
+    branches, first_tokens = zip(*by_pair, strict=True)
+    return recovered_shares(rate, branches), first_token_rows(rate, first_tokens)
+
+
+def branch_passes(
+    results: Results, record: dict, problems: ProblemSet, tree: TraceTree
+) -> dict[str, tuple[np.ndarray, float]]:
+    """`stratified_passes` of a checkpoint, after the pass@d of i.i.d. samples under the name iid.
 
     Empty where problems have no one d: without a fork, or of several sizes.
     """
-    record, problems, tree = _last_checkpoint(results, plan)
     if problems.branches is None or (problems.branches == PAD).any():
         return {}
     iid = results.record_pass_at_k(record, problems.branches.shape[1])
@@ -71,10 +83,10 @@ def stratified_passes(tree: TraceTree, fork: Tensor, branches: Tensor) -> dict[s
     }
 
 
-def recovered_shares(rate: float, by_pair: list[dict[str, tuple[np.ndarray, float]]]) -> list[dict]:
+def recovered_shares(rate: float, by_pair: Sequence[dict[str, tuple[np.ndarray, float]]]) -> list[dict]:
     """The share of what i.i.d. samples miss that stratified ones find, (strat - iid) / (1 - iid) at pass@d.
 
-    For every pair of seeds, and over pairs with its interval; by_pair: of every pair, from `stratified_study`.
+    For every pair of seeds, and over pairs with its interval; by_pair: of every pair, from `branch_passes`.
     """
     if not all(by_pair):
         return []
@@ -110,13 +122,14 @@ def stratified_line(row: dict) -> str:
 # the decoder of arXiv 2605.17026
 
 
-def first_token_passes(results: Results, plan: Plan) -> dict[int, dict[str, np.ndarray]]:
-    """pass@k of four decoders on the last checkpoint of a run, float64[n, K] at KS[1:], by number of first tokens.
+def first_token_passes(
+    results: Results, record: dict, problems: ProblemSet, tree: TraceTree
+) -> dict[int, dict[str, np.ndarray]]:
+    """pass@k of four decoders on a checkpoint, float64[n, K] at KS[1:], by number of first tokens.
 
     They are "iid"; "flattened", i.i.d. samples whose first token is uniform over the top ones; and samples spread over
     these, scored as k of a pool of POOL ("pooled") or dealt in turn ("dealt").
     """
-    record, problems, tree = _last_checkpoint(results, plan)
     at_start, ks = torch.zeros(len(tree), dtype=torch.int64, device=tree.dfa.device), KS[1:]
     widest = min(FIRST_TOKENS, tree.model.vocab_size)
     p = stratified.stratify(tree, tree.forced[:, :0], at_start, widest).p_lo
@@ -131,7 +144,7 @@ def first_token_passes(results: Results, plan: Plan) -> dict[int, dict[str, np.n
     }
 
 
-def first_token_rows(rate: float, by_pair: list[dict[int, dict[str, np.ndarray]]]) -> list[dict]:
+def first_token_rows(rate: float, by_pair: Sequence[dict[int, dict[str, np.ndarray]]]) -> list[dict]:
     """The gain of spread samples over i.i.d. ones and the share of it that is flattening, over pairs, at every k.
 
     by_pair: of every pair, from `first_token_passes`. The share is null where the gain is below MIN_GAIN.

@@ -9,7 +9,7 @@ import numpy as np
 import pytest
 
 from experiments import claims, study
-from experiments.claims import Claim, Term
+from experiments.claims import Claim, Reported, Term
 from experiments.results import Results
 from minifork import config as configs
 from minifork import runs
@@ -71,7 +71,7 @@ def test_the_file_that_ships():
 
 CONFIGS = {  # of the studies that claims are about
     "star": "star", "arith": "arith", "openers": "openers", "anchoring": "star", "search": "star preset=search",
-    "rationale": "star preset=rationale",
+    "rationale": "star preset=rationale", "flips": "star", "frontier": "star", "competence": "arith preset=competence",
 }  # fmt: skip
 
 
@@ -106,6 +106,27 @@ def test_numbers_are_means_over_pairs(two_pairs):
     index = judged(two_pairs, 1, value=replace(DATA, what="index@16"), at_least=0.0)["effect"]
     first = p["data"][0]
     assert index == pytest.approx(passk.polarisation(first.mean(), passk.pass_at_k(first, [16]), [16])[1][0])
+
+
+def test_estimates_that_studies_have_written(tmp_path):
+    """They are judged as they are; a missing file, a gain too small for shares and an ambiguous row are told apart."""
+    results, share = results_of({}), Reported("stops", "gains", {"k": 16}, "share")
+    results = replace(results, config=configs.with_changes(results.config, {"runs": str(tmp_path)}))
+
+    def verdict(rows: list[dict], **rule) -> dict:
+        files.write_json(runs.task_folder(results.config) / "stops.json", {"gains": rows})
+        return judged(results, 0, reported=share, **rule)
+
+    assert "stops.json is missing" in judged(results, 0, reported=share, at_least=0.5)["why"]
+    rows = [{"k": k, "share": {"mean": 0.6, "ci95": [0.5 + k / 1000, 0.7]}} for k in (4, 16)]
+    assert [verdict(rows, at_least=end)["verdict"] for end in (0.51, 0.52)] == ["holds", "fails"]
+    assert verdict(rows, at_least=0.5)["ci95"] == [0.516, 0.7]
+    assert verdict([{"k": 16, "share": None}], at_least=0.5)["verdict"] == "not run"
+    for wrong in (rows + rows, rows[:1], [{"k": 16}]):
+        with pytest.raises(
+            ValueError, match="claim 'x'.*stops.json must have one row with {'k': 16} and share in gains"
+        ):
+            verdict(wrong, at_least=0.5)
 
 
 def test_the_whole_interval_decides(two_pairs):
