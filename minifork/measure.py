@@ -55,6 +55,7 @@ def measure(
         "skill"               float64[n], p of free traces without the luck of the branch (see `skill_arrays`)
         "r"                   float64[n], the same given FWD: the probability of all but the choice of branch
         "fork", "fork_train"  float64[n, d], probabilities of the branches, here and on training problems
+        "r_train"             float64[n], "r" on training problems
         "rest"                float64[n], probability of the rest of a trace after the right branch (graded by steps)
         "modes"               float64[n, modes], probabilities of the modes
 
@@ -67,7 +68,7 @@ def measure(
         samples = measure_iid(settings, tree, problems, answers, checked)
     else:
         samples = measure_stratified(settings, tree, problems, checked)
-    fork, fork_arrays = measure_fork(model, problems, training, answers)
+    fork, fork_arrays = measure_fork(settings, tree, problems, answers, training, samples.arrays.get("r"))
     modes = mode_probabilities(tree, problems)
     record = samples.record | fork | {"mode": quantities.mode_statistics(modes, [*problems.task.first_tokens])}
     return Measurement(record, samples.arrays | fork_arrays | {"modes": modes}, samples.check)
@@ -80,15 +81,18 @@ def enumerate_traces(settings: Eval, tree: TraceTree, problems: ProblemSet) -> d
     to the fork, and "rest" adds the right branch, if every step is graded. These two are enumerated even if eval.engine
     is rollout or split. If eval.budget does not suffice, results are bounds.
     """
-    prefixes = {}
+    prefixes = fork_prefixes(settings, problems)
     if settings.stratify == "none" and settings.engine in ("auto", "exact"):
-        prefixes = {name: mode_tree.forced for name, mode_tree in _trees_by_mode(tree, problems.task).items()}
-    if problems.fork is not None:
-        fork, branches = problems.at_fork()
-        prefixes["fork"] = fork
-        if settings.grading == "steps":
-            prefixes["rest"] = torch.cat([fork, branches[:, :1]], dim=1)
+        prefixes |= {name: mode_tree.forced for name, mode_tree in _trees_by_mode(tree, problems.task).items()}
     return exact_by_prefix(tree, prefixes, Limits(settings.budget, width=EXACT)) if prefixes else {}
+
+
+def fork_prefixes(settings: Eval, problems: ProblemSet) -> dict[str, Tensor]:
+    """The prefixes "fork" and "rest" int64[n, F] of `enumerate_traces`; none for a task without a fork."""
+    if problems.fork is None:
+        return {}
+    fork, branches = problems.at_fork()
+    return {"fork": fork} | ({"rest": torch.cat([fork, branches[:, :1]], dim=1)} if settings.grading == "steps" else {})
 
 
 def measure_iid(
@@ -135,6 +139,17 @@ def skill_arrays(
         return {"skill": free}
     if not answers["rest"].result.exact:
         return {}
+    r, luck = r_and_luck(tree, problems, answers)
+    return {"skill": free - luck, "r": r}
+
+
+def r_and_luck(
+    tree: TraceTree, problems: ProblemSet, answers: dict[str, PrefixResult]
+) -> tuple[np.ndarray, np.ndarray]:
+    """r, and what p of free traces has more than if the branch were guessed evenly, float64[n] each.
+
+    answers: with "fork" and an exact "rest".
+    """
     _, branches = problems.at_fork()
     problem = torch.arange(len(tree), device=branches.device)
     p = torch.softmax(tree.policy_logits(answers["fork"].logits, problem).double(), dim=1)
@@ -145,7 +160,7 @@ def skill_arrays(
     path = (after_mode.cpu() * torch.from_numpy(answers["rest"].result.p_lo)).to(p)
     luck = mode * path * (right - any_branch / is_branch.sum(dim=1))
     r, mean_luck = (mean_over_integers(problems, values.cpu().numpy()) for values in (path * any_branch, luck))
-    return {"skill": free - mean_luck, "r": r}
+    return r, mean_luck
 
 
 def _trees_by_mode(tree: TraceTree, task: Task) -> dict[str, TraceTree]:
@@ -196,20 +211,39 @@ def measure_stratified(settings: Eval, tree: TraceTree, problems: ProblemSet, ch
 
 
 def measure_fork(
-    model: GPT, problems: ProblemSet, training: ProblemSet | None, answers: dict[str, PrefixResult]
+    settings: Eval,
+    tree: TraceTree,
+    problems: ProblemSet,
+    answers: dict[str, PrefixResult],
+    training: ProblemSet | None,
+    r: np.ndarray | None,
 ) -> tuple[dict, dict[str, np.ndarray]]:
     """The "fork" and "fork_train" of a record, null if there are none, and the arrays behind them."""
+    record: dict = {"fork_train": None, "fork": None}
     if problems.fork is None:
-        return {"fork_train": None, "fork": None}, {}
-    arrays = {"fork": _among_branches(problems, answers["fork"].logits)}
+        return record, {}
+    record["fork"], arrays = _at_forks(problems, answers, r)
     if training is not None:
-        arrays["fork_train"] = branch_probabilities(model, training)
-    record: dict = {"fork_train": None} | {name: quantities.fork_statistics(p) for name, p in arrays.items()}
+        below = trace_tree(tree.model, training, tree.policy, settings.max_tokens)
+        trained = exact_by_prefix(below, fork_prefixes(settings, training), Limits(settings.budget, width=EXACT))
+        if "rest" in trained and trained["rest"].result.exact:
+            arrays["r_train"], _ = r_and_luck(below, training, trained)
+        record["fork_train"], at_training = _at_forks(training, trained, arrays.get("r_train"))
+        arrays["fork_train"] = at_training["fork"]
     record["fork"]["train_p_right"] = record["fork_train"] and record["fork_train"]["p_right"]
+    return record, arrays
+
+
+def _at_forks(
+    problems: ProblemSet, answers: dict[str, PrefixResult], r: np.ndarray | None
+) -> tuple[dict, dict[str, np.ndarray]]:
+    """`quantities.fork_statistics` with p_rest, and the arrays "fork" and, if it is exact, "rest" (see `measure`)."""
+    arrays = {"fork": _among_branches(problems, answers["fork"].logits)}
+    record = quantities.fork_statistics(arrays["fork"], r)
     if "rest" in answers:
         rest = answers["rest"].result
         arrays |= {"rest": mean_over_integers(problems, rest.p_lo)} if rest.exact else {}
-        record["fork"]["p_rest"] = float(arrays["rest"].mean()) if rest.exact else None
+        record["p_rest"] = float(arrays["rest"].mean()) if rest.exact else None
     return record, arrays
 
 

@@ -108,34 +108,50 @@ def errors(result: Result, outcomes: Sequence[str]) -> dict[str, float]:
     return dict(zip(outcomes[1:], result.outcomes.mean(axis=0)[1:].tolist(), strict=True))
 
 
-def fork_statistics(branch: np.ndarray) -> dict:
+def fork_statistics(branch: np.ndarray, r: np.ndarray | None) -> dict:
     """Statistics of a model at the fork, from float64[n, d] with the right branch first; entropies in nats.
 
-    sigma: the standard deviation over problems of `branch_logit`; null if problems have not two branches each.
+    sigma, kurtosis: the standard deviation and the kurtosis (3 if normal) over problems of `branch_logit`, root mean
+    square and mean over the wrong branches; null if problems differ in their number of branches. r: float64[n] as in
+    `minifork.measure.skill_arrays`, or None; the statistics have its mean and its correlation with the branch logit.
     """
     values = {name: value[~np.isnan(value)] for name, value in fork_quantities(branch).items()}
-    z = branch_logit(branch)
-    statistics = {name: float(value.mean()) if len(value) else None for name, value in values.items()}
-    return statistics | {"sigma": None if z is None else float(z.std()), "n": len(branch)}
+    statistics: dict = {name: float(value.mean()) if len(value) else None for name, value in values.items()}
+    statistics |= dict.fromkeys(("sigma", "kurtosis", "r", "corr_r")) | {"n": len(branch)}
+    if (z := branch_logit(branch)) is not None:
+        centred = z - z.mean(axis=0)
+        variance = (centred**2).mean(axis=0)
+        statistics["sigma"] = float(np.sqrt(variance.mean()))
+        statistics["kurtosis"] = float(((centred**4).mean(axis=0) / variance**2).mean()) if variance.all() else None
+    if r is not None:
+        statistics["r"] = float(r.mean())
+        if z is not None and len(r) > 1 and r.std() > 0 < variance.min():
+            statistics["corr_r"] = float(np.corrcoef(r, z.mean(axis=1))[0, 1])
+    return statistics
 
 
 def branch_logit(branch: np.ndarray) -> np.ndarray | None:
-    """log p(right) - log p(other) float64[n] at forks [n, 2]; None if problems have not two branches each."""
-    if branch.shape[1] != 2 or branch.min() == 0:
+    """log p(right) - log p(wrong) float64[n, d - 1] of every wrong branch; None if problems differ in d."""
+    if branch.shape[1] < 2 or branch.min() == 0:
         return None
-    return np.log(branch[:, 0]) - np.log(branch[:, 1])
+    return np.log(branch[:, :1]) - np.log(branch[:, 1:])
 
 
 def sigma_values(branch: np.ndarray) -> np.ndarray:
     """sigma, as in `fork_statistics`, as pseudo-values of every problem, float64[n].
 
-    Raises ValueError if problems have not two branches each.
+    Raises ValueError if problems differ in their number of branches.
     """
     z = branch_logit(branch)
     if z is None:
-        raise ValueError("sigma needs forks with two branches")
-    squares = np.stack([z, z**2])
-    return intervals.pseudo_values(lambda means: np.sqrt(np.maximum(means[:, 1] - means[:, 0] ** 2, 0)), squares)
+        raise ValueError("sigma needs forks with equally many branches, two or more")
+    count = z.shape[1]
+
+    def sigma(means: np.ndarray) -> np.ndarray:
+        variance = means[:, count:] - means[:, :count] ** 2
+        return np.sqrt(np.maximum(variance, 0).mean(axis=1))
+
+    return intervals.pseudo_values(sigma, np.concatenate([z, z**2], axis=1).T)
 
 
 def fork_quantities(branch: np.ndarray) -> dict[str, np.ndarray]:

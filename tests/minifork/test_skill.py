@@ -99,14 +99,26 @@ def test_where_no_branch_is_guessed_skill_is_p(copy):
 
 
 def test_sigma_is_the_deviation_of_the_branch_logit():
-    z = np.random.default_rng(0).normal(0.3, 4, 500)
-    p = 1 / (1 + np.exp(-z))
-    branch = np.stack([p, 1 / (1 + np.exp(z))], axis=1)
-    np.testing.assert_allclose(branch_logit(branch), z, atol=1e-9)
-    assert fork_statistics(branch)["sigma"] == pytest.approx(z.std())
+    rng = np.random.default_rng(0)
+    z, r = rng.normal(0.3, 4, 500), rng.uniform(0.9, 1, 500)
+    branch = np.stack([1 / (1 + np.exp(-z)), 1 / (1 + np.exp(z))], axis=1)
+    np.testing.assert_allclose(branch_logit(branch)[:, 0], z, atol=1e-9)
+    statistics = fork_statistics(branch, r)
+    assert statistics["sigma"] == pytest.approx(z.std())
+    assert statistics["kurtosis"] == pytest.approx(np.mean((z - z.mean()) ** 4) / z.var() ** 2)
+    assert statistics["r"] == r.mean() and statistics["corr_r"] == pytest.approx(np.corrcoef(r, z)[0, 1])
     assert sigma_values(branch).mean() == pytest.approx(z.std(), abs=1e-9)
-    three = np.full((500, 3), 1 / 3)
-    assert fork_statistics(three)["sigma"] is None
-    assert fork_statistics(np.array([[1.0, 0.0], [0.4, 0.6]]))["sigma"] is None  # the first has one branch
-    with pytest.raises(ValueError, match="sigma needs forks with two branches"):
-        sigma_values(three)
+    assert fork_statistics(branch, None)["r"] is fork_statistics(branch, None)["corr_r"] is None
+
+
+def test_sigma_of_several_branches():
+    """sigma is the deviation of the difference of two logits, for any number of branches (error .3 %, limit 1.5 %)."""
+    odds = np.exp(np.random.default_rng(0).normal(0, 3 / np.sqrt(2), (30_000, 3)))
+    branch = odds / odds.sum(axis=1, keepdims=True)
+    statistics = fork_statistics(branch, None)
+    assert statistics["sigma"] == pytest.approx(3, rel=0.015) and statistics["kurtosis"] == pytest.approx(3, abs=0.15)
+    assert sigma_values(branch[:500]).mean() == pytest.approx(fork_statistics(branch[:500], None)["sigma"], rel=1e-3)
+    one_branch = np.array([[1.0, 0.0], [0.4, 0.6]])  # of the first problem
+    assert fork_statistics(one_branch, None)["sigma"] is None
+    with pytest.raises(ValueError, match="sigma needs forks with equally many branches"):
+        sigma_values(one_branch)
