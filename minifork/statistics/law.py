@@ -22,7 +22,7 @@ from numpy.typing import ArrayLike
 from minifork.statistics.passk import problem_pass_at_k
 
 POINTS = 2**14  # at which expectations over normal variables are taken; the error of pass@k is below .001
-BISECTIONS = 60
+BISECTIONS = 40
 
 
 @lru_cache
@@ -75,6 +75,17 @@ def law_deviation(r: float, paths: np.ndarray, ks: ArrayLike, symmetrised: bool)
     return (passes.mean(axis=1) if symmetrised else passes[:, 0]).std(axis=0)
 
 
+def free_pass_at_k(paths: np.ndarray, r: float, reverse: float, mode: tuple[float, float], ks: ArrayLike) -> np.ndarray:
+    """pass@k float64[K] of free samples, which choose between the mode that meets the fork and one that does not.
+
+    The logit of that choice is normal over problems, with this mean and deviation, and independent of the branch.
+    reverse: the probability of a right trace in the mode without a fork. paths, r: as `law_pass_at_k`.
+    """
+    mean, deviation = mode
+    q = 1 / (1 + np.exp(-(mean + deviation * normal_points(paths.shape[1] + 1)[:, -1:])))
+    return problem_pass_at_k((q * r * paths + (1 - q) * reverse).reshape(-1, 1), ks).mean(axis=0)
+
+
 # laws with two parameters, from the first two moments of p
 
 
@@ -88,7 +99,7 @@ def beta_pass_at_k(mean: float, variance: float, ks: ArrayLike) -> np.ndarray:
 
 def logit_normal_pass_at_k(mean: float, variance: float, ks: ArrayLike) -> np.ndarray:
     """pass@k float64[K] if logit p is normal, with a free mean, and p has these moments."""
-    g = normal_points(1)
+    g = normal_points(1)[: 2**11]  # solved for twice, so with fewer points
 
     def p_of(spread: float) -> np.ndarray:
         centre = bisect(lambda centre: float((1 / (1 + np.exp(-(centre + spread * g)))).mean()) - mean, -60, 60)

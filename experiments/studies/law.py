@@ -1,0 +1,166 @@
+"""`make law`: pass@k of every checkpoint as the coverage law predicts it from r and sigma, against the exact curve.
+
+The law (`minifork.statistics.law`) is about traces that meet a fork which nothing decides, so about forced FWD. It
+needs an r that hardly varies. Its scope is a mean r of SCOPE or more; other checkpoints are shown, not scored. Nothing
+is trained here: every finished run of the task is scored, of any study. As the branch is a fair coin, the exact curve
+is averaged over which branch is right ("symmetrised"). That removes most of the luck of 1,000 problems. Where problems
+differ in their number of branches, each number is scored by itself.
+"""
+
+from collections.abc import Iterator
+from dataclasses import replace
+
+import numpy as np
+from matplotlib.figure import Figure
+
+from experiments.estimates import mean_over_pairs, table
+from experiments.figures import EPOCH_COLOURS, default_settings, save_figure
+from experiments.results import Results, load_results
+from experiments.studies.steps import evaluate_and_check, print_minutes
+from minifork import config as configs
+from minifork import runs
+from minifork.measuring.quantities import fork_statistics, sigma_values
+from minifork.schema import Config
+from minifork.statistics import law as laws
+from minifork.statistics.passk import problem_pass_at_k
+from minifork.storage.files import write_json
+
+KS = (4, 16, 64, 256, 1024)
+SCOPE = 0.9  # the smallest mean r
+BANDS = (0, 2, 5, 8, np.inf)  # of sigma
+KURTOSIS = (3.45, -0.125)  # of the mixture, as a line in sigma, fixed before the runs that it is judged on
+FROM_MOMENTS = {
+    "law, from moments": laws.fork_pass_at_k,
+    "Beta": laws.beta_pass_at_k,
+    "logit-normal": laws.logit_normal_pass_at_k,
+    "two points": laws.two_point_pass_at_k,
+}
+
+
+def law(config: Config) -> None:
+    """Evaluate what is missing, predict, compare; writes law.json and figures/law.png in runs/<task>/.
+
+    Raises ValueError when no checkpoint is in the law's scope.
+    """
+    with print_minutes("law"):
+        rows: list[dict] = []
+        folder = runs.task_folder(config)
+        for data in dict.fromkeys(run.config.data.printed("shuffled") for run in runs.all_runs(config)):
+            of_data = replace(config, data=data)
+            evaluate_and_check(of_data)
+            rows += checkpoint_rows(load_results(of_data))
+        scored = [row for row in rows if row["r"] >= SCOPE]
+        if not scored:
+            raise ValueError(f"{folder}: no checkpoint has a mean r of {SCOPE} or more at a fork; fine-tune on forks")
+        bands = [band_row(scored, low, high) for low, high in zip(BANDS, BANDS[1:], strict=False)]
+        write_json(folder / "law.json", runs.made_by(config) | {"ks": KS, "bands": bands, "rows": rows})
+        save_figure(draw_law(scored), folder / "figures" / "law.png")
+        print(table([band for band in bands if band["checkpoints"]], "{median:.3f} (worst {worst:.3f})".format_map))
+
+
+def checkpoint_rows(results: Results) -> Iterator[dict]:
+    """A row of `law_row` for every checkpoint of a run and every number of branches, over the pairs of seeds."""
+    groups: dict[tuple, list[dict]] = {}
+    for record in results.records:
+        if record["fork"] and record["test_set"] == "plain" and record["fork"].get("r") is not None:
+            name = configs.tag_text(results.runs[record["run"]].tags(results.config))
+            groups.setdefault((record["stage"], name, record["epoch"]), []).append(record)
+    for (stage, name, epoch), records in groups.items():
+        forks, rs = ([results.array(record, array) for record in records] for array in ("fork", "r"))
+        count = (forks[0] > 0).sum(axis=1)
+        for branches in np.unique(count[count > 1]):
+            rows = count == branches
+            of_pairs = [(fork[rows][:, :branches], r[rows]) for fork, r in zip(forks, rs, strict=True)]
+            place = {"stage": stage, "run": name, "epoch": epoch, "branches": int(branches), "pairs": len(records)}
+            yield place | law_row(of_pairs)
+
+
+def law_row(of_pairs: list[tuple[np.ndarray, np.ndarray]]) -> dict:
+    """The law and its rivals on one checkpoint, from (branch probabilities float64[n, d], r float64[n]) of every pair.
+
+    sigma, kurtosis, r, corr_r: means over pairs. "exact", "symmetrised", "law" and its rivals: pass@k at KS, means over
+    pairs. "error": symmetrised minus law by k, with its interval, in which r and sigma vary with the problems too.
+    "bound": 1.96 standard errors of the raw and the symmetrised curve of as many problems under the law.
+    """
+    statistics = [fork_statistics(branch, r) for branch, r in of_pairs]
+    names = ("sigma", "kurtosis", "r", "corr_r")
+    row: dict = {name: float(np.mean([of_pair[name] for of_pair in statistics])) for name in names}
+    curves = [curves_of(branch, r) for branch, r in of_pairs]
+    row |= {name: np.mean([curve[name] for curve in curves], axis=0).round(5).tolist() for name in curves[0]}
+    errors = np.stack([law_errors(branch, r) for branch, r in of_pairs])
+    row["error"] = {str(k): mean_over_pairs(errors[..., i]) for i, k in enumerate(KS)}
+    paths = laws.path_points([row["sigma"]], of_pairs[0][0].shape[1])
+    spread = {"exact": False, "symmetrised": True}
+    problems = np.prod(errors.shape[:2])
+    deviations = {name: laws.law_deviation(row["r"], paths, KS, mirrored) for name, mirrored in spread.items()}
+    return row | {"bound": {name: (1.96 * sd / np.sqrt(problems)).round(5).tolist() for name, sd in deviations.items()}}
+
+
+def curves_of(branch: np.ndarray, r: np.ndarray) -> dict[str, np.ndarray]:
+    """pass@k float64[K] of one model: exact, symmetrised, under the law and under its rivals, by name.
+
+    The rivals are laws from the mean and variance of p and, for two branches, the mixture.
+    """
+    p, sigma = r[:, None] * branch, float(sigma_values(branch).mean())
+    passes = problem_pass_at_k(p[..., None], KS)  # [n, d, K]
+    curves = {"exact": passes[:, 0].mean(axis=0), "symmetrised": passes.mean(axis=(0, 1))}
+    curves["law"] = laws.law_pass_at_k(float(r.mean()), laws.path_points([sigma], branch.shape[1]), KS)
+    if branch.shape[1] == 2:
+        points = laws.mixture_points(sigma, KURTOSIS[0] + KURTOSIS[1] * sigma)
+        curves["mixture"] = laws.law_pass_at_k(float(r.mean()), points, KS)
+    return curves | {name: predict(p.mean(), p.var(), KS) for name, predict in FROM_MOMENTS.items()}
+
+
+def law_errors(branch: np.ndarray, r: np.ndarray) -> np.ndarray:
+    """Symmetrised pass@k minus the law's as pseudo-values of every problem, float64[n, K].
+
+    The law's curve has the mean r and the sigma of these problems, so it varies with them. To first order.
+    """
+    sigma = sigma_values(branch)
+    centre = np.array([r.mean(), sigma.mean()])
+
+    def curve(parameters: np.ndarray) -> np.ndarray:
+        return laws.law_pass_at_k(parameters[0], laws.path_points([parameters[1]], branch.shape[1]), KS)
+
+    steps = 0.01 * np.diag(centre)
+    slopes = [(curve(centre + step) - curve(centre - step)) / (2 * step.sum()) for step in steps]
+    predicted = curve(centre) + np.stack([r, sigma], axis=1) @ slopes - centre @ slopes
+    return problem_pass_at_k(r[:, None, None] * branch[..., None], KS).mean(axis=1) - predicted
+
+
+def band_row(rows: list[dict], low: float, high: float) -> dict:
+    """Of the checkpoints with low <= sigma < high: how many, their kurtosis, and the errors of every law.
+
+    An error is the largest over k of |law - symmetrised curve|. Given are its median and its worst over checkpoints,
+    for "law, raw" those of the difference from the exact curve.
+    """
+    inside = [row for row in rows if low <= row["sigma"] < high]
+    band = {"sigma": f"{low:g} to {high:g}", "checkpoints": len(inside)}
+    if not inside:
+        return band
+    band["kurtosis"] = f"{np.median([row['kurtosis'] for row in inside]):.2f}"
+    curves = {"law, raw": ("law", "exact")} | {
+        name: (name, "symmetrised") for name in ("law", "mixture", *FROM_MOMENTS)
+    }
+    for name, (predicted, curve) in curves.items():
+        errors = [np.abs(np.subtract(row[predicted], row[curve])).max() for row in inside if predicted in row]
+        band[name] = {"median": float(np.median(errors)), "worst": float(np.max(errors))} if errors else None
+    return band
+
+
+@default_settings()
+def draw_law(rows: list[dict]) -> Figure:
+    """Three checkpoints in scope of the run with the largest sigma: exact points, the law as lines."""
+    figure = Figure(figsize=(6, 4), layout="constrained")
+    axes, ks = figure.subplots(), 2.0 ** np.arange(0, 10.25, 0.25)
+    steepest = max(rows, key=lambda row: row["sigma"])
+    of_run = [row for row in rows if all(row[key] == steepest[key] for key in ("stage", "run", "branches"))]
+    for i, row in enumerate([of_run[0], of_run[len(of_run) // 2], of_run[-1]]):
+        colour, label = EPOCH_COLOURS(i / 2.5), f"sigma {row['sigma']:.1f} (epoch {row['epoch']})"
+        curve = laws.law_pass_at_k(row["r"], laws.path_points([row["sigma"]], row["branches"]), ks)
+        axes.plot(ks, curve, color=colour, linestyle=("-", "--", ":")[i])
+        axes.plot(KS, row["symmetrised"], color=colour, marker="osD"[i], linestyle="", label=label)
+    axes.set_xscale("log", base=2)
+    axes.set(xlabel="k (samples)", ylabel="pass@k given FWD", ylim=(0, 1.02), title="exact (points), law (lines)")
+    axes.legend()
+    return figure

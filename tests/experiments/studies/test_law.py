@@ -1,0 +1,57 @@
+"""The law's study, small: every number of a row from the arrays of records, in and out of scope, bands."""
+
+import numpy as np
+import pytest
+
+from experiments.estimates import mean_over_pairs
+from experiments.results import load_results
+from experiments.studies import law
+from minifork.statistics import law as laws
+from minifork.storage.files import read_json
+
+KS = np.array(law.KS)
+
+
+def test_law(copy, monkeypatch):
+    """The runs of tests are so small that none is in the scope of the law: here every r is."""
+    pipeline = copy("base", "fork0.5", "fork1", measured=True)
+    assert pipeline("law") == 1
+    monkeypatch.setattr(law, "SCOPE", 0.0)
+    assert pipeline("law") == 0
+    written, results = read_json(pipeline.folder / "law.json"), load_results(pipeline.config())
+    plain = [record for record in results.records if record["test_set"] == "plain"]
+    assert len(written["rows"]) == len(plain)
+    record = results.tuned(0, 1)[-1]
+    row = next(
+        row for row in written["rows"] if (row["sigma"], row["epoch"]) == (record["fork"]["sigma"], record["epoch"])
+    )
+    branch, r = results.array(record, "fork"), results.array(record, "r")
+    exact = 1 - (1 - results.array(record, "FWD")[:, None]) ** KS
+    assert row["exact"] == pytest.approx(exact.mean(axis=0), abs=1e-4)
+    mirrored = 1 - (1 - (r * branch[:, 1])[:, None]) ** KS
+    assert row["symmetrised"] == pytest.approx((exact + mirrored).mean(axis=0) / 2, abs=1e-4)
+    predicted = laws.law_pass_at_k(r.mean(), laws.path_points([record["fork"]["sigma"]]), KS)
+    assert row["law"] == pytest.approx(predicted, abs=1e-4)
+    for i, k in enumerate(law.KS):
+        error = row["error"][str(k)]
+        assert error["mean"] == pytest.approx(row["symmetrised"][i] - row["law"][i], abs=1e-4)
+        assert error["ci95"][0] < error["mean"] < error["ci95"][1]
+    assert sum(band["checkpoints"] for band in written["bands"]) == len(plain)
+    band = next(band for band in written["bands"] if band["checkpoints"])
+    assert 0 <= band["law"]["median"] <= band["law"]["worst"] < 1
+    assert (pipeline.folder / "figures" / "law.png").stat().st_size > 5000
+
+
+def test_the_interval_of_an_error_counts_r_and_sigma():
+    """Where the law holds, 95 % intervals hold the error 0 in .90 to .995 of 200 worlds of 2,000 problems.
+
+    The limits are 3 standard deviations from .95 (a false alarm in 300 runs); with r and sigma as constants the share
+    is far above them.
+    """
+    rng, inside = np.random.default_rng(0), 0
+    for _ in range(200):
+        z, r = rng.normal(0, 3, 2000), rng.uniform(0.9, 1, 2000)
+        branch = np.stack([1 / (1 + np.exp(-z)), 1 / (1 + np.exp(z))], axis=1)
+        low, high = mean_over_pairs(law.law_errors(branch, r)[None, :, 2])["ci95"]
+        inside += low <= 0 <= high
+    assert 0.90 <= inside / 200 <= 0.995
