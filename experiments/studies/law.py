@@ -72,7 +72,8 @@ def checkpoint_rows(results: Results) -> Iterator[dict]:
             rows = count == branches
             of_pairs = [(fork[rows][:, :branches], r[rows]) for fork, r in zip(forks, rs, strict=True)]
             place = {"stage": stage, "run": name, "epoch": epoch, "branches": int(branches), "pairs": len(records)}
-            yield place | law_row(of_pairs)
+            free = [free_curves(results, record, rows) for record in records]
+            yield place | law_row(of_pairs) | mean_curves(free)
 
 
 def law_row(of_pairs: list[tuple[np.ndarray, np.ndarray]]) -> dict:
@@ -85,8 +86,7 @@ def law_row(of_pairs: list[tuple[np.ndarray, np.ndarray]]) -> dict:
     statistics = [fork_statistics(branch, r) for branch, r in of_pairs]
     names = ("sigma", "kurtosis", "r", "corr_r")
     row: dict = {name: float(np.mean([of_pair[name] for of_pair in statistics])) for name in names}
-    curves = [curves_of(branch, r) for branch, r in of_pairs]
-    row |= {name: np.mean([curve[name] for curve in curves], axis=0).round(5).tolist() for name in curves[0]}
+    row |= mean_curves([curves_of(branch, r) for branch, r in of_pairs])
     errors = np.stack([law_errors(branch, r) for branch, r in of_pairs])
     row["error"] = {str(k): mean_over_pairs(errors[..., i]) for i, k in enumerate(KS)}
     paths = laws.path_points([row["sigma"]], of_pairs[0][0].shape[1])
@@ -109,6 +109,29 @@ def curves_of(branch: np.ndarray, r: np.ndarray) -> dict[str, np.ndarray]:
         points = laws.mixture_points(sigma, KURTOSIS[0] + KURTOSIS[1] * sigma)
         curves["mixture"] = laws.law_pass_at_k(float(r.mean()), points, KS)
     return curves | {name: predict(p.mean(), p.var(), KS) for name, predict in FROM_MOMENTS.items()}
+
+
+def free_curves(results: Results, record: dict, rows: np.ndarray) -> dict[str, np.ndarray]:
+    """pass@k float64[K] of free samples on the problems bool[n] ``rows``, symmetrised and under the law.
+
+    Empty for a task with other modes than FWD and REV.
+    """
+    if results.config.data.mode_names != ("FWD", "REV"):
+        return {}
+    q, reverse, r = (results.array(record, name)[rows] for name in ("modes", "REV", "r"))
+    q, branch = q[:, 0], results.array(record, "fork")[rows]
+    branch = branch[:, branch[0] > 0]
+    p = (q * r)[:, None] * branch + ((1 - q) * reverse)[:, None]
+    mode_logit = np.log(q) - np.log1p(-q)
+    paths = laws.path_points([float(sigma_values(branch).mean())], branch.shape[1])
+    mode = float(mode_logit.mean()), float(mode_logit.std())
+    predicted = laws.free_pass_at_k(paths, float(r.mean()), float(reverse.mean()), mode, KS)
+    return {"free, symmetrised": problem_pass_at_k(p[..., None], KS).mean(axis=(0, 1)), "free, law": predicted}
+
+
+def mean_curves(curves: list[dict[str, np.ndarray]]) -> dict[str, list[float]]:
+    """The means over pairs of curves by name."""
+    return {name: np.mean([curve[name] for curve in curves], axis=0).round(5).tolist() for name in curves[0]}
 
 
 def law_errors(branch: np.ndarray, r: np.ndarray) -> np.ndarray:

@@ -32,6 +32,9 @@ def test_law(copy, monkeypatch):
     assert row["symmetrised"] == pytest.approx((exact + mirrored).mean(axis=0) / 2, abs=1e-4)
     predicted = laws.law_pass_at_k(r.mean(), laws.path_points([record["fork"]["sigma"]]), KS)
     assert row["law"] == pytest.approx(predicted, abs=1e-4)
+    q, reverse = results.array(record, "modes")[:, :1], results.array(record, "REV")[:, None]
+    free = 1 - (1 - q * r[:, None] * branch - (1 - q) * reverse)[..., None] ** KS
+    assert row["free, symmetrised"] == pytest.approx(free.mean(axis=(0, 1)), abs=1e-4)
     for i, k in enumerate(law.KS):
         error = row["error"][str(k)]
         assert error["mean"] == pytest.approx(row["symmetrised"][i] - row["law"][i], abs=1e-4)
