@@ -24,7 +24,7 @@ from data_gen.checks import check_task
 from data_gen.task import Batch, P, Task, concatenate
 
 STREAMS = {"walks": 0, "train": 1, "valid": 2, "test": 3}
-PURPOSES = {"graphs": 0, "walks": 1, "mixture": 2, "shuffle": 3, "prefix": 4}
+PURPOSES = {"graphs": 0, "walks": 1, "mixture": 2, "shuffle": 3, "prefix": 4, "labels": 5}
 _CHUNK = 256
 _MAX_CHUNKS_WITHOUT_ONE = 64
 _PATIENCE = 25  # draws without a new problem, for each problem that was drawn, until a stream counts as exhausted

@@ -15,6 +15,7 @@ COMMANDS = cli.COMMANDS | {
     "contrast": Command("experiments.studies.rl:contrast", "compare RL on forward and on reverse traces"),
     "sensitivity": Command("experiments.studies.sensitivity:sensitivity", "map coverage shrinkage over many settings"),
     "thinking": Command("experiments.studies.thinking:thinking", "force every first token: over- and under-thinking"),
+    "sigma": Command("experiments.studies.sigma:sigma", "fit what sets sigma at forks"),
     "law": Command("experiments.studies.law:law", "compare the coverage law with every finished run"),
     "competence": Command("experiments.studies.competence:competence", "split coverage between two modes"),
     "flips": Command("experiments.studies.flips:flips", "measure how often another printed order flips the branch"),

@@ -203,22 +203,43 @@ def sft_batches(config: Config) -> BatchAt:
     integer, drawn anew whenever an example is shown, stands between prompt and trace, as the prompt's last token.
     """
     settings, prompt_len = config.sft, config.data.prompt_len + bool(config.sft.prefix)
-    fixed = None if settings.fresh else sft_data(config, 0).tokens
+    fixed = None if settings.fresh else _tokens_and_labels(config, 0)
 
     @lru_cache(maxsize=2)
     def shuffled(epoch: int) -> np.ndarray:
-        tokens = sft_data(config, epoch).tokens if fixed is None else fixed
-        return tokens[streams.generator(config.seed, "train", epoch, "shuffle").permutation(settings.traces)]
+        examples = _tokens_and_labels(config, epoch) if fixed is None else fixed
+        return examples[:, streams.generator(config.seed, "train", epoch, "shuffle").permutation(settings.traces)]
 
     def batch_at(step: int) -> tuple[np.ndarray, np.ndarray]:
         epochs, rows = np.divmod(np.arange(step * settings.batch, (step + 1) * settings.batch), settings.traces)
-        tokens = np.concatenate([shuffled(int(epoch))[rows[epochs == epoch]] for epoch in np.unique(epochs)])
+        examples = [shuffled(int(epoch))[:, rows[epochs == epoch]] for epoch in np.unique(epochs)]
+        tokens, labels = np.concatenate(examples, axis=1)
         if settings.prefix:
             rng = streams.generator(config.seed, "train", step, "prefix")
             integers = rng.integers(settings.prefix, size=settings.batch)
-            tokens = np.insert(tokens, config.data.prompt_len, integers, axis=1)
-        targets = tokens[:, 1:].copy()  # PAD, which fills short traces, equals IGNORE
+            tokens, labels = (np.insert(part, config.data.prompt_len, integers, axis=1) for part in (tokens, labels))
+        targets = labels[:, 1:].copy()  # PAD, which fills short traces, equals IGNORE
         targets[:, : prompt_len - 1] = walks.IGNORE
         return np.where(tokens == PAD, config.data.eos, tokens)[:, :-1], targets
 
     return batch_at
+
+
+def _tokens_and_labels(config: Config, epoch: int) -> np.ndarray:
+    """int64[2, traces, T]: the tokens of an epoch's examples, and the same as labels to learn.
+
+    A share sft.wrong_forks of the traces that pass the fork has a wrong branch as its label there.
+    """
+    task, data = config.data, sft_data(config, epoch)
+    labels, fork = data.tokens.copy(), task.fork_prefix(data.problems)
+    children = task.children(data.problems)
+    if config.sft.wrong_forks:
+        if fork is None or children is None:
+            raise ValueError(f"sft.wrong_forks is {config.sft.wrong_forks}: task {config.task} has no fork, give 0")
+        place = task.prompt_len + fork.shape[1]
+        crossing = (data.tokens[:, task.prompt_len : place] == fork).all(axis=1) & task.forked(data.problems)
+        rng = streams.generator(config.seed, "train", epoch if config.sft.fresh else 0, "labels")
+        wrong = 1 + (rng.random(len(labels)) * ((children != PAD).sum(axis=1) - 1)).astype(int)
+        chosen = crossing & (rng.random(len(labels)) < config.sft.wrong_forks)
+        labels[chosen, place] = children[chosen, wrong[chosen]]
+    return np.stack([data.tokens, labels])

@@ -82,3 +82,17 @@ def test_a_context_as_long_as_a_trace_is_enough(copy):
     tight = [f"walks.seq_len={pipeline.config().data.prompt_len + pipeline.config().data.trace_len}"]
     assert pipeline("pretrain", *tight) == pipeline("sft", *tight, PREFIXED) == 0
     assert pipeline("eval", *tight) == 0 and len(pipeline.view()["records"]) == 4
+
+
+def test_wrong_labels_at_forks_leave_the_trace_as_it_is(copy):
+    """Half of the forks have a wrong branch as their label; inputs and every other label stay."""
+    pipeline = copy(BASE)
+    plain, wrong = (pipeline.config("sft.fork_rate=1", f"sft.wrong_forks={share}") for share in (0, 0.5))
+    place = plain.data.prompt_len + 2 - 1  # of the branch among targets, after the mode and the start
+    (inputs, targets), (same, labels) = (stages.sft_batches(config)(0) for config in (plain, wrong))
+    np.testing.assert_array_equal(inputs, same)
+    changed = targets != labels
+    assert changed[:, place].any() and not changed[:, place].all() and not np.delete(changed, place, axis=1).any()
+    data = stages.sft_data(plain, 0)
+    pairs = {tuple(pair) for pair in plain.data.children(data.problems)}
+    assert all((right, label) in pairs for right, label in zip(targets[changed], labels[changed], strict=True))

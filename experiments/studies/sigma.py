@@ -1,0 +1,127 @@
+"""`make sigma`: what sets sigma, the deviation of the branch logit over problems, when a model is fine-tuned on forks.
+
+Formulas with at most three constants are fitted to log sigma of all checkpoints of a grid of runs
+(experiments/studies/sigma.yaml). Each is judged on runs that were held out: all seeds and snapshots of one setting at a
+time. Beside it stands how much sigma differs between seeds. A table has what else moves sigma: at test forks, which no
+label explains (drift), and at training forks, which holds memorisation too.
+"""
+
+from dataclasses import replace
+
+import numpy as np
+
+from experiments.estimates import pairs_text, table
+from experiments.results import load_results
+from experiments.studies.law import SCOPE
+from experiments.studies.steps import evaluate_and_check, make_runs, print_minutes
+from minifork import runs
+from minifork.schema import Config
+from minifork.storage.files import write_json
+from minifork.training.loop import schedule
+from minifork.training.stages import sft_steps
+
+GRID = "grid: "  # the names of the grid's runs begin so
+QUANTITIES = ("sigma", "kurtosis", "r", "accuracy")
+# The logarithms whose linear functions, with an intercept, are fitted to log sigma.
+FORMULAS: dict[str, tuple[str, ...]] = {
+    "epochs": ("epochs",),
+    "epochs, learning rate": ("epochs", "lr"),
+    "epochs, traces": ("epochs", "traces"),
+    "steps, learning rate": ("steps", "lr"),
+    "sum of learning rates": ("lr_sum",),
+    "sum of learning rates, traces": ("lr_sum", "traces"),
+    "sum of learning rates, width": ("lr_sum", "width"),
+    "sum of learning rates a trace, width": ("lr_sum_a_trace", "width"),
+}
+
+
+def sigma(config: Config) -> None:
+    """Run what is missing, evaluate, fit; writes runs/<task>/sigma.json.
+
+    Raises ValueError naming a stage that failed.
+    """
+    with print_minutes("sigma"):
+        rows = checkpoint_rows(config)
+        grid = [row for row in rows if row["run"].startswith(GRID) and row["r"] >= SCOPE]
+        fits = [held_out_fit(grid, name) for name in FORMULAS]
+        result = {"pairs": config.reproduce.pairs, "formulas": fits, "seeds": seed_spread(grid), "rows": rows}
+        write_json(runs.task_folder(config) / "sigma.json", runs.made_by(config) | result)
+        print(table(fits), table(mover_rows(rows)), f"between seeds: {result['seeds']}", sep="\n\n")
+        print(pairs_text(config.reproduce.pairs))
+
+
+def checkpoint_rows(config: Config) -> list[dict]:
+    """A row for every checkpoint of the study: its settings, sigma and other statistics at test and training forks."""
+    plans, rows = make_runs(config, "sigma"), []
+    for model in dict.fromkeys(plan.config.model for plan in plans):
+        of_model = replace(config, model=model)
+        evaluate_and_check(of_model)
+        results = load_results(of_model)
+        for plan in [plan for plan in plans if plan.config.model == model]:
+            for record in results.records_of(plan):
+                row = {"run": plan.name, "pair": plan.config.seed} | settings(plan.config, record["epoch"])
+                row |= {name: record["fork"][name] for name in QUANTITIES}
+                trained = record["fork_train"] or dict.fromkeys(QUANTITIES)
+                rows.append(row | {f"train_{name}": trained[name] for name in QUANTITIES})
+    return rows
+
+
+def settings(config: Config, epoch: int) -> dict[str, float]:
+    """What formulas may use of a checkpoint. lr_sum: the learning rate summed over the steps before it."""
+    steps, total = sft_steps(config, epoch), sft_steps(config, config.sft.epochs)
+    lr_sum = config.sft.lr * sum(schedule(step, total, config.sft.warmup) for step in range(steps))
+    return {
+        "epochs": epoch,
+        "traces": config.sft.traces,
+        "lr": config.sft.lr,
+        "width": config.model.width,
+        "steps": steps,
+        "lr_sum": lr_sum,
+        "lr_sum_a_trace": lr_sum / config.sft.traces,
+    }
+
+
+def held_out_fit(rows: list[dict], name: str) -> dict:
+    """A formula's constants, and the median and .9 quantile of its |log ratio| on settings that were held out.
+
+    rows: checkpoints. Those of one setting (all seeds, all epochs) are held out together.
+    """
+    features = np.column_stack([np.ones(len(rows)), *(np.log([row[key] for row in rows]) for key in FORMULAS[name])])
+    log_sigma, of_run = np.log([row["sigma"] for row in rows]), np.array([row["run"] for row in rows])
+    errors = np.zeros(len(rows))
+    for run in np.unique(of_run):
+        held_out = of_run == run
+        constants = np.linalg.lstsq(features[~held_out], log_sigma[~held_out])[0]
+        errors[held_out] = np.abs(features[held_out] @ constants - log_sigma[held_out])
+    constants = np.linalg.lstsq(features, log_sigma)[0]
+    return {
+        "formula": name,
+        "constants": " ".join(f"{value:.3f}" for value in constants),
+        "median": round(float(np.median(errors)), 4),
+        "quantile_90": round(float(np.quantile(errors, 0.9)), 4),
+    }
+
+
+def seed_spread(rows: list[dict]) -> dict[str, float | None]:
+    """The median over settings of the standard deviation of log sigma between pairs of seeds, by epoch; None of one."""
+    spread: dict[int, list[float]] = {}
+    for run, epoch in dict.fromkeys((row["run"], row["epochs"]) for row in rows):
+        values = [np.log(row["sigma"]) for row in rows if (row["run"], row["epochs"]) == (run, epoch)]
+        if len(values) > 1:
+            spread.setdefault(epoch, []).append(float(np.std(values, ddof=1)))
+    return {str(epoch): float(np.median(values)) for epoch, values in sorted(spread.items())}
+
+
+def mover_rows(rows: list[dict]) -> list[dict]:
+    """The means over pairs after the last epoch of every run that is not of the grid."""
+    movers = [row for row in rows if not row["run"].startswith(GRID)]
+    table_rows = []
+    for name in dict.fromkeys(row["run"] for row in movers):
+        of_run = [row for row in movers if row["run"] == name]
+        last = [row for row in of_run if row["epochs"] == of_run[-1]["epochs"]]
+        means = {}
+        for key in ("sigma", "train_sigma", "accuracy", "train_accuracy", "r"):
+            values = [row[key] for row in last if row[key] is not None]
+            means[key] = f"{np.mean(values):.3f}" if values else "-"
+        table_rows.append({"run": name} | means)
+    return table_rows

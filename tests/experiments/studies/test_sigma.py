@@ -1,0 +1,60 @@
+"""The fit of sigma: formulas on made-up grids, settings against the optimizer's own learning rates, the study small."""
+
+import itertools
+
+import numpy as np
+import pytest
+
+from experiments.studies import sigma
+from minifork import config as configs
+from minifork.storage.files import read_json
+from minifork.training.loop import schedule
+from tests.helpers.starts import Starts
+
+
+def grid(noise: float) -> list[dict]:
+    """Checkpoints whose sigma is 2 sqrt(epochs) lr / traces, up to noise in its logarithm."""
+    rng, rows = np.random.default_rng(0), []
+    for traces, lr, epochs, pair in itertools.product((500, 1000), (0.001, 0.002), (1, 4, 16), (0, 1)):
+        value = 2 * np.sqrt(epochs) * lr * np.exp(rng.normal(0, noise))
+        name = f"{sigma.GRID}{traces} {lr}"
+        rows.append({"run": name, "pair": pair, "epochs": epochs, "lr": lr, "traces": traces, "sigma": value})
+    return rows
+
+
+def test_a_formula_is_judged_on_settings_that_it_has_not_seen():
+    exact = sigma.held_out_fit(grid(0.0), "epochs, learning rate")
+    assert exact["median"] == exact["quantile_90"] == 0
+    assert [float(value) for value in exact["constants"].split()] == pytest.approx([np.log(2), 0.5, 1], abs=1e-3)
+    without_lr = sigma.held_out_fit(grid(0.0), "epochs, traces")
+    assert without_lr["median"] > 0.3  # learning rates differ by log 2 = .69
+    assert 0 < sigma.held_out_fit(grid(0.1), "epochs, learning rate")["median"] < 0.15
+
+
+def test_the_spread_between_seeds():
+    spread = sigma.seed_spread(grid(0.1))
+    assert spread.keys() == {"1", "4", "16"} and all(0.02 < value < 0.2 for value in spread.values())
+    assert sigma.seed_spread([row for row in grid(0.1) if row["pair"] == 0]) == {}
+
+
+def test_settings_sum_the_learning_rates_of_the_steps_before_a_checkpoint():
+    config = configs.load_config("star", ["sft.traces=64", "sft.batch=16", "sft.epochs=4", "sft.lr=0.01"])
+    values = sigma.settings(config, 2)
+    assert values["steps"] == 8 and values["traces"] == 64
+    assert values["lr_sum"] == pytest.approx(0.01 * sum(schedule(step, 16, config.sft.warmup) for step in range(8)))
+
+
+def test_sigma(copy, monkeypatch, capsys):
+    """The study with two entries: the runs that it makes, one row a checkpoint, numbers of the records."""
+    starts, pipeline = Starts(monkeypatch), copy("base", "fork1", measured=True)
+    entries = [{"as": "grid: {sft.lr}", "sft.lr": [0.001, 0.002]}, {"as": "wrong", "sft.wrong_forks": 0.5}]
+    monkeypatch.setattr("experiments.study.read_study", lambda name: entries)
+    monkeypatch.setattr(sigma, "SCOPE", 0.0)
+    assert pipeline("sigma") == 0 and set(starts.commands) == {"sft"}
+    written = read_json(pipeline.folder / "sigma.json")
+    assert {row["run"] for row in written["rows"]} == {"grid: 0.001", "grid: 0.002", "wrong"}
+    record = pipeline.view()["records"][-1]
+    matching = [row for row in written["rows"] if row["sigma"] == record["fork"]["sigma"]]
+    assert len(matching) == 1 and matching[0]["train_sigma"] == record["fork_train"]["sigma"]
+    assert [fit["formula"] for fit in written["formulas"]] == [*sigma.FORMULAS]
+    assert "quantile_90" in capsys.readouterr().out
