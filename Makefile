@@ -125,8 +125,8 @@ sensitivity: $(ENV) ## map coverage shrinkage over epochs, traces, learning rate
 competence: $(ENV) ## train on two modes, one a problem or both, and split coverage between them [TASK PRESET PAIRS ARGS]
 	@$(MINIFORK) competence $(PAIR_ARGS) $(ARGS)
 
-law: $(ENV) ## compare the coverage law with every finished run [TASK PRESET ARGS]
-	@$(MINIFORK) law $(CONFIG) $(ARGS)
+law: $(ENV) ## compare the coverage law with every finished run [TASK PRESET PAIRS ARGS]
+	@$(MINIFORK) law $(PAIR_ARGS) $(ARGS)
 
 sigma: $(ENV) ## fit what sets sigma at forks, on a grid of runs, and what else moves it [TASK PRESET PAIRS ARGS]
 	@$(MINIFORK) sigma $(PAIR_ARGS) $(ARGS)

@@ -1,13 +1,13 @@
 """`make law`: pass@k of every checkpoint as the coverage law predicts it from r and sigma, against the exact curve.
 
 The law (`minifork.statistics.law`) is about traces that meet a fork which nothing decides, so about forced FWD. It
-needs an r that hardly varies. Its scope is a mean r of SCOPE or more; other checkpoints are shown, not scored. Nothing
-is trained here: every finished run of the task is scored, of any study. As the branch is a fair coin, the exact curve
-is averaged over which branch is right ("symmetrised"). That removes most of the luck of 1,000 problems. Where problems
-differ in their number of branches, each number is scored by itself.
+needs an r that hardly varies. Its scope is a mean r of SCOPE or more; other checkpoints are shown, not scored. Beside
+the runs of experiments/studies/law.yaml, every finished run of the task is scored, of any study. As the branch is a
+fair coin, the exact curve is averaged over which branch is right ("symmetrised"). That removes most of the luck of
+1,000 problems. Where problems differ in their number of branches, each number is scored by itself.
 """
 
-from collections.abc import Iterator
+from collections.abc import Callable, Iterator
 from dataclasses import replace
 
 import numpy as np
@@ -16,10 +16,10 @@ from matplotlib.figure import Figure
 from experiments.estimates import mean_over_pairs, table
 from experiments.figures import EPOCH_COLOURS, default_settings, save_figure
 from experiments.results import Results, load_results
-from experiments.studies.steps import evaluate_and_check, print_minutes
+from experiments.studies.steps import evaluate_and_check, make_runs, print_minutes
 from minifork import config as configs
 from minifork import runs
-from minifork.measuring.quantities import fork_statistics, sigma_values
+from minifork.measuring.quantities import fork_statistics, kurtosis_values, sigma_values
 from minifork.schema import Config
 from minifork.statistics import law as laws
 from minifork.statistics.passk import problem_pass_at_k
@@ -38,11 +38,12 @@ FROM_MOMENTS = {
 
 
 def law(config: Config) -> None:
-    """Evaluate what is missing, predict, compare; writes law.json and figures/law.png in runs/<task>/.
+    """Run and evaluate what is missing, predict, compare; writes law.json and figures/law.png in runs/<task>/.
 
-    Raises ValueError when no checkpoint is in the law's scope.
+    Raises ValueError naming a stage that failed, and when no checkpoint is in the law's scope.
     """
     with print_minutes("law"):
+        make_runs(config, "law")
         rows: list[dict] = []
         folder = runs.task_folder(config)
         for data in dict.fromkeys(run.config.data.printed("shuffled") for run in runs.all_runs(config)):
@@ -53,7 +54,8 @@ def law(config: Config) -> None:
         if not scored:
             raise ValueError(f"{folder}: no checkpoint has a mean r of {SCOPE} or more at a fork; fine-tune on forks")
         bands = [band_row(scored, low, high) for low, high in zip(BANDS, BANDS[1:], strict=False)]
-        write_json(folder / "law.json", runs.made_by(config) | {"ks": KS, "bands": bands, "rows": rows})
+        claims = {"claims": claim_rows(scored), "rows": rows}
+        write_json(folder / "law.json", runs.made_by(config) | {"ks": KS, "bands": bands} | claims)
         save_figure(draw_law(scored), folder / "figures" / "law.png")
         print(table([band for band in bands if band["checkpoints"]], "{median:.3f} (worst {worst:.3f})".format_map))
 
@@ -63,8 +65,7 @@ def checkpoint_rows(results: Results) -> Iterator[dict]:
     groups: dict[tuple, list[dict]] = {}
     for record in results.records:
         if record["fork"] and record["test_set"] == "plain" and record["fork"].get("r") is not None:
-            name = configs.tag_text(results.runs[record["run"]].tags(results.config))
-            groups.setdefault((record["stage"], name, record["epoch"]), []).append(record)
+            groups.setdefault((record["stage"], configs.tag_text(record["tags"]), record["epoch"]), []).append(record)
     for (stage, name, epoch), records in groups.items():
         forks, rs = ([results.array(record, array) for record in records] for array in ("fork", "r"))
         count = (forks[0] > 0).sum(axis=1)
@@ -72,6 +73,8 @@ def checkpoint_rows(results: Results) -> Iterator[dict]:
             rows = count == branches
             of_pairs = [(fork[rows][:, :branches], r[rows]) for fork, r in zip(forks, rs, strict=True)]
             place = {"stage": stage, "run": name, "epoch": epoch, "branches": int(branches), "pairs": len(records)}
+            if stage == "sft" and records[0]["tags"].keys() <= {"sft.fork_rate"}:
+                place["plain_fork_rate"] = records[0]["fork_rate"]
             free = [free_curves(results, record, rows) for record in records]
             yield place | law_row(of_pairs) | mean_curves(free)
 
@@ -80,18 +83,20 @@ def law_row(of_pairs: list[tuple[np.ndarray, np.ndarray]]) -> dict:
     """The law and its rivals on one checkpoint, from (branch probabilities float64[n, d], r float64[n]) of every pair.
 
     sigma, kurtosis, r, corr_r: means over pairs. "exact", "symmetrised", "law" and its rivals: pass@k at KS, means over
-    pairs. "error": symmetrised minus law by k, with its interval, in which r and sigma vary with the problems too.
-    "bound": 1.96 standard errors of the raw and the symmetrised curve of as many problems under the law.
+    pairs. "law error", "mixture error": symmetrised minus predicted by k, with intervals, in which r and sigma vary
+    with the problems too. "kurtosis interval": the kurtosis with its interval. "bound": 1.96 standard errors of the raw
+    and the symmetrised curve of as many problems under the law.
     """
     statistics = [fork_statistics(branch, r) for branch, r in of_pairs]
     names = ("sigma", "kurtosis", "r", "corr_r")
     row: dict = {name: float(np.mean([of_pair[name] for of_pair in statistics])) for name in names}
     row |= mean_curves([curves_of(branch, r) for branch, r in of_pairs])
-    errors = np.stack([law_errors(branch, r) for branch, r in of_pairs])
-    row["error"] = {str(k): mean_over_pairs(errors[..., i]) for i, k in enumerate(KS)}
-    paths = laws.path_points([row["sigma"]], of_pairs[0][0].shape[1])
-    spread = {"exact": False, "symmetrised": True}
-    problems = np.prod(errors.shape[:2])
+    branches, problems = of_pairs[0][0].shape[1], sum(len(r) for _, r in of_pairs)
+    for name, points in predictions(branches).items():
+        errors = np.stack([prediction_errors(branch, r, points) for branch, r in of_pairs])
+        row[f"{name} error"] = {str(k): mean_over_pairs(errors[..., i]) for i, k in enumerate(KS)}
+    row["kurtosis interval"] = mean_over_pairs(np.stack([kurtosis_values(branch) for branch, _ in of_pairs]))
+    paths, spread = laws.path_points([row["sigma"]], branches), {"exact": False, "symmetrised": True}
     deviations = {name: laws.law_deviation(row["r"], paths, KS, mirrored) for name, mirrored in spread.items()}
     return row | {"bound": {name: (1.96 * sd / np.sqrt(problems)).round(5).tolist() for name, sd in deviations.items()}}
 
@@ -104,11 +109,17 @@ def curves_of(branch: np.ndarray, r: np.ndarray) -> dict[str, np.ndarray]:
     p, sigma = r[:, None] * branch, float(sigma_values(branch).mean())
     passes = problem_pass_at_k(p[..., None], KS)  # [n, d, K]
     curves = {"exact": passes[:, 0].mean(axis=0), "symmetrised": passes.mean(axis=(0, 1))}
-    curves["law"] = laws.law_pass_at_k(float(r.mean()), laws.path_points([sigma], branch.shape[1]), KS)
-    if branch.shape[1] == 2:
-        points = laws.mixture_points(sigma, KURTOSIS[0] + KURTOSIS[1] * sigma)
-        curves["mixture"] = laws.law_pass_at_k(float(r.mean()), points, KS)
+    for name, points in predictions(branch.shape[1]).items():
+        curves[name] = laws.law_pass_at_k(float(r.mean()), points(sigma), KS)
     return curves | {name: predict(p.mean(), p.var(), KS) for name, predict in FROM_MOMENTS.items()}
+
+
+def predictions(branches: int) -> dict[str, Callable[[float], np.ndarray]]:
+    """The points of the law and, for two branches, of the mixture, as functions of sigma."""
+    points: dict[str, Callable[[float], np.ndarray]] = {"law": lambda sigma: laws.path_points([sigma], branches)}
+    if branches == 2:
+        points["mixture"] = lambda sigma: laws.mixture_points(sigma, KURTOSIS[0] + KURTOSIS[1] * sigma)
+    return points
 
 
 def free_curves(results: Results, record: dict, rows: np.ndarray) -> dict[str, np.ndarray]:
@@ -134,21 +145,58 @@ def mean_curves(curves: list[dict[str, np.ndarray]]) -> dict[str, list[float]]:
     return {name: np.mean([curve[name] for curve in curves], axis=0).round(5).tolist() for name in curves[0]}
 
 
-def law_errors(branch: np.ndarray, r: np.ndarray) -> np.ndarray:
-    """Symmetrised pass@k minus the law's as pseudo-values of every problem, float64[n, K].
+def prediction_errors(branch: np.ndarray, r: np.ndarray, points: Callable[[float], np.ndarray]) -> np.ndarray:
+    """Symmetrised minus predicted pass@k as pseudo-values of every problem, float64[n, K].
 
-    The law's curve has the mean r and the sigma of these problems, so it varies with them. To first order.
+    The prediction has the mean r and the sigma of these problems, so it varies with them, here to first order. points:
+    those of `predictions`.
     """
     sigma = sigma_values(branch)
     centre = np.array([r.mean(), sigma.mean()])
 
     def curve(parameters: np.ndarray) -> np.ndarray:
-        return laws.law_pass_at_k(parameters[0], laws.path_points([parameters[1]], branch.shape[1]), KS)
+        return laws.law_pass_at_k(parameters[0], points(float(parameters[1])), KS)
 
     steps = 0.01 * np.diag(centre)
     slopes = [(curve(centre + step) - curve(centre - step)) / (2 * step.sum()) for step in steps]
     predicted = curve(centre) + np.stack([r, sigma], axis=1) @ slopes - centre @ slopes
     return problem_pass_at_k(r[:, None, None] * branch[..., None], KS).mean(axis=1) - predicted
+
+
+def claim_rows(rows: list[dict]) -> list[dict]:
+    """What the law's claims are about: of plain runs in scope the worst estimate of each kind, over checkpoints and k.
+
+    The worst has the interval end that is farthest from 0 (of the kurtosis: from the claim's side).
+    """
+    plain = [row for row in rows if "plain_fork_rate" in row and row["branches"] == 2]
+    middle = [row for row in plain if 2 <= row["sigma"] < 8]
+    claims = [{"claim": "law", "fork_rate": rate, "estimate": worst_error(of_rate, "law error")}
+              for rate, of_rate in by_rate(middle).items()]  # fmt: skip
+    last = [row for row in plain if row["plain_fork_rate"] == 1][-1:]
+    claims += [{"claim": "law fails", "estimate": row["law error"]["256"]} for row in last]
+    claims.append({"claim": "mixture", "estimate": worst_error(plain, "mixture error")})
+    kurtoses = {
+        "early": [row for row in plain if row["sigma"] < 5],
+        "late": [row for row in plain if row["sigma"] > 9.5],
+    }
+    for name, group in kurtoses.items():
+        estimates = [row["kurtosis interval"] for row in group]
+        side = min if name == "early" else max
+        worst = side(estimates, key=lambda estimate: estimate["mean"], default=None)
+        claims.append({"claim": f"kurtosis, {name}", "estimate": worst})
+    return claims
+
+
+def by_rate(rows: list[dict]) -> dict[float, list[dict]]:
+    """Rows of plain runs by FORK_RATE."""
+    return {rate: [row for row in rows if row["plain_fork_rate"] == rate]
+            for rate in sorted({row["plain_fork_rate"] for row in rows})}  # fmt: skip
+
+
+def worst_error(rows: list[dict], name: str) -> dict | None:
+    """The estimate of these errors whose interval reaches farthest from 0; None without any."""
+    estimates = [estimate for row in rows for estimate in row[name].values()]
+    return max(estimates, key=lambda estimate: np.abs(estimate["ci95"]).max(), default=None)
 
 
 def band_row(rows: list[dict], low: float, high: float) -> dict:

@@ -154,6 +154,21 @@ def sigma_values(branch: np.ndarray) -> np.ndarray:
     return intervals.pseudo_values(sigma, np.concatenate([z, z**2], axis=1).T)
 
 
+def kurtosis_values(branch: np.ndarray) -> np.ndarray:
+    """The kurtosis, as in `fork_statistics`, as pseudo-values of every problem, float64[n]."""
+    z = branch_logit(branch)
+    if z is None:
+        raise ValueError("kurtosis needs forks with equally many branches, two or more")
+    moments = np.stack([z**power for power in (1, 2, 3, 4)])  # [4, n, d - 1]
+
+    def kurtosis(means: np.ndarray) -> np.ndarray:
+        m1, m2, m3, m4 = means.reshape(len(means), 4, -1).transpose(1, 0, 2)
+        fourth = m4 - 4 * m1 * m3 + 6 * m1**2 * m2 - 3 * m1**4
+        return (fourth / (m2 - m1**2) ** 2).mean(axis=1)
+
+    return intervals.pseudo_values(kurtosis, moments.transpose(0, 2, 1).reshape(-1, len(z)))
+
+
 def fork_quantities(branch: np.ndarray) -> dict[str, np.ndarray]:
     """The values float64[n] whose means are the fork statistics; nan for problems that a mean leaves out."""
     largest, right = branch.max(axis=1), branch.argmax(axis=1) == 0

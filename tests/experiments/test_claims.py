@@ -71,7 +71,8 @@ def test_the_file_that_ships():
 
 CONFIGS = {  # of the studies that claims are about
     "star": "star", "arith": "arith", "openers": "openers", "anchoring": "star", "search": "star preset=search",
-    "rationale": "star preset=rationale", "flips": "star", "frontier": "star", "competence": "arith preset=competence",
+    "rationale": "star preset=rationale", "flips": "star", "frontier": "star", "law": "star",
+    "competence": "arith preset=competence",
 }  # fmt: skip
 
 

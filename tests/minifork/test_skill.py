@@ -10,7 +10,7 @@ from minifork import config as configs
 from minifork.decoding.policy import parse_policy
 from minifork.measure import measure
 from minifork.measuring.problems import problem_set
-from minifork.measuring.quantities import branch_logit, fork_statistics, sigma_values
+from minifork.measuring.quantities import branch_logit, fork_statistics, kurtosis_values, sigma_values
 from minifork.settings import Shape
 from tests.helpers.stars import TINY
 
@@ -108,6 +108,7 @@ def test_sigma_is_the_deviation_of_the_branch_logit():
     assert statistics["kurtosis"] == pytest.approx(np.mean((z - z.mean()) ** 4) / z.var() ** 2)
     assert statistics["r"] == r.mean() and statistics["corr_r"] == pytest.approx(np.corrcoef(r, z)[0, 1])
     assert sigma_values(branch).mean() == pytest.approx(z.std(), abs=1e-9)
+    assert kurtosis_values(branch).mean() == pytest.approx(statistics["kurtosis"], rel=2e-3)
     assert fork_statistics(branch, None)["r"] is fork_statistics(branch, None)["corr_r"] is None
 
 

@@ -3,6 +3,7 @@
 import numpy as np
 import pytest
 
+from experiments import study
 from experiments.estimates import mean_over_pairs
 from experiments.results import load_results
 from experiments.studies import law
@@ -14,6 +15,7 @@ KS = np.array(law.KS)
 
 def test_law(copy, monkeypatch):
     """The runs of tests are so small that none is in the scope of the law: here every r is."""
+    monkeypatch.setattr(study, "read_study", lambda name: [{"sft.fork_rate": [0.5, 1]}])
     pipeline = copy("base", "fork0.5", "fork1", measured=True)
     assert pipeline("law") == 1
     monkeypatch.setattr(law, "SCOPE", 0.0)
@@ -36,10 +38,15 @@ def test_law(copy, monkeypatch):
     free = 1 - (1 - q * r[:, None] * branch - (1 - q) * reverse)[..., None] ** KS
     assert row["free, symmetrised"] == pytest.approx(free.mean(axis=(0, 1)), abs=1e-4)
     for i, k in enumerate(law.KS):
-        error = row["error"][str(k)]
+        error = row["law error"][str(k)]
         assert error["mean"] == pytest.approx(row["symmetrised"][i] - row["law"][i], abs=1e-4)
         assert error["ci95"][0] < error["mean"] < error["ci95"][1]
     assert sum(band["checkpoints"] for band in written["bands"]) == len(plain)
+    of_rate = [row for row in written["rows"] if row.get("plain_fork_rate") == 1]
+    assert written["claims"][-3]["estimate"] in [
+        estimate for row in written["rows"] for estimate in row["mixture error"].values()
+    ]
+    assert len(of_rate) == len(results.tuned(0, 1))
     band = next(band for band in written["bands"] if band["checkpoints"])
     assert 0 <= band["law"]["median"] <= band["law"]["worst"] < 1
     assert (pipeline.folder / "figures" / "law.png").stat().st_size > 5000
@@ -55,6 +62,6 @@ def test_the_interval_of_an_error_counts_r_and_sigma():
     for _ in range(200):
         z, r = rng.normal(0, 3, 2000), rng.uniform(0.9, 1, 2000)
         branch = np.stack([1 / (1 + np.exp(-z)), 1 / (1 + np.exp(z))], axis=1)
-        low, high = mean_over_pairs(law.law_errors(branch, r)[None, :, 2])["ci95"]
+        low, high = mean_over_pairs(law.prediction_errors(branch, r, law.predictions(2)["law"])[None, :, 2])["ci95"]
         inside += low <= 0 <= high
     assert 0.90 <= inside / 200 <= 0.995
