@@ -7,7 +7,7 @@ import numpy as np
 import pytest
 
 from experiments.checks import bench
-from experiments.estimates import KS, signed
+from experiments.estimates import KS, estimate_text, signed
 from experiments.summary import summary_table
 
 ROOT = Path(__file__).parents[2]
@@ -53,6 +53,33 @@ def test_mitigations(name, rate):
         cells = [f"{row['pass_at'][str(k)]:.3f}" for k in KS] + [signed(row[f"above_{k}"]) for k in KS[1:]]
         lines.append(f"| {row['method']} | {' | '.join(cells)} |")
     assert "\n".join(lines) in TEXT
+
+
+def cell(estimate: dict) -> str:
+    """An estimate as tables give it."""
+    return short(estimate_text(estimate))
+
+
+def flip_line(row: dict) -> str:
+    return f"| {row['trained']} | {row['printed']} | " + " | ".join(
+        cell(row[name]) for name in ("accuracy", "flips", "within_share")
+    ) + " |"  # fmt: skip
+
+
+def test_flips():
+    assert all(flip_line(row) in TEXT for row in COMMITTED["flips"]["rows"])
+
+
+def thinking_lines(run: dict) -> list[str]:
+    names = ("tokens", "tokens beyond the shortest", "pass@1", "pass@1 lost")
+    return [f"| {place} | {first} | {' | '.join(cell(row[name]) for name in names)} |"
+            for place, by_token in run["problems"].items() for first, row in by_token.items()]  # fmt: skip
+
+
+@pytest.mark.parametrize("name", sorted(name for name in COMMITTED if name.startswith("thinking")))
+def test_thinking(name):
+    """The first run of the study."""
+    assert all(line in TEXT for line in thinking_lines(COMMITTED[name]["runs"][0]))
 
 
 def test_anchoring():
