@@ -76,10 +76,23 @@ def thinking_lines(run: dict) -> list[str]:
             for place, by_token in run["problems"].items() for first, row in by_token.items()]  # fmt: skip
 
 
-@pytest.mark.parametrize("name", sorted(name for name in COMMITTED if name.startswith("thinking")))
-def test_thinking(name):
+def test_thinking():
     """The first run of the study."""
-    assert all(line in TEXT for line in thinking_lines(COMMITTED[name]["runs"][0]))
+    assert all(line in TEXT for line in thinking_lines(COMMITTED["thinking-search"]["runs"][0]))
+
+
+def opener_lines(run: dict) -> list[str]:
+    hard, easy = run["problems"]["hard"], run["problems"]["easy"]
+    rows = {opener: (hard[opener]["P(REV)"], hard[opener]["pass@1"], easy[opener]["pass@1"]) for opener in hard}
+    return [f"| {opener} | {' | '.join(map(cell, row))} |" for opener, row in rows.items()]
+
+
+def test_openers():
+    run = COMMITTED["thinking-openers"]["runs"][0]
+    assert all(line in TEXT for line in opener_lines(run))
+    for pair in run["synonyms"]:
+        ends = f"{' and '.join(pair['names'])} differ by {short(signed(pair['difference']))}"
+        assert pair["agree"] and ends in TEXT
 
 
 def test_anchoring():
