@@ -95,6 +95,21 @@ def test_openers():
         assert pair["agree"] and ends in TEXT
 
 
+def competence_lines(runs: list[dict]) -> list[str]:
+    """Coverage of data-level and problem-level runs, side by side at every k."""
+    data, problem = (run["coverage"] for run in runs)
+    return [
+        f"| {name} | {' | '.join(cell(part[name][str(k)]) for k in KS for part in (data, problem))} |" for name in data
+    ]
+
+
+def test_competence():
+    runs = COMMITTED["competence"]["runs"]
+    assert all(line in TEXT for line in competence_lines(runs))
+    for run in runs:
+        assert short(" ".join(f"{share['mean']:.3f}" for share in run["mode_share"])) in TEXT
+
+
 def test_anchoring():
     """The last epoch of every run."""
     names = ["skill FWD", "pass@1 FWD", "pass@16 FWD", "pass@64 FWD", "sigma", "train sigma", "pass@1", "pass@64"]
