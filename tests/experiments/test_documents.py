@@ -7,7 +7,7 @@ import numpy as np
 import pytest
 
 from experiments.checks import bench
-from experiments.estimates import KS, signed
+from experiments.estimates import KS, estimate_text, signed
 from experiments.summary import summary_table
 
 ROOT = Path(__file__).parents[2]
@@ -53,6 +53,61 @@ def test_mitigations(name, rate):
         cells = [f"{row['pass_at'][str(k)]:.3f}" for k in KS] + [signed(row[f"above_{k}"]) for k in KS[1:]]
         lines.append(f"| {row['method']} | {' | '.join(cells)} |")
     assert "\n".join(lines) in TEXT
+
+
+def cell(estimate: dict) -> str:
+    """An estimate as tables give it."""
+    return short(estimate_text(estimate))
+
+
+def flip_line(row: dict) -> str:
+    return f"| {row['trained']} | {row['printed']} | " + " | ".join(
+        cell(row[name]) for name in ("accuracy", "flips", "within_share")
+    ) + " |"  # fmt: skip
+
+
+def test_flips():
+    assert all(flip_line(row) in TEXT for row in COMMITTED["flips"]["rows"])
+
+
+def thinking_lines(run: dict) -> list[str]:
+    names = ("tokens", "tokens beyond the shortest", "pass@1", "pass@1 lost")
+    return [f"| {place} | {first} | {' | '.join(cell(row[name]) for name in names)} |"
+            for place, by_token in run["problems"].items() for first, row in by_token.items()]  # fmt: skip
+
+
+def test_thinking():
+    """The first run of the study."""
+    assert all(line in TEXT for line in thinking_lines(COMMITTED["thinking-search"]["runs"][0]))
+
+
+def opener_lines(run: dict) -> list[str]:
+    hard, easy = run["problems"]["hard"], run["problems"]["easy"]
+    rows = {opener: (hard[opener]["P(REV)"], hard[opener]["pass@1"], easy[opener]["pass@1"]) for opener in hard}
+    return [f"| {opener} | {' | '.join(map(cell, row))} |" for opener, row in rows.items()]
+
+
+def test_openers():
+    run = COMMITTED["thinking-openers"]["runs"][0]
+    assert all(line in TEXT for line in opener_lines(run))
+    for pair in run["synonyms"]:
+        ends = f"{' and '.join(pair['names'])} differ by {short(signed(pair['difference']))}"
+        assert pair["agree"] and ends in TEXT
+
+
+def competence_lines(runs: list[dict]) -> list[str]:
+    """Coverage of data-level and problem-level runs, side by side at every k."""
+    data, problem = (run["coverage"] for run in runs)
+    return [
+        f"| {name} | {' | '.join(cell(part[name][str(k)]) for k in KS for part in (data, problem))} |" for name in data
+    ]
+
+
+def test_competence():
+    runs = COMMITTED["competence"]["runs"]
+    assert all(line in TEXT for line in competence_lines(runs))
+    for run in runs:
+        assert short(" ".join(f"{share['mean']:.3f}" for share in run["mode_share"])) in TEXT
 
 
 def test_anchoring():
