@@ -10,6 +10,7 @@ from dataclasses import dataclass
 from typing import Annotated
 
 from data_gen.arith import Arith
+from data_gen.layers import Layers
 from data_gen.openers import Openers
 from data_gen.search import SEARCHES
 from data_gen.sizes import Sizes
@@ -18,7 +19,7 @@ from data_gen.streams import Mixture
 from data_gen.task import Task
 from minifork.settings import Count, CountOrZero, Eval, Rule, Section, Shape, one_of
 
-TASKS: dict[str, type[Task]] = {"star": Star, "sizes": Sizes, "arith": Arith, "openers": Openers}
+TASKS: dict[str, type[Task]] = {"star": Star, "sizes": Sizes, "arith": Arith, "openers": Openers, "layers": Layers}
 
 Share = Annotated[float, Rule(lambda value: 0 <= value <= 1, "it is a share, in [0, 1]")]
 Positive = Annotated[float, Rule(lambda value: 0 < value < math.inf, "it must be positive and finite")]
