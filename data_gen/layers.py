@@ -88,7 +88,11 @@ class Layers(Task[Problems]):
     def __post_init__(self) -> None:
         names, forks, d = self.mode_names, self.layers if self.forks is None else self.forks, self.branches
         rules = [
-            ("modes", {"FWD"} <= {*names} <= {*MODES} and len({*names}) == len(names), "list FWD and others of REV, RAT"),
+            (
+                "modes",
+                {"FWD"} <= {*names} <= {*MODES} and len({*names}) == len(names),
+                "list FWD and others of REV, RAT",
+            ),
             ("branches", d >= 2, "give at least 2"),
             ("layers", self.layers >= 1, "give at least 1"),
             ("forks", 0 <= forks <= self.layers, f"give 0 to layers={self.layers}, or null"),

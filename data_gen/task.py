@@ -1,10 +1,10 @@
 """The base class of tasks: problems as tokens, traces, automata and walks.
 
-The tasks that ship are `data_gen.star.Star`, `data_gen.sizes.Sizes` (stars of several sizes),
-`data_gen.openers.Openers`, `data_gen.arith.Arith` and `data_gen.layers.Layers` (several forks). `examples/new_task.py` is one from scratch. A problem is a prompt
-of ``prompt_len`` tokens. A trace answers it in one of the task's ``modes``: it begins with the token of its mode (or
-with another of `Task.first_tokens`) and ends with EOS. A mode_name is the name of a mode, a mode_index its place in
-`Task.mode_names`. Problems come in batches. The type of a task's batches is a subclass of `Batch`.
+The tasks that ship are `data_gen.star.Star`, `data_gen.sizes.Sizes` (stars of several sizes), `data_gen.openers.Openers`,
+`data_gen.arith.Arith` and `data_gen.layers.Layers` (several forks). `examples/new_task.py` is one from scratch. A problem
+is a prompt of ``prompt_len`` tokens. A trace answers it in one of the task's ``modes``: it begins with the token of its
+mode (or with another of `Task.first_tokens`) and ends with EOS. A mode_name is the name of a mode, a mode_index its place
+in `Task.mode_names`. Problems come in batches. The type of a task's batches is a subclass of `Batch`.
 """
 
 from abc import ABC, abstractmethod

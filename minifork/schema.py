@@ -164,7 +164,8 @@ class RL(Optim):
         modes = ("free", *task.first_tokens)
         self.require("rl.mode", self.mode in modes, f"choose {', '.join(modes)}")
         one_trace = tuple(task.first_tokens) == task.mode_names and not {*SEARCHES} & {*task.mode_names}
-        need = f"it needs every accepted trace: {', '.join(SEARCHES)} and openers have several a problem"
+        one_trace &= getattr(task, "right_paths", 1) == 1
+        need = f"it needs one right trace a mode: {', '.join(SEARCHES)}, openers and data.right_paths > 1 have several"
         self.require("rl.advantage", self.advantage != "exact" or one_trace, need)
 
 

@@ -29,6 +29,7 @@ SHIPPED = {  # the tasks of each study, with a preset after a colon
     "search": "star:search",
     "openers": "openers openers:small openers:paper",
     "rationale": "star:rationale",
+    "layers": "layers layers:small",
     "competence": "arith:competence",
     "demo": "star:demo",
     "frontier": "star star:small star:search arith arith:small sizes",
