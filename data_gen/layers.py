@@ -1,14 +1,12 @@
 """The layers task: a tree with several forks on the way to the goal, and one right path or more.
 
-The start is the root of a complete tree: every node of ``layers`` layers has d children, and each of the d^layers nodes
-below them leads to one more node, its end. The goal is the end of the right path. Prompts and traces look as in
+The start is the root of a tree: every node of ``layers`` layers has d children, and each of the d^layers *leaves* below
+them leads to one more node, its end. The goal is the end of the right path. Prompts and traces look as in
 `data_gen.star`. The first problem of ``streams.problems(Layers(16, 2, 2, forks=2), seed=0, "train", n=1)``:
 
     tokens  3 6  9 10  11 5  8 0  6 11  3 9  10 4  9 13  13 2  6 8   3 2 18 |  16 3 9 13 2 19    FWD
                                                                             |  17 2 13 9 3 19    REV
     reads   3 -> 6 or 9, 6 -> 11 or 8, 9 -> 10 or 13; 11 -> 5, 8 -> 0, 10 -> 4, 13 -> 2; from 3 to 2?
-
-At the first fork 6 and 9 look alike. At the second, 10 and 13 do.
 
 All branches of a fork have the same shape: nothing but the whole way to the goal tells them apart.
 
@@ -19,9 +17,8 @@ as many edges and traces as many tokens as with more forks.
 right_paths > 1: the ends of that many of the d^forks paths, chosen at random, are one node: the goal. Every right path
 is accepted, in every mode. A REV trace then has a choice too, but every node that it may choose is right.
 
-In canonical numbers a *leaf* is one of the d^layers nodes before the ends. Its number in base d has one digit a layer.
-Nodes are numbered layer by layer, then come the ends by leaf, then the twins. Edge e ends in node e + 1. Leaf 0 is
-right.
+In canonical numbers, leaves are 0, 1, ..., nodes are numbered layer by layer, then come the ends by leaf, then the
+twins. Edge e ends in node e + 1. Leaf 0 is right.
 """
 
 from dataclasses import dataclass, replace
@@ -87,12 +84,9 @@ class Layers(Task[Problems]):
 
     def __post_init__(self) -> None:
         names, forks, d = self.mode_names, self.layers if self.forks is None else self.forks, self.branches
+        valid_modes = {"FWD"} <= {*names} <= {*MODES} and len({*names}) == len(names)
         rules = [
-            (
-                "modes",
-                {"FWD"} <= {*names} <= {*MODES} and len({*names}) == len(names),
-                "list FWD and others of REV, RAT",
-            ),
+            ("modes", valid_modes, "list FWD and different others of REV, RAT"),
             ("branches", d >= 2, "give at least 2"),
             ("layers", self.layers >= 1, "give at least 1"),
             ("forks", 0 <= forks <= self.layers, f"give 0 to layers={self.layers}, or null"),
@@ -112,8 +106,6 @@ class Layers(Task[Problems]):
     def walk_task(self) -> "Layers":
         """The same tree with any number of forks and right paths, so that one base serves all."""
         return replace(self, forks=None, right_paths=1)
-
-    # the graph
 
     def first_node(self, depth: int) -> int:
         """The first canonical node at a depth; that of the ends is layers + 1."""
@@ -189,8 +181,6 @@ class Layers(Task[Problems]):
         """The same edges in another random order."""
         return replace(problems, order=rng.permuted(problems.order, axis=1))
 
-    # traces
-
     def paths(self, problems: Problems) -> np.ndarray:
         """The right paths from start to goal, int64[n, K, path_len]; the first one again in unused places."""
         nodes = self.node_at(problems.right[..., None], np.arange(self.path_len))
@@ -227,11 +217,13 @@ class Layers(Task[Problems]):
     def decision_points(self, problems: Problems) -> list[tuple[np.ndarray, np.ndarray, np.ndarray]]:
         """The forks on the first right path. A branch is right if a right path goes through it."""
         path, zero, points = self.paths(problems)[:, 0], np.zeros((len(problems), 1), dtype=np.int64), []
-        for depth in range(self.forks or 0):
+        for depth in range(self.layers if self.forks is None else self.forks):
             prefix = np.column_stack([np.full(len(path), self.mode_token("FWD")), path[:, : depth + 1]])
-            below = problems.right // self.branches ** (self.layers - depth - 1)  # the node under which each leaf lies
+            below = problems.right // self.branches ** (self.layers - depth - 1)  # the node above each right leaf
             right = (below[:, None] == np.arange(self.branches)[:, None]).any(axis=2)
-            points.append((prefix, self.branches_at(problems, zero, depth)[:, 0], right))
+            is_fork = problems.forks[:, None] > depth
+            children = np.where(is_fork, self.branches_at(problems, zero, depth)[:, 0], PAD)
+            points.append((prefix, children, right & is_fork))
         return points
 
     def forked(self, problems: Problems) -> np.ndarray:
@@ -270,8 +262,6 @@ class Layers(Task[Problems]):
             place = rows[:, None, None], np.arange(tokens.shape[1])[:, None], (forward or 0) + depth, tokens
             errors[place] = OUTCOMES.index("wrong_branch")
         return errors
-
-    # walks
 
     def walks(self, problems: Problems, stop: float, informed: float, rng: Generator, count: int) -> np.ndarray:
         """``count`` queries with walks on every graph, int64[n, count, 3 + path_len + 2], PAD in gaps.

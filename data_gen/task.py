@@ -1,10 +1,11 @@
 """The base class of tasks: problems as tokens, traces, automata and walks.
 
-The tasks that ship are `data_gen.star.Star`, `data_gen.sizes.Sizes` (stars of several sizes), `data_gen.openers.Openers`,
-`data_gen.arith.Arith` and `data_gen.layers.Layers` (several forks). `examples/new_task.py` is one from scratch. A problem
-is a prompt of ``prompt_len`` tokens. A trace answers it in one of the task's ``modes``: it begins with the token of its
-mode (or with another of `Task.first_tokens`) and ends with EOS. A mode_name is the name of a mode, a mode_index its place
-in `Task.mode_names`. Problems come in batches. The type of a task's batches is a subclass of `Batch`.
+The tasks that ship are `data_gen.star.Star`, `data_gen.sizes.Sizes` (stars of several sizes), `data_gen.arith.Arith`,
+`data_gen.openers.Openers` and `data_gen.layers.Layers` (several forks). `examples/new_task.py` is one from scratch. A
+problem is a prompt of ``prompt_len`` tokens. A trace answers it in one of the task's ``modes``: it begins with the
+token of its mode (or with another of `Task.first_tokens`) and ends with EOS. A mode_name is the name of a mode, a
+mode_index its place in `Task.mode_names`. Problems come in batches. The type of a task's batches is a subclass of
+`Batch`.
 """
 
 from abc import ABC, abstractmethod
@@ -124,7 +125,8 @@ class Task(ABC, Generic[P]):
         """The forks on the way along a right trace in FWD, the first one first.
 
         Each is (prefix int64[n, F], children int64[n, d], right bool[n, d]): what `fork_prefix` and `children` give of
-        it, and which branches can still be accepted. Column 0 always can. By default there is the declared fork only.
+        it, and which branches can still be accepted, that of column 0 among them. Where a problem has no such fork,
+        children is PAD and right False. By default there is the declared fork only.
         """
         prefix, children = self.fork_prefix(problems), self.children(problems)
         if prefix is None or children is None:

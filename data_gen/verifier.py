@@ -77,9 +77,9 @@ def add_chain(table: np.ndarray, base: int, trace: np.ndarray, errors: np.ndarra
 def add_traces(table: np.ndarray, base: int, traces: np.ndarray, errors: np.ndarray, outcomes: tuple[str, ...]) -> None:
     """Accept K traces of each problem: write their states base, base + 1, ... base + K (T - 1) - 1 into the table.
 
-    traces: int[n, K, T], mode first, EOS last. Traces that begin alike, or are equal, share states until they part. errors: int[n or
-    1, K or 1, T, V], the index of the outcome that a wrong token leads to, at every place but the first; the same for
-    all traces that share the place's state.
+    traces: int[n, K, T], mode first, EOS last. Traces that begin alike, or are equal, share states until they part.
+    errors: int[n or 1, K or 1, T, V], the index of the outcome that a wrong token leads to, at every place but the
+    first; the same for all traces that share the state there.
     """
     rows, live, last = np.arange(len(traces))[:, None], table.shape[1] - len(outcomes), traces.shape[2] - 1
     alike = np.logical_and.accumulate(traces[:, :, None] == traces[:, None], axis=3)

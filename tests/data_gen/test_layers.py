@@ -150,7 +150,7 @@ def test_all_numbers_of_forks_have_equal_lengths(branches, depth):
 
 
 @pytest.mark.parametrize(
-    ("task", "count"), [(Layers(140, 4, 3, 3, 64, MODES), 64), (Layers(56, 2, 4, 4, 11, MODES), 11)]
+    ("task", "count"), [(Layers(165, 4, 3, 3, 64, MODES), 64), (Layers(56, 2, 4, 4, 11, MODES), 11)]
 )
 def test_all_right_paths_are_accepted_and_nothing_else(task, count):
     """The automaton's language against a search in the printed graph, in every mode."""
@@ -245,7 +245,9 @@ def fewer_draws(monkeypatch):
     monkeypatch.setattr(audit, "FALSE_ALARM_RATE", 1e-2)
 
 
-@pytest.mark.parametrize(("forks", "right_paths", "rate"), [(0, 1, 1.0), (1, 1, 0.5), (2, 1, 1.0), (2, 3, 1.0)])
+@pytest.mark.parametrize(
+    ("forks", "right_paths", "rate"), [(0, 1, 1.0), (1, 1, 0.5), (2, 1, 1.0), (2, 3, 1.0), (None, 1, 1.0)]
+)
 def test_clean_sets_pass_the_audit(forks, right_paths, rate, fewer_draws):
     task = replace(SMALL, forks=forks, right_paths=right_paths)
     examples = streams.sft_examples(task, replace(PLAIN, fork_rate=rate), 0, 200)
