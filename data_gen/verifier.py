@@ -82,8 +82,8 @@ def add_traces(table: np.ndarray, base: int, traces: np.ndarray, errors: np.ndar
     first; the same for all traces that share the state there.
     """
     rows, live, last = np.arange(len(traces))[:, None], table.shape[1] - len(outcomes), traces.shape[2] - 1
-    alike = np.logical_and.accumulate(traces[:, :, None] == traces[:, None], axis=3)
-    state = base + alike.argmax(axis=2) * last + np.arange(last + 1)  # after each token
+    shared = np.logical_and.accumulate(traces[:, :, None] == traces[:, None], axis=3)
+    state = base + shared.argmax(axis=2) * last + np.arange(last + 1)  # after each token
     state[..., last] = live
     table[rows, 0, traces[..., 0]] = state[..., 0]
     for place in range(1, last + 1):

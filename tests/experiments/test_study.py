@@ -106,7 +106,7 @@ def test_files_that_hold_no_study_are_named(tmp_path, text):
 
 @pytest.mark.parametrize("name", sorted(path.stem for path in study.STUDIES.glob("*.yaml")))
 def test_shipped_studies_can_be_planned(name):
-    """All runs differ, but for decoders on one and data that decide no base; the commands that make them read back as the same configs."""
+    """Runs differ, but for decoders on one and data that decide no base; commands read back as the same configs."""
     for task, _, preset in (words.partition(":") for words in SHIPPED[name].split()):
         config = configs.load_config(task, [f"preset={preset}"] if preset else [])
         plans = study.plans(config, study.read_study(name), [1])
