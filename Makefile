@@ -44,7 +44,7 @@ STUDY_ARGS := $(PAIR_ARGS) $(if $(STUDY),reproduce.study=$(STUDY))
 SFT        := $(if $(FORK_RATE),sft.fork_rate=$(FORK_RATE)) $(if $(EPOCHS),sft.epochs=$(EPOCHS))
 
 .DEFAULT_GOAL := help
-.PHONY: help demo pretrain sft rl wise eval runs config figures claims report audit agreement bench gpu-check study frontier anchoring competence contrast flips law sigma thinking sensitivity reproduce reproduce-full stops test test-all coverage faults lint clean
+.PHONY: help demo pretrain sft rl wise eval runs config figures claims report audit agreement bench gpu-check study frontier anchoring competence contrast flips law layers sigma thinking sensitivity reproduce reproduce-full stops test test-all coverage faults lint clean
 
 help: ## print this list
 	@grep -hE '^[a-z-]+:.*## ' $(MAKEFILE_LIST) | sed -E 's/:.*## /\t/' | expand -t 12
@@ -133,6 +133,9 @@ sigma: $(ENV) ## fit what sets sigma at forks, on a grid of runs, and what else 
 
 flips: $(ENV) ## measure how often another printed order of a problem flips the chosen branch [TASK PRESET PAIRS ARGS]
 	@$(MINIFORK) flips $(PAIR_ARGS) $(ARGS)
+
+layers: $(ENV) ## fine-tune on traces with several forks, measure each, and count the right paths that samples find [PRESET PAIRS ARGS]
+	@$(MINIFORK) layers --config layers $(if $(PRESET),preset=$(PRESET)) reproduce.pairs=$(PAIRS) $(ARGS)
 
 reproduce: $(ENV) ## run a study with everything: base, fine-tunings, eval, figures, claims [STUDY TASK PRESET PAIRS ARGS]
 	@$(MINIFORK) reproduce $(STUDY_ARGS) $(ARGS)

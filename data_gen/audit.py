@@ -4,8 +4,8 @@ A fork is a decision point only if nothing but the goal tells the branches apart
 the right branch first turns the fork into a look-up, and coverage then shrinks or not for the wrong reason. The
 audit reads the examples as a reader of the prompt would (tokens, no canonical numbers). It describes each branch by
 surface features: where its edges are printed, and what its nodes are called. Then it asks whether the right branch
-stands out. For a task that prints no star the features of a branch are its first token, and the first and the last
-place of that token in the prompt.
+stands out. Where a trace meets several forks, each is tested. For a task that prints no graph the features of a branch
+are its first token, and the first and the last place of that token in the prompt.
 
 Null hypothesis: given the printed graph, each of the d branches is the right one with probability 1/d,
 independently over problems. It can be simulated exactly, by redrawing which branch is right, so every p
@@ -57,6 +57,13 @@ STAR_FEATURES = {
     "child label order": CHI2_OF_RANK,
     "child label": CHI2_OF_TOKEN,
 }
+TREE_FEATURES = {
+    "first edge position": CHI2_OF_EDGE_PLACE,
+    "first edge order": CHI2_OF_RANK,
+    "last edge positions": CHI2_OF_EDGE_PLACE,
+    "child label order": CHI2_OF_RANK,
+    "child label": CHI2_OF_TOKEN,
+}
 PROMPT_FEATURES = {
     "first place": CHI2_OF_PROMPT_PLACE,
     "order of first places": CHI2_OF_RANK,
@@ -72,8 +79,8 @@ class Branches:
 
     position: int64[n, d, L], the places of a branch in the print, from its first to its last; node: int64[n, d, M], the
     tokens of its nodes, the first one first; right: int64[n], the branch that is right; places, tokens: how many values
-    positions and nodes can have; features: STAR_FEATURES or PROMPT_FEATURES; extra: float32[X, n, d, V], further tokens
-    of its first edge, one-hot.
+    positions and nodes can have; features: STAR_FEATURES, TREE_FEATURES or PROMPT_FEATURES; extra: float32[X, n, d, V],
+    further tokens of its first edge, one-hot; last: how many of the positions are those of last edges.
     """
 
     position: np.ndarray
@@ -83,6 +90,7 @@ class Branches:
     tokens: int
     features: dict[str, str]
     extra: np.ndarray | tuple[()] = ()
+    last: int = 1
 
 
 def audit(
@@ -94,7 +102,7 @@ def audit(
     checks of the branches. If a task declares no fork, only the streams are checked. Raises ValueError when the task
     has too few graphs to fill the valid and test streams.
     """
-    forked, groups = read_stars(task, examples) if isinstance(task, Stars) else read_tokens(task, examples)
+    forked, groups = read_stars(task, examples) if isinstance(task, Stars) else read_forks(task, examples)
     checks = []
     for name, branches in groups:
         tests = branch_checks(branches, seed, len(groups))
@@ -136,25 +144,56 @@ def read_branches(task: Stars, star: Star, tokens: np.ndarray) -> Branches:
     return Branches(position, nodes, right, star.edges, star.nodes, STAR_FEATURES, extra_one_hot)
 
 
-def read_tokens(task: Task[Batch], examples: Examples) -> tuple[np.ndarray, list[tuple[str, Branches]]]:
-    """The same as `read_stars` for a task that prints no star, grouped by the number of branches.
+def read_forks(task: Task[Batch], examples: Examples) -> tuple[np.ndarray, list[tuple[str, Branches]]]:
+    """The same as `read_stars` for a task that prints no star: every fork, grouped by the number of branches.
 
-    Branches are sorted by token.
+    Problems in which a fork has several right branches are left out of it. Branches are sorted by token.
     """
-    forked, children, groups = task.forked(examples.problems), task.children(examples.problems), []
-    if children is None:
-        return forked, []
-    counts, end = (children != PAD).sum(axis=1), task.prompt_len
-    for count in np.unique(counts[forked]):
-        rows = _distinct(task, examples, forked & (counts == count))
-        tokens = np.sort(children[rows, :count], axis=1)
-        shown = examples.tokens[rows, None, :end] == tokens[..., None]
+    forked, groups, end = task.forked(examples.problems), [], task.prompt_len
+    points = task.decision_points(examples.problems)
+    for number, (_, children, right) in enumerate(points, start=1):
+        counts, name = (children != PAD).sum(axis=1), f"fork {number}, " if len(points) > 1 else ""
+        decisive = forked & (right.sum(axis=1) == 1)
+        for count in np.unique(counts[decisive]):
+            rows = _distinct(task, examples, decisive & (counts == count))
+            prompts, nodes = examples.tokens[rows, :end], np.sort(children[rows, :count], axis=1)
+            answer = np.argmax(nodes == children[rows, :1], axis=1)
+            groups.append((f"{name}{count} branches, ", _read_branches_from(task, prompts, nodes, answer)))
+    return forked, groups
+
+
+def _read_branches_from(task: Task[Batch], prompts: np.ndarray, nodes: np.ndarray, right: np.ndarray) -> Branches:
+    """The branches that begin with the nodes int64[n, d], from the graph if prompts print one, else from the tokens."""
+    try:
+        parent, child, _, _ = task.read_graph(prompts)
+    except ValueError:
+        shown, end = prompts[:, None] == nodes[..., None], prompts.shape[1]
         places = np.stack([shown.argmax(axis=2), end - 1 - shown[..., ::-1].argmax(axis=2)], axis=2)
         places[~shown.any(axis=2)] = end
-        right = np.argmax(tokens == children[rows, :1], axis=1)
-        branches = Branches(places, tokens[..., None], right, end + 1, task.vocab_size, PROMPT_FEATURES)
-        groups.append((f"{count} branches, ", branches))
-    return forked, groups
+        return Branches(places, nodes[..., None], right, end + 1, task.vocab_size, PROMPT_FEATURES)
+    positions, tokens = follow_edges(parent, child, nodes)
+    features = np.concatenate(positions, axis=2), np.concatenate(tokens, axis=2), right
+    last = positions[-1].shape[2]
+    return Branches(*features, parent.shape[1] + 1, task.vocab_size, TREE_FEATURES, last=last)
+
+
+def follow_edges(parent: np.ndarray, child: np.ndarray, nodes: np.ndarray) -> tuple[list[np.ndarray], list[np.ndarray]]:
+    """The places of the edges of every branch, and the tokens of its nodes, int64[n, d, m] at every depth, ascending.
+
+    parent, child: int64[n, E], the printed edges; nodes: int64[n, d], the first node of each branch. Where a branch has
+    fewer edges than others, place E and token PAD stand for the missing ones.
+    """
+    edges = parent.shape[1]
+    positions, tokens = [np.argmax(child[:, None] == nodes[..., None], axis=2)[..., None]], [nodes[..., None]]
+    ends = np.column_stack([child, np.full(len(child), PAD)])[:, None]
+    for _ in range(edges):
+        leaving = (parent[:, None, None] == tokens[-1][..., None]).any(axis=2)
+        width = leaving.sum(axis=2).max(initial=0)
+        if width == 0:
+            break
+        positions.append(np.sort(np.where(leaving, np.arange(edges), edges), axis=2)[..., :width])
+        tokens.append(np.sort(np.take_along_axis(ends, positions[-1], axis=2), axis=2))
+    return positions, tokens
 
 
 def _rank(values: np.ndarray) -> np.ndarray:
@@ -168,12 +207,17 @@ def _one_hot(codes: np.ndarray, classes: int) -> np.ndarray:
 
 def categories(branches: Branches) -> dict[tuple[str, str], np.ndarray]:
     """The features tested one by one: (name, what it measures) -> one-hot float32[n, d, classes]."""
-    first, last, child = branches.position[:, :, 0], branches.position[:, :, -1], branches.node[:, :, 0]
-    places, tokens, count = branches.places, branches.tokens, first.shape[1]
-    values = [(first, places), (_rank(first), count), (last, places), (_rank(child), count), (child, tokens)]
+    first, last, child = branches.position[:, :, 0], branches.position[:, :, -branches.last :], branches.node[:, :, 0]
+    places, count = branches.places, first.shape[1]
+    values = [
+        _one_hot(first, places),
+        _one_hot(_rank(first), count),
+        _one_hot(last, places).max(axis=2),
+        _one_hot(_rank(child), count),
+        _one_hot(child, branches.tokens),
+    ]
     extra = {(f"first edge says {i}", CHI2_OF_TOKEN): one_hot for i, one_hot in enumerate(branches.extra)}
-    labels = zip(branches.features.items(), values, strict=True)
-    return extra | {label: _one_hot(*value) for label, value in labels}
+    return extra | dict(zip(branches.features.items(), values, strict=True))
 
 
 def probe_features(branches: Branches) -> np.ndarray:

@@ -87,19 +87,21 @@ def _fork(task: Task[Batch], problems: Batch, traces: list[np.ndarray], dfa: DFA
     If traces do not write their mode, their first token is left out, and a wrong branch may be that of a SEARCH.
     """
     prefix, children = task.fork_prefix(problems), task.children(problems)
+    unwritten = tuple(task.first_tokens) != task.mode_names
     if prefix is None or children is None:
         yield prefix is children, "of fork_prefix(problems) and children(problems) it gives only one"
-        return
-    yield from _tokens(task, "fork_prefix(problems)", prefix, (PROBLEMS,))
-    yield from _tokens(task, "children(problems)", children, (PROBLEMS,))
-    unwritten = tuple(task.first_tokens) != task.mode_names
-    right = np.column_stack([prefix, children[:, 0]])
-    on_trace = [(trace[:, : right.shape[1]] == right)[:, int(unwritten) :].all(axis=1) for trace in traces]
-    yield np.any(on_trace, axis=0), "no trace begins with fork_prefix(problems) and column 0 of children(problems)"
-    for child in () if unwritten else children.T[1:]:
-        steps = dfa.shortest()[np.arange(PROBLEMS), _ends(dfa, np.column_stack([prefix, child]))]
-        dead_end = (child == PAD) | (steps > dfa.next.shape[1])
-        yield dead_end, "dfa(problems) can still accept after a wrong one of children(problems)"
+    else:
+        yield from _tokens(task, "fork_prefix(problems)", prefix, (PROBLEMS,))
+        yield from _tokens(task, "children(problems)", children, (PROBLEMS,))
+        right = np.column_stack([prefix, children[:, 0]])
+        on_trace = [(trace[:, : right.shape[1]] == right)[:, int(unwritten) :].all(axis=1) for trace in traces]
+        yield np.any(on_trace, axis=0), "no trace begins with fork_prefix(problems) and column 0 of children(problems)"
+    for prefix, children, right in () if unwritten else task.decision_points(problems):
+        for child, is_right in zip(children.T, right.T, strict=True):
+            steps = dfa.shortest()[np.arange(PROBLEMS), _ends(dfa, np.column_stack([prefix, child]))]
+            dead_end = (child == PAD) | (steps > dfa.next.shape[1])
+            yield is_right | dead_end, "dfa(problems) can still accept after a wrong one of children(problems)"
+            yield dead_end != is_right, "dfa(problems) accepts nothing after a right one of decision_points(problems)"
 
 
 def _ends(dfa: DFA, tokens: np.ndarray) -> np.ndarray:

@@ -1,10 +1,11 @@
 """The base class of tasks: problems as tokens, traces, automata and walks.
 
-The tasks that ship are `data_gen.star.Star`, `data_gen.sizes.Sizes` (stars of several sizes),
-`data_gen.openers.Openers` and `data_gen.arith.Arith`. `examples/new_task.py` is one from scratch. A problem is a prompt
-of ``prompt_len`` tokens. A trace answers it in one of the task's ``modes``: it begins with the token of its mode (or
-with another of `Task.first_tokens`) and ends with EOS. A mode_name is the name of a mode, a mode_index its place in
-`Task.mode_names`. Problems come in batches. The type of a task's batches is a subclass of `Batch`.
+The tasks that ship are `data_gen.star.Star`, `data_gen.sizes.Sizes` (stars of several sizes), `data_gen.arith.Arith`,
+`data_gen.openers.Openers` and `data_gen.layers.Layers` (several forks). `examples/new_task.py` is one from scratch. A
+problem is a prompt of ``prompt_len`` tokens. A trace answers it in one of the task's ``modes``: it begins with the
+token of its mode (or with another of `Task.first_tokens`) and ends with EOS. A mode_name is the name of a mode, a
+mode_index its place in `Task.mode_names`. Problems come in batches. The type of a task's batches is a subclass of
+`Batch`.
 """
 
 from abc import ABC, abstractmethod
@@ -54,6 +55,7 @@ class Task(ABC, Generic[P]):
 
     branch_order = "shuffled"  # tasks that can also print the right branch first ("published") have it as a field
     modes = "FWD,REV"
+    unwalked = frozenset({"branch_order"})  # fields that decide no base, as walks ignore them
     label_key = ""  # the field with the number of labels, "" for none; labels are the tokens 0, 1, 2, ...
 
     # Every task writes these.
@@ -119,6 +121,18 @@ class Task(ABC, Generic[P]):
         """int64[n, d]: the tokens that may come next at the fork, PAD past the last. Column 0 is right."""
         return None
 
+    def decision_points(self, problems: P) -> list[tuple[np.ndarray, np.ndarray, np.ndarray]]:
+        """The forks on the way along a right trace in FWD, the first one first.
+
+        Each is (prefix int64[n, F], children int64[n, d], right bool[n, d]): what `fork_prefix` and `children` give of
+        it, and which branches can still be accepted, that of column 0 among them. Where a problem has no such fork,
+        children is PAD and right False. By default there is the declared fork only.
+        """
+        prefix, children = self.fork_prefix(problems), self.children(problems)
+        if prefix is None or children is None:
+            return []
+        return [(prefix, children, np.tile(np.arange(children.shape[1]) == 0, (len(children), 1)))]
+
     def walks(self, problems: P, stop: float, informed: float, rng: Generator, count: int) -> np.ndarray:
         """``count`` queries with walks for the sequence of every problem, int64[n, count, Q], PAD in gaps.
 
@@ -180,6 +194,11 @@ class Task(ABC, Generic[P]):
         """The task with its branches printed in this order. A task without that field is returned as it is."""
         changes = {field.name: branch_order for field in fields(self) if field.name == "branch_order"}
         return replace(self, **changes)
+
+    @property
+    def walk_task(self: T) -> T:
+        """The task whose graphs a base walks on. It ignores the fields in ``unwalked``."""
+        return self.printed("shuffled")
 
     def give_cue(self, problems: P, cued: np.ndarray) -> P:
         """The problems, with the branch given away by the printed order where bool[n] ``cued``."""

@@ -70,14 +70,22 @@ def chain_errors(names: Sequence[tuple[str, ...]], widths: list[int], outcomes: 
 
 
 def add_chain(table: np.ndarray, base: int, trace: np.ndarray, errors: np.ndarray, outcomes: tuple[str, ...]) -> None:
-    """Accept one trace of each problem: write its states base, base + 1, ... into the table.
+    """Accept one trace int[n, T] of each problem, as `add_traces` does. errors: int[n or 1, T, V]."""
+    add_traces(table, base, trace[:, None], errors[:, None], outcomes)
 
-    trace: int[n, T], mode first, EOS last. errors: int[n or 1, T, V], the index of the outcome that a wrong token
-    leads to, at every place but the first.
+
+def add_traces(table: np.ndarray, base: int, traces: np.ndarray, errors: np.ndarray, outcomes: tuple[str, ...]) -> None:
+    """Accept K traces of each problem: write their states base, base + 1, ... base + K (T - 1) - 1 into the table.
+
+    traces: int[n, K, T], mode first, EOS last. Traces that begin alike, or are equal, share states until they part.
+    errors: int[n or 1, K or 1, T, V], the index of the outcome that a wrong token leads to, at every place but the
+    first; the same for all traces that share the state there.
     """
-    rows, live, last = np.arange(len(trace)), table.shape[1] - len(outcomes), trace.shape[1] - 1
-    table[rows, 0, trace[:, 0]] = base
+    rows, live, last = np.arange(len(traces))[:, None], table.shape[1] - len(outcomes), traces.shape[2] - 1
+    shared = np.logical_and.accumulate(traces[:, :, None] == traces[:, None], axis=3)
+    state = base + shared.argmax(axis=2) * last + np.arange(last + 1)  # after each token
+    state[..., last] = live
+    table[rows, 0, traces[..., 0]] = state[..., 0]
     for place in range(1, last + 1):
-        state = base + place - 1
-        table[:, state] = live + errors[:, place]
-        table[rows, state, trace[:, place]] = live if place == last else state + 1
+        table[rows, state[..., place - 1]] = live + errors[:, :, place]
+        table[rows, state[..., place - 1], traces[..., place]] = state[..., place]

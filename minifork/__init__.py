@@ -20,6 +20,7 @@ from typing import TYPE_CHECKING
 
 if TYPE_CHECKING:
     from data_gen.arith import Arith
+    from data_gen.layers import Layers
     from data_gen.openers import Openers
     from data_gen.sizes import Sizes
     from data_gen.star import Star
@@ -31,12 +32,12 @@ if TYPE_CHECKING:
     from minifork.statistics.passk import pass_at_k
 
 __all__ = [
-    "Arith", "Openers", "Policy", "Run", "Sizes", "Star", "Task", "exact", "intervals", "load", "pass_at_k",
+    "Arith", "Layers", "Openers", "Policy", "Run", "Sizes", "Star", "Task", "exact", "intervals", "load", "pass_at_k",
     "pretrain", "problems", "rl", "rollout", "sft", "split",
 ]  # fmt: skip
 HOMES = {  # the module of every name that minifork.library does not define
     "Arith": "data_gen.arith", "Sizes": "data_gen.sizes", "Star": "data_gen.star", "Task": "data_gen.task",
-    "Openers": "data_gen.openers",
+    "Layers": "data_gen.layers", "Openers": "data_gen.openers",
     "Policy": "minifork.decoding.policy", "Run": "minifork.runs", "pass_at_k": "minifork.statistics.passk",
 }  # fmt: skip
 

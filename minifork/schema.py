@@ -10,6 +10,7 @@ from dataclasses import dataclass
 from typing import Annotated
 
 from data_gen.arith import Arith
+from data_gen.layers import Layers
 from data_gen.openers import Openers
 from data_gen.search import SEARCHES
 from data_gen.sizes import Sizes
@@ -18,7 +19,7 @@ from data_gen.streams import Mixture
 from data_gen.task import Task
 from minifork.settings import Count, CountOrZero, Eval, Rule, Section, Shape, one_of
 
-TASKS: dict[str, type[Task]] = {"star": Star, "sizes": Sizes, "arith": Arith, "openers": Openers}
+TASKS: dict[str, type[Task]] = {"star": Star, "sizes": Sizes, "arith": Arith, "openers": Openers, "layers": Layers}
 
 Share = Annotated[float, Rule(lambda value: 0 <= value <= 1, "it is a share, in [0, 1]")]
 Positive = Annotated[float, Rule(lambda value: 0 < value < math.inf, "it must be positive and finite")]
@@ -165,7 +166,8 @@ class RL(Optim):
         modes = ("free", *task.first_tokens)
         self.require("rl.mode", self.mode in modes, f"choose {', '.join(modes)}")
         one_trace = tuple(task.first_tokens) == task.mode_names and not {*SEARCHES} & {*task.mode_names}
-        need = f"it needs every accepted trace: {', '.join(SEARCHES)} and openers have several a problem"
+        one_trace &= getattr(task, "right_paths", 1) == 1
+        need = f"it needs one right trace a mode: {', '.join(SEARCHES)}, openers and data.right_paths > 1 have several"
         self.require("rl.advantage", self.advantage != "exact" or one_trace, need)
 
 

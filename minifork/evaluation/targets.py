@@ -58,7 +58,7 @@ def find_targets(config: Config) -> tuple[list[Target], list[str]]:
     """
     targets, notes = [], []
     all_runs = runs.all_runs(config)
-    comparable = [run for run in all_runs if _test_data(run.config) == _test_data(config)]
+    comparable = [run for run in all_runs if _is_comparable(run, config)]
     if len(comparable) < len(all_runs):
         notes.append(f"{runs.task_folder(config)}: {len(all_runs) - len(comparable)} runs of other data are left out")
     for run in comparable:
@@ -68,6 +68,12 @@ def find_targets(config: Config) -> tuple[list[Target], list[str]]:
         except (ValueError, OSError) as error:
             notes.append(f"{run.folder}: left out, {error}")
     return targets, notes
+
+
+def _is_comparable(run: Run, config: Config) -> bool:
+    """True if a run was trained on the config's data; a base does not depend on all of its fields."""
+    differing = dict(asdict(run.config.data).items() ^ asdict(config.data).items())
+    return {*differing} <= {"branch_order", *(config.data.unwalked if run.stage == "base" else ())}
 
 
 def _test_data(config: Config) -> dict[str, Any]:

@@ -3,6 +3,7 @@
 from pathlib import Path
 from typing import Any
 
+from data_gen.task import Task
 from minifork import config as configs
 from minifork.schema import Config
 from minifork.storage import files
@@ -13,12 +14,11 @@ SEEDS = ("base_seed", "seed")
 # The sections and keys that decide the weights of a stage. Those of its parent decide them too.
 DECIDING = {
     "base": ("task", "base_seed", "data", "walks", "model", "pretrain"),
-    "sft": ("seed", "sft", "data.branch_order"),
+    "sft": ("seed", "sft"),
     "wise": ("wise",),
-    "rl": ("seed", "rl", "data.branch_order"),
+    "rl": ("seed", "rl"),
 }
-# Keys of these sections that decide nothing. A base ignores data.branch_order: its walks are always printed shuffled.
-NOT_DECIDING = {"base": ("data.branch_order",), "sft": ("sft.allow_leak",)}
+NOT_DECIDING = ("sft.allow_leak",)  # keys of these sections that decide nothing
 
 
 def parent_stage(config: Config, stage: str) -> str | None:
@@ -45,13 +45,17 @@ def deciding_values(config: Config, stage: str) -> dict[str, Any]:
 
 def _stage_values(config: Config, stage: str) -> dict[str, Any]:
     """The keys that decide this stage itself, with their values."""
-    return {key: value for key, value in configs.flat_values(config).items() if _decides(key, stage)}
+    return {key: value for key, value in configs.flat_values(config).items() if _decides(key, stage, config.data)}
 
 
-def _decides(key: str, stage: str) -> bool:
-    """True if a key decides the weights of a stage, by itself or with its section."""
-    section = key.split(".")[0]
-    return (key in DECIDING[stage] or section in DECIDING[stage]) and key not in NOT_DECIDING.get(stage, ())
+def _decides(key: str, stage: str, task: Task) -> bool:
+    """True if a key decides the weights of a stage, by itself or with its section.
+
+    Walks ignore some fields of the task, so these decide no base but what starts from it.
+    """
+    if key in {f"data.{name}" for name in task.unwalked}:
+        return stage in ("sft", "rl")
+    return key.split(".")[0] in DECIDING[stage] and key not in NOT_DECIDING
 
 
 def identity(config: Config, stage: str) -> str:

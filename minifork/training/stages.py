@@ -188,7 +188,7 @@ def _verdict(leaks: list[str]) -> str:
 
 def walk_batches(config: Config) -> BatchAt:
     """The batches of pretraining: random walks on the task's graphs."""
-    task, settings, batch = config.data.printed("shuffled"), config.walks, config.pretrain.batch
+    task, settings, batch = config.data.walk_task, config.walks, config.pretrain.batch
 
     def batch_at(step: int) -> tuple[np.ndarray, np.ndarray]:
         return walks.walk_batch(task, settings.stop, settings.seq_len, config.base_seed, step, batch, settings.informed)

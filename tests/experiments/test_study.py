@@ -29,6 +29,7 @@ SHIPPED = {  # the tasks of each study, with a preset after a colon
     "search": "star:search",
     "openers": "openers openers:small openers:paper",
     "rationale": "star:rationale",
+    "layers": "layers layers:small",
     "competence": "arith:competence",
     "demo": "star:demo",
     "frontier": "star star:small star:search arith arith:small sizes",
@@ -105,11 +106,11 @@ def test_files_that_hold_no_study_are_named(tmp_path, text):
 
 @pytest.mark.parametrize("name", sorted(path.stem for path in study.STUDIES.glob("*.yaml")))
 def test_shipped_studies_can_be_planned(name):
-    """All runs differ, but for decoders on one; the commands that make them read back as the same configs."""
+    """Runs differ, but for decoders on one and data that decide no base; commands read back as the same configs."""
     for task, _, preset in (words.partition(":") for words in SHIPPED[name].split()):
         config = configs.load_config(task, [f"preset={preset}"] if preset else [])
         plans = study.plans(config, study.read_study(name), [1])
-        assert len({(plan.identity, plan.config.eval) for plan in plans}) == len(plans) >= 1
+        assert len({(plan.identity, plan.config.data, plan.config.eval) for plan in plans}) == len(plans) >= 1
         for plan in plans:
             _, source, *words = configs.arguments(plan.config)
             assert configs.load_config(source, words) == plan.config

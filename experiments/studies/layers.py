@@ -1,0 +1,77 @@
+"""`make layers`: what fine-tuning does at each of several forks on the way, and how many right paths samples find.
+
+A guess at f forks succeeds with d^-f in any case. So what counts is sigma at each fork, the polarisation index, and
+for several right paths the number of different ones among k samples. Everything is exact. The models are those of
+experiments/studies/layers.yaml, each after its last step. Traces are forced to FWD for the index and at forks.
+"""
+
+from dataclasses import replace
+
+import numpy as np
+
+from experiments.claims import Term
+from experiments.estimates import mean_over_pairs, pairs_text, probability_over_pairs, table
+from experiments.results import Results, load_results
+from experiments.studies.steps import evaluate_and_check, make_runs, print_minutes
+from experiments.study import Plan
+from minifork import config as configs
+from minifork import runs
+from minifork.decoding.policy import parse_policy
+from minifork.measure import trace_tree
+from minifork.measuring.forks import branches_by_fork, distinct_paths, path_probabilities
+from minifork.measuring.problems import evaluation_problems, problem_set
+from minifork.measuring.quantities import fork_values, sigma_values
+from minifork.models import pick_device
+from minifork.schema import Config
+from minifork.storage.files import write_json
+
+TERMS = [Term({}, "pass@1"), Term({}, "pass@64"), Term({}, "index@16"), Term({}, "index@16", mode="FWD")]
+KS = (4, 16, 64, 256)  # numbers of samples among which different right paths are counted
+Tables = dict[str, list[dict]]
+
+
+def layers(config: Config) -> None:
+    """Make the missing runs, evaluate, print the tables, write runs/<task>/layers.json.
+
+    Raises ValueError naming a run that failed.
+    """
+    with print_minutes("layers"):
+        plans = make_runs(config, "layers")
+        tables: Tables = {"runs": [], "forks": [], "paths": []}
+        for data in dict.fromkeys(plan.config.data for plan in plans):
+            of_data = [plan for plan in plans if plan.config.data == data]
+            evaluate_and_check(replace(config, data=data), lambda checkpoint: checkpoint.final)
+            results = load_results(replace(config, data=data))
+            for name in dict.fromkeys(plan.name for plan in of_data):
+                add_rows(tables, results, [plan for plan in of_data if plan.name == name])
+        print(*map(table, tables.values()), pairs_text(config.reproduce.pairs), sep="\n\n")
+        write_json(runs.task_folder(config) / "layers.json", runs.made_by(config) | tables)
+
+
+def add_rows(tables: Tables, results: Results, plans: list[Plan]) -> None:
+    """Add the rows of a model, from its runs for all pairs: one, one a fork, and one if several paths are right."""
+    keys, records = configs.flat_values(results.config), [results.records_of(plan)[-1] for plan in plans]
+    row = {"run": plans[0].name, "forks": keys["data.forks"], "right paths": keys["data.right_paths"]}
+    estimates = {}
+    for term in TERMS:
+        values = np.stack([term.quantity.values(results, record, term.k, term.mode) for record in records])
+        estimate = probability_over_pairs if term.quantity.probability else mean_over_pairs
+        estimates[f"{term.what} {term.mode or ''}".strip()] = estimate(values)
+    tables["runs"].append(row | estimates)
+    branches, paths = zip(*(forks_and_paths(results.config, plan) for plan in plans), strict=True)
+    for number, by_pair in enumerate(zip(*branches, strict=True), start=1):
+        sigma = mean_over_pairs(np.stack([sigma_values(branch) for branch in by_pair]))
+        accuracy = probability_over_pairs(np.stack([fork_values(branch, "accuracy") for branch in by_pair]))
+        tables["forks"].append(row | {"fork": number, "sigma": sigma, "accuracy": accuracy})
+    if row["right paths"] > 1:
+        distinct = {f"paths@{k}": mean_over_pairs(np.stack([distinct_paths(p, k) for p in paths])) for k in KS}
+        tables["paths"].append(row | distinct)
+
+
+def forks_and_paths(config: Config, plan: Plan) -> tuple[list[np.ndarray], np.ndarray]:
+    """What `branches_by_fork` and `path_probabilities` give of a run after its last step, under the config's policy."""
+    batch, device = evaluation_problems(config.data, config.eval), pick_device(config)
+    problems = problem_set(config.data, batch, device)
+    model = runs.read_run(runs.folder_of(plan.config, plan.stage)).model().to(device)
+    tree = trace_tree(model, problems, parse_policy(config.eval.policy), config.eval.max_tokens)
+    return branches_by_fork(tree, problems, batch), path_probabilities(tree, problems)

@@ -1,0 +1,60 @@
+"""The study of layers, small: its runs, and its numbers against those of records and of traces forced here."""
+
+import pytest
+
+from experiments import study
+from experiments.results import load_results
+from minifork import runs
+from minifork.measure import branch_probabilities
+from minifork.measuring.problems import evaluation_problems, problem_set
+from minifork.storage.files import read_json
+from tests.data_gen.test_tasks import FEW, GENERAL, TaskPipeline
+from tests.helpers.starts import Starts
+
+LAYERS = "data.nodes=16 data.layers=2 data.forks=2 walks.seq_len=40 rl.updates=2 rl.problems=16 rl.prompts=4".split()
+STUDY = [
+    {"as": "base", "stage": "base", "data.forks": [0, 2]},
+    {"as": "SFT", "sft.fork_rate": 1, "data.forks": [0, 2]},
+    {"as": "base", "stage": "base", "data.right_paths": 2},
+    {"as": "RL", "stage": "rl", "data.right_paths": 2},
+]
+
+
+def test_layers(tmp_path, monkeypatch, capsys):
+    starts = Starts(monkeypatch)
+    monkeypatch.setattr(study, "read_study", lambda name: STUDY)
+    pipeline = TaskPipeline(tmp_path, "layers", [*GENERAL, *FEW, *LAYERS])
+    assert pipeline("layers") == 0 and starts.commands == ["sft", "sft", "sft", "rl"]  # one base serves all
+    written, printed = read_json(pipeline.folder / "layers.json"), capsys.readouterr().out
+    names = [(row["run"], row["forks"], row["right paths"]) for row in written["runs"]]
+    assert names == [("base", 0, 1), ("SFT", 0, 1), ("base", 2, 1), ("SFT", 2, 1), ("base", 2, 2), ("RL", 2, 2)]
+    assert [(row["run"], row["forks"], row["fork"]) for row in written["forks"]] == [
+        (run, forks, number) for run, forks, right_paths in names for number in range(1, forks + 1)
+    ]
+    assert [row["run"] for row in written["paths"]] == ["base", "RL"] and "paths@64" in printed
+    for row in written["runs"]:
+        config = pipeline.config(f"data.forks={row['forks']}", f"data.right_paths={row['right paths']}")
+        stage = row["run"].lower()
+        record = [record for record in load_results(config).records if record["stage"] == stage][-1]
+        assert row["pass@64"]["mean"] == pytest.approx(record["pass_at"]["64"])
+    for row, paths in zip(written["runs"][4:], written["paths"], strict=True):
+        assert row["pass@64"]["mean"] <= paths["paths@64"]["mean"] <= 2 * row["pass@64"]["mean"]
+    (first, second) = [row for row in written["forks"] if row["run"] == "SFT"]
+    config = pipeline.config("data.forks=2")
+    plan = study.plans(config, STUDY[1:2], [0])[1]
+    problems = problem_set(config.data, evaluation_problems(config.data, config.eval), "cpu")
+    branch = branch_probabilities(runs.read_run(runs.folder_of(plan.config, "sft")).model(), problems)
+    assert first["accuracy"]["mean"] == pytest.approx((branch.argmax(axis=1) == 0).mean()) and second["fork"] == 2
+    assert pipeline("layers") == 0 and len(starts.commands) == 4  # nothing is made twice
+
+
+def test_refusals(tmp_path, capsys):
+    pipeline = TaskPipeline(tmp_path, "layers", [*GENERAL, *FEW, *LAYERS])
+    for command, override, words in (
+        ("pretrain", "data.forks=3", "data.forks is 3: give 0 to layers=2, or null"),
+        ("pretrain", "data.right_paths=5", "data.right_paths is 5: 2 branches at 2 forks allow 1 to 4"),
+        ("pretrain", "data.layers=3", "data.nodes is 16: 2 branches in 3 layers need at least 27"),
+    ):
+        assert words in pipeline.refused(capsys, command, override)
+    exact = pipeline.refused(capsys, "rl", "data.right_paths=2", "rl.advantage=exact")
+    assert "rl.advantage is 'exact': it needs one right trace a mode" in exact
