@@ -46,7 +46,7 @@ def sigma(config: Config) -> None:
         fits = [held_out_fit(grid, name) for name in FORMULAS]
         result = {"pairs": config.reproduce.pairs, "formulas": fits, "seeds": seed_spread(grid), "rows": rows}
         write_json(runs.task_folder(config) / "sigma.json", runs.made_by(config) | result)
-        print(table(fits), table(mover_rows(rows)), f"between seeds: {result['seeds']}", sep="\n\n")
+        print(table(fits), table(mover_rows(rows, config)), f"between seeds: {result['seeds']}", sep="\n\n")
         print(pairs_text(config.reproduce.pairs))
 
 
@@ -112,10 +112,11 @@ def seed_spread(rows: list[dict]) -> dict[str, float | None]:
     return {str(epoch): float(np.median(values)) for epoch, values in sorted(spread.items())}
 
 
-def mover_rows(rows: list[dict]) -> list[dict]:
-    """The means over pairs after the last epoch of every run that is not of the grid."""
-    movers = [row for row in rows if not row["run"].startswith(GRID)]
-    table_rows = []
+def mover_rows(rows: list[dict], config: Config) -> list[dict]:
+    """The means over pairs after the last epoch of the grid's run with the config's settings and of all other runs."""
+    plain, table_rows = settings(config, 1), []
+    is_plain = [all(row[key] == plain[key] for key in ("traces", "lr", "width")) for row in rows]
+    movers = [row for row, default in zip(rows, is_plain, strict=True) if default or not row["run"].startswith(GRID)]
     for name in dict.fromkeys(row["run"] for row in movers):
         of_run = [row for row in movers if row["run"] == name]
         last = [row for row in of_run if row["epochs"] == of_run[-1]["epochs"]]

@@ -30,6 +30,8 @@ SHIPPED = {  # the tasks of each study, with a preset after a colon
     "openers": "openers openers:small openers:paper",
     "rationale": "star:rationale",
     "layers": "layers layers:small",
+    "law": "star",
+    "sigma": "star",
     "competence": "arith:competence",
     "demo": "star:demo",
     "frontier": "star star:small star:search arith arith:small sizes",
