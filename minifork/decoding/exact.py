@@ -31,6 +31,14 @@ class Limits:
         if not (self.max_prefixes > 0 and self.width >= 0):
             raise ValueError(f"{self}: max_prefixes must be above 0 and width at least 0")
 
+    @property
+    def block_rows(self) -> int:
+        """How many prefixes are decoded at once: ROWS, or about a sixteenth of a small budget, which is spent better so.
+
+        A block as large as the budget would hold improbable prefixes with the probable ones.
+        """
+        return int(min(ROWS, self.max_prefixes / 16 + 1))
+
 
 @dataclass(frozen=True)
 class PrefixResult:
@@ -145,7 +153,7 @@ def _explore(
         below = _explore(longer_tree, child, child_logits, longer_p, longer, limits, answers)
         sums.add(below, p.gather(1, token[:, None])[:, 0])
         p.scatter_(1, token[:, None], 0.0)  # the search below leaves this token out
-    frontier = Frontier(tree)
+    frontier = Frontier(tree, limits.block_rows)
     frontier.push(step_every_token(tree, live, state, p[live.problem], totals))
     sums.evaluated += _search(tree, frontier, limits, totals)
     sums.unknown += frontier.mass()
@@ -195,13 +203,14 @@ class Frontier:
     blocks: each with its probability, summed over problems; waiting: the probability float64[B] of all, up to rounding.
     """
 
-    def __init__(self, tree: TraceTree) -> None:
+    def __init__(self, tree: TraceTree, block_rows: int) -> None:
+        self.block_rows = block_rows
         self.blocks: list[tuple[float, Prefixes]] = []
         self.waiting = torch.zeros(len(tree), dtype=torch.float64, device=tree.dfa.device)
 
     def push(self, children: Prefixes) -> None:
-        """Add the children of one expansion in blocks: the ROWS most probable ones, the next ROWS, and so on."""
-        self._add(_by_mass(children, list(chunks(len(children), ROWS))))
+        """Add the children of one expansion in blocks of at most block_rows, the most probable ones first."""
+        self._add(_by_mass(children, list(chunks(len(children), self.block_rows))))
 
     def pop(self, count: float) -> Prefixes:
         """Take the most probable block (while too much waits, the longest one), at most ``count`` of its prefixes."""

@@ -207,6 +207,11 @@ class Result:
         return np.clip(self.p_lo + self.unknown, 0.0, 1.0)
 
     @property
+    def certified(self) -> bool:
+        """True if `p_lo` and `p_hi` are bounds, which split and rollout do not give."""
+        return self.n is None or self.explored is not None
+
+    @property
     def exact(self) -> bool:
         """True if every p is computed, with bounds at most EXACT apart."""
         return self.n is None and float(self.unknown.max(initial=0.0)) <= EXACT

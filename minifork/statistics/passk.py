@@ -126,7 +126,7 @@ def estimator_variance(
     uncorrelated part for each s = 1 .. k: C(k, s) unknown^s (1-p)^(k-s) times the mean, over all sets of s rollouts, of
     the product of their deviations from q. That mean has the variance (q (1-q))^s / C(n, s).
     """
-    q = np.clip(q, 0.0, 1.0)
+    q, explored, unknown = np.clip(q, 0.0, 1.0), np.asarray(explored), np.asarray(unknown)
     s = np.arange(1, k + 1)
     # log C(k, s)^2/C(n, s), from ratios of neighbours: log factorials lack digits at large n.
     log_ways = np.cumsum(2 * np.log(k - s + 1) - np.log(s) - np.log(n - s + 1))
