@@ -3,7 +3,7 @@
 All run on the same problems. For every outcome that is reached, two things are tested: the counts of split, of
 rollouts and of the remainder follow the exact probabilities (randomised PIT), and two samples come from the same
 probabilities (conditional randomised PIT). Every p-value is uniform if the engines agree. With Bonferroni's correction
-over all of them, a false alarm has probability below LEVEL. Then the errors of the engines are compared at equal cost
+over all of them, a false alarm has probability below LEVEL. Then the engines' precision is compared
 (`experiments.checks.efficiency`).
 """
 
@@ -15,6 +15,7 @@ from typing import Any
 import numpy as np
 from tqdm import tqdm
 
+from experiments.checks.efficiency import SEARCHED, efficiency
 from minifork import config as configs
 from minifork import measure, runs
 from minifork.decoding import policy
@@ -37,16 +38,20 @@ MAX_PROBLEMS = 500
 SPLIT_ROLLOUTS = 2000  # split samples so many rollouts a problem
 LEVEL = 1e-3  # the probability of a false alarm in the whole command
 MIN_PROBABILITY = 1e-3  # outcomes with a smaller mean probability hold too few traces to test
-SEARCHED = 1 / 4  # the share of live prefixes that remainder decodes before it samples
 MIN_UNKNOWN = 1e-2  # of a problem's probability: fp32 errors in p are magnified by 1 / unknown when remainder is tested
 
 
 def agreement(config: Config) -> int:
     """Test the config's base and its fine-tunings at r = 0, .5 and 1; returns 1 when engines disagree.
 
-    Raises ValueError naming a run that is missing, and for an eval.budget within which p is not computed.
+    Prints the efficiency of the last. Raises ValueError naming a run that is missing, and for an eval.budget within
+    which p is not computed.
     """
-    return conclude(config, list(comparisons(config)))
+    failed = conclude(config, list(comparisons(config)))
+    checkpoint = runs.require_run(fine_tunings(config)[-1], "sft").checkpoints()[-1]
+    rows = efficiency(checkpoint, problems_for(config, pick_device(config)), config.eval.rollouts)
+    write_json(runs.task_folder(config) / "efficiency.json", {"run": checkpoint.run.name, "engines": rows})
+    return failed
 
 
 def fine_tunings(config: Config) -> list[Config]:
@@ -112,7 +117,7 @@ def compare_engines(tree: TraceTree, outcomes: tuple[str, ...], n: int, budget: 
             randomised_pit(of_split, SPLIT_ROLLOUTS, of_exact, rng),
             randomised_pit(of_rollouts, n, of_exact, rng),
             two_sample_pit(of_rollouts, n, of_split, SPLIT_ROLLOUTS, rng),
-            *remainder_pits(search.result, rest, outcome, p, of_split, n, rng),
+            *remainder_pits(search.result, rest, outcome, p, of_split, n),
         )
         for pair, pit in zip(ENGINE_PAIRS, pits, strict=False):  # the last two are missing where nothing is left
             tests.append({"test": pair, "outcome": outcomes[outcome], "p_value": uniform_p(pit)})
@@ -120,14 +125,14 @@ def compare_engines(tree: TraceTree, outcomes: tuple[str, ...], n: int, budget: 
 
 
 def remainder_pits(
-    search: Result, rest: Result, outcome: int, p: Result, of_split: np.ndarray, n: int, rng: np.random.Generator
+    search: Result, rest: Result, outcome: int, p: Result, of_split: np.ndarray, n: int
 ) -> list[np.ndarray]:
     """PITs of an outcome's counts in the remainder, under exact q, and in n whole traces made from them, by split.
 
     search: the bounds that were searched; rest: the result of remainder after it. Only problems count that have more
     than MIN_UNKNOWN left. The list is empty if there are none.
     """
-    left = search.unknown > MIN_UNKNOWN
+    left, rng = search.unknown > MIN_UNKNOWN, np.random.default_rng(1)
     if rest.n is None or not left.any():
         return []
     low, unknown = search.outcomes[left, outcome], search.unknown[left]

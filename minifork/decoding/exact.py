@@ -33,7 +33,7 @@ class Limits:
 
     @property
     def block_rows(self) -> int:
-        """How many prefixes are decoded at once: ROWS, or about a sixteenth of a small budget, which is spent better so.
+        """How many prefixes are decoded at once: ROWS, or about a sixteenth of a small budget.
 
         A block as large as the budget would hold improbable prefixes with the probable ones.
         """
