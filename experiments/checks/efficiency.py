@@ -5,6 +5,7 @@ trace but its last, and their product hardly depends on n. split and remainder d
 fall as n grows.
 """
 
+import math
 from typing import Any
 
 from minifork import measure
@@ -34,9 +35,10 @@ def efficiency(checkpoint: Checkpoint, problems: ProblemSet, n: int) -> list[dic
     for engine, evaluated in decoded.items():
         result = rest if engine == "remainder" else splits
         q = p.p if result.explored is None else accepted_share(p.p, result.p_lo, result.p_hi)
-        errors = {k: sampling_error(result, q, k) for k in KS}
+        errors = {k: 0.0 if result.exact else sampling_error(result, q, k) for k in KS}
         costs = {k: error**2 * evaluated for k, error in errors.items()}
         rows.append({"engine": engine, "evaluated": int(evaluated), "error": errors, "cost": costs})
-        text = "".join(f"  k={k}: {errors[k]:.3g} {costs[k]:9.3g} ({costs[k] / rows[0]['cost'][k]:.3g})" for k in KS)
+        ratios = {k: cost / (rows[0]["cost"][k] or math.nan) for k, cost in costs.items()}
+        text = "".join(f"  k={k}: {errors[k]:.3g} {costs[k]:.3g} ({ratios[k]:.3g})" for k in KS)
         print(f"{engine:<10}{evaluated:>12,.0f} decoded; standard error, cost (over that of remainder):{text}")
     return rows
