@@ -9,6 +9,7 @@ import numpy as np
 from experiments import study
 from minifork import config as configs
 from minifork import runs
+from minifork.decoding.traces import accepted_share
 from minifork.evaluation.files import array_name, named_arrays, row_of
 from minifork.evaluation.targets import find_targets, load_evaluation
 from minifork.runs import Run
@@ -156,10 +157,14 @@ class Results:
 
     def record_pass_at_k(self, record: dict, k: int, mode: str | None = None) -> np.ndarray:
         """1 - (1 - p_i)^k of every problem, float64[n]; its unbiased estimate where p_i was sampled."""
-        p, n = self.problem_p(record, mode), record["n"] if mode is None else record["forced"][mode]["n"]
-        if n is None:
+        p, part = self.problem_p(record, mode), record if mode is None else record["forced"][mode]
+        if (n := part["n"]) is None:
             return passk.problem_pass_at_k(p, k)
-        return passk.unbiased_pass_at_k(np.rint(p * n).astype(np.int64), n, k)
+        if part["engine"] != "remainder":
+            return passk.unbiased_pass_at_k(np.rint(p * n).astype(np.int64), n, k)
+        low, high = (self.array(record, f"{mode or 'free'}_{end}") for end in ("lo", "hi"))
+        correct = np.rint(accepted_share(p, low, high) * n).astype(np.int64)
+        return passk.remainder_pass_at_k(correct, n, k, low, high - low)
 
     def record_pass_at_ks(self, record: dict, ks: Sequence[int], mode: str | None = None) -> np.ndarray:
         """`record_pass_at_k` at every k of ks, float64[K, n]."""

@@ -15,6 +15,7 @@ from data_gen.task import PAD, Task
 from minifork.decoding import policy, stratified
 from minifork.decoding.exact import Limits, PrefixResult, exact, exact_by_prefix
 from minifork.decoding.policy import Policy
+from minifork.decoding.remainder import sample_remainder
 from minifork.decoding.split import split
 from minifork.decoding.traces import EXACT, Result, TraceTree
 from minifork.gpt import GPT, PREFILL_BATCH
@@ -50,7 +51,7 @@ def measure(
     Arrays, one row a problem:
 
         "free", one a mode    float64[n], p of free traces and of those with the mode forced; "_lo" and "_hi" added to
-                              the name: the interval of p if it is not exact
+                              the name: the interval of p if it is not exact; certified unless all was sampled
         "strata"              float64[n, m], p_ij of a stratified decoder, instead of these
         "skill"               float64[n], p of free traces without the luck of the branch (see `skill_arrays`)
         "r"                   float64[n], the same given FWD: the probability of all but the choice of branch
@@ -110,8 +111,7 @@ def measure_iid(
         wasted = quantities.wasted(results[mode], problems.shortest_trace(mode))
         record["forced"][mode] = quantities.pass_statistics(results[mode], ks) | {"wasted": wasted}
     record["errors"] = quantities.errors(results["free"], problems.outcome_names)
-    # p if it is exact, its lower bound if it is bounded, the accepted share if it is sampled
-    arrays = {name: result.p_lo for name, result in results.items()}
+    arrays = {name: result.p for name, result in results.items()}
     for name, result in results.items():
         if not result.exact:
             arrays[f"{name}_lo"], arrays[f"{name}_hi"] = quantities.p_interval(result)
@@ -169,9 +169,9 @@ def _trees_by_mode(tree: TraceTree, task: Task) -> dict[str, TraceTree]:
 
 
 def _result(settings: Eval, tree: TraceTree, answer: PrefixResult | None) -> Result:
-    """The computed result if there is one, exact or asked for; else that of eval.rollouts samples a problem."""
-    if answer is not None and (settings.engine == "exact" or answer.result.exact):
-        return answer.result
+    """The computed result if there is one, with eval.rollouts samples of the rest for auto; else that of samples."""
+    if answer is not None:
+        return answer.result if settings.engine == "exact" else sample_remainder(tree, answer, settings.rollouts, SEED)
     if settings.engine == "rollout":
         return sample(tree, settings.rollouts, SEED, bf16=settings.bf16)
     return split(tree, settings.rollouts, SEED)

@@ -87,9 +87,9 @@ def _last(rows: Rows) -> Rows:
 
 
 def width(row: dict[str, Any]) -> float:
-    """The largest distance over k between a row's certified bounds of pass@k; 0 if it was sampled."""
+    """The largest distance over k between a row's certified bounds of pass@k; 0 if pass@k was estimated."""
     low, high = row["pass_at_lo"], row["pass_at_hi"]
-    return 0.0 if low is None else max(high[k] - low[k] for k in low)
+    return 0.0 if row["n"] is not None else max(high[k] - low[k] for k in low)
 
 
 def check_lines(checks: list[dict[str, Any]]) -> str:

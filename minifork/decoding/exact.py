@@ -3,12 +3,12 @@
 Every live prefix is decoded once. The probability of each next token goes to the outcome it leads to, or to a longer
 live prefix. When no live prefix is left, the outcomes hold the probability that one sampled trace is accepted or fails
 in each way, up to the model's fp32 arithmetic (about 1e-5 in p). If the budget runs out before, the probability of the
-remaining live prefixes is the width of a certified interval around each p.
+remaining live prefixes is the width of a certified interval around each p. `minifork.decoding.remainder` samples them.
 """
 
 import math
 from collections.abc import Iterator, Mapping
-from dataclasses import dataclass
+from dataclasses import dataclass, field, replace
 
 import torch
 from torch import Tensor
@@ -16,7 +16,7 @@ from torch import Tensor
 from minifork.decoding.traces import ROWS, Prefixes, Result, TraceTree, chunks, step_every_token
 from minifork.gpt import Rows
 
-FRONTIER_BYTES = 2**30  # keys and values of waiting prefixes, above which the longest prefixes come first
+FRONTIER_BYTES = 2**30  # keys and values of one search's waiting prefixes, above which the longest come first
 
 
 @dataclass(frozen=True)
@@ -31,18 +31,28 @@ class Limits:
         if not (self.max_prefixes > 0 and self.width >= 0):
             raise ValueError(f"{self}: max_prefixes must be above 0 and width at least 0")
 
+    @property
+    def block_rows(self) -> int:
+        """How many prefixes are decoded at once: ROWS, or about a sixteenth of a small budget.
+
+        A block as large as the budget would hold improbable prefixes with the probable ones.
+        """
+        return int(min(ROWS, self.max_prefixes / 16 + 1))
+
 
 @dataclass(frozen=True)
 class PrefixResult:
     """The result of the traces that begin with a prefix, and the model's own next logits float[B, V] after it.
 
     token_p: float64[B, F], the probability of each token of the prefix after those before it, under the policy; past
-    the end of a trace it means nothing.
+    the end of a trace it means nothing. waiting: the live prefixes that were not decoded, each with its probability
+    after the prefix. Those of a problem sum to the result's unknown.
     """
 
     result: Result
     logits: Tensor
     token_p: Tensor
+    waiting: list[Prefixes]
 
 
 @torch.no_grad()
@@ -94,16 +104,18 @@ def _token_p(tree: TraceTree, before: list[Tensor]) -> Tensor:
 @dataclass
 class _Sums:
     """Sums over the traces of B problems: totals float64[2, B, outcomes] (`TraceTree.zero_totals`), unexplored
-    probability float64[B], the number of decoded prefixes."""
+    probability float64[B], the prefixes that have it, the number of decoded prefixes."""
 
     totals: Tensor
     unknown: Tensor
+    waiting: list[Prefixes] = field(default_factory=list)
     evaluated: int = 0
 
     def add(self, below: "_Sums", probability: Tensor) -> None:
         """Add the sums below one next token of every problem, which has this probability float64[B]."""
         self.totals += probability[:, None] * below.totals
         self.unknown += probability * below.unknown
+        self.waiting += [replace(block, weight=block.weight * probability[block.problem]) for block in below.waiting]
         self.evaluated += len(probability) + below.evaluated
 
     def result(self) -> Result:
@@ -141,14 +153,15 @@ def _explore(
         below = _explore(longer_tree, child, child_logits, longer_p, longer, limits, answers)
         sums.add(below, p.gather(1, token[:, None])[:, 0])
         p.scatter_(1, token[:, None], 0.0)  # the search below leaves this token out
-    frontier = Frontier(tree)
+    frontier = Frontier(tree, limits.block_rows)
     frontier.push(step_every_token(tree, live, state, p[live.problem], totals))
     sums.evaluated += _search(tree, frontier, limits, totals)
     sums.unknown += frontier.mass()
+    sums.waiting += [block for _, block in frontier.blocks]
     result = sums.result()
     for name, prefix in prefixes.items():
         if prefix.shape[1] == tree.forced_len:
-            answers[name] = PrefixResult(result, logits, token_p)
+            answers[name] = PrefixResult(result, logits, token_p, sums.waiting)
     return sums
 
 
@@ -190,13 +203,14 @@ class Frontier:
     blocks: each with its probability, summed over problems; waiting: the probability float64[B] of all, up to rounding.
     """
 
-    def __init__(self, tree: TraceTree) -> None:
+    def __init__(self, tree: TraceTree, block_rows: int) -> None:
+        self.block_rows = block_rows
         self.blocks: list[tuple[float, Prefixes]] = []
         self.waiting = torch.zeros(len(tree), dtype=torch.float64, device=tree.dfa.device)
 
     def push(self, children: Prefixes) -> None:
-        """Add the children of one expansion in blocks: the ROWS most probable ones, the next ROWS, and so on."""
-        self._add(_by_mass(children, list(chunks(len(children), ROWS))))
+        """Add the children of one expansion in blocks of at most block_rows, the most probable ones first."""
+        self._add(_by_mass(children, list(chunks(len(children), self.block_rows))))
 
     def pop(self, count: float) -> Prefixes:
         """Take the most probable block (while too much waits, the longest one), at most ``count`` of its prefixes."""

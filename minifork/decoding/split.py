@@ -5,10 +5,14 @@ every live prefix gives the counts of n independent rollouts, exactly in distrib
 however many rollouts pass through it (batch autoregressive sampling, Barrett et al. 2021).
 """
 
+from dataclasses import dataclass, field
+
 import numpy as np
 import torch
+from torch import Tensor
 
 from minifork.decoding.traces import ROWS, Prefixes, Result, TraceTree, chunks, sampled_result, step_every_token
+from minifork.gpt import Rows
 
 LARGEST_N = 10**9
 
@@ -22,43 +26,73 @@ def split(tree: TraceTree, n: int, seed: int) -> Result:
     last bits of probabilities can depend on the batch). Raises ValueError for n outside 1 .. 10^9. Raises ValueError
     naming the problem when logits are not finite or the policy removes every token.
     """
-    if not 1 <= n <= LARGEST_N:
-        raise ValueError(f"n is {n}: split takes 1 to {LARGEST_N:,} rollouts a problem")
+    require_rollouts(n)
     totals = tree.zero_totals(torch.int64)
     rows, state, logits = tree.start_rows(n, totals)
-    count = torch.full_like(state, n)
-    generators: dict[tuple[int, int], np.random.Generator] = {}
-    waiting: list[Prefixes] = []  # depth first, so that at every depth prefixes come in order
+    draws = Draws(seed)
+    first = _expand(tree, rows, state, logits, torch.full_like(state, n), draws, totals)
+    return sampled_result("split", totals, n, split_down(tree, first, draws, totals))
+
+
+def require_rollouts(n: int) -> None:
+    """Raise ValueError for n outside 1 .. 10^9."""
+    if not 1 <= n <= LARGEST_N:
+        raise ValueError(f"n is {n}: split takes 1 to {LARGEST_N:,} rollouts a problem")
+
+
+@dataclass
+class Draws:
+    """The random generators of one sample, by (problem, depth), which are made when they are first used."""
+
+    seed: int
+    generators: dict[tuple[int, int], np.random.Generator] = field(default_factory=dict)
+
+    def at(self, problem: int, depth: int) -> np.random.Generator:
+        """The generator of a problem at a depth below 2^16."""
+        if (problem, depth) not in self.generators:
+            bits = np.random.Philox(key=[self.seed, problem << 16 | depth])
+            self.generators[problem, depth] = np.random.Generator(bits)
+        return self.generators[problem, depth]
+
+
+def split_down(tree: TraceTree, waiting: list[Prefixes], draws: Draws, totals: Tensor) -> int:
+    """Split the counts of waiting prefixes down the tree; returns how many prefixes were decoded.
+
+    Adds the counts of the outcomes that they reach in place to totals int64[2, B, outcomes].
+    """
+    stack = waiting[::-1]  # depth first, so that at every depth prefixes come in order
     evaluated = 0
-    while len(rows):
-        p = torch.softmax(tree.policy_logits(logits, rows.problem).double(), dim=-1).cpu().numpy()
-        problem = tree.ids[rows.problem].cpu().numpy()
-        children = _split(p, count.cpu().numpy(), problem, rows.length, seed, generators)
-        block = step_every_token(tree, rows, state, torch.from_numpy(children).to(count.device), totals)
-        waiting += [block[chunk] for chunk in chunks(len(block), ROWS)][::-1]
-        if not waiting:
-            break
-        block = waiting.pop()
+    while stack:
+        block = stack.pop()
         rows, logits = block.decode(tree.model)
-        state, count = block.state, block.weight
+        stack += _expand(tree, rows, block.state, logits, block.weight, draws, totals)[::-1]
         evaluated += len(block)
-    return sampled_result("split", totals, n, evaluated)
+    return evaluated
 
 
-def _split(
-    p: np.ndarray, count: np.ndarray, problem: np.ndarray, depth: int, seed: int, generators: dict
-) -> np.ndarray:
-    """Multinomial counts int64[R, V] with probabilities p float64[R, V] of ``count`` int64[R] rollouts."""
+def _expand(
+    tree: TraceTree, rows: Rows, state: Tensor, logits: Tensor, count: Tensor, draws: Draws, totals: Tensor
+) -> list[Prefixes]:
+    """The children of rows that some of their ``count`` int64[R] rollouts pass through, in blocks; adds to totals."""
+    p = torch.softmax(tree.policy_logits(logits, rows.problem).double(), dim=-1).cpu().numpy()
+    children = split_counts(p, count.cpu().numpy(), tree.ids[rows.problem].cpu().numpy(), rows.length, draws)
+    block = step_every_token(tree, rows, state, torch.from_numpy(children).to(count.device), totals)
+    return [block[chunk] for chunk in chunks(len(block), ROWS)]
+
+
+def split_counts(p: np.ndarray, count: np.ndarray, problem: np.ndarray, depth: int, draws: Draws) -> np.ndarray:
+    """Multinomial counts int64[R, V] with probabilities p float64[R, V] of ``count`` int64[R] rollouts.
+
+    problem: int64[R], the global number of the problem of each row; its rows are drawn one after the other.
+    """
     p = p / p.sum(axis=1, keepdims=True)
     # numpy draws a binomial for each token given those before it, from what these leave, and the last token gets the
     # rest. With the largest token there the remaining probability never comes near 0, so nothing cancels.
     index, largest, last = np.arange(len(p)), p.argmax(axis=1), p.shape[1] - 1
     p[index, largest], p[:, last] = p[:, last].copy(), p[index, largest].copy()
     children = np.empty(p.shape, dtype=np.int64)
-    for rows in np.split(index, np.flatnonzero(np.diff(problem)) + 1):  # the rows of one problem
-        key = int(problem[rows[0]]), depth
-        if key not in generators:
-            generators[key] = np.random.Generator(np.random.Philox(key=[seed, key[0] << 16 | depth]))
-        children[rows] = generators[key].multinomial(count[rows], p[rows])
+    starts = np.flatnonzero(np.diff(problem, prepend=-1))  # the first row of each problem
+    for rows in np.split(index, starts)[1:]:
+        children[rows] = draws.at(int(problem[rows[0]]), depth).multinomial(count[rows], p[rows])
     children[index, largest], children[:, last] = children[:, last].copy(), children[index, largest].copy()
     return children

@@ -173,11 +173,13 @@ class Traces:
 class Result:
     """The probability of every outcome of the traces of B problems.
 
-    engine: "exact", "split" or "rollout". outcomes: float64[B, outcomes], the probability of each outcome. From
-    exact it is a lower bound, and the probability itself if unknown is 0. From split and rollout it is the outcome's
-    share of n rollouts. unknown: float64[B], probability not explored; outcomes and unknown sum to 1. n: rollouts a
-    problem, None if nothing was sampled. evaluated: the number of decoded prefixes. tokens: float64[B, outcomes],
-    outcomes times the mean length of their traces in tokens, forced ones included.
+    engine: "exact", "split", "rollout" or "remainder". outcomes: float64[B, outcomes], the probability of each outcome.
+    From exact it is a lower bound, and the probability itself if unknown is 0. From split and rollout it is the
+    outcome's share of n rollouts. From remainder it is what was explored plus unknown times the outcome's share of n
+    rollouts of the rest. unknown: float64[B], probability not explored, 0 if all was sampled. n: rollouts a problem,
+    None if nothing was sampled. evaluated: the number of decoded prefixes. tokens: float64[B, outcomes], outcomes times
+    the mean length of their traces in tokens, forced ones included. explored: float64[B], the accepted probability that
+    was explored before the rest was sampled; None from all engines but remainder.
     """
 
     engine: str
@@ -187,16 +189,27 @@ class Result:
     evaluated: int
     tokens: np.ndarray
     traces: Traces | None = None
+    explored: np.ndarray | None = None
+
+    @property
+    def p(self) -> np.ndarray:
+        """float64[B]: p if it is exact, its lower bound if it is bounded, its unbiased estimate if it is sampled."""
+        return np.clip(self.outcomes[:, 0], 0.0, 1.0)
 
     @property
     def p_lo(self) -> np.ndarray:
-        """float64[B]: a lower bound on p, certified up to the model's fp32 arithmetic; the share if sampled."""
-        return np.clip(self.outcomes[:, 0], 0.0, 1.0)
+        """float64[B]: a lower bound on p, certified up to the model's fp32 arithmetic; the share if all was sampled."""
+        return self.p if self.explored is None else np.clip(self.explored, 0.0, 1.0)
 
     @property
     def p_hi(self) -> np.ndarray:
         """float64[B]: the upper bound that belongs to `p_lo`."""
-        return np.clip(self.outcomes[:, 0] + self.unknown, 0.0, 1.0)
+        return np.clip(self.p_lo + self.unknown, 0.0, 1.0)
+
+    @property
+    def certified(self) -> bool:
+        """True if `p_lo` and `p_hi` are bounds, which split and rollout do not give."""
+        return self.n is None or self.explored is not None
 
     @property
     def exact(self) -> bool:
@@ -205,10 +218,17 @@ class Result:
 
     @property
     def accepted(self) -> np.ndarray:
-        """int64[B]: accepted rollouts; raises ValueError if nothing was sampled."""
+        """int64[B]: accepted rollouts out of n; raises ValueError if nothing was sampled."""
         if self.n is None:
             raise ValueError(f"engine {self.engine} does not sample: its result counts no rollouts")
-        return np.rint(self.outcomes[:, 0] * self.n).astype(np.int64)
+        share = self.p if self.explored is None else accepted_share(self.p, self.p_lo, self.p_hi)
+        return np.rint(share * self.n).astype(np.int64)
+
+
+def accepted_share(p: np.ndarray, p_lo: np.ndarray, p_hi: np.ndarray) -> np.ndarray:
+    """The accepted share float64[B] of the rollouts by which engine remainder puts p between its bounds, float64[B]."""
+    unknown = p_hi - p_lo
+    return np.divide(p - p_lo, unknown, out=np.zeros_like(unknown), where=unknown > 0).clip(0.0, 1.0)
 
 
 def sampled_result(engine: str, totals: Tensor, n: int, evaluated: int, traces: Traces | None = None) -> Result:

@@ -25,7 +25,8 @@ def check_result(settings: Eval, tree: TraceTree, result: Result) -> dict:
     """Test p of each problem. Rollouts are checked by split, all else by rollouts.
 
     If p was computed, the counts of the other engine must follow it (randomised PIT). If p is bounded, no count may
-    contradict the bounds. If p was sampled, both samples must come from the same p (conditional randomised PIT).
+    contradict the bounds. If p was sampled, both samples must come from the same p (conditional randomised PIT). Where
+    only the remainder was, counts of the whole are drawn from its counts and the explored probability.
     """
     started, n = time.monotonic(), settings.check_rollouts
     sampler = split if result.engine == "rollout" else sample
@@ -34,8 +35,11 @@ def check_result(settings: Eval, tree: TraceTree, result: Result) -> dict:
     if result.n is None:
         p_value = _computed_p_value(counts, n, result.p_lo[first], result.p_hi[first], result.exact)
     else:
-        rng = np.random.default_rng(0)
-        p_value = agreement.uniform_p(agreement.two_sample_pit(counts, n, result.accepted[first], result.n, rng))
+        rng, correct, size = np.random.default_rng(0), result.accepted[first], result.n
+        if result.explored is not None:
+            size, parts = min(size, 10**6), (result.p_lo[first], result.unknown[first])
+            correct = agreement.whole_counts(correct, result.n, *parts, size, rng)
+        p_value = agreement.uniform_p(agreement.two_sample_pit(counts, n, correct, size, rng))
     return _verdict(result.engine, second.engine, p_value, len(counts), n, started)
 
 

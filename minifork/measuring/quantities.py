@@ -18,18 +18,19 @@ def pass_statistics(result: Result, ks: Sequence[int]) -> dict:
 
     pass_at: if p was computed, the certified lower bound. pass_at_lo and pass_at_hi are both bounds. If these differ,
     J, index and rho are null, because they need the mean p. If p was sampled, pass_at is the unbiased estimate, for
-    k <= n only and without bounds. ci95: the 95 % interval over problems.
+    k <= n only; it has no bounds unless the engine is remainder. ci95: the 95 % interval over problems.
     """
-    p, n, low, high, errors = result.p_lo, result.n, None, None, None
+    p, n, low, high, errors = result.p, result.n, None, None, None
+    if result.certified:
+        low, high = (by_k(ks, passk.pass_at_k(bound, ks)) for bound in (result.p_lo, result.p_hi))
     if n is None:
         per_problem = passk.problem_pass_at_k(p[:, None], ks)
-        low, high = (by_k(ks, passk.pass_at_k(bound, ks)) for bound in (p, result.p_hi))
         rho = passk.rho(p)
     else:
         ks = [k for k in ks if k <= n]
         per_problem = _estimates(result, ks)
         rho = float(passk.polarisation(p.mean(), _estimates(result, [2]).mean(axis=0), [2])[1][0])
-        errors = by_k(ks, [passk.sampling_error(p, n, k) for k in ks])
+        errors = by_k(ks, [sampling_error(result, result.accepted / n, k) for k in ks])
     pass_at_k = per_problem.mean(axis=0)
     loss, index = passk.polarisation(p.mean(), pass_at_k, ks)
     mean_known = result.exact or n is not None
@@ -51,14 +52,25 @@ def pass_statistics(result: Result, ks: Sequence[int]) -> dict:
 
 def _estimates(result: Result, ks: Sequence[int]) -> np.ndarray:
     """The unbiased estimate of 1 - (1 - p_i)^k, float64[n, K], from sampled traces."""
+    n, correct = result.n, result.accepted
+    assert n is not None
+    if result.explored is None:
+        return np.stack([passk.unbiased_pass_at_k(correct, n, k) for k in ks], axis=1)
+    return np.stack([passk.remainder_pass_at_k(correct, n, k, result.p_lo, result.unknown) for k in ks], axis=1)
+
+
+def sampling_error(result: Result, q: np.ndarray, k: int) -> float:
+    """The standard error of the estimated pass@k of a sampled result, if its rollouts are accepted at q float64[n]."""
     assert result.n is not None
-    return np.stack([passk.unbiased_pass_at_k(result.accepted, result.n, k) for k in ks], axis=1)
+    parts = (0.0, 1.0) if result.explored is None else (result.p_lo, result.unknown)
+    return passk.sampling_error(q, result.n, k, *parts)
 
 
 def p_interval(result: Result) -> np.ndarray:
-    """float64[2, n]: the certified bounds of each p, or its Jeffreys 95 % interval if it was sampled."""
-    if result.n is None:
+    """float64[2, n]: the certified bounds of each p, or its Jeffreys 95 % interval if all was sampled."""
+    if result.certified:
         return np.stack([result.p_lo, result.p_hi])
+    assert result.n is not None
     return intervals.beta_interval(result.accepted, result.n)
 
 

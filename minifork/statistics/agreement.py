@@ -45,6 +45,21 @@ def two_sample_pit(
     return np.clip(upper - rng.random(len(correct)) * mass[rows, correct], 0.0, 1.0)
 
 
+def whole_counts(
+    correct: np.ndarray, n: int, explored: np.ndarray, unknown: np.ndarray, size: int, rng: np.random.Generator
+) -> np.ndarray:
+    """Counts int64[m] ~ Binomial(size, explored + unknown q) from counts int64[m] ~ Binomial(n, q), for size <= n.
+
+    A trace is in the unknown part with probability unknown [m], and explored and accepted with probability explored
+    [m]. correct: accepted among n rollouts of the unknown part. Of ``size`` rollouts of whole traces, those that are in
+    it are taken from the n without replacement.
+    """
+    inside = rng.binomial(size, np.clip(unknown, 0.0, 1.0))
+    share = np.divide(explored, 1 - unknown, out=np.zeros(len(correct)), where=unknown < 1).clip(0.0, 1.0)
+    accepted, failed = (np.minimum(counts, 10**9 - 1) for counts in (correct, n - correct))  # numpy takes no more
+    return rng.binomial(size - inside, share) + rng.hypergeometric(accepted, failed, inside)
+
+
 def outside_p(correct: np.ndarray, n: int, p_lo: np.ndarray, p_hi: np.ndarray) -> float:
     """p-value that every correct[i] ~ Binomial(n, p[i]) with p[i] inside its bounds; both tails, Bonferroni."""
     rows, c, smallest = np.arange(len(correct)), np.arange(n + 1), 1.0

@@ -57,13 +57,47 @@ def unbiased_pass_at_k(correct: ArrayLike, n: int, k: int) -> np.ndarray:
     estimator does not exist, and for counts outside 0..n.
     """
     correct = np.asarray(correct)
+    _require_estimable(correct, n, k)
+    distinct, place = np.unique(correct, return_inverse=True)
+    log_miss = _log_miss(distinct.astype(np.float64), n, k)[place.reshape(correct.shape)]
+    return np.where(n - correct < k, 1.0, 0.0 - np.expm1(log_miss))  # 0 - 0 is 0, -0 would print its sign
+
+
+def _require_estimable(correct: np.ndarray, n: int, k: int) -> None:
+    """Raise ValueError for k outside 1 .. n and for counts outside 0 .. n."""
     if not 1 <= k <= n:
         raise ValueError(f"k is {k}: with n = {n} rollouts pass@k can be estimated for k = 1 .. {n}")
     if ((correct < 0) | (correct > n)).any():
         raise ValueError(f"correct has counts outside 0 .. n = {n}")
-    distinct, place = np.unique(correct, return_inverse=True)
-    log_miss = _log_miss(distinct.astype(np.float64), n, k)[place.reshape(correct.shape)]
-    return np.where(n - correct < k, 1.0, 0.0 - np.expm1(log_miss))  # 0 - 0 is 0, -0 would print its sign
+
+
+def remainder_pass_at_k(correct: np.ndarray, n: int, k: int, explored: np.ndarray, unknown: np.ndarray) -> np.ndarray:
+    """The unbiased estimate of 1 - (1 - p)^k, float64[m], where p = explored + unknown q and q was sampled.
+
+    correct: int[m], accepted rollouts out of n, each accepted with probability q; explored, unknown: float64[m]. Of k
+    samples that are no explored accepted trace, a binomial number j falls into the unknown part. There the estimate is
+    that of `unbiased_pass_at_k` at j. So all terms are positive, and the estimate lies between pass@k of
+    p = explored and of p = explored + unknown. Raises ValueError as `unbiased_pass_at_k` does, unless unknown is 0.
+    """
+    estimate = problem_pass_at_k(explored, k)
+    if not unknown.any():
+        return estimate
+    _require_estimable(correct, n, k)
+    j = np.arange(1, k + 1)
+    log_ways = log_choose(k, j)
+    for rows in _blocks(np.flatnonzero(unknown > 0), k):
+        share = np.minimum(unknown[rows] / (1 - explored[rows]), 1.0)[:, None]
+        with np.errstate(divide="ignore", invalid="ignore"):
+            # C(n-c, j)/C(n, j) is the product of 1 - c/n, 1 - c/(n-1), ..., j factors
+            log_miss = np.cumsum(np.log1p(-np.minimum(correct[rows, None] / (n - j + 1), 1.0)), axis=1)
+            log_weight = log_ways + j * np.log(share) + np.where(j < k, (k - j) * np.log1p(-share), 0.0)
+        estimate[rows] += (1 - estimate[rows]) * (np.exp(log_weight) * -np.expm1(log_miss)).sum(axis=1)
+    return np.minimum(estimate, 1.0)
+
+
+def _blocks(rows: np.ndarray, width: int) -> list[np.ndarray]:
+    """The rows in parts, so that an array of a part's rows and this width has at most about _BLOCK entries."""
+    return np.array_split(rows, max(1, min(len(rows), len(rows) * width // _BLOCK)))
 
 
 def _log_miss(c: np.ndarray, n: int, k: int) -> np.ndarray:
@@ -83,37 +117,35 @@ def _log_miss(c: np.ndarray, n: int, k: int) -> np.ndarray:
     return np.where(smaller > _FACTORS, series, factors.sum(axis=1))
 
 
-def estimator_variance(p: np.ndarray, n: int, k: int) -> np.ndarray:
-    """Variance of the unbiased estimator from n rollouts of one problem, float64[m], at p float64[m], for k <= n.
+def estimator_variance(
+    q: np.ndarray, n: int, k: int, explored: ArrayLike = 0.0, unknown: ArrayLike = 1.0
+) -> np.ndarray:
+    """Variance of `remainder_pass_at_k` from n rollouts of one problem, float64[m], at q float64[m], for k <= n.
 
-    The estimator averages over all k-subsets. Two that share j rollouts both miss with probability (1-p)^(2k-j), so
-    their covariance is the excess over (1-p)^2k.
+    With the defaults, where p = q, it is that of `unbiased_pass_at_k`. Hoeffding's decomposition of the estimate has an
+    uncorrelated part for each s = 1 .. k: C(k, s) unknown^s (1-p)^(k-s) times the mean, over all sets of s rollouts, of
+    the product of their deviations from q. That mean has the variance (q (1-q))^s / C(n, s).
     """
-    shared = np.arange(max(0, 2 * k - n), k + 1)
-    # The share of pairs of subsets with j in common, from ratios of neighbours: log factorials lack digits at large n.
-    j = shared[:-1].astype(np.float64)
-    log_ratio = 2 * np.log(k - j) - np.log(j + 1) - np.log(n - 2 * k + j + 1)
-    log_share = np.concatenate([[0.0], np.cumsum(log_ratio)])
-    share = np.exp(log_share - log_share.max())
-    share /= share.sum()
-    blocks = np.array_split(p, max(1, min(len(p), len(p) * len(shared) // _BLOCK)))
-    return np.concatenate([_covariance(block[:, None], shared, k) @ share for block in blocks])
-
-
-def _covariance(p: np.ndarray, shared: np.ndarray, k: int) -> np.ndarray:
-    """The covariance float64[m, S] of misses by two k-subsets that share this many rollouts, from p float64[m, 1]."""
+    q, explored, unknown = np.clip(q, 0.0, 1.0), np.asarray(explored), np.asarray(unknown)
+    s = np.arange(1, k + 1)
+    # log C(k, s)^2/C(n, s), from ratios of neighbours: log factorials lack digits at large n.
+    log_ways = np.cumsum(2 * np.log(k - s + 1) - np.log(s) - np.log(n - s + 1))
     with np.errstate(divide="ignore", invalid="ignore"):
-        log_miss = np.log1p(-np.clip(p, 0.0, 1.0))
-        covariance = np.exp(log_miss * (2 * k - shared)) * -np.expm1(log_miss * shared)
-    return np.where(log_miss > -np.inf, covariance, 0.0)
+        log_miss = np.log1p(-(explored + unknown * q))
+        log_deviation = np.log(q) + np.log1p(-q) + 2 * np.log(unknown)
+    variance = np.zeros(len(q))
+    for rows in _blocks(np.flatnonzero(np.isfinite(log_miss + log_deviation)), k):
+        log_terms = log_ways + s * log_deviation[rows, None] + 2 * (k - s) * log_miss[rows, None]
+        variance[rows] = np.exp(log_terms).sum(axis=1)
+    return variance
 
 
-def sampling_error(p: np.ndarray, n: int, k: int) -> float:
-    """The standard error of pass@k of these problems, p float64[m], estimated from n rollouts a problem.
+def sampling_error(q: np.ndarray, n: int, k: int, explored: ArrayLike = 0.0, unknown: ArrayLike = 1.0) -> float:
+    """The standard error of pass@k of these problems, estimated from n rollouts a problem (`estimator_variance`).
 
-    With estimates c/n in place of p, problems with c = 0 or c = n seem to add none.
+    With estimates c/n in place of q, problems with c = 0 or c = n seem to add none.
     """
-    return math.sqrt(estimator_variance(p, n, k).sum()) / len(p)
+    return math.sqrt(estimator_variance(q, n, k, explored, unknown).sum()) / len(q)
 
 
 def cover_at(p: np.ndarray, taus: ArrayLike) -> np.ndarray:

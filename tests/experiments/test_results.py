@@ -181,7 +181,7 @@ def test_records_of_another_version_are_counted_and_unreadable_runs_left_out(cop
 
 
 def test_arrays(copy):
-    """p and the share of problems that k samples solve, computed and sampled, free and forced."""
+    """p and the share of problems that k samples solve, computed, sampled and both, free and forced."""
     pipeline, sampled = copy("base", measured=True), ["eval.engine=split", "eval.rollouts=64"]
     assert pipeline("eval", *sampled) == 0
     exact, split = (results.load_results(pipeline.config(*words)) for words in ([], sampled))
@@ -191,7 +191,11 @@ def test_arrays(copy):
         np.testing.assert_allclose(exact.record_pass_at_k(computed, 16, mode), 1 - (1 - p) ** 16)
         counts = np.rint(split.problem_p(drawn, mode) * 64).astype(int)
         np.testing.assert_allclose(split.record_pass_at_k(drawn, 16, mode), passk.unbiased_pass_at_k(counts, 64, 16))
-    for loaded, record in ((exact, computed), (split, drawn)):
+    spent = ["eval.budget=100", "eval.rollouts=64"]
+    assert pipeline("eval", *spent) == 0
+    rest = results.load_results(pipeline.config(*spent))
+    assert rest.base(0)["engine"] == "remainder"
+    for loaded, record in ((exact, computed), (split, drawn), (rest, rest.base(0))):
         solved = loaded.record_pass_at_ks(record, (1, 64)).mean(axis=1)
         assert solved == pytest.approx([record["pass_at"][k] for k in ("1", "64")])
     with pytest.raises(ValueError, match="the evaluation holds no .*/base/plain/fork_train"):

@@ -62,10 +62,36 @@ def test_sampled_evaluations_estimate_the_computed_one(trained, two_runs, engine
     assert all(c["engine"] == engine and c["by"] != engine and c["agrees"] for c in sampled["checks"])
 
 
-def test_auto_splits_when_the_budget_is_spent(two_runs):
-    small, _ = evaluated(two_runs, "eval.budget=10")
-    assert small["engine"] == "split" and all(r["n"] == 1024 for r in small["records"])
-    assert all(c["engine"] == "split" and c["by"] == "rollout" for c in small["checks"])
+def test_auto_samples_the_remainder_when_the_budget_is_spent(trained, two_runs, capsys):
+    """Estimates lie within the certified bounds, and within 5 of their own standard errors of the computed pass@k."""
+    computed = {(one["run"], one["epoch"]): one for one in trained.view()["records"]}
+    small, arrays = evaluated(two_runs, "eval.budget=100")
+    assert small["engine"] == "remainder" and "certified within" not in capsys.readouterr().out
+    assert all(c["engine"] == "remainder" and c["by"] == "rollout" and c["agrees"] for c in small["checks"])
+    for record in small["records"]:
+        exact = computed[record["run"], record["epoch"]]
+        assert record["n"] == 1024 and sum(record["errors"].values()) + record["pass_at"]["1"] == pytest.approx(1)
+        for k, value in exact["pass_at"].items():
+            estimate, error = record["pass_at"][k], record["sampling_error"][k]
+            assert record["pass_at_lo"][k] - 1e-6 <= min(value, estimate), (record["run"], k)
+            assert max(value, estimate) <= record["pass_at_hi"][k] + 1e-6, (record["run"], k)
+            assert abs(estimate - value) <= 5 * error + 1e-3, (record["run"], k)
+        p, low, high = (arrays[array_name(record, what)] for what in ("free", "free_lo", "free_hi"))
+        assert (low <= p).all() and (p <= high).all() and (low < high).any()
+        assert record["rho"] == pytest.approx(exact["rho"], abs=0.1)
+
+
+def test_a_wrong_remainder_fails_the_cross_check(two_runs, monkeypatch):
+    real = measuring.sample_remainder
+
+    def too_large(*arguments) -> Result:
+        result = real(*arguments)
+        outcomes = result.outcomes.copy()
+        outcomes[:, 0] = result.p_hi
+        return replace(result, outcomes=outcomes)
+
+    monkeypatch.setattr(measuring, "sample_remainder", too_large)
+    assert two_runs("eval", "eval.budget=100", "eval.check_problems=64", "eval.check_rollouts=64") == 1
 
 
 def test_exact_gives_certified_bounds_when_the_budget_is_spent(trained, two_runs, capsys):

@@ -78,7 +78,7 @@ def test_split_does_not_depend_on_the_batch(make_model, monkeypatch):
 
 def drawn_children(p: np.ndarray, n: int, m: int) -> np.ndarray:
     """The counts of m prefixes that split n rollouts each between tokens of probability p."""
-    return splitting._split(np.tile(p, (m, 1)), np.full(m, n), np.zeros(m, dtype=np.int64), 0, 9, {})
+    return splitting.split_counts(np.tile(p, (m, 1)), np.full(m, n), np.zeros(m, dtype=np.int64), 0, splitting.Draws(9))
 
 
 def test_first_tokens_are_multinomial():
@@ -103,7 +103,7 @@ def test_tiny_probabilities_are_drawn(largest):
 def test_largest_token_last_swaps_back():
     """Every token keeps its own count, also where the largest one stands last or first, row by row."""
     p = np.eye(4)[[3, 0, 2]]
-    children = splitting._split(p, np.array([5, 6, 7]), np.array([0, 1, 1]), 2, 0, {})
+    children = splitting.split_counts(p, np.array([5, 6, 7]), np.array([0, 1, 1]), 2, splitting.Draws(0))
     assert children.tolist() == [[0, 0, 0, 5], [6, 0, 0, 0], [0, 0, 7, 0]]
 
 
@@ -115,14 +115,14 @@ def test_split_refuses(tree, n):
 
 def test_a_broadcast_first_token_is_caught(tree, p, monkeypatch):
     """All rollouts of a problem share the first token, here by giving all counts at the root to one child."""
-    real = splitting._split
+    real = splitting.split_counts
 
-    def broadcast(p, count, problem, depth, seed, generators):
+    def broadcast(p, count, problem, depth, draws):
         if depth:
-            return real(p, count, problem, depth, seed, generators)
-        return real(p, np.ones_like(count), problem, depth, seed, generators) * count[:, None]
+            return real(p, count, problem, depth, draws)
+        return real(p, np.ones_like(count), problem, depth, draws) * count[:, None]
 
-    monkeypatch.setattr(splitting, "_split", broadcast)
+    monkeypatch.setattr(splitting, "split_counts", broadcast)
     assert fit(counts(split(tree, 300, 5)), p) < 1e-6
 
 
