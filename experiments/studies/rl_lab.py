@@ -76,12 +76,10 @@ def comparisons(config: Config, objectives: dict[str, RL]) -> Iterator[dict[str,
 
 def run_rows(results: Results, plans: Sequence[Plan]) -> list[dict]:
     """Estimates over pairs, FWD forced, where runs start and at the end of each; with weights moved and tokens."""
-    rows: list[dict] = []
+    start = [results.parent_of(plan)[0] for plan in plans if plan.name == plans[0].name]
+    rows = [{"run": "start"} | estimates(results, start) | {"moved": None, "M tokens": None}]
     for name in dict.fromkeys(plan.name for plan in plans):
         of_run = [plan for plan in plans if plan.name == name]
-        if not rows:
-            start = [results.parent_of(plan)[0] for plan in of_run]
-            rows.append({"run": "start"} | estimates(results, start) | {"moved": None, "M tokens": None})
         effort = mean_of_rows([{"moved": moved(plan), "M tokens": tokens(plan) / 1e6} for plan in of_run])
         rows.append({"run": name} | estimates(results, [results.records_of(plan)[-1] for plan in of_run]) | effort)
     return rows

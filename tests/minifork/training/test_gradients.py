@@ -87,6 +87,13 @@ def test_closed_forms(n):
     torch.testing.assert_close(weight("maxrl"), torch.stack([(1 - p) ** (k - 1) for k in range(1, n)]).sum(dim=0))
     torch.testing.assert_close(weight("passk_sampled"), (1 - p) * weight("grpo", n // 2, 1 - (1 - p) ** 2))
     torch.testing.assert_close(weight("exact"), 2 * (1 - p))
+    torch.testing.assert_close(weight("grpo", 2), torch.ones_like(p))
+
+
+def test_groups_of_four_hardly_weigh_problems():
+    """GRPO's w_4 lies between 1.61 and 1.74 for every p, as docs/rl.md says."""
+    wrong, right = mean_advantage(settings_of("grpo"), torch.linspace(0, 1, 101, dtype=torch.float64))
+    assert 1.61 < (right - wrong).min() < 1.62 and 1.73 < (right - wrong).max() < 1.74
 
 
 @pytest.mark.parametrize("advantage", LIMITS)
