@@ -61,12 +61,12 @@ def mean_advantage(settings: RL, p: Tensor) -> tuple[Tensor, Tensor]:
         miss = (1 - p) ** (settings.k - 1)
         wrong, right = mean_advantage(best, 1 - (1 - p) ** settings.k)
         return miss * wrong + (1 - miss) * right, right
-    others = settings.group - 1
-    rewards = torch.ones(others + 2, others + 1, dtype=torch.float64).tril(-1)  # in row c the first c are right
+    rest = settings.group - 1
+    rewards = torch.ones(rest + 2, rest + 1, dtype=torch.float64).tril(-1)  # in row c the first c are right
     advantage = ADVANTAGES[settings.advantage](rewards, settings.k).double()
-    c, p = torch.arange(others + 1), p.clamp(SMALLEST, 1 - SMALLEST)[:, None]
-    log_ways = torch.from_numpy(log_choose(others, np.arange(others + 1)))
-    chance = (log_ways + c * p.log() + (others - c) * torch.log1p(-p)).exp()
+    c, p = torch.arange(rest + 1), p.clamp(SMALLEST, 1 - SMALLEST)[:, None]
+    log_ways = torch.from_numpy(log_choose(rest, np.arange(rest + 1)))
+    chance = (log_ways + c * p.log() + (rest - c) * torch.log1p(-p)).exp()
     return chance @ advantage[:-1, -1], chance @ advantage[1:, 0]
 
 
@@ -94,8 +94,8 @@ class Updates:
         self.space, self.p = space, p
         cumulative = p.flatten(1).cumsum(dim=1)
         uniform = torch.rand(len(p), count * group, dtype=p.dtype, generator=torch.Generator().manual_seed(0))
-        drawn = torch.searchsorted(cumulative, uniform * cumulative[:, -1:], right=True)
-        self.traces = drawn.view(len(p), count, group)
+        places = torch.searchsorted(cumulative, uniform * cumulative[:, -1:], right=True)
+        self.traces = places.view(len(p), count, group)
 
     def factors(self, settings: RL) -> Tensor:
         """The factor of every trace's grad log pi in the sampled updates, float64[n, G, R T V]."""

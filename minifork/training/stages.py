@@ -169,7 +169,7 @@ def check_rl(config: Config) -> None:
     if config.rl.epoch == 0 and config.data.branch_order != "shuffled" and not config.sft.allow_leak:
         raise ValueError(f"data.branch_order gives the right branch away; {ALLOW}")
     if config.rl.advantage == "exact":
-        reinforce.right_traces(config, reinforce.problems_of(config, 0))
+        reinforce.right_traces(config, streams.training_problems(config.data, config.seed, config.rl.prompts))
 
 
 def _audit(config: Config, data: streams.Examples) -> tuple[list[str], str]:

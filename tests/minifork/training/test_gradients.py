@@ -24,7 +24,6 @@ from minifork.training.gradients import (
     LIMITS,
     Updates,
     compare_gradients,
-    inner_products,
     kl_gradients,
     mean_advantage,
     rollout_factors,
@@ -187,7 +186,6 @@ def test_factors_give_the_gradient_of_the_real_loss(space, advantage, reduction)
     updates.traces[:, 0, :2] = (updates.p * listed.right).flatten(1).argmax(dim=1)[:, None]  # so that some are right
     updates.traces[:, 0, 2] = (updates.p * ~listed.right).flatten(1).argmax(dim=1)
     factors = listed.through(updates.factors(settings).view_as(updates.p))
-    products, _ = inner_products(listed, model, [factors])
 
     rows = torch.full((2, 4, listed.tokens.shape[2] + 1), PAD)
     rows[:, :, 0] = config.data.mode_token("FWD")
@@ -202,7 +200,6 @@ def test_factors_give_the_gradient_of_the_real_loss(space, advantage, reduction)
     expected = flat_gradient(-loss, model)
     assert expected.norm() > 1e-3
     torch.testing.assert_close(update_of(space, factors), expected, rtol=0, atol=1e-4 * float(expected.abs().max()))
-    assert float(products[0, 0]) == pytest.approx(float(expected @ expected), rel=1e-4)
 
 
 @pytest.mark.parametrize("reduction", ["none", "sequence_mean", "token_mean"])
