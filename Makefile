@@ -44,7 +44,7 @@ STUDY_ARGS := $(PAIR_ARGS) $(if $(STUDY),reproduce.study=$(STUDY))
 SFT        := $(if $(FORK_RATE),sft.fork_rate=$(FORK_RATE)) $(if $(EPOCHS),sft.epochs=$(EPOCHS))
 
 .DEFAULT_GOAL := help
-.PHONY: help demo pretrain sft rl wise eval runs config figures claims report audit agreement bench gpu-check study frontier anchoring competence contrast flips law layers sigma thinking sensitivity reproduce reproduce-full stops test test-all coverage faults lint clean
+.PHONY: help demo pretrain sft rl wise eval runs config figures claims report audit agreement bench gpu-check study frontier anchoring competence contrast rl-lab flips law layers sigma thinking sensitivity reproduce reproduce-full stops test test-all coverage faults lint clean
 
 help: ## print this list
 	@grep -hE '^[a-z-]+:.*## ' $(MAKEFILE_LIST) | sed -E 's/:.*## /\t/' | expand -t 12
@@ -115,6 +115,9 @@ anchoring: $(ENV) ## fine-tune with undecided tokens anchored, masked or as they
 
 contrast: $(ENV) ## run RL on forward and on reverse traces and compare them [TASK PRESET PAIRS ARGS]
 	@$(MINIFORK) contrast $(PAIR_ARGS) $(ARGS)
+
+rl-lab: $(ENV) ## compare the updates of RL objectives with the gradients they stand for, then run each [TASK PRESET PAIRS ARGS]
+	@$(MINIFORK) rl-lab $(PAIR_ARGS) $(ARGS)
 
 thinking: $(ENV) ## force every first token: over- and under-thinking [TASK=openers, or PRESET=search; PAIRS ARGS]
 	@$(MINIFORK) thinking $(PAIR_ARGS) $(ARGS)

@@ -13,6 +13,7 @@ COMMANDS = cli.COMMANDS | {
     "frontier": Command("experiments.studies.frontier:frontier", "compare all mitigations with early stopping"),
     "anchoring": Command("experiments.studies.anchoring:anchoring", "show what anchoring and masking do at forks"),
     "contrast": Command("experiments.studies.rl:contrast", "compare RL on forward and on reverse traces"),
+    "rl-lab": Command("experiments.studies.rl_lab:rl_lab", "compare RL's updates with the gradients they stand for"),
     "sensitivity": Command("experiments.studies.sensitivity:sensitivity", "map coverage shrinkage over many settings"),
     "thinking": Command("experiments.studies.thinking:thinking", "force every first token: over- and under-thinking"),
     "sigma": Command("experiments.studies.sigma:sigma", "fit what sets sigma at forks"),

@@ -77,6 +77,20 @@ def alternatives_text(title: str, rows: Mapping[str, Mapping[str, dict]]) -> str
     return table([{title: name} | {key: row[name] for key, row in rows.items()} for name in quantities])
 
 
+def mean_of_rows(rows: Sequence[Mapping[str, Any]]) -> dict[str, Any]:
+    """One row from those of every pair: numbers as {"mean": .., "by_pair": [..]}, the rest as in the first.
+
+    A number that a pair lacks (None) is None.
+    """
+    merged: dict[str, Any] = {}
+    for key, first in rows[0].items():
+        by_pair = [row[key] for row in rows]
+        numbers = all(isinstance(value, float) for value in by_pair)
+        missing = None if None in by_pair else first
+        merged[key] = {"mean": float(np.mean(by_pair)), "by_pair": by_pair} if numbers else missing
+    return merged
+
+
 def _estimate(values: np.ndarray, ends: np.ndarray | None) -> dict:
     by_pair = values.mean(axis=1).tolist()
     return {"mean": float(values.mean()), "ci95": None if ends is None else ends.tolist(), "by_pair": by_pair}

@@ -12,7 +12,6 @@ from typing import Annotated
 from data_gen.arith import Arith
 from data_gen.layers import Layers
 from data_gen.openers import Openers
-from data_gen.search import SEARCHES
 from data_gen.sizes import Sizes
 from data_gen.star import Star
 from data_gen.streams import Mixture
@@ -143,7 +142,7 @@ class RL(Optim):
 
     epoch: CountOrZero
     mode: str
-    advantage: Annotated[str, one_of("grpo", "centred", "maxrl", "passk", "exact")]
+    advantage: Annotated[str, one_of("grpo", "centred", "maxrl", "passk", "passk_sampled", "exact")]
     k: Count
     kl: NotNegative
     kl_form: Annotated[str, one_of("sequence", "k3")]
@@ -160,15 +159,13 @@ class RL(Optim):
         self.require("prompts", self.prompts <= self.problems, f"there are only rl.problems={self.problems}")
         fits = self.advantage != "passk" or self.k < self.group
         self.require("k", fits, f"advantage=passk needs k below rl.group={self.group}")
+        fits = self.advantage != "passk_sampled" or self.group % self.k == 0 and self.k < self.group
+        self.require("k", fits, f"advantage=passk_sampled needs a k that divides rl.group={self.group} and is below it")
 
     def check_task(self, task: Task) -> None:
         """Raise ValueError naming the key that does not fit the task."""
         modes = ("free", *task.first_tokens)
         self.require("rl.mode", self.mode in modes, f"choose {', '.join(modes)}")
-        one_trace = tuple(task.first_tokens) == task.mode_names and not {*SEARCHES} & {*task.mode_names}
-        one_trace &= getattr(task, "right_paths", 1) == 1
-        need = f"it needs one right trace a mode: {', '.join(SEARCHES)}, openers and data.right_paths > 1 have several"
-        self.require("rl.advantage", self.advantage != "exact" or one_trace, need)
 
 
 @dataclass(frozen=True)

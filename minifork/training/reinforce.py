@@ -17,8 +17,9 @@ The tokens of k3 are averaged as `rl.reduction` says.
 The published code of arXiv 2605.17026 has token_mean, k3 and rollouts with `rl.policy` top_p=0.999
 (src/training/nano_r1_fsdp.py).
 
-Where all accepted traces of a problem can be listed, p_i is a differentiable function of the weights. The policy
-gradient of pass@k then needs no samples: `exact_objective`.
+Where all right traces of a problem can be listed, p_i is a differentiable function of the weights. The policy gradient
+of pass@k then needs no samples: `exact_objective`. `minifork.training.gradients` has what every other objective follows
+in expectation.
 """
 
 import math
@@ -31,6 +32,7 @@ import torch
 from torch import Tensor
 
 from data_gen import streams
+from data_gen.accepted import accepted_traces
 from data_gen.task import PAD, Batch, Task
 from data_gen.walks import IGNORE
 from minifork import measure
@@ -43,6 +45,7 @@ from minifork.training.loop import Objective
 from minifork.training.losses import sequence_logp, token_logp
 
 FREE = "free"
+MOST_TRACES = 64  # right traces of a problem that are listed: more cost more than as many rollouts
 RL_POOL_STEP = 10**6  # fresh problems come from this step of the training stream; fine-tuning uses lower steps
 
 
@@ -91,11 +94,21 @@ def passk_advantage(reward: Tensor, k: int) -> Tensor:
     return table[(reward > 0).long(), (reward == 0).sum(dim=1, keepdim=True)]
 
 
+def passk_sampled_advantage(reward: Tensor, k: int) -> Tensor:
+    """GRPO's advantage of the best of every k rollouts in turn, which all k get, float[B, n]; k divides n.
+
+    The form of Chen et al. 2025 (arXiv 2508.10751) that samples subgroups, instead of averaging over all of them.
+    """
+    best = reward.unflatten(1, (-1, k)).amax(dim=2)
+    return grpo_advantage(best).repeat_interleave(k, dim=1)
+
+
 ADVANTAGES: dict[str, Callable[[Tensor, int], Tensor]] = {
     "grpo": grpo_advantage,
     "centred": centred_advantage,
     "maxrl": maxrl_advantage,
     "passk": passk_advantage,
+    "passk_sampled": passk_sampled_advantage,
 }
 
 
@@ -241,26 +254,42 @@ def group_metrics(
 
 
 def exact_objective(config: Config, device: str) -> Objective:
-    """-mean_i [1 - (1 - p_i)^k], p_i the sum over the problem's accepted traces, differentiated through the model.
+    """-mean_i [1 - (1 - p_i)^k], p_i the sum over the problem's right traces, differentiated through the model.
 
-    This is the policy gradient of pass@k without variance. It needs one accepted trace a mode, and SEARCH and BOTH have
-    more. It logs the reward, the mean of p_i; there are no rollouts and no KL.
+    This is the policy gradient of pass@k without variance. It logs the reward, the mean of p_i; there are no rollouts
+    and no KL.
     """
     settings, task, forced_len = config.rl, config.data, int(config.rl.mode != FREE)
-    modes = (settings.mode,) if forced_len else task.mode_names
 
     def update(model: GPT, step: int) -> tuple[Tensor, int, dict[str, Tensor]]:
         problems = problems_of(config, step)
         prompts = torch.from_numpy(task.prompts(problems)).to(device)
-        traces = [task.traces(problems, np.full(len(problems), task.mode_names.index(mode))) for mode in modes]
-        tokens = torch.from_numpy(np.stack(traces, axis=1)).to(device)
+        tokens = torch.from_numpy(right_traces(config, problems)).to(device)
         inputs, targets = training_pairs(prompts, tokens, task.eos, forced_len)
-        logp = sequence_logp(model(inputs, (targets != IGNORE).cpu()), targets).view(len(problems), len(modes))
+        logp = sequence_logp(model(inputs, (targets != IGNORE).cpu()), targets).view(tokens.shape[:2])
+        logp = logp.masked_fill(tokens[:, :, 0] == PAD, -math.inf)
         p = logp.double().exp().sum(dim=1).clamp(max=1 - 1e-9)
         loss = torch.expm1(settings.k * torch.log1p(-p)).mean().float()
         return loss, inputs.numel(), {"reward": p.detach().mean().float()}
 
     return update
+
+
+def right_traces(config: Config, problems: Batch) -> np.ndarray:
+    """int64[n, R, trace_len]: all right traces that begin as rl.mode says, PAD past the end and in unused rows.
+
+    Raises ValueError if a problem has more than MOST_TRACES.
+    """
+    dfa = config.data.dfa(problems)
+    if config.rl.mode != FREE:
+        table, token = dfa.next.copy(), config.data.first_tokens[config.rl.mode]
+        table[:, 0, np.arange(table.shape[2]) != token] = table.shape[1] - 1  # the last outcome
+        dfa = replace(dfa, next=table)
+    try:
+        return accepted_traces(dfa, config.data.trace_len, MOST_TRACES)
+    except ValueError as error:
+        advice = "choose another rl.advantage, or a task with fewer"
+        raise ValueError(f"{config.task}: {error}, and the exact gradient lists them all; {advice}") from None
 
 
 def training_pairs(prompts: Tensor, traces: Tensor, pad_token: int, forced_len: int) -> tuple[Tensor, Tensor]:

@@ -158,9 +158,9 @@ def check_traces(run: Run, data: streams.Examples) -> None:
 
 
 def check_rl(config: Config) -> None:
-    """Raise ValueError for what RL cannot use: sft.prefix, rl.policy or rl.source, and prompts that leak.
+    """Raise ValueError for what RL cannot use: sft.prefix, rl.policy or rl.source, prompts that leak, too many traces.
 
-    Prompts are checked for RL from the base only, unless sft.allow_leak.
+    Prompts are checked for RL from the base only, unless sft.allow_leak. Right traces are counted for advantage exact.
     """
     reinforce.rollout_policy(config)
     reinforce.check_source(config)
@@ -168,6 +168,8 @@ def check_rl(config: Config) -> None:
         raise ValueError(f"sft.prefix is {config.sft.prefix}: rl samples traces without a prefix; give 0")
     if config.rl.epoch == 0 and config.data.branch_order != "shuffled" and not config.sft.allow_leak:
         raise ValueError(f"data.branch_order gives the right branch away; {ALLOW}")
+    if config.rl.advantage == "exact":
+        reinforce.right_traces(config, streams.training_problems(config.data, config.seed, config.rl.prompts))
 
 
 def _audit(config: Config, data: streams.Examples) -> tuple[list[str], str]:

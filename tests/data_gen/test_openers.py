@@ -111,13 +111,10 @@ def test_wrong_tables_are_refused(table):
     assert str(error.value).startswith(f"the command line: data.openers is {table!r}: ")
 
 
-def test_rl_forces_openers_and_exact_rl_refuses_them():
+def test_rl_forces_openers():
     assert configs.load_config("openers", ["rl.mode=C"]).rl.mode == "C"
     with pytest.raises(ValueError, match="rl.mode is 'FWD': choose free, A, B, C, D"):
         configs.load_config("openers", ["rl.mode=FWD"])
-    with pytest.raises(ValueError, match=r"rl.advantage is 'exact': .* openers have several"):
-        tables = ["data.modes=FWD,REV", "sft.modes=FWD,REV", "data.openers=FWD 1 0, REV 0 1"]
-        configs.load_config("openers", [*tables, "rl.advantage=exact"])
 
 
 def test_fork_synonyms_and_partings():

@@ -194,8 +194,8 @@ WRONG_TOGETHER = [  # the error names the first key
     "data.nodes=16 data.branches=8", "model.width=128 model.heads=3", "eval.rollouts=63 eval.max_k=64",
     "eval.engine=split eval.stratify=first", "eval.strata=99 eval.stratify=first",
     "eval.pool=63 eval.max_k=64 eval.stratify=first", "eval.pool=4 eval.max_k=2 eval.strata=8 eval.stratify=first",
-    "rl.k=4 rl.advantage=passk",
-    "rl.advantage=exact data.modes=FWD,REV,SEARCH", "sft.cue_rate=0.5 sft.fork_rate=0.5",
+    "rl.k=4 rl.advantage=passk", "rl.k=3 rl.advantage=passk_sampled", "rl.k=4 rl.advantage=passk_sampled",
+    "sft.cue_rate=0.5 sft.fork_rate=0.5",
 ]  # fmt: skip
 WRONG_OPTIM = "lr=0 muon_lr=-1 warmup=1.1 weight_decay=-1 clip=0 optimizer=sgd".split()
 WRONG_TOGETHER += [f"{section}.{word}" for section in ("pretrain", "sft", "rl") for word in WRONG_OPTIM]

@@ -18,8 +18,8 @@ CHOICES = {
     "task": ["star"], "preset": [""], "device": ["auto", "cpu"], "data.branch_order": ["shuffled", "published"],
     "data.modes": ["FWD,REV", "REV,FWD"], "data.modulus": [None, 7], "data.sizes": ["2x3,3x2"],
     "pretrain.optimizer": ["adamw", "muon"], "sft.modes": ["FWD", "REV,FWD"], "sft.allocation": ["problem"],
-    "rl.mode": ["FWD"], "rl.advantage": ["passk", "exact"], "rl.kl_form": ["k3"], "rl.reduction": ["token_mean"],
-    "rl.source": ["sft"], "wise.weights": ["0.5", "0,1"],
+    "rl.mode": ["FWD"], "rl.advantage": ["passk", "passk_sampled", "exact"], "rl.kl_form": ["k3"],
+    "rl.reduction": ["token_mean"], "rl.source": ["sft"], "wise.weights": ["0.5", "0,1"],
     "eval.split": ["valid"], "eval.grading": ["answer"], "eval.engine": ["split"], "eval.stratify": ["fork"],
 }  # fmt: skip
 VALUES = {

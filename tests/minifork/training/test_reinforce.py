@@ -97,6 +97,35 @@ def test_exact_objective_is_pass_at_k(start, mode, k):
     assert {name: float(value) for name, value in metrics.items()} == {"reward": pytest.approx(p.mean(), abs=1e-5)}
 
 
+@pytest.mark.parametrize("task", ["star", "sizes", "openers"])
+@pytest.mark.parametrize("place", [None, 2])
+def test_exact_objective_sums_over_all_right_traces(make_model, task, place):
+    """Problems have several in each mode, of other lengths and as many as their size gives; free, and one forced."""
+    own = ["sft.modes=FWD,REV"] if task == "openers" else ["data.modes=FWD,REV,SEARCH"]
+    own += ["data.sizes=2x4,3x3"] if task == "sizes" else []
+    config = configs.load_config(task, [*own, "rl.prompts=12", "rl.problems=12", "walks.seq_len=64", "rl.k=3"])
+    mode = "free" if place is None else [*config.data.first_tokens][place]
+    config = configs.with_changes(config, {"rl.advantage": "exact", "rl.mode": mode})
+    model = make_model(100, Shape(1, 16, 2), config.data.vocab_size, 64)
+    problems = problem_set(config.data, learning.problems_of(config, 0), "cpu")
+    tree = measure.trace_tree(model, problems, Policy())
+    p = exact(tree if place is None else measure.force_mode(tree, config.data, mode)).p_lo
+    loss, _, metrics = learning.exact_objective(config, "cpu")(model, 0)
+    assert float(metrics["reward"]) == pytest.approx(p.mean(), rel=1e-4) and p.min() > 0
+    assert float(loss.detach()) == pytest.approx(np.mean((1 - p) ** 3) - 1, rel=1e-3)
+
+
+def test_traces_that_are_too_many_to_list_are_refused():
+    """Five branches can be tried in 65 orders up to the right one."""
+    many = ["data.branches=5", "data.nodes=16", "data.modes=FWD,REV,SEARCH", "walks.seq_len=64", "rl.advantage=exact"]
+    config = configs.load_config("star", [*many, "rl.epoch=0"])
+    needle = r"star: problem 0 has more than 64 right traces, .* choose another rl.advantage, or a task with fewer"
+    with pytest.raises(ValueError, match=needle):
+        stages.check_rl(config)
+    stages.check_rl(configs.with_changes(config, {"rl.mode": "FWD"}))
+    stages.check_rl(configs.with_changes(config, {"rl.advantage": "grpo"}))
+
+
 @pytest.mark.slow
 def test_the_group_gradient_is_the_exact_one_on_average(start):
     """With centred advantages, summed tokens and no KL, REINFORCE follows the gradient of pass@1: over many rollouts
