@@ -56,5 +56,3 @@ def test_refusals(tmp_path, capsys):
         ("pretrain", "data.layers=3", "data.nodes is 16: 2 branches in 3 layers need at least 27"),
     ):
         assert words in pipeline.refused(capsys, command, override)
-    exact = pipeline.refused(capsys, "rl", "data.right_paths=2", "rl.advantage=exact")
-    assert "rl.advantage is 'exact': it needs one right trace a mode" in exact
