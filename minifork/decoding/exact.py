@@ -186,7 +186,7 @@ def _search(tree: TraceTree, frontier: "Frontier", limits: Limits, totals: Tenso
     Adds the probability of the outcomes that they reach in place to totals [2, B, outcomes].
     """
     evaluated = 0
-    while frontier.blocks and evaluated < limits.max_prefixes:
+    while frontier.blocks and evaluated + 1 <= limits.max_prefixes:  # a budget may have a fraction
         if limits.width > 0 and float(frontier.waiting.max()) <= limits.width:
             break
         block = frontier.pop(limits.max_prefixes - evaluated)

@@ -91,7 +91,7 @@ def test_a_wrong_remainder_fails_the_cross_check(two_runs, monkeypatch):
         return replace(result, outcomes=outcomes)
 
     monkeypatch.setattr(measuring, "sample_remainder", too_large)
-    assert two_runs("eval", "eval.budget=100", "eval.check_problems=64", "eval.check_rollouts=64") == 1
+    assert two_runs("eval", "eval.budget=10", "eval.check_problems=64", "eval.check_rollouts=64") == 1
 
 
 def test_exact_gives_certified_bounds_when_the_budget_is_spent(trained, two_runs, capsys):
