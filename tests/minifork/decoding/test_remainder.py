@@ -151,9 +151,8 @@ def test_bad_budgets_and_logits(tree):
 
 
 def test_ignored_weights_are_caught(make_model):
-    tree, _ = dag_tree(
-        make_model, problems=120, density=1.0, scale=0.8
-    )  # a model whose prefixes have different probabilities
+    """With a model whose prefixes differ in probability."""
+    tree, _ = dag_tree(make_model, problems=120, density=1.0, scale=0.8)
     p = exact(tree)
     search = searched(tree, p, 0.05)
     even = [replace(block, weight=(block.weight > 0).double()) for block in search.waiting]
