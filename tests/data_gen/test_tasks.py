@@ -83,7 +83,7 @@ def test_arith_graded_by_the_answer(arith, capsys):
     assert "a guess is right with probability 0.2" in capsys.readouterr().out
     assert "an unbiased estimate from samples" in (arith.folder / "report.html").read_text(encoding="utf-8")
     result = arith.view()
-    assert result["grading"] == "answer" and result["guessing_floor"] == 0.2 and result["engine"] == "split"
+    assert result["grading"] == "answer" and result["guessing_floor"] == 0.2 and result["engine"] == "remainder"
     assert all(check["agrees"] for check in result["checks"])
     for record in result["records"]:
         graded, computed = record["pass_at"]["1"], steps[record["run"], record["epoch"], record["test_set"]]

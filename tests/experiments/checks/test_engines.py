@@ -18,7 +18,7 @@ def test_agreement(copy, capsys):
     assert printed.count("agree   ") == 16 and printed.count("decoded; standard error") == 3
     rows = json.loads((pipeline.folder / "efficiency.json").read_text(encoding="utf-8"))["engines"]
     for row in rows:
-        assert row["cost"]["1"] == pytest.approx(row["error"]["1"] ** 2 * row["evaluated"], rel=1e-6)
+        assert row["cost"]["1"] == pytest.approx(row["error"]["1"] ** 2 * row["evaluated"], rel=1e-3)
     assert [row["engine"] for row in rows] == ["remainder", "split", "rollout"]
     assert rows[0]["error"]["1"] <= rows[1]["error"]["1"] == rows[2]["error"]["1"]
     tests = json.loads((pipeline.folder / "agreement.json").read_text(encoding="utf-8"))["tests"]
