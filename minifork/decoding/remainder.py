@@ -17,7 +17,7 @@ import torch
 
 from minifork.decoding.exact import Limits, PrefixResult, exact_by_prefix
 from minifork.decoding.split import Draws, require_rollouts, split_counts, split_down
-from minifork.decoding.traces import EXACT, Prefixes, Result, TraceTree
+from minifork.decoding.traces import EXACT, ROWS, Prefixes, Result, TraceTree, chunks
 
 AT_START = 2**16 - 1  # stands for the depth of the draw between waiting prefixes; no prefix is as long
 
@@ -56,6 +56,7 @@ def sample_remainder(tree: TraceTree, searched: PrefixResult, n: int, seed: int)
 
 def _starts(tree: TraceTree, waiting: list[Prefixes], n: int, draws: Draws) -> list[Prefixes]:
     """The waiting prefixes that some of a problem's n rollouts begin with, with the numbers of these rollouts."""
+    waiting = _by_parent(waiting)
     weight = torch.cat([block.weight for block in waiting]).cpu().numpy()
     problem = torch.cat([block.problem for block in waiting]).cpu().numpy()
     count, order = np.zeros(len(weight), dtype=np.int64), problem.argsort(kind="stable")
@@ -66,6 +67,20 @@ def _starts(tree: TraceTree, waiting: list[Prefixes], n: int, draws: Draws) -> l
     starts, first = [], 0
     for block in waiting:
         passing = torch.from_numpy(count[first : first + len(block)]).to(block.state.device)
-        starts.append(replace(block, weight=passing)[passing > 0])
+        start = replace(block, weight=passing)[passing > 0]
+        starts += [start[chunk] for chunk in chunks(len(start), ROWS)]
         first += len(block)
-    return [block for block in starts if len(block)]
+    return starts
+
+
+def _by_parent(blocks: list[Prefixes]) -> list[Prefixes]:
+    """The same prefixes with the children of the same rows in one block: a search leaves many small ones."""
+    families: dict[int, list[Prefixes]] = {}
+    for block in blocks:
+        families.setdefault(id(block.parent), []).append(block)
+    joined = []
+    for family in families.values():
+        parts = [[getattr(block, name) for block in family] for name in ("origin", "token", "state", "weight")]
+        block = Prefixes(family[0].parent, *map(torch.cat, parts))
+        joined.append(block[block.origin.argsort(stable=True)])
+    return joined
