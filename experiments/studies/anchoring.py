@@ -21,7 +21,7 @@ from minifork.storage.files import write_json
 
 GIVEN_FWD = [Term({}, name, mode="FWD") for name in ("skill", "pass@1", "pass@16", "pass@64")]
 FREE = [Term({}, name) for name in ("skill", "pass@1", "pass@16", "pass@64", "train fork accuracy")]
-SIGMAS = [Term({}, "sigma"), Term({}, "train sigma")]  # of two branches only
+SIGMAS = [Term({}, "sigma"), Term({}, "train sigma")]  # null where problems differ in their number of branches
 
 
 def anchoring(config: Config) -> None:

@@ -166,7 +166,8 @@ def prediction_errors(branch: np.ndarray, r: np.ndarray, points: Callable[[float
 def claim_rows(rows: list[dict]) -> list[dict]:
     """What the law's claims are about: of plain runs in scope the worst estimate of each kind, over checkpoints and k.
 
-    The worst has the interval end that is farthest from 0 (of the kurtosis: from the claim's side).
+    The worst error is the one whose interval reaches farthest from 0. The worst kurtosis is the smallest of early and
+    the largest of late checkpoints.
     """
     plain = [row for row in rows if "plain_fork_rate" in row and row["branches"] == 2]
     middle = [row for row in plain if 2 <= row["sigma"] < 8]

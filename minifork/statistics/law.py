@@ -22,7 +22,7 @@ from numpy.typing import ArrayLike
 from minifork.statistics.passk import problem_pass_at_k
 
 POINTS = 2**14  # at which expectations over normal variables are taken; the error of pass@k is below .001
-BISECTIONS = 40
+ITERATIONS = 40  # of searches for a zero or a fixed point
 
 
 @lru_cache
@@ -32,7 +32,7 @@ def normal_points(dims: int) -> np.ndarray:
     The quantiles of an additive recurrence with the generalised golden ratio (Roberts 2018).
     """
     ratio = 2.0
-    for _ in range(BISECTIONS):
+    for _ in range(ITERATIONS):
         ratio = (1 + ratio) ** (1 / (dims + 1))
     steps = np.outer(np.arange(1, POINTS + 1), ratio ** -np.arange(1.0, dims + 1))
     points = np.vectorize(NormalDist().inv_cdf)((0.5 + steps) % 1)
@@ -124,7 +124,7 @@ def fork_pass_at_k(mean: float, variance: float, ks: ArrayLike) -> np.ndarray:
 
 def bisect(rising: Callable[[float], float], low: float, high: float) -> float:
     """The zero of a rising function between two ends, or the nearer end if there is none."""
-    for _ in range(BISECTIONS):
+    for _ in range(ITERATIONS):
         middle = (low + high) / 2
         low, high = (middle, high) if rising(middle) < 0 else (low, middle)
     return (low + high) / 2

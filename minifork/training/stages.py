@@ -233,9 +233,9 @@ def _tokens_and_labels(config: Config, epoch: int) -> np.ndarray:
     A share sft.wrong_forks of the traces that pass the fork has a wrong branch as its label there.
     """
     task, data = config.data, sft_data(config, epoch)
-    labels, fork = data.tokens.copy(), task.fork_prefix(data.problems)
-    children = task.children(data.problems)
+    labels = data.tokens.copy()
     if config.sft.wrong_forks:
+        fork, children = task.fork_prefix(data.problems), task.children(data.problems)
         if fork is None or children is None:
             raise ValueError(f"sft.wrong_forks is {config.sft.wrong_forks}: task {config.task} has no fork, give 0")
         place = task.prompt_len + fork.shape[1]

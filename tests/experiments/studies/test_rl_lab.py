@@ -42,7 +42,7 @@ def test_the_whole_lab(copy, monkeypatch, capsys):
     assert objectives["1", "pass@2 advantage"]["climbs"] == "(2/2) arcsin sqrt(pass@2)"
     assert "GRPO, token_mean, of 64" in capsys.readouterr().out
 
-    monkeypatch.setattr(rl_lab, "compare_gradients", None)  # kept: a second call computes nothing
+    monkeypatch.setattr(rl_lab, "compare_gradients", None)  # a second call must not compare anew
     assert pipeline("rl-lab", *SMALL) == 0 and starts.commands == ["rl"] * 16
     assert read_json(pipeline.folder / "rl-lab.json") == result
 

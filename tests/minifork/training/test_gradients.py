@@ -90,9 +90,11 @@ def test_closed_forms(n):
 
 
 def test_groups_of_four_hardly_weigh_problems():
-    """GRPO's w_4 lies between 1.61 and 1.74 for every p, as docs/rl.md says."""
-    wrong, right = mean_advantage(settings_of("grpo"), torch.linspace(0, 1, 101, dtype=torch.float64))
-    assert 1.61 < (right - wrong).min() < 1.62 and 1.73 < (right - wrong).max() < 1.74
+    """GRPO's w_4 is sqrt(3) where p is 0 or 1, and least at 1/2: between 1.61 and 1.74, as docs/rl.md says."""
+    p = torch.linspace(0, 1, 101, dtype=torch.float64)
+    wrong, right = mean_advantage(settings_of("grpo"), p)
+    ends, middle = 3**0.5, 1 + 3**-0.5  # b_0 = b_3 and b_1 = b_2 of docs/rl.md
+    torch.testing.assert_close(right - wrong, middle + (ends - middle) * (1 - 3 * p * (1 - p)))
 
 
 @pytest.mark.parametrize("advantage", LIMITS)

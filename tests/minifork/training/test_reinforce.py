@@ -101,9 +101,9 @@ def test_exact_objective_is_pass_at_k(start, mode, k):
 @pytest.mark.parametrize("place", [None, 2])
 def test_exact_objective_sums_over_all_right_traces(make_model, task, place):
     """Problems have several in each mode, of other lengths and as many as their size gives; free, and one forced."""
-    own = ["sft.modes=FWD,REV"] if task == "openers" else ["data.modes=FWD,REV,SEARCH"]
-    own += ["data.sizes=2x4,3x3"] if task == "sizes" else []
-    config = configs.load_config(task, [*own, "rl.prompts=12", "rl.problems=12", "walks.seq_len=64", "rl.k=3"])
+    modes = ["sft.modes=FWD,REV"] if task == "openers" else ["data.modes=FWD,REV,SEARCH"]
+    modes += ["data.sizes=2x4,3x3"] if task == "sizes" else []
+    config = configs.load_config(task, [*modes, "rl.prompts=12", "rl.problems=12", "walks.seq_len=64", "rl.k=3"])
     mode = "free" if place is None else [*config.data.first_tokens][place]
     config = configs.with_changes(config, {"rl.advantage": "exact", "rl.mode": mode})
     model = make_model(100, Shape(1, 16, 2), config.data.vocab_size, 64)
