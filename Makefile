@@ -90,7 +90,7 @@ report: $(ENV) ## write one HTML file with claims, figures and an explorer of pr
 audit: $(ENV) ## look for surface features that give the right branch away [TASK PRESET FORK_RATE SEED ARGS]
 	@$(MINIFORK) audit $(CONFIG) seed=$(SEED) $(SFT) $(ARGS)
 
-agreement: $(ENV) ## test exact, split and rollout against each other on four models [TASK PRESET BASE_SEED SEED ARGS]
+agreement: $(ENV) ## test exact, remainder, split and rollout against each other on four models [TASK PRESET BASE_SEED SEED ARGS]
 	@$(BASE) name=""
 	@for rate in 0 0.5 1; do \
 		$(MINIFORK) sft --resume $(CONFIG) $(SEEDS) sft.fork_rate=$$rate $(ARGS) || exit 1; \
