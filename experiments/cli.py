@@ -8,7 +8,7 @@ COMMANDS = cli.COMMANDS | {
     "figures": Command("experiments.figures:figures", "draw figures of the measured runs"),
     "claims": Command("experiments.claims:claims", "print which claims hold"),
     "report": Command("experiments.report:report", "write claims, figures and an explorer as one HTML file"),
-    "agreement": Command("experiments.checks.engines:agreement", "test exact, remainder, split and rollout against each other"),
+    "agreement": Command("experiments.checks.engines:agreement", "test all engines against each other"),
     "bench": Command("experiments.checks.bench:bench", "time the engines against common ways to sample"),
     "frontier": Command("experiments.studies.frontier:frontier", "compare all mitigations with early stopping"),
     "anchoring": Command("experiments.studies.anchoring:anchoring", "show what anchoring and masking do at forks"),
