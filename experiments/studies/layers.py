@@ -2,9 +2,11 @@
 
 A guess at f forks succeeds with d^-f in any case. So what counts is sigma at each fork, the polarisation index, and
 for several right paths the number of different ones among k samples. Everything is exact. The models are those of
-experiments/studies/layers.yaml, each after its last step. Traces are forced to FWD for the index and at forks.
+experiments/studies/layers.yaml, each after its last step. Traces are forced to FWD at forks and where a column says so.
+law@k is what the coverage law (`minifork.statistics.law`) gives pass@k given FWD, from the sigma of every fork.
 """
 
+from collections.abc import Sequence
 from dataclasses import replace
 
 import numpy as np
@@ -23,9 +25,15 @@ from minifork.measuring.problems import evaluation_problems, problem_set
 from minifork.measuring.quantities import fork_values, sigma_values
 from minifork.models import pick_device
 from minifork.schema import Config
+from minifork.statistics.law import law_pass_at_k, path_points
 from minifork.storage.files import write_json
 
-TERMS = [Term({}, "pass@1"), Term({}, "pass@64"), Term({}, "index@16"), Term({}, "index@16", mode="FWD")]
+TERMS = [
+    *(Term({}, what) for what in ("pass@1", "pass@64", "index@16")),
+    *(Term({}, what, mode="FWD") for what in ("index@16", "pass@1", "pass@16", "pass@64")),
+]
+LAW_KS = (16, 64)  # at which the coverage law is shown beside pass@k given FWD
+NO_LAW = dict.fromkeys(f"law@{k}" for k in LAW_KS)
 KS = (4, 16, 64, 256)  # numbers of samples among which different right paths are counted
 Tables = dict[str, list[dict]]
 
@@ -57,8 +65,9 @@ def add_rows(tables: Tables, results: Results, plans: list[Plan]) -> None:
         values = np.stack([term.quantity.values(results, record, term.k, term.mode) for record in records])
         estimate = probability_over_pairs if term.quantity.probability else mean_over_pairs
         estimates[f"{term.what} {term.mode or ''}".strip()] = estimate(values)
-    tables["runs"].append(row | estimates)
     branches, paths = zip(*(forks_and_paths(results.config, plan) for plan in plans), strict=True)
+    predicted = predicted_passes(branches, estimates["pass@1 FWD"]["mean"]) if row["right paths"] == 1 else NO_LAW
+    tables["runs"].append(row | estimates | predicted)
     for number, by_pair in enumerate(zip(*branches, strict=True), start=1):
         sigma = mean_over_pairs(np.stack([sigma_values(branch) for branch in by_pair]))
         accuracy = probability_over_pairs(np.stack([fork_values(branch, "accuracy") for branch in by_pair]))
@@ -66,6 +75,20 @@ def add_rows(tables: Tables, results: Results, plans: list[Plan]) -> None:
     if row["right paths"] > 1:
         distinct = {f"paths@{k}": mean_over_pairs(np.stack([distinct_paths(p, k) for p in paths])) for k in KS}
         tables["paths"].append(row | distinct)
+
+
+def predicted_passes(by_pair: Sequence[list[np.ndarray]], skill: float) -> dict[str, float | None]:
+    """pass@k given FWD under the coverage law, as a product over forks, for LAW_KS; None without a fork.
+
+    by_pair: float64[m, d] at every fork, by pair. skill: the mean pass@1 given FWD, from which r follows.
+    """
+    forks = [np.concatenate(pairs) for pairs in zip(*by_pair, strict=True)]
+    if not forks:
+        return NO_LAW
+    r = skill / np.prod([branch[:, 0] for branch in forks], axis=0).mean()
+    sigmas = [float(np.mean([sigma_values(branch).mean() for branch in pairs])) for pairs in zip(*by_pair, strict=True)]
+    curve = law_pass_at_k(r, path_points(sigmas, forks[0].shape[1]), LAW_KS)
+    return {name: round(value, 3) for name, value in zip(NO_LAW, curve.tolist(), strict=True)}
 
 
 def forks_and_paths(config: Config, plan: Plan) -> tuple[list[np.ndarray], np.ndarray]:

@@ -1,12 +1,15 @@
 """The study of layers, small: its runs, and its numbers against those of records and of traces forced here."""
 
+import numpy as np
 import pytest
 
 from experiments import study
 from experiments.results import load_results
+from experiments.studies import layers
 from minifork import runs
 from minifork.measure import branch_probabilities
 from minifork.measuring.problems import evaluation_problems, problem_set
+from minifork.statistics import passk
 from minifork.storage.files import read_json
 from tests.data_gen.test_tasks import FEW, GENERAL, TaskPipeline
 from tests.helpers.starts import Starts
@@ -44,8 +47,24 @@ def test_layers(tmp_path, monkeypatch, capsys):
     plan = study.plans(config, STUDY[1:2], [0])[1]
     problems = problem_set(config.data, evaluation_problems(config.data, config.eval), "cpu")
     branch = branch_probabilities(runs.read_run(runs.folder_of(plan.config, "sft")).model(), problems)
+    predicted = [row["law@16"] for row in written["runs"]]
+    assert [value is None for value in predicted] == [True, True, False, False, True, True]
     assert first["accuracy"]["mean"] == pytest.approx((branch.argmax(axis=1) == 0).mean()) and second["fork"] == 2
     assert pipeline("layers") == 0 and len(starts.commands) == 4  # nothing is made twice
+
+
+def test_the_law_of_several_forks():
+    """Independent normal branch logits are what the law assumes, so it gives their curve; wrong sigmas do not."""
+    b = 1 / (1 + np.exp(-np.random.default_rng(0).normal(size=(20_000, 2)) * [2, 4]))
+    p = 0.95 * b.prod(axis=1)
+    forks = [np.stack([column, 1 - column], axis=1) for column in b.T]
+    predicted = layers.predicted_passes(
+        [[fork[:10_000] for fork in forks], [fork[10_000:] for fork in forks]], p.mean()
+    )
+    assert list(predicted.values()) == pytest.approx(passk.pass_at_k(p, layers.LAW_KS), abs=0.01)
+    alike = layers.predicted_passes([[forks[0], forks[0]]], p.mean())
+    assert alike["law@64"] != pytest.approx(predicted["law@64"], abs=0.05)
+    assert layers.predicted_passes([[]], 0.5) == {"law@16": None, "law@64": None}
 
 
 def test_refusals(tmp_path, capsys):
