@@ -187,7 +187,8 @@ def draw_frontier(rows: list[dict], curves: np.ndarray, rate: float, mode: str) 
 
     curves: float64[pairs, snapshots, 1 + K, n].
     """
-    figure = Figure(figsize=(9.6, 4.8), layout="constrained")
+    figure = Figure(figsize=(9, 7), layout="constrained")
+    figure.suptitle(f"FORK_RATE {rate:g}, {'sampled freely' if mode == 'free' else f'forced {mode}'}")
     names = list(dict.fromkeys(row["method"] for row in rows))  # a method has one colour and marker in all figures
     colours = matplotlib.colormaps["tab20"]
     for i, (axes, k) in enumerate(zip(figure.subplots(1, 2), KS[1:], strict=True), 2):
@@ -201,7 +202,7 @@ def draw_frontier(rows: list[dict], curves: np.ndarray, rate: float, mode: str) 
             error = whiskers(*([value] for value in ends))
             axes.errorbar(row["skill"], row["pass_at"][str(k)], yerr=error, color=colours(j % 20),
                           marker="osD^vP*X"[j % 8], linestyle="", label=row["method"])  # fmt: skip
-        axes.set(xlabel="skill", ylabel=f"pass@{k}", title=f"FORK_RATE {rate:g}, {mode}, k = {k}")
+        axes.set(xlabel="skill (p without the luck of the branch)", ylabel=f"pass@{k}", title=f"k = {k}")
         axes.set_ylim(top=1.02)  # the interval of a gap may end above pass@k = 1
-    figure.legend(*axes.get_legend_handles_labels(), loc="outside right upper", fontsize=7)
+    figure.legend(*axes.get_legend_handles_labels(), loc="outside lower center", fontsize=7, ncols=2)
     return figure

@@ -7,7 +7,8 @@ import numpy as np
 import pytest
 
 from experiments.checks import bench
-from experiments.estimates import KS, estimate_text, signed
+from experiments.estimates import KS, estimate_text, interval_text, signed
+from experiments.studies.early_stopping import gap_text
 from experiments.summary import summary_table
 
 ROOT = Path(__file__).parents[2]
@@ -43,16 +44,29 @@ def test_claims_that_fail(name):
         assert short(f"{row['effect']:.3f} [{low:.3f}, {high:.3f}]") in TEXT, row["id"]
 
 
-@pytest.mark.parametrize(("name", "rate"), [("frontier", 0.5), ("frontier", 1), ("frontier-arith", 1)])
-def test_mitigations(name, rate):
-    """The free rows of a FORK_RATE as a Markdown table, by falling pass@16."""
-    lines = ["| run or decoder | pass@1 | pass@16 | pass@64 | above early stopping at k = 16 | at k = 64 |"]
-    lines += ["|---|---|---|---|---|---|"]
-    rows = [row for row in COMMITTED[name]["methods"] if (row["fork_rate"], row["mode"]) == (rate, "free")]
+@pytest.mark.parametrize(("rate", "mode"), [(1, "free"), (1, "FWD"), (0.5, "free")])
+def test_mitigations(rate, mode):
+    """The rows of a FORK_RATE and mode as a Markdown table, by falling pass@16."""
+    lines = ["| run or decoder | skill | pass@1 | pass@16 | pass@64 | above early stopping at k = 16 | at k = 64 |"]
+    lines += ["|---|---|---|---|---|---|---|"]
+    rows = [row for row in COMMITTED["frontier"]["methods"] if (row["fork_rate"], row["mode"]) == (rate, mode)]
     for row in sorted(rows, key=lambda row: -row["pass_at"]["16"]):
-        cells = [f"{row['pass_at'][str(k)]:.3f}" for k in KS] + [signed(row[f"above_{k}"]) for k in KS[1:]]
-        lines.append(f"| {row['method']} | {' | '.join(cells)} |")
+        cells = [f"{value:.3f}" for value in (row["skill"], *row["pass_at"].values())]
+        cells += [gap_text(row[f"above_{k}"]) for k in KS[1:]]
+        lines.append(short(f"| {row['method']} | {' | '.join(cells)} |"))
     assert "\n".join(lines) in TEXT
+
+
+def test_stratified():
+    for row in COMMITTED["frontier"]["stratified"]:
+        recovered = " / ".join(f"{value:.3f}" for value in row["recovered"])
+        line = f"| {row['spread_over']} | {recovered} | {interval_text(row['ci95'], '')} | {row['hit_rate']:.0%} |"
+        assert short(line) in TEXT
+    for row in COMMITTED["frontier"]["first_tokens"]:
+        cells = [f"{row['fork_rate']:g}", str(row["first_tokens"]), row["scoring"], str(row["k"])]
+        cells += [f"{row[name]['mean']:.3f}" for name in ("iid", row["scoring"])] + [signed(row["gain"])]
+        flattening = cell(row["flattening"]) if row["flattening"] else "-"
+        assert f"| {short(' | '.join(cells))} | {flattening} |" in TEXT
 
 
 def cell(estimate: dict) -> str:
