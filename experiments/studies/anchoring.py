@@ -40,11 +40,15 @@ def anchoring(config: Config) -> None:
 
 
 def rows_by_epoch(results: Results, plans: list[Plan]) -> Iterator[dict]:
-    """The estimates over pairs of every run after every epoch, by quantity; those given FWD have it in their name."""
+    """The estimates over pairs of every run after every epoch, by quantity; those given FWD have it in their name.
+
+    "train s" is the time of the whole run, which depends on what else the machine did.
+    """
     for name in dict.fromkeys(plan.name for plan in plans):
         of_pairs = [results.records_of(plan) for plan in plans if plan.name == name]
         for records in zip(*of_pairs, strict=True):
-            row = {"run": name, "epoch": records[0]["epoch"]}
+            seconds = [results.runs[record["run"]].record["seconds"] for record in records]
+            row = {"run": name, "epoch": records[0]["epoch"], "train s": round(np.mean(seconds))}
             for term in GIVEN_FWD + FREE + (SIGMAS if records[0]["fork"].get("sigma") is not None else []):
                 values = [term.quantity.values(results, record, term.k, term.mode) for record in records]
                 estimate = probability_over_pairs if term.quantity.probability else mean_over_pairs
