@@ -29,8 +29,8 @@ from minifork.statistics.law import law_pass_at_k, path_points
 from minifork.storage.files import write_json
 
 TERMS = [
-    *(Term({}, what) for what in ("pass@1", "pass@64", "index@16")),
-    *(Term({}, what, mode="FWD") for what in ("index@16", "pass@1", "pass@16", "pass@64")),
+    *(Term({}, name) for name in ("pass@1", "pass@64", "index@16")),
+    *(Term({}, name, mode="FWD") for name in ("index@16", "pass@1", "pass@16", "pass@64")),
 ]
 LAW_KS = (16, 64)  # at which the coverage law is shown beside pass@k given FWD
 NO_LAW = dict.fromkeys(f"law@{k}" for k in LAW_KS)

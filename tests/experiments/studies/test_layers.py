@@ -62,8 +62,8 @@ def test_the_law_of_several_forks():
         [[fork[:10_000] for fork in forks], [fork[10_000:] for fork in forks]], p.mean()
     )
     assert list(predicted.values()) == pytest.approx(passk.pass_at_k(p, layers.LAW_KS), abs=0.01)
-    alike = layers.predicted_passes([[forks[0], forks[0]]], p.mean())
-    assert alike["law@64"] != pytest.approx(predicted["law@64"], abs=0.05)
+    same_sigma = layers.predicted_passes([[forks[0], forks[0]]], p.mean())
+    assert same_sigma["law@64"] != pytest.approx(predicted["law@64"], abs=0.05)
     assert layers.predicted_passes([[]], 0.5) == {"law@16": None, "law@64": None}
 
 
