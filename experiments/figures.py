@@ -210,7 +210,8 @@ def draw_over_epochs(rows: Sequence[Mapping[str, Any]], quantities: Mapping[str,
                                   linestyle=style, elinewidth=0.8, markersize=5)  # fmt: skip
         _powers_of_two(axes, max(row["epoch"] for row in rows))
         axes.set(xlabel="epoch", ylabel=f"{quantity} (logits)" if quantity == "sigma" else quantity)
-    figure.legend(*axes_of_panels[0].get_legend_handles_labels(), loc="outside lower center", ncols=2 * len(panels) - 2)
+    columns = 2 * len(panels) - 2  # that fit below the panels
+    figure.legend(*axes_of_panels[0].get_legend_handles_labels(), loc="outside lower center", ncols=columns)
     return figure
 
 

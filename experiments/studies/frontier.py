@@ -188,7 +188,8 @@ def draw_frontier(rows: list[dict], curves: np.ndarray, rate: float, mode: str) 
     curves: float64[pairs, snapshots, 1 + K, n].
     """
     figure = Figure(figsize=(9, 7), layout="constrained")
-    figure.suptitle(f"FORK_RATE {rate:g}, {'sampled freely' if mode == 'free' else f'forced {mode}'}")
+    sampling = "sampled freely" if mode == "free" else f"forced {mode}"
+    figure.suptitle(f"FORK_RATE {rate:g}, {sampling}")
     names = list(dict.fromkeys(row["method"] for row in rows))  # a method has one colour and marker in all figures
     colours = matplotlib.colormaps["tab20"]
     for i, (axes, k) in enumerate(zip(figure.subplots(1, 2), KS[1:], strict=True), 2):

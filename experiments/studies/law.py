@@ -54,8 +54,8 @@ def law(config: Config) -> None:
         if not scored:
             raise ValueError(f"{folder}: no checkpoint has a mean r of {SCOPE} or more at a fork; fine-tune on forks")
         bands = [band_row(scored, low, high) for low, high in zip(BANDS, BANDS[1:], strict=False)]
-        claims = {"claims": claim_rows(scored), "rows": rows}
-        write_json(folder / "law.json", runs.made_by(config) | {"ks": KS, "bands": bands} | claims)
+        tables = {"ks": KS, "bands": bands, "claims": claim_rows(scored), "rows": rows}
+        write_json(folder / "law.json", runs.made_by(config) | tables)
         save_figure(draw_law(scored), folder / "figures" / "law.png")
         print(table([band for band in bands if band["checkpoints"]], "{median:.3f} (worst {worst:.3f})".format_map))
 
