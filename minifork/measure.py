@@ -224,12 +224,13 @@ def measure_fork(
         return record, {}
     record["fork"], arrays = _at_forks(problems, answers, r)
     if training is not None:
-        below = trace_tree(tree.model, training, tree.policy, settings.max_tokens)
-        trained = exact_by_prefix(below, fork_prefixes(settings, training), Limits(settings.budget, width=EXACT))
-        if "rest" in trained and trained["rest"].result.exact:
-            arrays["r_train"], _ = r_and_luck(below, training, trained)
-        record["fork_train"], at_training = _at_forks(training, trained, arrays.get("r_train"))
-        arrays["fork_train"] = at_training["fork"]
+        training_tree = trace_tree(tree.model, training, tree.policy, settings.max_tokens)
+        prefixes = fork_prefixes(settings, training)
+        at_training = exact_by_prefix(training_tree, prefixes, Limits(settings.budget, width=EXACT))
+        if "rest" in at_training and at_training["rest"].result.exact:
+            arrays["r_train"], _ = r_and_luck(training_tree, training, at_training)
+        record["fork_train"], training_arrays = _at_forks(training, at_training, arrays.get("r_train"))
+        arrays["fork_train"] = training_arrays["fork"]
     record["fork"]["train_p_right"] = record["fork_train"] and record["fork_train"]["p_right"]
     return record, arrays
 

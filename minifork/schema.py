@@ -105,7 +105,7 @@ class SFT(Optim, Mixture):
     epochs: Count
     batch: Count
     prefix: CountOrZero
-    wrong_forks: float
+    wrong_forks: Share
     loss: str
     anchor: str
     allow_leak: bool
@@ -114,7 +114,6 @@ class SFT(Optim, Mixture):
         Optim.__post_init__(self)
         Mixture.__post_init__(self)
         self.require("traces", self.traces >= self.batch, f"fill at least one batch (sft.batch={self.batch})")
-        self.require("wrong_forks", 0 <= self.wrong_forks <= 1, "it is a share, give a number in [0, 1]")
         if anchor := parse_anchor(self.anchor):
             has_snapshot = anchor.epoch < self.epochs and anchor.epoch & (anchor.epoch - 1) == 0
             self.require(
