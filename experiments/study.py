@@ -8,10 +8,11 @@ changes. Where a key has several values, every one is run, for every pair of see
 
 Values x4 and /4 mean four times the config's value and a quarter of it. An entry may also give `as`, the run's name in
 results; `stage`, by default sft; `test_set`, the test set of its results, by default plain; `needs`, a mode that the
-task must have; `choose`, a key whose best value a study picks.
+task must have; `choose`, a key whose best value a study picks; `pairs`, if it is run only for pairs below that number.
 """
 
 import itertools
+import math
 import re
 import sys
 from collections.abc import Iterable
@@ -120,7 +121,9 @@ def _plans_of(config: Config, entry: dict, pair: int) -> list[Plan]:
     """The runs of one entry for a pair of seeds: the product of its values."""
     words = {name: entry[name] for name in WORDS if name in entry}
     values = {key: value if isinstance(value, list) else [value] for key, value in entry.items() if key not in WORDS}
-    stage = words.get("stage", "sft")
+    limit, stage = values.pop("pairs", [math.inf])[0], words.get("stage", "sft")
+    if not (limit == math.inf or type(limit) is int and limit > 0):
+        raise ValueError(f"pairs is {limit!r}: it is an integer of 1 or more")
     if not all(isinstance(text, str) for text in words.values()):
         raise ValueError(f"{', '.join(words)} must be words")
     if stage not in runs.STAGES:
@@ -131,7 +134,7 @@ def _plans_of(config: Config, entry: dict, pair: int) -> list[Plan]:
         raise ValueError("an empty list makes no run")
     if values.keys() & set(runs.SEEDS):
         raise ValueError("the seeds are those of the pair: leave seed and base_seed out")
-    if words.get("needs", "FWD") not in config.data.mode_names:
+    if words.get("needs", "FWD") not in config.data.mode_names or pair >= limit:
         return []
     all_plans = []
     for combination in itertools.product(*values.values()):

@@ -6,8 +6,6 @@ time. Beside it stands how much sigma differs between seeds. A table has what el
 label explains (drift), and at training forks, which holds memorisation too.
 """
 
-from dataclasses import replace
-
 import numpy as np
 
 from experiments.estimates import pairs_text, table
@@ -53,16 +51,14 @@ def sigma(config: Config) -> None:
 def checkpoint_rows(config: Config) -> list[dict]:
     """A row for every checkpoint of the study: its settings, sigma and other statistics at test and training forks."""
     plans, rows = make_runs(config, "sigma"), []
-    for model in dict.fromkeys(plan.config.model for plan in plans):
-        of_model = replace(config, model=model)
-        evaluate_and_check(of_model)
-        results = load_results(of_model)
-        for plan in [plan for plan in plans if plan.config.model == model]:
-            for record in results.records_of(plan):
-                row = {"run": plan.name, "pair": plan.config.seed} | settings(plan.config, record["epoch"])
-                row |= {name: record["fork"][name] for name in QUANTITIES}
-                trained = record["fork_train"] or dict.fromkeys(QUANTITIES)
-                rows.append(row | {f"train_{name}": trained[name] for name in QUANTITIES})
+    evaluate_and_check(config)
+    results = load_results(config)
+    for plan in plans:
+        for record in results.records_of(plan):
+            row = {"run": plan.name, "pair": plan.config.seed} | settings(plan.config, record["epoch"])
+            row |= {name: record["fork"][name] for name in QUANTITIES}
+            trained = record["fork_train"] or dict.fromkeys(QUANTITIES)
+            rows.append(row | {f"train_{name}": trained[name] for name in QUANTITIES})
     return rows
 
 

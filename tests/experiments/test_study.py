@@ -71,9 +71,21 @@ def test_entries_need_their_mode(task, names):
     assert [plan.name for plan in study.plans(configs.load_config(task), entries, [0])] == names
 
 
+def test_an_entry_may_be_run_for_fewer_pairs():
+    entries = [{"as": "all"}, {"as": "the first two", "pairs": 2}]
+    plans = study.plans(configs.load_config("star"), entries, range(3))
+    assert [(plan.name, plan.config.seed) for plan in plans if plan.name != "all"] == [
+        ("the first two", 0),
+        ("the first two", 1),
+    ]
+    assert len(plans) == 5
+
+
 @pytest.mark.parametrize(
     ("entry", "error"),
     [
+        ({"pairs": 0}, "pairs is 0: it is an integer of 1 or more"),
+        ({"pairs": True}, "pairs is True"),
         ({"sft.fork_rate": []}, "an empty list makes no run"),
         ({"seed": [1, 2]}, "seeds are those of the pair"),
         ({"sft.frok_rate": 1}, "unknown key 'sft.frok_rate'; did you mean sft.fork_rate?"),
