@@ -21,7 +21,7 @@ COMMANDS = cli.COMMANDS | {
     "competence": Command("experiments.studies.competence:competence", "split coverage between two modes"),
     "flips": Command("experiments.studies.flips:flips", "measure how often another printed order flips the branch"),
     "layers": Command(
-        "experiments.studies.layers:layers", "compare traces with no fork to four, one right path or more"
+        "experiments.studies.layers:layers", "compare traces with no fork to three, one right path or more"
     ),
     "gpu-check": Command("experiments.checks.gpu_check:gpu_check", "check and time everything that needs a GPU"),
     "study": Command("experiments.studies.reproduce:run_study", "run and evaluate the study reproduce.study"),
