@@ -12,12 +12,13 @@ NAME      :=
 PAIRS     := 1
 PRESET    :=
 STUDY     :=
+CLUSTER   :=
 ENGINE    := auto
 ROLLOUTS  := 1024
 ARGS      :=
 
 # A variable that does not exist is an error, which names the nearest one that does.
-VALID_VARIABLES   := TASK BASE_SEED SEED FORK_RATE EPOCHS NAME PAIRS PRESET STUDY ENGINE ROLLOUTS ARGS PYTHON
+VALID_VARIABLES   := TASK BASE_SEED SEED FORK_RATE EPOCHS NAME PAIRS PRESET STUDY CLUSTER ENGINE ROLLOUTS ARGS PYTHON
 COMMAND_LINE      := $(foreach name,$(.VARIABLES),$(if $(findstring command line,$(origin $(name))),$(name)))
 UNKNOWN_VARIABLE  := $(firstword $(filter-out $(VALID_VARIABLES),$(COMMAND_LINE)))
 PRINT_NEAREST      = import difflib, sys; print(*difflib.get_close_matches(sys.argv[1].upper(), sys.argv[2:], 1, 0))
@@ -39,12 +40,13 @@ CONFIG     := --config $(TASK) $(if $(PRESET),preset=$(PRESET))
 MINIFORK   := $(PYTHON) -m experiments
 BASE       := $(MINIFORK) pretrain --resume $(CONFIG) base_seed=$(BASE_SEED) $(ARGS)
 SEEDS      := base_seed=$(BASE_SEED) seed=$(SEED)
-PAIR_ARGS  := $(CONFIG) reproduce.pairs=$(PAIRS)
+PAIRS_KEY  := reproduce.pairs=$(PAIRS) $(if $(CLUSTER),reproduce.cluster=$(CLUSTER))
+PAIR_ARGS  := $(CONFIG) $(PAIRS_KEY)
 STUDY_ARGS := $(PAIR_ARGS) $(if $(STUDY),reproduce.study=$(STUDY))
 SFT        := $(if $(FORK_RATE),sft.fork_rate=$(FORK_RATE)) $(if $(EPOCHS),sft.epochs=$(EPOCHS))
 
 .DEFAULT_GOAL := help
-.PHONY: help demo pretrain sft rl wise eval runs config figures claims report audit agreement bench gpu-check study frontier anchoring competence contrast rl-lab flips law layers sigma thinking sensitivity reproduce reproduce-full stops test test-all coverage faults lint clean
+.PHONY: help demo pretrain sft rl wise eval runs config figures claims report audit agreement bench cluster-bench gpu-check study frontier anchoring competence contrast rl-lab flips law layers sigma thinking sensitivity reproduce reproduce-full stops test test-all coverage faults lint clean
 
 help: ## print this list
 	@grep -hE '^[a-z-]+:.*## ' $(MAKEFILE_LIST) | sed -E 's/:.*## /\t/' | expand -t 12
@@ -101,46 +103,51 @@ bench: $(ENV) $(BENCH) ## time the engines and common ways to sample [TASK PRESE
 	@$(BASE) name=""
 	@$(MINIFORK) bench $(CONFIG) base_seed=$(BASE_SEED) $(ARGS)
 
+cluster-bench: $(ENV) ## time jobs on a cluster of workers on this machine [TASK PRESET BASE_SEED SEED ARGS]
+	@$(BASE) name=""
+	@$(MINIFORK) sft --resume $(CONFIG) $(SEEDS) $(ARGS)
+	@$(MINIFORK) cluster-bench $(CONFIG) $(SEEDS) $(ARGS)
+
 gpu-check: $(ENV) ## check and time everything that needs a GPU [PYTHON=python3 ARGS]
 	@$(MINIFORK) gpu-check $(CONFIG) $(ARGS)
 
-study: $(ENV) ## run and evaluate a study [STUDY=stops TASK PRESET PAIRS ARGS]
+study: $(ENV) ## run and evaluate a study [STUDY=stops TASK PRESET PAIRS CLUSTER ARGS]
 	@$(MINIFORK) study $(STUDY_ARGS) $(ARGS)
 
-frontier: $(ENV) ## run every mitigation and compare them with early stopping [TASK PRESET PAIRS ARGS]
+frontier: $(ENV) ## run every mitigation and compare them with early stopping [TASK PRESET PAIRS CLUSTER ARGS]
 	@$(MINIFORK) frontier $(PAIR_ARGS) $(ARGS)
 
-anchoring: $(ENV) ## fine-tune with undecided tokens anchored, masked or as they are, and compare [TASK PRESET PAIRS ARGS]
+anchoring: $(ENV) ## fine-tune with undecided tokens anchored, masked or as they are, and compare [TASK PRESET PAIRS CLUSTER ARGS]
 	@$(MINIFORK) anchoring $(PAIR_ARGS) $(ARGS)
 
-contrast: $(ENV) ## run RL on forward and on reverse traces and compare them [TASK PRESET PAIRS ARGS]
+contrast: $(ENV) ## run RL on forward and on reverse traces and compare them [TASK PRESET PAIRS CLUSTER ARGS]
 	@$(MINIFORK) contrast $(PAIR_ARGS) $(ARGS)
 
-rl-lab: $(ENV) ## compare the updates of RL objectives with the gradients they stand for, then run each [TASK PRESET PAIRS ARGS]
+rl-lab: $(ENV) ## compare the updates of RL objectives with the gradients they stand for, then run each [TASK PRESET PAIRS CLUSTER ARGS]
 	@$(MINIFORK) rl-lab $(PAIR_ARGS) $(ARGS)
 
-thinking: $(ENV) ## force every first token: over- and under-thinking [TASK=openers, or PRESET=search; PAIRS ARGS]
+thinking: $(ENV) ## force every first token: over- and under-thinking [TASK=openers, or PRESET=search; PAIRS CLUSTER ARGS]
 	@$(MINIFORK) thinking $(PAIR_ARGS) $(ARGS)
 
-sensitivity: $(ENV) ## map coverage shrinkage over epochs, traces, learning rate, width and branches [TASK PRESET PAIRS ARGS]
+sensitivity: $(ENV) ## map coverage shrinkage over epochs, traces, learning rate, width and branches [TASK PRESET PAIRS CLUSTER ARGS]
 	@$(MINIFORK) sensitivity $(PAIR_ARGS) $(ARGS)
 
-competence: $(ENV) ## train on two modes, one a problem or both, and split coverage between them [TASK PRESET PAIRS ARGS]
+competence: $(ENV) ## train on two modes, one a problem or both, and split coverage between them [TASK PRESET PAIRS CLUSTER ARGS]
 	@$(MINIFORK) competence $(PAIR_ARGS) $(ARGS)
 
-law: $(ENV) ## compare the coverage law with every finished run [TASK PRESET PAIRS ARGS]
+law: $(ENV) ## compare the coverage law with every finished run [TASK PRESET PAIRS CLUSTER ARGS]
 	@$(MINIFORK) law $(PAIR_ARGS) $(ARGS)
 
-sigma: $(ENV) ## fit what sets sigma at forks, on a grid of runs, and what else moves it [TASK PRESET PAIRS ARGS]
+sigma: $(ENV) ## fit what sets sigma at forks, on a grid of runs, and what else moves it [TASK PRESET PAIRS CLUSTER ARGS]
 	@$(MINIFORK) sigma $(PAIR_ARGS) $(ARGS)
 
-flips: $(ENV) ## measure how often another printed order of a problem flips the chosen branch [TASK PRESET PAIRS ARGS]
+flips: $(ENV) ## measure how often another printed order of a problem flips the chosen branch [TASK PRESET PAIRS CLUSTER ARGS]
 	@$(MINIFORK) flips $(PAIR_ARGS) $(ARGS)
 
-layers: $(ENV) ## fine-tune on traces with several forks, measure each, and count the right paths that samples find [PRESET PAIRS ARGS]
-	@$(MINIFORK) layers --config layers $(if $(PRESET),preset=$(PRESET)) reproduce.pairs=$(PAIRS) $(ARGS)
+layers: $(ENV) ## fine-tune on traces with several forks, measure each, and count the right paths that samples find [PRESET PAIRS CLUSTER ARGS]
+	@$(MINIFORK) layers --config layers $(if $(PRESET),preset=$(PRESET)) $(PAIRS_KEY) $(ARGS)
 
-reproduce: $(ENV) ## run a study with everything: base, fine-tunings, eval, figures, claims [STUDY TASK PRESET PAIRS ARGS]
+reproduce: $(ENV) ## run a study with everything: base, fine-tunings, eval, figures, claims [STUDY TASK PRESET PAIRS CLUSTER ARGS]
 	@$(MINIFORK) reproduce $(STUDY_ARGS) $(ARGS)
 
 reproduce-full: $(ENV) ## reproduce star and arith on 5 pairs of seeds, with RL and the report; continues where it stopped [ARGS]
@@ -150,7 +157,7 @@ reproduce-full: $(ENV) ## reproduce star and arith on 5 pairs of seeds, with RL 
 	@$(MINIFORK) claims --config star $(ARGS)
 	@$(MINIFORK) report --config star $(ARGS)
 
-stops: $(ENV) ## run bases with other stop probabilities, which set the base's pass@1 [TASK PRESET PAIRS ARGS]
+stops: $(ENV) ## run bases with other stop probabilities, which set the base's pass@1 [TASK PRESET PAIRS CLUSTER ARGS]
 	@$(MINIFORK) study $(PAIR_ARGS) reproduce.study=stops $(ARGS)
 
 test: $(ENV) ## run the tests

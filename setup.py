@@ -15,8 +15,9 @@ setup(
     python_requires=">=3.10",
     install_requires=["torch>=2.9", "numpy", "einops", "tqdm", "pyyaml", "matplotlib"],
     extras_require={
+        "cluster": ["distributed"],  # Dask, which makes the runs of a study on many machines
         # xdist runs files of tests side by side, one a core; coverage is for `make coverage`, mypy for `make lint`
-        "dev": ["pytest", "pytest-xdist", "hypothesis", "ruff", "mypy", "types-PyYAML", "coverage"],
+        "dev": ["distributed", "pytest", "pytest-xdist", "hypothesis", "ruff", "mypy", "types-PyYAML", "coverage"],
         "kernel-dev": ["nvidia-cuda-nvrtc"],  # compiles the CUDA kernel where there is no GPU, for its tests
         "bench": ["transformers"],  # the sampler that most people know, timed beside ours
     },

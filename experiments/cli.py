@@ -10,6 +10,9 @@ COMMANDS = cli.COMMANDS | {
     "report": Command("experiments.report:report", "write claims, figures and an explorer as one HTML file"),
     "agreement": Command("experiments.checks.engines:agreement", "test all engines against each other"),
     "bench": Command("experiments.checks.bench:bench", "time the engines against common ways to sample"),
+    "cluster-bench": Command(
+        "experiments.checks.cluster_bench:cluster_bench", "time jobs on a cluster of workers here"
+    ),
     "frontier": Command("experiments.studies.frontier:frontier", "compare all mitigations with early stopping"),
     "anchoring": Command("experiments.studies.anchoring:anchoring", "show what anchoring and masking do at forks"),
     "contrast": Command("experiments.studies.rl:contrast", "compare RL on forward and on reverse traces"),

@@ -67,7 +67,7 @@ def save_figure(figure: Figure, path: Path) -> None:
     picture = io.BytesIO()
     with default_settings():
         figure.savefig(picture, format="png", dpi=150)
-    write_atomically(path, lambda file: file.write(picture.getvalue()))
+    write_atomically(path, picture.getvalue())
     print(path)
 
 

@@ -53,7 +53,7 @@ def report(config: Config) -> None:
     page = re.sub(r"{{(\w+)}}", lambda match: parts[match[1]], TEMPLATE.read_text(encoding="utf-8"))
     content = page.encode(errors="surrogateescape")  # folder names may hold bytes that are not UTF-8
     path = runs.task_folder(config) / "report.html"
-    write_atomically(path, lambda file: file.write(content))
+    write_atomically(path, content)
     print(f"{path}: {len(content) / 1e6:.1f} MB")
 
 

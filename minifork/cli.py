@@ -7,10 +7,11 @@ Each command is a function in the module that does the work. The module is impor
 import argparse
 import importlib
 import sys
-from collections.abc import Mapping
+from collections.abc import Callable, Mapping
 from dataclasses import dataclass
+from typing import Any
 
-from minifork.interrupts import as_ctrl_c
+from minifork.interrupts import as_ctrl_c, end_with_parent
 from minifork.storage.locks import HeldError
 from minifork.terminal import tolerant_output
 
@@ -38,14 +39,15 @@ class Command:
 
 
 EXIT_HELD = 75  # the exit code while another process makes the same run; sysexits.h calls it a temporary failure
-RESUME = (("resume", "continue an unfinished run"),)
+MEASURE = ("measure", "then measure the run, as eval does")
+RESUME = (("resume", "continue an unfinished run"), MEASURE)
 AGAIN = (("again", "repeat what another version of the code measured"),)
 REMOVE = (("remove", "delete the runs that are listed"),)
 COMMANDS = {
     "pretrain": Command("minifork.training.stages:pretrain", "train the base model on random walks", RESUME, "base"),
     "sft": Command("minifork.training.stages:sft", "fine-tune it on traces (sft.fork_rate=0.5 ...)", RESUME, "sft"),
     "rl": Command("minifork.training.stages:rl", "train it further by rewards (rl.advantage=grpo ...)", RESUME, "rl"),
-    "wise": Command("minifork.training.wise_ft:wise", "interpolate the weights of a fine-tuned run and its base"),
+    "wise": Command("minifork.training.wise_ft:wise", "interpolate a fine-tuned run and its base", (MEASURE,)),
     "eval": Command("minifork.evaluate:evaluate", "exact pass@k of every run, cross-checked by another engine", AGAIN),
     "audit": Command("minifork.training.stages:audit_command", "look for what gives the right branch away"),
     "config": Command("minifork.listing:print_config", "print every key with its value, and what differs"),
@@ -99,6 +101,7 @@ def main(arguments: list[str] | None = None, commands: Mapping[str, Command] = C
     refuses is one line on standard error.
     """
     with tolerant_output(), as_ctrl_c():
+        end_with_parent()
         options = parse_arguments(commands, arguments)
         command = commands[options.command]
         try:
@@ -128,10 +131,19 @@ def _run(command: Command, options: argparse.Namespace) -> int:
         flags["filters"] = [word for word in options.overrides if word not in overrides]
     if command.preset:
         overrides = [f"preset={command.preset}", *overrides]
-    config = configs.load_config(options.config, overrides)
+    config, measured = configs.load_config(options.config, overrides), flags.pop("measure", False)
     if command.stage and (run := runs.finished(config, command.stage)):
         print(f"{run.folder} is complete: nothing to do")
-        return 0
-    module, function = command.function.split(":")
-    code = getattr(importlib.import_module(module), function)(config, **flags)
+        code = 0
+    else:
+        code = _function(command.function)(config, **flags)
+    if measured:
+        stages = {name: stage for stage, name in runs.COMMAND_OF_STAGE.items()}
+        _function("minifork.evaluate:measure_run")(config, stages[options.command])
     return code if isinstance(code, int) else 0
+
+
+def _function(place: str) -> Callable[..., Any]:
+    """The function that a command calls, "module:function"."""
+    module, name = place.split(":")
+    return getattr(importlib.import_module(module), name)

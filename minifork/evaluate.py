@@ -24,6 +24,7 @@ from minifork.models import pick_device
 from minifork.runs import Checkpoint
 from minifork.schema import Config
 from minifork.storage import measurements
+from minifork.training.wise_ft import mixtures
 
 SECONDS_BETWEEN_LINES = 10
 MOST_MEASUREMENTS_AT_ONCE = 8  # each may hold up to 1 GiB of waiting prefixes
@@ -55,12 +56,21 @@ def measure_missing(
     if not targets:
         raise ValueError(f"{root}: no finished run to evaluate; make one with `minifork pretrain` and `minifork sft`")
     missing = [target for target in targets if selected(target.checkpoint) and _is_missing(config, target, again)]
+    if absent := [target.checkpoint.path for target in missing if not target.checkpoint.is_here]:
+        missing = [target for target in missing if target.checkpoint.is_here]
+        print(f"{len(absent)} checkpoints are left out: their weights are not here, such as {absent[0]}", flush=True)
     _say_plan(config, len(targets), len(missing))
     _measure_side_by_side(config, missing)
     evaluations = [evaluation for target in targets if (evaluation := load_evaluation(config, target))]
     if not evaluations:
         raise ValueError(f"{root}: nothing could be measured (see above)")
     return evaluations
+
+
+def measure_run(config: Config, stage: str) -> None:
+    """Measure all checkpoints of the run of a config (wise: of its runs); raises as `measure_missing` does."""
+    identities = {runs.identity(each, stage) for each in (mixtures(config) if stage == "wise" else [config])}
+    measure_missing(config, lambda checkpoint: checkpoint.run.identity in identities)
 
 
 def require_policy(config: Config) -> None:

@@ -1,14 +1,22 @@
-"""Interrupting a process: SIGTERM (preemption) and SIGHUP (a closed terminal) act as Ctrl-C does."""
+"""Interrupting a process: SIGTERM (preemption) and SIGHUP (a closed terminal) act as Ctrl-C does.
+
+A process can also be made to end with the one that started it.
+"""
 
 import contextlib
 import ctypes
+import os
 import signal
+import sys
 import threading
+import time
 from collections.abc import Callable, Iterator
 from types import FrameType
 from typing import Any
 
 STOP_SIGNALS = (signal.SIGTERM, signal.SIGHUP)
+PARENT = "MINIFORK_PARENT"  # the environment variable with the number of the process that this one ends with
+PR_SET_PDEATHSIG = 1  # of Linux's prctl: the signal that a process receives when its parent ends
 Handler = Callable[[int, FrameType | None], object]
 
 
@@ -23,6 +31,29 @@ def as_ctrl_c() -> Iterator[None]:
 
     with _handled({signal.SIGINT: signal.default_int_handler} | dict.fromkeys(STOP_SIGNALS, stop)):
         yield
+
+
+def end_with_parent() -> None:
+    """Make this process receive SIGTERM when its parent ends, if the environment variable PARENT has its number.
+
+    Linux sends the signal. On other systems a thread looks for the parent every half second.
+    """
+    parent = int(os.environ.get(PARENT, "0"))
+    if not parent:
+        return
+    if sys.platform == "linux":
+        ctypes.CDLL(None).prctl(PR_SET_PDEATHSIG, signal.SIGTERM)
+        if os.getppid() != parent:  # it ended before this process could ask for the signal
+            os.kill(os.getpid(), signal.SIGTERM)
+    else:
+        threading.Thread(target=_watch, args=(parent,), daemon=True).start()
+
+
+def _watch(parent: int) -> None:
+    """Send SIGTERM to this process once its parent is another one."""
+    while os.getppid() == parent:
+        time.sleep(0.5)
+    os.kill(os.getpid(), signal.SIGTERM)
 
 
 @contextlib.contextmanager

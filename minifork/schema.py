@@ -192,17 +192,24 @@ class Wise(Section):
         return [float(word) for word in self.weights.split(",")]
 
 
+def _is_cluster(address: str) -> bool:
+    """True for an address with a port, local:<workers>, and an empty text."""
+    host, colon, port = address.rpartition(":")
+    return address == "" or bool(host and colon and port.isdecimal() and int(port))
+
+
 @dataclass(frozen=True)
 class Reproduce(Section):
     """The keys of commands that make many runs.
 
     study: the file that lists the runs; pairs: the number of pairs of base and SFT seeds; workers: the number of
-    processes side by side (0: one a core).
+    processes side by side (0: one a core); cluster: the Dask scheduler whose workers make the runs (empty: none).
     """
 
     study: str
     pairs: Annotated[int, Rule(lambda value: 1 <= value <= 5, "give 1 to 5: later seeds are kept for a confirmation")]
     workers: CountOrZero
+    cluster: Annotated[str, Rule(_is_cluster, "give the address of a Dask scheduler, tcp://host:8786, or local:4")]
 
 
 def _is_label(name: str) -> bool:

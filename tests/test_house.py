@@ -22,7 +22,10 @@ MAY_IMPORT = {
     "minifork": {"minifork", "data_gen", "numpy", "torch", "einops", "tqdm", "yaml"},
     "experiments": {"experiments", "minifork", "data_gen", "numpy", "torch", "tqdm", "yaml", "matplotlib"},
 }
-EXTRAS = {"experiments/checks/bench.py": {"transformers"}}  # imported inside functions only, and not required
+EXTRAS = {  # imported inside functions only, and not required
+    "experiments/checks/bench.py": {"transformers"},
+    "experiments/cluster.py": {"distributed"},
+}
 RUNTIME = {"torch", "numpy", "einops", "tqdm", "pyyaml", "matplotlib"}
 
 

@@ -34,7 +34,7 @@ def rl_lab(config: Config) -> None:
     Raises ValueError naming a stage that failed, and for a task with too many right traces to list.
     """
     with print_minutes("RL lab"):
-        plans = make_runs(config, "rl_lab")
+        plans = make_runs(config, "rl_lab", snapshots=True)
         ends = {plan.start for plan in plans} | {(plan.identity, plan.config.rl.updates) for plan in plans}
         evaluate_and_check(config, lambda checkpoint: (checkpoint.run.identity, checkpoint.epoch) in ends)
         first_plans = [plan.config for plan in plans if plan.name == plans[0].name]

@@ -79,7 +79,7 @@ def write_eval_files(config: Config, evaluations: list[Evaluation]) -> dict[str,
     }
     path = runs.task_folder(config) / "eval.json"
     with locked(path.parent):  # two evaluations must not mix their files
-        write_atomically(path.with_suffix(".npz"), lambda file: file.write(npz))
+        write_atomically(path.with_suffix(".npz"), npz)
         write_json(path, content)
     return content
 

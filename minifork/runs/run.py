@@ -58,6 +58,11 @@ class Checkpoint:
         """The hash of the weights, as recorded when they were written."""
         return self.run.record["weights"][self.file]
 
+    @property
+    def is_here(self) -> bool:
+        """True if its file is here; of a run made on another machine some weights are not."""
+        return self.run.has(self.file)
+
     def tensors(self) -> "dict[str, Tensor]":
         """The weights by name.
 
@@ -130,15 +135,18 @@ class Run:
     def checkpoint(self, epoch: int | None = None) -> Checkpoint:
         """The weights after an epoch (RL: update), by default the last; raises ValueError when the run has none."""
         epochs = self.epochs
-        epoch = epochs[-1] if epochs and epoch is None else epoch
-        file = WEIGHTS if epoch is None else snapshot(epoch)
-        if not self.complete or not self.has(file):
-            raise ValueError(f"{self.folder / file}: no such weights of a finished run; make it, or name another epoch")
-        return Checkpoint(self, epoch, file, not epochs or epoch == epochs[-1])
+        checkpoint = self._checkpoint(epochs[-1] if epochs and epoch is None else epoch)
+        if not self.complete or not checkpoint.is_here:
+            raise ValueError(f"{checkpoint.path}: no such weights of a finished run; make it, or name another epoch")
+        return checkpoint
 
     def checkpoints(self) -> list[Checkpoint]:
-        """All weights worth measuring, in order; raises ValueError when some are missing."""
-        return [self.checkpoint(epoch) for epoch in self.epochs] or [self.checkpoint()]
+        """All weights worth measuring, in order, whether their files are here or not."""
+        return [self._checkpoint(epoch) for epoch in self.epochs] or [self._checkpoint(None)]
+
+    def _checkpoint(self, epoch: int | None) -> Checkpoint:
+        last = self.epochs[-1] if self.epochs else None
+        return Checkpoint(self, epoch, WEIGHTS if epoch is None else snapshot(epoch), final=epoch == last)
 
     def model(self, epoch: int | None = None) -> "GPT":
         """The model after an epoch (RL: update), or at the end, in evaluation mode on the CPU.

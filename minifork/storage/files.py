@@ -5,15 +5,15 @@ import hashlib
 import json
 import os
 import tempfile
-from collections.abc import Callable, Iterator
+from collections.abc import Iterator
 from pathlib import Path
-from typing import IO, Any
+from typing import Any
 
 TEMPORARY_SUFFIX = ".tmp"  # A file that is being written is called .<name>.<random><this suffix>.
 
 
-def write_atomically(path: Path, write: Callable[[IO[bytes]], object]) -> None:
-    """Call ``write`` on a temporary file beside ``path``, then move it there.
+def write_atomically(path: Path, content: bytes) -> None:
+    """Write a temporary file beside ``path``, then move it there.
 
     Raises OSError naming the file when it cannot be written, say on a full disk. An older file stays as it was.
     """
@@ -23,7 +23,7 @@ def write_atomically(path: Path, write: Callable[[IO[bytes]], object]) -> None:
             dir=path.parent, prefix=f".{path.name}.", suffix=TEMPORARY_SUFFIX, delete=False
         ) as file:
             try:
-                write(file)
+                file.write(content)
                 file.flush()
                 os.fsync(file.fileno())
                 os.chmod(file.name, 0o644)
@@ -40,11 +40,11 @@ def append_line(path: Path, value: dict) -> None:
 
 @contextlib.contextmanager
 def _named_errors(path: Path) -> Iterator[None]:
-    """Turn an error of writing a file into an OSError that names it. torch raises RuntimeError for a failed write."""
+    """Turn an error of writing a file into an OSError that names it."""
     try:
         yield
-    except (OSError, RuntimeError) as error:
-        reason = getattr(error, "strerror", None) or str(error).splitlines()[0]
+    except OSError as error:
+        reason = error.strerror or str(error)
         advice = "make room or choose another folder with runs=..."
         raise OSError(f"{path}: cannot be saved ({reason}); {advice}") from error
 
@@ -55,7 +55,7 @@ def write_json(path: Path, value: Any) -> None:
         text = json.dumps(value, indent=1, allow_nan=False) + "\n"
     except ValueError:
         raise ValueError(f"{path}: a result is not a number and cannot be kept; are there enough problems?") from None
-    write_atomically(path, lambda file: file.write(text.encode()))
+    write_atomically(path, text.encode())
 
 
 def read_json(path: Path, *needs: str) -> dict:

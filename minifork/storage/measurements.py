@@ -54,7 +54,7 @@ def save_measurement(folder: Path, key: Key, measurement: Measurement) -> None:
     Raises OSError naming the file when it cannot be written, and ValueError when a value is not a finite number.
     """
     path, arrays = folder / "eval" / f"{key.file_stem}.json", pack_npz(measurement.arrays)
-    write_atomically(path.with_suffix(".npz"), lambda file: file.write(arrays))
+    write_atomically(path.with_suffix(".npz"), arrays)
     stored = {
         "format": MEASUREMENT_FORMAT,
         "key": asdict(key),

@@ -1,5 +1,6 @@
 """Files of weights: written whole, read without executing anything, named by a hash of what they hold."""
 
+import io
 import zipfile
 from pathlib import Path
 
@@ -16,8 +17,15 @@ def save_weights(path: Path, payload: dict) -> str:
     Raises ValueError naming the file, and leaves an older one, when the weights are not finite.
     """
     require_finite(payload["model"], path)
-    write_atomically(path, lambda file: torch.save({"format": WEIGHTS_FORMAT, **payload}, file))
+    write_atomically(path, pack_weights(payload))
     return hash_of(payload["model"])
+
+
+def pack_weights(payload: dict) -> bytes:
+    """The content of a file with a payload, as `save_weights` writes it."""
+    buffer = io.BytesIO()
+    torch.save({"format": WEIGHTS_FORMAT, **payload}, buffer)
+    return buffer.getvalue()
 
 
 def load_weights(path: Path, device: str = "cpu") -> dict:

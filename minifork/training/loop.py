@@ -147,7 +147,7 @@ def _drop_metrics_after(path: Path, step: int) -> None:
     if path.exists():
         lines = path.read_text(encoding="utf-8").splitlines(keepends=True)
         text = "".join(line for line in lines if line.endswith("\n") and json.loads(line)["step"] <= step)
-        write_atomically(path, lambda file: file.write(text.encode()))
+        write_atomically(path, text.encode())
 
 
 def make_optimizers(model: GPT, optim: Optim) -> list[torch.optim.Optimizer]:

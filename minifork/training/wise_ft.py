@@ -24,12 +24,17 @@ def wise(config: Config) -> None:
     before = tuned.checkpoint(early) if early else runs.require_run(config, "base").checkpoint()
     if early >= tuned.epochs[-1]:
         raise ValueError(f"{before.path} is the last snapshot: wise.early must leave one after it")
-    for share in config.wise.shares:
-        mixture = replace(config, wise=replace(config.wise, weights=f"{share!r}"))
+    for mixture in mixtures(config):
+        (share,) = mixture.wise.shares
         with runs.hold_run(mixture, "wise", tuned.checkpoint(), resume=True) as run:
             if not run.complete:
                 _mix(run, before, tuned, share)
         print(f"{run.folder}: {share:g} of {tuned.name} and {1 - share:g} of {before.path}")
+
+
+def mixtures(config: Config) -> list[Config]:
+    """The configs of the runs that `wise` makes, one for every share."""
+    return [replace(config, wise=replace(config.wise, weights=f"{share!r}")) for share in config.wise.shares]
 
 
 def _mix(run: runs.Run, before: runs.Checkpoint, tuned: runs.Run, share: float) -> None:

@@ -11,7 +11,7 @@ import time
 
 import pytest
 
-from experiments import executors, study
+from experiments import executors, jobs, study
 from experiments.cli import main
 from experiments.studies import steps
 from minifork import config as configs
@@ -155,8 +155,9 @@ def test_what_runs_start_from_is_made_once_and_first(copy, monkeypatch):
         {"stage": "rl", "rl.epoch": 0},
     ]
     executors.run_plans(study.plans(copy().config("reproduce.workers=1"), entries, [0, 1]))
-    assert starts.commands == ["pretrain"] * 2 + ["sft"] * 4 + ["wise"] * 4 + ["rl"] * 6
-    assert starts.threads == [None] * 2 + ["1"] * 14
+    assert starts.commands[:2] == ["pretrain"] * 2 and starts.threads[:2] == [os.environ.get("OMP_NUM_THREADS")] * 2
+    assert sorted(starts.commands[2:]) == ["rl"] * 6 + ["sft"] * 4 + ["wise"] * 4 and starts.threads[2:] == ["1"] * 14
+    assert {*starts.commands[2:8]} == {"sft", "rl"}  # RL from a base waits for no fine-tuning
 
 
 @pytest.mark.parametrize(
@@ -214,7 +215,7 @@ def test_a_failure_is_reported_with_its_own_error(copy, monkeypatch):
         executors.run_plans([plan])
     lines = plan.log.read_text(encoding="utf-8").splitlines()
     assert sorted(lines) == ["a warning", "minifork: of another process", "minifork: the disk is full"]
-    for code, reason in {-9: "killed by signal 9, 3 times", 2: "exit code 2, no output"}.items():
+    for code, reason in {-9: "killed by signal 9, 5 times", 2: "exit code 2, no output"}.items():
         Starts(monkeypatch, lambda command, code=code: code)
         with pytest.raises(ValueError, match=reason):
             executors.run_plans([plan])
@@ -305,7 +306,7 @@ def test_a_signal_saves(copy, tmp_path, stage, number):
     command = [sys.executable, "-m", "experiments", "study", *configs.arguments(config)]
     folder = pipeline.at(stage, "sft.epochs=400", *steps)
     pipes = {"stdout": subprocess.DEVNULL, "stderr": subprocess.PIPE, "text": True}
-    with subprocess.Popen(command, env=os.environ | executors.ONE_CORE, start_new_session=True, **pipes) as process:
+    with subprocess.Popen(command, env=os.environ | jobs.ONE_CORE, start_new_session=True, **pipes) as process:
         metrics, deadline = folder / "metrics.jsonl", time.monotonic() + 120
         while not metrics.exists() or not metrics.read_text(encoding="utf-8"):
             assert time.monotonic() < deadline and process.poll() is None, process.stderr.read()

@@ -32,7 +32,7 @@ OTHER = {  # another legal value of the keys whose type does not give one
     "rl.advantage": "passk", "rl.optimizer": "muon", "wise.weights": "0.5", "eval.split": "valid",
     "eval.grading": "answer", "eval.engine": "exact", "eval.policy": "top_p=0.9", "eval.stratify": "first",
     "eval.pool": 64,
-    "reproduce.study": "frontier",
+    "reproduce.study": "frontier", "reproduce.cluster": "local:2",
 }  # fmt: skip
 BASE = ("task", "base_seed", "data", "walks", "model", "pretrain")
 TUNED = (*BASE, "seed", "data.branch_order", "sft")
