@@ -38,7 +38,9 @@ FROM_MOMENTS = {
 
 
 def law(config: Config) -> None:
-    """Run and evaluate what is missing, predict, compare; writes law.json and figures/law.png in runs/<task>/.
+    """Run and evaluate what is missing, predict, compare.
+
+    Writes law.json, law-rows.json (every checkpoint) and figures/law.png in runs/<task>/.
 
     Raises ValueError naming a stage that failed, and when no checkpoint is in the law's scope.
     """
@@ -54,8 +56,9 @@ def law(config: Config) -> None:
         if not scored:
             raise ValueError(f"{folder}: no checkpoint has a mean r of {SCOPE} or more at a fork; fine-tune on forks")
         bands = [band_row(scored, low, high) for low, high in zip(BANDS, BANDS[1:], strict=False)]
-        tables = {"ks": KS, "bands": bands, "claims": claim_rows(scored), "rows": rows}
+        tables = {"ks": KS, "bands": bands, "claims": claim_rows(scored)}
         write_json(folder / "law.json", runs.made_by(config) | tables)
+        write_json(folder / "law-rows.json", runs.made_by(config) | {"ks": KS, "rows": rows})
         save_figure(draw_law(scored), folder / "figures" / "law.png")
         print(table([band for band in bands if band["checkpoints"]], "{median:.3f} (worst {worst:.3f})".format_map))
 

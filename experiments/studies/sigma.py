@@ -34,7 +34,7 @@ FORMULAS: dict[str, tuple[str, ...]] = {
 
 
 def sigma(config: Config) -> None:
-    """Run what is missing, evaluate, fit; writes runs/<task>/sigma.json.
+    """Run what is missing, evaluate, fit; writes sigma.json and sigma-rows.json (every checkpoint) in runs/<task>/.
 
     Raises ValueError naming a stage that failed.
     """
@@ -42,9 +42,12 @@ def sigma(config: Config) -> None:
         rows = checkpoint_rows(config)
         grid = [row for row in rows if row["run"].startswith(GRID) and row["r"] >= SCOPE]
         fits = [held_out_fit(grid, name) for name in FORMULAS]
-        result = {"pairs": config.reproduce.pairs, "formulas": fits, "seeds": seed_spread(grid), "rows": rows}
-        write_json(runs.task_folder(config) / "sigma.json", runs.made_by(config) | result)
-        print(table(fits), table(mover_rows(rows, config)), f"between seeds: {result['seeds']}", sep="\n\n")
+        movers, seeds = mover_rows(rows, config), seed_spread(grid)
+        result = {"pairs": config.reproduce.pairs, "formulas": fits, "seeds": seeds, "movers": movers}
+        folder = runs.task_folder(config)
+        write_json(folder / "sigma.json", runs.made_by(config) | result)
+        write_json(folder / "sigma-rows.json", runs.made_by(config) | {"rows": rows})
+        print(table(fits), table(movers), f"between seeds: {seeds}", sep="\n\n")
         print(pairs_text(config.reproduce.pairs))
 
 

@@ -20,7 +20,8 @@ def test_law(copy, monkeypatch):
     assert pipeline("law") == 1
     monkeypatch.setattr(law, "SCOPE", 0.0)
     assert pipeline("law") == 0
-    written, results = read_json(pipeline.folder / "law.json"), load_results(pipeline.config())
+    written = read_json(pipeline.folder / "law.json") | read_json(pipeline.folder / "law-rows.json")
+    results = load_results(pipeline.config())
     plain = [record for record in results.records if record["test_set"] == "plain"]
     assert len(written["rows"]) == len(plain)
     record = results.tuned(0, 1)[-1]

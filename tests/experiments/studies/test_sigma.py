@@ -51,10 +51,10 @@ def test_sigma(copy, monkeypatch, capsys):
     monkeypatch.setattr("experiments.study.read_study", lambda name: entries)
     monkeypatch.setattr(sigma, "SCOPE", 0.0)
     assert pipeline("sigma") == 0 and set(starts.commands) == {"sft"}
-    written = read_json(pipeline.folder / "sigma.json")
-    assert {row["run"] for row in written["rows"]} == {"grid: 0.001", "grid: 0.002", "wrong"}
+    written, rows = (read_json(pipeline.folder / f"sigma{part}.json") for part in ("", "-rows"))
+    assert {row["run"] for row in rows["rows"]} == {"grid: 0.001", "grid: 0.002", "wrong"}
     record = pipeline.view()["records"][-1]
-    matching = [row for row in written["rows"] if row["sigma"] == record["fork"]["sigma"]]
+    matching = [row for row in rows["rows"] if row["sigma"] == record["fork"]["sigma"]]
     assert len(matching) == 1 and matching[0]["train_sigma"] == record["fork_train"]["sigma"]
     assert [fit["formula"] for fit in written["formulas"]] == [*sigma.FORMULAS]
     assert "quantile_90" in capsys.readouterr().out
