@@ -22,7 +22,7 @@ from minifork.decoding.policy import parse_policy
 from minifork.measure import trace_tree
 from minifork.measuring.forks import branches_by_fork, distinct_paths, path_probabilities
 from minifork.measuring.problems import evaluation_problems, problem_set
-from minifork.measuring.quantities import fork_values, sigma_values
+from minifork.measuring.quantities import fork_values, kurtosis_values, sigma_values
 from minifork.models import pick_device
 from minifork.schema import Config
 from minifork.statistics.law import law_pass_at_k, path_points
@@ -69,9 +69,13 @@ def add_rows(tables: Tables, results: Results, plans: list[Plan]) -> None:
     predicted = predicted_passes(branches, estimates["pass@1 FWD"]["mean"]) if row["right paths"] == 1 else NO_LAW
     tables["runs"].append(row | estimates | predicted)
     for number, by_pair in enumerate(zip(*branches, strict=True), start=1):
-        sigma = mean_over_pairs(np.stack([sigma_values(branch) for branch in by_pair]))
-        accuracy = probability_over_pairs(np.stack([fork_values(branch, "accuracy") for branch in by_pair]))
-        tables["forks"].append(row | {"fork": number, "sigma": sigma, "accuracy": accuracy})
+        means = {"sigma": sigma_values, "kurtosis": kurtosis_values}
+        fork = {
+            name: mean_over_pairs(np.stack([values_of(branch) for branch in by_pair]))
+            for name, values_of in means.items()
+        }
+        fork["accuracy"] = probability_over_pairs(np.stack([fork_values(branch, "accuracy") for branch in by_pair]))
+        tables["forks"].append(row | {"fork": number} | fork)
     if row["right paths"] > 1:
         distinct = {f"paths@{k}": mean_over_pairs(np.stack([distinct_paths(p, k) for p in paths])) for k in KS}
         tables["paths"].append(row | distinct)

@@ -134,6 +134,22 @@ def test_anchoring(name):
         assert f"| {run} | {row['epoch']} | {' | '.join(cells)} |" in TEXT, run
 
 
+def rows_text(rows: list[dict], columns: list[str]) -> str:
+    """The rows of a Markdown table, with intervals."""
+    texts = {dict: cell, float: lambda value: short(f"{value:.3f}"), type(None): lambda _: "-"}
+    lines = [[texts.get(type(row[name]), str)(row[name]) for name in columns] for row in rows]
+    return "\n".join(f"| {' | '.join(cells)} |" for cells in lines)
+
+
+def test_layers():
+    of_one = {name: [row for row in COMMITTED["layers"][name] if row["right paths"] == 1] for name in ("runs", "forks")}
+    of_run = ["pass@1 FWD", "pass@16 FWD", "law@16", "pass@64 FWD", "law@64", "index@16 FWD"]
+    assert rows_text(of_one["runs"], ["run", "forks", *of_run]) in TEXT
+    tuned = [row for row in of_one["forks"] if row["run"] != "base"]
+    assert rows_text(tuned, ["run", "forks", "fork", "sigma", "kurtosis", "accuracy"]) in TEXT
+    assert rows_text(COMMITTED["layers"]["paths"], ["run", *(f"paths@{k}" for k in (4, 16, 64, 256))]) in TEXT
+
+
 def test_speed(capsys):
     """The lines that the benchmark printed."""
     bench.print_speeds(COMMITTED["bench-cpu"])
