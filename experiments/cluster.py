@@ -158,7 +158,7 @@ def connected(config: Config) -> Iterator[Any]:
             raise ValueError(f"reproduce.cluster is {address}: no scheduler answers ({_one_line(error)})") from None
         _check(client, config)
         _allow_failures(client)
-        print(f"{len(client.scheduler_info()['workers'])} workers; dashboard: {client.dashboard_link}", flush=True)
+        print(f"{len(client.nthreads())} workers; dashboard: {client.dashboard_link}", flush=True)
         yield client
 
 

@@ -50,7 +50,8 @@ def agreement(config: Config) -> int:
     failed = conclude(config, list(comparisons(config)))
     checkpoint = runs.require_run(fine_tunings(config)[-1], "sft").checkpoints()[-1]
     rows = efficiency(checkpoint, problems_for(config, pick_device(config)), config.eval.rollouts)
-    write_json(runs.task_folder(config) / "efficiency.json", {"run": checkpoint.run.name, "engines": rows})
+    result = runs.made_by(config) | {"run": checkpoint.run.name, "engines": rows}
+    write_json(runs.task_folder(config) / "efficiency.json", result)
     return failed
 
 
