@@ -225,11 +225,11 @@ def band_row(rows: list[dict], low: float, high: float) -> dict:
 
 @default_settings()
 def draw_law(rows: list[dict]) -> Figure:
-    """Three checkpoints in scope of the run with the largest sigma: exact points, the law as lines."""
+    """Three checkpoints in scope of the plain run at the largest FORK_RATE: exact points, the law as lines."""
     figure = Figure(figsize=(6, 4), layout="constrained")
     axes, ks = figure.subplots(), 2.0 ** np.arange(0, 10.25, 0.25)
-    steepest = max(rows, key=lambda row: row["sigma"])
-    of_run = [row for row in rows if all(row[key] == steepest[key] for key in ("stage", "run", "branches"))]
+    plain = max(rows, key=lambda row: row.get("plain_fork_rate", 0))
+    of_run = [row for row in rows if all(row[key] == plain[key] for key in ("stage", "run", "branches"))]
     for i, row in enumerate([of_run[0], of_run[len(of_run) // 2], of_run[-1]]):
         colour, label = EPOCH_COLOURS(i / 2.5), f"sigma {row['sigma']:.1f} (epoch {row['epoch']})"
         curve = laws.law_pass_at_k(row["r"], laws.path_points([row["sigma"]], row["branches"]), ks)

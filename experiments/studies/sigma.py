@@ -42,13 +42,12 @@ def sigma(config: Config) -> None:
         rows = checkpoint_rows(config)
         grid = [row for row in rows if row["run"].startswith(GRID) and row["r"] >= SCOPE]
         fits = [held_out_fit(grid, name) for name in FORMULAS]
-        movers, seeds = mover_rows(rows, config), seed_spread(grid)
-        result = {"pairs": config.reproduce.pairs, "formulas": fits, "seeds": seeds, "movers": movers}
+        tables = {"formulas": fits, "epochs": epoch_rows(grid), "movers": mover_rows(rows, config)}
+        result = {"pairs": config.reproduce.pairs} | tables
         folder = runs.task_folder(config)
         write_json(folder / "sigma.json", runs.made_by(config) | result)
         write_json(folder / "sigma-rows.json", runs.made_by(config) | {"rows": rows})
-        print(table(fits), table(movers), f"between seeds: {seeds}", sep="\n\n")
-        print(pairs_text(config.reproduce.pairs))
+        print(*map(table, tables.values()), pairs_text(config.reproduce.pairs), sep="\n\n")
 
 
 def checkpoint_rows(config: Config) -> list[dict]:
@@ -101,14 +100,25 @@ def held_out_fit(rows: list[dict], name: str) -> dict:
     }
 
 
-def seed_spread(rows: list[dict]) -> dict[str, float | None]:
-    """The median over settings of the standard deviation of log sigma between pairs of seeds, by epoch; None of one."""
-    spread: dict[int, list[float]] = {}
-    for run, epoch in dict.fromkeys((row["run"], row["epochs"]) for row in rows):
-        values = [np.log(row["sigma"]) for row in rows if (row["run"], row["epochs"]) == (run, epoch)]
-        if len(values) > 1:
-            spread.setdefault(epoch, []).append(float(np.std(values, ddof=1)))
-    return {str(epoch): float(np.median(values)) for epoch, values in sorted(spread.items())}
+def epoch_rows(rows: list[dict]) -> list[dict]:
+    """The range of sigma over all runs of the grid, by epoch, and how much pairs of seeds differ.
+
+    between_pairs: the standard deviation of log sigma between pairs of seeds, the median over the settings that were
+    run for several; None where none was.
+    """
+    table_rows = []
+    for epoch in sorted({row["epochs"] for row in rows}):
+        of_epoch = [row for row in rows if row["epochs"] == epoch]
+        spread = []
+        for run in dict.fromkeys(row["run"] for row in of_epoch):
+            values = [np.log(row["sigma"]) for row in of_epoch if row["run"] == run]
+            spread += [np.std(values, ddof=1)] if len(values) > 1 else []
+        sigmas = [row["sigma"] for row in of_epoch]
+        names = {"smallest": min(sigmas), "median": np.median(sigmas), "largest": max(sigmas)}
+        between = round(float(np.median(spread)), 3) if spread else None
+        numbers = {name: round(float(value), 2) for name, value in names.items()}
+        table_rows.append({"epochs": epoch, "runs": len(of_epoch)} | numbers | {"between_pairs": between})
+    return table_rows
 
 
 def mover_rows(rows: list[dict], config: Config) -> list[dict]:

@@ -31,10 +31,13 @@ def test_a_formula_is_judged_on_settings_that_it_has_not_seen():
     assert 0 < sigma.held_out_fit(grid(0.1), "epochs, learning rate")["median"] < 0.15
 
 
-def test_the_spread_between_seeds():
-    spread = sigma.seed_spread(grid(0.1))
-    assert spread.keys() == {"1", "4", "16"} and all(0.02 < value < 0.2 for value in spread.values())
-    assert sigma.seed_spread([row for row in grid(0.1) if row["pair"] == 0]) == {}
+def test_the_range_and_the_spread_between_pairs():
+    rows = sigma.epoch_rows(grid(0.1))
+    assert [row["epochs"] for row in rows] == [1, 4, 16] and all(row["runs"] == 8 for row in rows)
+    assert all(0.02 < row["between_pairs"] < 0.2 for row in rows)
+    assert all(row["smallest"] <= row["median"] <= row["largest"] for row in rows)
+    single = sigma.epoch_rows([row for row in grid(0.1) if row["pair"] == 0])
+    assert [row["between_pairs"] for row in single] == [None] * 3
 
 
 def test_settings_sum_the_learning_rates_of_the_steps_before_a_checkpoint():
