@@ -141,6 +141,23 @@ def rows_text(rows: list[dict], columns: list[str]) -> str:
     return "\n".join(f"| {' | '.join(cells)} |" for cells in lines)
 
 
+def test_law():
+    bands = COMMITTED["law"]["bands"]
+    for band in bands:
+        errors = [f"{error['median']:.3f} / {error['worst']:.3f}" for error in [*band.values()][3:]]
+        assert short(f"| {band['sigma']} | {band['checkpoints']} | {band['kurtosis']} | {' | '.join(errors)} |") in TEXT
+    claims = {(row["claim"], row.get("fork_rate")): row["estimate"] for row in COMMITTED["law"]["claims"]}
+    assert f"At 1 the worst interval is {short(interval_text(claims['law', 1.0]['ci95'], ''))}" in TEXT
+    assert all(cell(claims[name, None]) in TEXT for name in ("law fails", "kurtosis, late"))
+    assert f"{sum(band['checkpoints'] for band in bands)} checkpoints" in TEXT
+
+
+@pytest.mark.parametrize("name", ["formulas", "epochs", "movers"])
+def test_sigma(name):
+    rows = COMMITTED["sigma"][name]
+    assert rows_text(rows, [*rows[0]]) in TEXT
+
+
 def test_layers():
     of_one = {name: [row for row in COMMITTED["layers"][name] if row["right paths"] == 1] for name in ("runs", "forks")}
     of_run = ["pass@1 FWD", "pass@16 FWD", "law@16", "pass@64 FWD", "law@64", "index@16 FWD"]
