@@ -95,7 +95,7 @@ def print_smallest(tests: list[dict[str, Any]], level: float) -> None:
     smallest = {pair: min((t["p_value"] for t in tests if t["test"] == pair), default=1.0) for pair in ENGINE_PAIRS}
     verdict = "agree" if min(smallest.values()) >= level else "DISAGREE"
     text = "  ".join(f"{pair} {p:.2g}" for pair, p in smallest.items())
-    print(f"{verdict:<9}{tests[0]['run']:<22}{tests[0]['policy']:<28}smallest p: {text}")
+    print(f"{verdict:<9}{tests[0]['run']:<28}{tests[0]['policy']:<28}smallest p: {text}")
 
 
 def compare_engines(tree: TraceTree, outcomes: tuple[str, ...], n: int, budget: int) -> list[dict[str, Any]]:

@@ -158,6 +158,21 @@ def test_sigma(name):
     assert rows_text(rows, [*rows[0]]) in TEXT
 
 
+@pytest.mark.parametrize(("name", "epoch"), [("objectives", "1"), ("kl", "4"), ("runs", None)])
+def test_rl_lab(name, epoch):
+    """The means of the pair."""
+    rows = [row for row in COMMITTED["rl-lab"][name] if row.get("epoch") == epoch]
+    means = [{key: value["mean"] if isinstance(value, dict) else value for key, value in row.items()} for row in rows]
+    assert rows_text(means, [key for key in rows[0] if key != "epoch"]) in TEXT
+
+
+@pytest.mark.parametrize("task", ["star", "layers"])
+def test_efficiency(task):
+    for row in COMMITTED[f"efficiency-{task}"]["engines"]:
+        cells = [f"{row[name][k]:.3g}" for k in ("1", "16") for name in ("error", "cost")]
+        assert f"| {task} | {row['engine']} | {row['evaluated']:,} | {' | '.join(cells)} |" in TEXT
+
+
 def test_layers():
     of_one = {name: [row for row in COMMITTED["layers"][name] if row["right paths"] == 1] for name in ("runs", "forks")}
     of_run = ["pass@1 FWD", "pass@16 FWD", "law@16", "pass@64 FWD", "law@64", "index@16 FWD"]
