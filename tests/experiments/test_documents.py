@@ -141,11 +141,15 @@ def rows_text(rows: list[dict], columns: list[str]) -> str:
     return "\n".join(f"| {' | '.join(cells)} |" for cells in lines)
 
 
-def test_law():
-    bands = COMMITTED["law"]["bands"]
-    for band in bands:
+@pytest.mark.parametrize("name", ["law", "law-sizes"])
+def test_law_by_sigma(name):
+    for band in COMMITTED[name]["bands"]:
         errors = [f"{error['median']:.3f} / {error['worst']:.3f}" for error in [*band.values()][3:]]
         assert short(f"| {band['sigma']} | {band['checkpoints']} | {band['kurtosis']} | {' | '.join(errors)} |") in TEXT
+
+
+def test_law():
+    bands = COMMITTED["law"]["bands"]
     claims = {(row["claim"], row.get("fork_rate")): row["estimate"] for row in COMMITTED["law"]["claims"]}
     assert f"At 1 the worst interval is {short(interval_text(claims['law', 1.0]['ci95'], ''))}" in TEXT
     assert all(cell(claims[name, None]) in TEXT for name in ("law fails", "kurtosis, late"))
