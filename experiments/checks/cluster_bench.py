@@ -9,9 +9,10 @@ import resource
 import shutil
 import tempfile
 import time
-from collections.abc import Iterator
-from concurrent.futures import Future, as_completed
+from collections.abc import Callable, Iterator
+from concurrent.futures import Executor, as_completed
 from dataclasses import replace
+from functools import partial
 from pathlib import Path
 
 from experiments import executors, study, transfer
@@ -34,7 +35,7 @@ def cluster_bench(config: Config) -> None:
 
     Needs the config's base and its fine-tuning; raises ValueError saying how to make them.
     """
-    rows = [row | {"workers": count} for count in WORKERS for row in job_rows(config, count)]
+    rows = [row for count in WORKERS for row in job_rows(config, count)]
     for row in rows:
         print(row)
     seconds = {name: study_seconds(config, name) for name in ("", f"local:{WORKERS[0]}")}
@@ -46,33 +47,36 @@ def cluster_bench(config: Config) -> None:
 
 
 def job_rows(config: Config, count: int) -> Iterator[dict]:
-    """Seconds a job, bytes and the driver's memory of empty jobs and of jobs with payload, on so many workers."""
-    run = runs.require_run(config, "sft")
+    """What an empty job and a job with payload cost on so many workers."""
+    plan, run = Plan("sft", "sft", config), runs.require_run(config, "sft")
     sizes = {path: len(content) for path, content in transfer.result_files(run, frozenset()).items()}
-    plan = Plan("sft", "sft", config)
-    with connected(_on_cluster(config, f"local:{count}")) as client, tempfile.TemporaryDirectory() as folder:
+    with connected(_on_cluster(config, f"local:{count}")) as client:
         executor = client.get_executor(pure=False)
         [*as_completed([executor.submit(int) for _ in range(count)])]  # warm-up
-        for name, jobs in {"empty": EMPTY_JOBS, "with payload": JOBS_WITH_PAYLOAD}.items():
-            started, sent = time.perf_counter(), 0
-            futures: list[Future] = []
-            for _ in range(jobs):
-                starts = {} if name == "empty" else transfer.start_files(plan)
-                sent = sum(map(len, starts.values()))
-                futures.append(executor.submit(answer, starts, {} if name == "empty" else sizes))
-            for number, future in enumerate(as_completed(futures)):
-                transfer.write_files(future.result(), Path(folder, str(number)))
-            seconds = (time.perf_counter() - started) / jobs
-            received = 0 if name == "empty" else sum(sizes.values())
-            row = {
-                "job": name,
-                "jobs": jobs,
-                "ms_a_job": 1000 * seconds,
-                "bytes_sent": sent,
-                "bytes_received": received,
-            }
-            memory = resource.getrusage(resource.RUSAGE_SELF).ru_maxrss / 1024
-            yield row | {"driver_MiB": memory, "workers_fed": int(SECONDS_OF_A_RUN / seconds)}
+        yield {"workers": count, "job": "empty"} | cost(executor, EMPTY_JOBS, dict, {})
+        starts = partial(transfer.start_files, plan)
+        yield {"workers": count, "job": "with payload"} | cost(executor, JOBS_WITH_PAYLOAD, starts, sizes)
+
+
+def cost(executor: Executor, jobs: int, starts: Callable[[], transfer.Files], sizes: dict[str, int]) -> dict:
+    """Milliseconds and bytes a job, and the most memory the driver has had, where every job brings back ``sizes``.
+
+    starts: gives what a job starts from, anew for each as the driver does.
+    """
+    started = time.perf_counter()
+    with tempfile.TemporaryDirectory() as folder:
+        futures = [executor.submit(answer, starts(), sizes) for _ in range(jobs)]
+        for number, future in enumerate(as_completed(futures)):
+            transfer.write_files(future.result(), Path(folder, str(number)))
+    seconds = (time.perf_counter() - started) / jobs
+    return {
+        "jobs": jobs,
+        "ms_a_job": 1000 * seconds,
+        "bytes_sent": sum(map(len, starts().values())),
+        "bytes_received": sum(sizes.values()),
+        "driver_MiB": resource.getrusage(resource.RUSAGE_SELF).ru_maxrss / 1024,
+        "workers_fed": int(SECONDS_OF_A_RUN / seconds),
+    }
 
 
 def answer(starts: transfer.Files, sizes: dict[str, int]) -> transfer.Files:
