@@ -65,8 +65,8 @@ def cost(executor: Executor, jobs: int, starts: Callable[[], transfer.Files], si
     """
     started = time.perf_counter()
     with tempfile.TemporaryDirectory() as folder:
-        futures = [executor.submit(answer, starts(), sizes) for _ in range(jobs)]
-        for number, future in enumerate(as_completed(futures)):
+        answers = as_completed([executor.submit(answer, starts(), sizes) for _ in range(jobs)])
+        for number, future in enumerate(answers):  # which keeps no answer, as the driver does not
             transfer.write_files(future.result(), Path(folder, str(number)))
     seconds = (time.perf_counter() - started) / jobs
     return {
