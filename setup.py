@@ -9,7 +9,7 @@ setup(
     license="MIT",
     packages=find_packages(include=["data_gen*", "minifork*", "experiments*"]),
     package_data={
-        "experiments": ["studies/*.yaml", "claims.yaml", "report.html"],
+        "experiments": ["studies/*.yaml", "capitals.csv", "claims.yaml", "report.html"],
         "minifork": ["gpu/*.cu", "configs/*.yaml", "py.typed"],
     },
     python_requires=">=3.10",
@@ -19,7 +19,9 @@ setup(
         # xdist runs files of tests side by side, one a core; coverage is for `make coverage`, mypy for `make lint`
         "dev": ["distributed", "pytest", "pytest-xdist", "hypothesis", "ruff", "mypy", "types-PyYAML", "coverage"],
         "kernel-dev": ["nvidia-cuda-nvrtc"],  # compiles the CUDA kernel where there is no GPU, for its tests
-        "bench": ["transformers"],  # the sampler that most people know, timed beside ours
+        # Language models that were trained elsewhere; the regular expressions of accepted answers. transformers is also
+        # the sampler that most people know, which `make bench` times beside ours.
+        "hf": ["transformers>=5,<6", "outlines-core"],
     },
     entry_points={"console_scripts": ["minifork = experiments.cli:main"]},
 )

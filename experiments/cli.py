@@ -26,6 +26,16 @@ COMMANDS = cli.COMMANDS | {
     "layers": Command(
         "experiments.studies.layers:layers", "compare traces with no fork to three, one right path or more"
     ),
+    "capitals": Command(
+        "experiments.studies.capitals:capitals",
+        "ask a language model for capitals, and compute its pass@k",
+        operands=(("model", "a folder, or a name on the hub of Hugging Face"),),
+    ),
+    "convert-gguf": Command(
+        "minifork.language.gguf:convert_gguf",
+        "make a GGUF file a folder that capitals can read",
+        operands=(("file", "a GGUF file"), ("folder", "a new folder")),
+    ),
     "gpu-check": Command("experiments.checks.gpu_check:gpu_check", "check and time everything that needs a GPU"),
     "study": Command("experiments.studies.reproduce:run_study", "run and evaluate the study reproduce.study"),
     "reproduce": Command("experiments.studies.reproduce:reproduce", "run a study, write figures, claims and table"),

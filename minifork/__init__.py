@@ -9,6 +9,7 @@ The rooms, from the bottom up; a room imports only from those below it:
     decoding, gpu  the engines: where the traces of problems end, with what probability
     statistics     pass@k and intervals from these probabilities
     measuring      the parts of one measurement; `minifork.measure` makes it: one model on one set of problems
+    language       models that were trained elsewhere, and verifiers that read text
     evaluation     its targets and files; `minifork.evaluate` is the command that measures all that is missing
     experiments    studies, claims, figures
 
@@ -26,19 +27,23 @@ if TYPE_CHECKING:
     from data_gen.star import Star
     from data_gen.task import Task
     from minifork.decoding.policy import Policy
-    from minifork.library import exact, load, pretrain, problems, rl, rollout, sft, split
+    from minifork.language.patterns import any_of
+    from minifork.library import (
+        ask, exact, language_model, load, pretrain, problems, remainder, rl, rollout, sft, split, to_hf,
+    )  # fmt: skip
     from minifork.runs import Run
     from minifork.statistics import intervals
     from minifork.statistics.passk import pass_at_k
 
 __all__ = [
-    "Arith", "Layers", "Openers", "Policy", "Run", "Sizes", "Star", "Task", "exact", "intervals", "load", "pass_at_k",
-    "pretrain", "problems", "rl", "rollout", "sft", "split",
+    "Arith", "Layers", "Openers", "Policy", "Run", "Sizes", "Star", "Task", "any_of", "ask", "exact", "intervals",
+    "language_model", "load", "pass_at_k", "pretrain", "problems", "remainder", "rl", "rollout", "sft", "split",
+    "to_hf",
 ]  # fmt: skip
 HOMES = {  # the module of every name that minifork.library does not define
     "Arith": "data_gen.arith", "Sizes": "data_gen.sizes", "Star": "data_gen.star", "Task": "data_gen.task",
     "Layers": "data_gen.layers", "Openers": "data_gen.openers",
-    "Policy": "minifork.decoding.policy", "Run": "minifork.runs", "pass_at_k": "minifork.statistics.passk",
+    "Policy": "minifork.decoding.policy", "any_of": "minifork.language.patterns", "Run": "minifork.runs", "pass_at_k": "minifork.statistics.passk",
 }  # fmt: skip
 
 

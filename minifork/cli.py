@@ -22,7 +22,8 @@ class Command:
 
     function: "module:function", called with the config and the flags; help: a line for --help; flags: its own flags
     with their help; stage: the stage that it completes, if any; preset: the preset that it starts from, if any;
-    takes_filters: its key=value words select runs instead of changing the config.
+    takes_filters: its key=value words select runs instead of changing the config; operands: the words that it takes
+    instead of a config, with their help. Its function gets them as texts.
     """
 
     function: str
@@ -31,6 +32,7 @@ class Command:
     stage: str = ""
     preset: str = ""
     takes_filters: bool = False
+    operands: tuple[tuple[str, str], ...] = ()
 
     @property
     def resumable(self) -> bool:
@@ -57,6 +59,11 @@ COMMANDS = {
         REMOVE,
         takes_filters=True,
     ),
+    "export": Command(
+        "minifork.library:export_command",
+        "write a run's model for another library",
+        operands=(("run", "the folder of a run"), ("--to", "hf: a GPT-2 of Hugging Face"), ("folder", "a new folder")),
+    ),
 }
 
 TITLE = "Why do fine-tuned reasoning models lose coverage?"
@@ -77,6 +84,10 @@ def parser(commands: Mapping[str, Command] = COMMANDS) -> argparse.ArgumentParse
             name, help=command.help, description=command.help, epilog=EPILOG, formatter_class=RAW
         )
         sub.add_argument("--debug", action="store_true", help="show tracebacks")
+        for operand, text in command.operands:
+            sub.add_argument(operand, help=text, **({"required": True} if operand.startswith("-") else {}))
+        if command.operands:
+            continue
         sub.add_argument("--config", default="star", help="a config that ships (default: star), or a YAML file")
         sub.add_argument("overrides", nargs="*", metavar="key=value", help="a key of the config; preset=name")
         for flag, text in command.flags:
@@ -88,9 +99,11 @@ def parse_arguments(commands: Mapping[str, Command], arguments: list[str] | None
     """The options of a command line, in which flags may stand between overrides."""
     top = parser(commands)
     options, rest = top.parse_known_args(arguments)
+    if commands[options.command].operands and rest:
+        top.error(f"unrecognized arguments: {' '.join(rest)}")
     if unknown := [word for word in rest if word.startswith("-")]:
         top.error(f"unrecognized arguments: {' '.join(unknown)}")
-    options.overrides += rest
+    options.overrides = [*vars(options).get("overrides", []), *rest]
     return options
 
 
@@ -119,6 +132,10 @@ def main(arguments: list[str] | None = None, commands: Mapping[str, Command] = C
 
 def _run(command: Command, options: argparse.Namespace) -> int:
     """The exit code of a command."""
+    if command.operands:
+        names = [name.lstrip("-") for name, _ in command.operands]
+        _function(command.function)(**{name: getattr(options, name) for name in names})
+        return 0
     # Imported here, as they import numpy, which takes longer than --help.
     from minifork import config as configs
     from minifork import runs

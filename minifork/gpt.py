@@ -20,6 +20,7 @@ from torch import Tensor, nn
 from minifork.settings import Shape
 
 TILE = 16  # rows are decoded in multiples of this, because BLAS computes left-over rows in another way
+ROWS = 2048  # prefixes or rollouts decoded at once: the best size measured on two cores
 PREFILL_BATCH = 128  # prompts that are encoded at once; larger batches do not fit the caches of a CPU
 MIN_UNIT_ROWS = 4  # rows that meet a shared prompt in one product, so that a row's bits do not depend on other rows
 
@@ -164,6 +165,10 @@ class GPT(nn.Module):
         logits = self._run(tokens, positions.to(tokens.device), attend, last)
         return logits, torch.stack(keys), torch.stack(values)
 
+    def rows_at_once(self, length: int) -> int:
+        """How many prefixes or rollouts of sequences of ``length`` tokens to decode at once."""
+        return ROWS
+
     def decode(self, tokens: Tensor, rows: "Rows") -> Tensor:
         """Append one token int64[R] to every row and return the next logits, float[R, V]."""
         count, spare = len(tokens), -len(tokens) % TILE
@@ -245,6 +250,19 @@ class Rows:
     def copy(self) -> "Rows":
         """A new cache of all rows. Decoding extends a cache in place, so each continuation needs its own."""
         return self.take(torch.arange(len(self), device=self.problem.device))
+
+    @staticmethod
+    def join(parts: "Sequence[Rows]") -> "Rows":
+        """A new cache of the rows of all parts, which have the same prompts, length and capacity."""
+        first, length, start = parts[0], parts[0].length, 0
+        result = Rows(first.prompts, torch.cat([part.problem for part in parts]), first.k.shape[3])
+        result.length = length
+        for part in parts:
+            place = slice(start, start + len(part))
+            result.k[:, place, :, :length] = part.k[..., :length, :]
+            result.v[:, place, :, :length] = part.v[..., :length, :]
+            start += len(part)
+        return result
 
     def attend(self, layer: int, q: Tensor, k: Tensor, v: Tensor) -> Tensor:
         """One new query a row, [R, H, D], against its prompt and its suffix, the new token included."""

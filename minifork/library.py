@@ -14,10 +14,14 @@ keys of the config, which `minifork config` lists. A short key is enough where i
 and ``batch``: the stage's own is changed. Dotted keys are written ``**{"model.width": 64}``.
 """
 
+import importlib
 import math
 import warnings
+from collections.abc import Callable, Iterator, Sequence
 from dataclasses import replace
 from pathlib import Path
+from types import ModuleType
+from typing import TYPE_CHECKING
 
 import torch
 
@@ -26,6 +30,7 @@ from data_gen.task import Task
 from minifork import config as configs
 from minifork import measure, runs
 from minifork.decoding import exact as enumeration
+from minifork.decoding import remainder as remaining
 from minifork.decoding import split as splitting
 from minifork.decoding.policy import Policy, parse_policy
 from minifork.decoding.traces import EXACT, Result, TraceTree
@@ -36,6 +41,10 @@ from minifork.runs import Checkpoint, Run
 from minifork.schema import TASKS, Config
 from minifork.training import stages
 from minifork.values import expand_home
+
+if TYPE_CHECKING:
+    from minifork.language.causal_lm import CausalLM
+    from minifork.language.questions import Questions
 
 Value = str | int | float | bool | None
 
@@ -159,42 +168,71 @@ def problems(task: Task, stream: str = "test", n: int = 1000, device: str = "cpu
 
 
 def exact(
-    model: GPT, problems: ProblemSet, policy: Policy | str = "temperature=1", mode: str | None = None,
-    max_prefixes: float = math.inf,
+    model: "GPT | CausalLM", problems: "ProblemSet | Questions", policy: Policy | str = "temperature=1",
+    mode: str | None = None, max_prefixes: float = math.inf, width: float = EXACT,
 ) -> Result:  # fmt: skip
     """The probability that a sampled trace is accepted, and of each way to fail, for every problem.
 
     policy: how traces are sampled; mode: the mode that every trace begins with, or None to let the model choose.
     Decodes every prefix that may still be accepted, the likeliest first, ``max_prefixes`` at most: then p lies between
-    ``p_lo`` and ``p_hi`` for certain. A model does not know its task: give it problems of the task that it was trained
-    on. Raises ValueError naming the argument that does not fit.
+    ``p_lo`` and ``p_hi`` for certain. It stops once these are at most ``width`` apart. A model does not know its task:
+    give it problems of the task that it was trained on, and a language model questions of `ask`. Raises ValueError
+    naming the argument that does not fit.
     """
-    return enumeration.exact(_tree(model, problems, policy, mode), max_prefixes, width=EXACT)
+    return _run(model, problems, policy, mode, lambda tree, share: enumeration.exact(tree, max_prefixes * share, width))
+
+
+def remainder(
+    model: "GPT | CausalLM", problems: "ProblemSet | Questions", max_prefixes: float, n: int, seed: int = 0,
+    policy: Policy | str = "temperature=1", mode: str | None = None,
+) -> Result:  # fmt: skip
+    """The bounds of `exact` with this budget, and an unbiased estimate from n sampled traces of what they leave open.
+
+    Other arguments as `exact`.
+    """
+    return _run(
+        model, problems, policy, mode, lambda tree, share: remaining.remainder(tree, max_prefixes * share, n, seed)
+    )
 
 
 def split(
-    model: GPT, problems: ProblemSet, n: int, seed: int = 0, policy: Policy | str = "temperature=1",
-    mode: str | None = None,
+    model: "GPT | CausalLM", problems: "ProblemSet | Questions", n: int, seed: int = 0,
+    policy: Policy | str = "temperature=1", mode: str | None = None,
 ) -> Result:  # fmt: skip
     """The counts of outcomes among n sampled traces a problem.
 
     Each prefix is decoded once, however many traces share it. Other arguments as `exact`.
     """
-    return splitting.split(_tree(model, problems, policy, mode), n, seed)
+    return _run(model, problems, policy, mode, lambda tree, _: splitting.split(tree, n, seed))
 
 
 def rollout(
-    model: GPT, problems: ProblemSet, n: int, seed: int = 0, policy: Policy | str = "temperature=1",
-    mode: str | None = None, traces: bool = False,
+    model: "GPT | CausalLM", problems: "ProblemSet | Questions", n: int, seed: int = 0,
+    policy: Policy | str = "temperature=1", mode: str | None = None, traces: bool = False,
 ) -> Result:  # fmt: skip
     """The counts of outcomes among n sampled traces a problem, and with ``traces`` the traces themselves.
 
     Other arguments as `exact`. On a GPU the fused kernel runs them in fp32.
     """
-    return sample(_tree(model, problems, policy, mode), n, seed, traces)
+    return _run(model, problems, policy, mode, lambda tree, _: sample(tree, n, seed, traces))
 
 
-def _tree(model: GPT, problems: ProblemSet, policy: Policy | str, mode: str | None) -> TraceTree:
+def _run(
+    model: "GPT | CausalLM", problems: "ProblemSet | Questions", policy: Policy | str, mode: str | None,
+    engine: Callable[[TraceTree, float], Result],
+) -> Result:  # fmt: skip
+    """The result of an engine, which is called with trees and with the share of the problems that each has."""
+    policy = parse_policy(policy) if isinstance(policy, str) else policy
+    if isinstance(problems, ProblemSet):
+        if not isinstance(model, GPT):
+            raise ValueError("problems are of a task, but the model is a language model: give it questions of mf.ask")
+        return engine(_tree(model, problems, policy, mode), 1.0)
+    if mode is not None:
+        raise ValueError(f"mode is {mode!r}, but a language model has none: begin its answers with mf.ask(begun=...)")
+    return _language("questions").run_by_parts(model, problems, policy, engine)
+
+
+def _tree(model: GPT, problems: ProblemSet, policy: Policy, mode: str | None) -> TraceTree:
     """The traces of a model on problems; raises ValueError naming the argument that does not fit."""
     task, device = problems.task, next(model.parameters()).device
     if problems.prompts.device != device:
@@ -206,9 +244,59 @@ def _tree(model: GPT, problems: ProblemSet, policy: Policy | str, mode: str | No
             f"the model takes {model.vocab_size} and {model.context}: they are of another task"
         )
     with torch.no_grad():
-        tree = measure.trace_tree(model, problems, parse_policy(policy) if isinstance(policy, str) else policy)
+        tree = measure.trace_tree(model, problems, policy)
     if mode is None:
         return tree
     if mode not in task.first_tokens:
         raise ValueError(f"mode is {mode!r}: choose {', '.join(task.first_tokens)}, or None")
     return measure.force_mode(tree, task, mode)
+
+
+# language models
+
+
+def language_model(name: str, memory: int = 2**30) -> "CausalLM":
+    """A causal language model in fp32, from a folder or of this name on the hub of Hugging Face.
+
+    memory: bytes that a batch of decoded rows may take. Raises ValueError naming a model that cannot be used, and
+    without the extra hf.
+    """
+    return _language("causal_lm").load_language_model(name, memory)
+
+
+def ask(
+    lm: "CausalLM", questions: Sequence[str], answers: Sequence[str], begun: str | Sequence[str] = "",
+    follow: str | None = r"\PL", max_new: int = 24,
+) -> "Questions":  # fmt: skip
+    """Questions to a language model in its chat format, for the engines; see `minifork.language.questions.ask`.
+
+    answers: for each an expression that accepted answers begin with. begun: how the model's answers begin, one text
+    or one a question. follow: an expression for what may come after an accepted answer, by default no letter. max_new:
+    the longest answer in tokens.
+    """
+    return _language("questions").ask(lm, questions, answers, begun, follow, max_new)
+
+
+def to_hf(run: Run, folder: Path | str, epoch: int | None = None) -> None:
+    """Write a run's model, the last or that of an epoch, as a GPT-2 of Hugging Face with a word-level tokenizer.
+
+    Raises ValueError for a run without these weights and without the extra hf, and OSError for a folder that cannot be
+    written.
+    """
+    _language("export").export_run(run, expand_home(folder), epoch)
+
+
+def export_command(run: str, to: str, folder: str) -> None:
+    """The command `export`: `to_hf` on the run in a folder; raises ValueError for another library than hf."""
+    if to != "hf":
+        raise ValueError(f"--to is {to!r}: choose hf")
+    to_hf(load(run), folder)
+    print(f"{folder}: load it with AutoModelForCausalLM and AutoTokenizer")
+
+
+def _language(module: str) -> ModuleType:
+    """A module of `minifork.language`; raises ValueError without the extra hf."""
+    try:
+        return importlib.import_module(f"minifork.language.{module}")
+    except ImportError as error:
+        raise ValueError(f"language models need the package {error.name}: pip install 'minifork[hf]'") from None

@@ -13,6 +13,7 @@ from torch import Tensor
 
 from data_gen.task import PAD, Task
 from minifork.decoding import policy, stratified
+from minifork.decoding.automata import Tables
 from minifork.decoding.exact import Limits, PrefixResult, exact, exact_by_prefix
 from minifork.decoding.policy import Policy
 from minifork.decoding.remainder import sample_remainder
@@ -119,7 +120,7 @@ def measure_iid(
     arrays |= skill
     record |= {name: float(skill[name].mean()) if name in skill else None for name in ("skill", "r")}
     # Rollouts in bf16 have p of their own, which no other engine can check.
-    in_bf16 = settings.bf16 and by_row["free"].engine == "rollout" and tree.dfa.is_cuda
+    in_bf16 = settings.bf16 and by_row["free"].engine == "rollout" and tree.device.type == "cuda"
     check = check_result(settings, tree, by_row["free"]) if checked and not in_bf16 else None
     return Measurement(record, arrays, check)
 
@@ -201,7 +202,7 @@ def measure_stratified(settings: Eval, tree: TraceTree, problems: ProblemSet, ch
         if problems.fork is not None:
             hit_rate = float(stratified.right_after(problems.fork, prefix, length).float().mean())
     else:
-        prefix = problems.at_fork()[0] if settings.stratify == "fork" else tree.dfa.new_zeros(len(tree), 0)
+        prefix = problems.at_fork()[0] if settings.stratify == "fork" else tree.forced[:, :0]
         length = torch.full((len(tree),), prefix.shape[1], device=prefix.device)
     strata = stratified.stratify(tree, prefix, length, settings.strata, lambda stratum: exact(stratum, settings.budget))
     record = quantities.stratified_coverage(strata, powers_of_two(settings.max_k), settings.pool)
@@ -284,8 +285,7 @@ def trace_tree(model: GPT, problems: ProblemSet, policy: Policy, max_tokens: int
     return TraceTree(
         model,
         model.prefill(problems.prompts),
-        problems.dfa,
-        len(problems.outcome_names),
+        Tables(problems.dfa, len(problems.outcome_names)),
         max_tokens or problems.task.trace_len,
         policy,
     )
@@ -293,7 +293,7 @@ def trace_tree(model: GPT, problems: ProblemSet, policy: Policy, max_tokens: int
 
 def force_mode(tree: TraceTree, task: Task, mode_name: str) -> TraceTree:
     """The tree with the token of a mode forced."""
-    return tree.force(torch.full((len(tree), 1), task.first_tokens[mode_name], device=tree.dfa.device))
+    return tree.force(torch.full((len(tree), 1), task.first_tokens[mode_name], device=tree.device))
 
 
 def powers_of_two(largest: int) -> list[int]:

@@ -24,7 +24,7 @@ MAY_IMPORT = {
 }
 EXTRAS = {  # imported inside functions only, and not required
     "experiments/checks/bench.py": {"transformers"},
-    "experiments/cluster.py": {"distributed"},
+    "experiments/cluster.py": {"dask", "distributed"},
 }
 RUNTIME = {"torch", "numpy", "einops", "tqdm", "pyyaml", "matplotlib"}
 

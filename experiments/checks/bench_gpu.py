@@ -38,7 +38,7 @@ def in_bf16(tree: TraceTree) -> TraceTree:
 
 def prepare(tree: TraceTree, n: int, name: str) -> Callable[[], object]:
     """A function that runs n rollouts a problem on a backend. It is compiled and recorded, and ready to be timed."""
-    device = tree.dfa.device
+    device = tree.device
     if name == "kernel bf16 + layout":
         return lambda: backends.sample(tree, n, 0, bf16=True)
     if name.startswith("kernel"):
@@ -107,7 +107,7 @@ def limits(tree: TraceTree) -> dict[str, float]:
     keys and values once and read those before them (half of the longest suffix). Scratch larger than the L2 cache is
     slower than that.
     """
-    build, device = build_for(tree, 64, True), tree.dfa.device.type
+    build, device = build_for(tree, 64, True), tree.device.type
     weights = 12 * build.layers * build.width**2 + build.vocab * build.width
     suffix = 2 * build.layers * build.width * 2 * (1 + build.steps / 2)
     flops, l2 = matmul_rate(device, MATRIX_SIZE, torch.bfloat16), l2_rate(device)

@@ -262,5 +262,5 @@ def rollout_seconds(tree: TraceTree, n: int, bf16: bool) -> float:
 
 def gpu_and_rows(tree: TraceTree, n: int, bf16: bool) -> tuple[kernel.Machine, int]:
     """The tree's GPU, and how many rows a tile of its tested kernel has for n rollouts a problem."""
-    gpu = backends.cuda_device(tree.dfa.device)
+    gpu = backends.cuda_device(tree.device)
     return gpu, backends.tested_rows(gpu, tree, gpu.rows(len(tree) * n), bf16)

@@ -130,7 +130,7 @@ def first_token_passes(
     They are "iid"; "flattened", i.i.d. samples whose first token is uniform over the top ones; and samples spread over
     these, scored as k of a pool of POOL ("pooled") or dealt in turn ("dealt").
     """
-    at_start, ks = torch.zeros(len(tree), dtype=torch.int64, device=tree.dfa.device), KS[1:]
+    at_start, ks = torch.zeros(len(tree), dtype=torch.int64, device=tree.device), KS[1:]
     widest = min(FIRST_TOKENS, tree.model.vocab_size)
     p = stratified.stratify(tree, tree.forced[:, :0], at_start, widest).p_lo
     return {

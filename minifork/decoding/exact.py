@@ -13,9 +13,10 @@ from dataclasses import dataclass, field, replace
 import torch
 from torch import Tensor
 
-from minifork.decoding.traces import ROWS, Prefixes, Result, TraceTree, chunks, step_every_token
+from minifork.decoding.traces import Prefixes, Result, TraceTree, chunks, step_every_token
 from minifork.gpt import Rows
 
+SORTED_BLOCKS = 64  # of one expansion; its least probable prefixes, if there are more, wait in one block
 FRONTIER_BYTES = 2**30  # keys and values of one search's waiting prefixes, above which the longest come first
 
 
@@ -31,13 +32,12 @@ class Limits:
         if not (self.max_prefixes > 0 and self.width >= 0):
             raise ValueError(f"{self}: max_prefixes must be above 0 and width at least 0")
 
-    @property
-    def block_rows(self) -> int:
-        """How many prefixes are decoded at once: ROWS, or about a sixteenth of a small budget.
+    def block_rows(self, rows_at_once: int) -> int:
+        """How many prefixes are decoded at once: rows_at_once, or about a sixteenth of a small budget.
 
         A block as large as the budget would hold improbable prefixes with the probable ones.
         """
-        return int(min(ROWS, self.max_prefixes / 16 + 1))
+        return int(min(rows_at_once, self.max_prefixes / 16 + 1))
 
 
 @dataclass(frozen=True)
@@ -94,8 +94,8 @@ def exact_by_prefix(
 
 def _token_p(tree: TraceTree, before: list[Tensor]) -> Tensor:
     """The probability float64[B, F] of every forced token, from the logits [B, V] before each."""
-    problem = torch.arange(len(tree), device=tree.dfa.device)
-    token_p = torch.zeros(tree.forced.shape, dtype=torch.float64, device=tree.dfa.device)
+    problem = torch.arange(len(tree), device=tree.device)
+    token_p = torch.zeros(tree.forced.shape, dtype=torch.float64, device=tree.device)
     for i, logits in enumerate(before):
         token_p[:, i] = _probabilities(tree, logits, problem).gather(1, tree.forced[:, i : i + 1])[:, 0]
     return token_p
@@ -153,7 +153,7 @@ def _explore(
         below = _explore(longer_tree, child, child_logits, longer_p, longer, limits, answers)
         sums.add(below, p.gather(1, token[:, None])[:, 0])
         p.scatter_(1, token[:, None], 0.0)  # the search below leaves this token out
-    frontier = Frontier(tree, limits.block_rows)
+    frontier = Frontier(tree, limits.block_rows(tree.rows_at_once))
     frontier.push(step_every_token(tree, live, state, p[live.problem], totals))
     sums.evaluated += _search(tree, frontier, limits, totals)
     sums.unknown += frontier.mass()
@@ -200,20 +200,27 @@ def _search(tree: TraceTree, frontier: "Frontier", limits: Limits, totals: Tenso
 class Frontier:
     """Live prefixes that wait to be decoded, in blocks of prefixes of one length and similar probability.
 
-    blocks: each with its probability, summed over problems; waiting: the probability float64[B] of all, up to rounding.
+    blocks: each with the probability, summed over problems, of its block_rows most probable prefixes; waiting: the
+    probability float64[B] of all, up to rounding.
     """
 
     def __init__(self, tree: TraceTree, block_rows: int) -> None:
         self.block_rows = block_rows
         self.blocks: list[tuple[float, Prefixes]] = []
-        self.waiting = torch.zeros(len(tree), dtype=torch.float64, device=tree.dfa.device)
+        self.waiting = torch.zeros(len(tree), dtype=torch.float64, device=tree.device)
 
     def push(self, children: Prefixes) -> None:
         """Add the children of one expansion in blocks of at most block_rows, the most probable ones first."""
-        self._add(_by_mass(children, list(chunks(len(children), self.block_rows))))
+        most = SORTED_BLOCKS * self.block_rows
+        ranks = list(chunks(min(len(children), most), self.block_rows))
+        self._add(_by_mass(children, ranks + [slice(most, None)] * (len(children) > most)))
 
     def pop(self, count: float) -> Prefixes:
-        """Take the most probable block (while too much waits, the longest one), at most ``count`` of its prefixes."""
+        """Take the most probable block (while too much waits, the longest one), at most ``count`` of its prefixes.
+
+        Of a block with more than block_rows prefixes, the most probable ones are taken.
+        """
+        count = min(count, self.block_rows)
         parents = {id(block.parent): block.parent.nbytes for _, block in self.blocks}
         crowded = sum(parents.values()) > FRONTIER_BYTES
         order = [(block.parent.length if crowded else 0, mass) for mass, block in self.blocks]
@@ -235,7 +242,8 @@ class Frontier:
     def _add(self, blocks: list[Prefixes]) -> None:
         for block in blocks:
             self.waiting.index_add_(0, block.problem, block.weight)
-            self.blocks.append((float(block.weight.sum()), block))
+            heaviest = block.weight if len(block) <= self.block_rows else block.weight.topk(self.block_rows).values
+            self.blocks.append((float(heaviest.sum()), block))
 
 
 def _by_mass(prefixes: Prefixes, ranks: list[slice]) -> list[Prefixes]:

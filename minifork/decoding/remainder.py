@@ -17,7 +17,7 @@ import torch
 
 from minifork.decoding.exact import Limits, PrefixResult, exact_by_prefix
 from minifork.decoding.split import Draws, require_rollouts, split_counts, split_down
-from minifork.decoding.traces import EXACT, ROWS, Prefixes, Result, TraceTree, chunks
+from minifork.decoding.traces import EXACT, Prefixes, Result, TraceTree, chunks
 
 AT_START = 2**16 - 1  # stands for the depth of the draw between waiting prefixes; no prefix is as long
 
@@ -68,9 +68,9 @@ def _starts(tree: TraceTree, waiting: list[Prefixes], n: int, draws: Draws) -> l
     for block in waiting:
         passing = torch.from_numpy(count[first : first + len(block)]).to(block.state.device)
         start = replace(block, weight=passing)[passing > 0]
-        starts += [start[chunk] for chunk in chunks(len(start), ROWS)]
+        starts += [start[chunk] for chunk in chunks(len(start), tree.rows_at_once)]
         first += len(block)
-    return starts
+    return sorted(starts, key=lambda start: start.parent.length)  # so that those of one length are decoded together
 
 
 def _by_parent(blocks: list[Prefixes]) -> list[Prefixes]:

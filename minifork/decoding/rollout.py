@@ -8,7 +8,7 @@ import torch
 from torch import Tensor
 
 from minifork.decoding.philox import uniform
-from minifork.decoding.traces import ROWS, Result, Traces, TraceTree, add_totals, sampled_result
+from minifork.decoding.traces import Result, Traces, TraceTree, add_totals, sampled_result
 
 SAMPLE = 0  # the purpose of sampling draws, a word of their counter
 
@@ -38,7 +38,8 @@ def rollout(tree: TraceTree, n: int, seed: int, traces: bool = False) -> Result:
         raise ValueError(f"n is {n}: sample at least 1 rollout a problem")
     totals, evaluated = tree.zero_totals(torch.int64), 0
     sampled = _forced_traces(tree, n) if traces else None
-    problems_at_once, rollouts_at_once = max(1, ROWS // n), min(n, ROWS)
+    rows_at_once = tree.rows_at_once
+    problems_at_once, rollouts_at_once = max(1, rows_at_once // n), min(n, rows_at_once)
     for start in range(0, len(tree), problems_at_once):
         problems = slice(start, start + problems_at_once)
         for first in range(0, n, rollouts_at_once):
@@ -82,7 +83,7 @@ def _roll(tree: TraceTree, seed: int, numbers: slice, totals: Tensor, traces: Tr
 def _forced_traces(tree: TraceTree, n: int) -> Traces:
     """n traces a problem of the forced tokens alone, with their outcome, -1 if they are live."""
     state, length = tree.forced_states()
-    tokens = tree.dfa.new_full((len(tree), n, tree.max_new), -1)
+    tokens = torch.full((len(tree), n, tree.max_new), -1, device=tree.device)
     is_forced = torch.arange(tree.forced_len, device=tokens.device) < length[:, None]
     tokens[:, :, : tree.forced_len] = tree.forced.where(is_forced, -1)[:, None]
     outcome = (state - tree.first_outcome).clamp(min=-1)[:, None].repeat(1, n)

@@ -11,10 +11,11 @@ import numpy as np
 import torch
 from torch import Tensor
 
-from minifork.decoding.traces import ROWS, Prefixes, Result, TraceTree, chunks, sampled_result, step_every_token
+from minifork.decoding.traces import Prefixes, Result, TraceTree, chunks, keep_live, sampled_result, step_every_token
 from minifork.gpt import Rows
 
 LARGEST_N = 10**9
+WIDE = 1024  # tokens of a vocabulary above which few rollouts draw their next tokens one by one
 
 
 @torch.no_grad()
@@ -63,11 +64,26 @@ def split_down(tree: TraceTree, waiting: list[Prefixes], draws: Draws, totals: T
     stack = waiting[::-1]  # depth first, so that at every depth prefixes come in order
     evaluated = 0
     while stack:
-        block = stack.pop()
-        rows, logits = block.decode(tree.model)
-        stack += _expand(tree, rows, block.state, logits, block.weight, draws, totals)[::-1]
-        evaluated += len(block)
+        blocks = _next_blocks(stack, tree.rows_at_once)
+        rows = [block.parent.take(block.origin) for block in blocks]
+        joined = Rows.join(rows) if len(rows) > 1 else rows[0]
+        token, state, count = (
+            torch.cat([getattr(block, name) for block in blocks]) for name in ("token", "state", "weight")
+        )
+        logits = tree.model.decode(token, joined)
+        stack += _expand(tree, joined, state, logits, count, draws, totals)[::-1]
+        evaluated += len(token)
     return evaluated
+
+
+def _next_blocks(stack: list[Prefixes], most: int) -> list[Prefixes]:
+    """The next block, and those after it that are as long, as far as all together have at most ``most`` prefixes."""
+    blocks = [stack.pop()]
+    total, length = len(blocks[0]), blocks[0].parent.length
+    while stack and stack[-1].parent.length == length and total + len(stack[-1]) <= most:
+        blocks.append(stack.pop())
+        total += len(blocks[-1])
+    return blocks
 
 
 def _expand(
@@ -75,9 +91,35 @@ def _expand(
 ) -> list[Prefixes]:
     """The children of rows that some of their ``count`` int64[R] rollouts pass through, in blocks; adds to totals."""
     p = torch.softmax(tree.policy_logits(logits, rows.problem).double(), dim=-1).cpu().numpy()
-    children = split_counts(p, count.cpu().numpy(), tree.ids[rows.problem].cpu().numpy(), rows.length, draws)
-    block = step_every_token(tree, rows, state, torch.from_numpy(children).to(count.device), totals)
-    return [block[chunk] for chunk in chunks(len(block), ROWS)]
+    counts, ids = count.cpu().numpy(), tree.ids[rows.problem].cpu().numpy()
+    if counts.sum() < p.shape[1] and p.shape[1] > WIDE:
+        row, token, number = (
+            torch.from_numpy(array).to(count.device) for array in draw_tokens(p, counts, ids, rows.length, draws)
+        )
+        after = tree.automata.step(rows.problem[row], state[row], token)
+        block = keep_live(tree, Prefixes(rows, row, token, after, number), totals)
+    else:
+        children = torch.from_numpy(split_counts(p, counts, ids, rows.length, draws)).to(count.device)
+        block = step_every_token(tree, rows, state, children, totals)
+    return [block[chunk] for chunk in chunks(len(block), tree.rows_at_once)]
+
+
+def draw_tokens(
+    p: np.ndarray, count: np.ndarray, problem: np.ndarray, depth: int, draws: Draws
+) -> tuple[np.ndarray, np.ndarray, np.ndarray]:
+    """The counts of `split_counts` that are not 0: their row, token and number, int64[E], by row and token.
+
+    Each rollout draws its token by inverse CDF. Arguments are those of `split_counts`.
+    """
+    cumulative, tokens = p.cumsum(axis=1), []
+    for row, number in enumerate(count):
+        u = draws.at(int(problem[row]), depth).random(number) * cumulative[row, -1]
+        last = cumulative[row].searchsorted(cumulative[row, -1])  # the last token of positive probability
+        tokens.append(np.minimum(cumulative[row].searchsorted(u, side="right"), last))
+    place, number = np.unique(
+        np.repeat(np.arange(len(p)), count) * p.shape[1] + np.concatenate(tokens), return_counts=True
+    )
+    return *np.divmod(place, p.shape[1]), number
 
 
 def split_counts(p: np.ndarray, count: np.ndarray, problem: np.ndarray, depth: int, draws: Draws) -> np.ndarray:

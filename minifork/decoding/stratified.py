@@ -57,7 +57,7 @@ def stratify(
         raise ValueError(f"m is {count}: a vocabulary of {vocab} tokens has 1 to {vocab} strata")
     if isinstance(m, Tensor) and (m.min() < 0 or m.max() >= vocab):
         raise ValueError(f"m holds tokens outside 0 .. {vocab - 1}: every problem needs as many strata")
-    tokens = tree.dfa.new_zeros(len(tree), count)
+    tokens = torch.zeros(len(tree), count, dtype=torch.int64, device=tree.device)
     p_lo, p_hi = np.zeros((2, len(tree), count))
     for forced in length.unique().tolist():
         index = (length == forced).nonzero()[:, 0]
@@ -147,7 +147,7 @@ def highest_entropy(tree: TraceTree) -> tuple[Tensor, Tensor]:
         higher = (state < tree.first_outcome) & (entropy > best)
         best, position = torch.where(higher, entropy, best), torch.where(higher, step, position)
         trace.append(greedy(logits).argmax(dim=-1))
-        state = tree.dfa[rows.problem, state, trace[-1]]
+        state = tree.automata.step(rows.problem, state, trace[-1])
         logits = tree.model.decode(trace[-1], rows)
     return torch.stack(trace, dim=1), position
 

@@ -7,51 +7,67 @@ each outcome.
 
 from collections.abc import Iterator
 from dataclasses import dataclass, replace
+from typing import Protocol
 
 import numpy as np
 import torch
 from torch import Tensor
 
+from minifork.decoding.automata import Automata, Tables
 from minifork.decoding.policy import Policy
-from minifork.gpt import GPT, Prompts, Rows
+from minifork.gpt import Prompts, Rows
 
-ROWS = 2048  # prefixes or rollouts decoded at once: the best size measured on two cores
 EXACT = 1e-9  # bounds of p this close count as exact: the model's fp32 arithmetic is less accurate (about 1e-5)
 NOT_GIVEN = torch.empty(0, dtype=torch.int64)  # default of the tensors that a TraceTree fills in itself
 
 
+class Model(Protocol):
+    """What the engines need of a model: `minifork.gpt.GPT`, or an adapter of another causal language model."""
+
+    @property
+    def vocab_size(self) -> int:
+        """The number of tokens."""
+
+    @property
+    def context(self) -> int:
+        """The longest sequence, in tokens."""
+
+    def rows_at_once(self, length: int) -> int:
+        """How many prefixes or rollouts of sequences of ``length`` tokens are to be decoded at once, at most."""
+
+    def decode(self, tokens: Tensor, rows: Rows) -> Tensor:
+        """Append one token int64[R] to every row and return the next logits, float[R, V]."""
+
+
 @dataclass(frozen=True)
 class TraceTree:
-    """The traces of B problems: a model under a policy, and one DFA a problem that ends them.
+    """The traces of B problems: a model under a policy, and one automaton a problem that ends them.
 
-    dfa: int64[B, S, V], the automata (`data_gen.verifier.DFA`). The last ``outcome_count`` states end traces: the
-    first of them accepts, the last takes traces that outgrow max_new tokens. forced: int64[B, F], tokens that every
-    trace begins with, by default none. ids: int64[B], the global number of each problem, part of the key of its random
-    draws, by default 0, 1, 2, ... Raises ValueError naming the argument that does not fit.
+    forced: int64[B, F], tokens that every trace begins with, by default none. ids: int64[B], the global number of each
+    problem, part of the key of its random draws, by default 0, 1, 2, ... Traces that outgrow max_new tokens end in the
+    last outcome. Raises ValueError naming the argument that does not fit.
     """
 
-    model: GPT
+    model: Model
     prompts: Prompts
-    dfa: Tensor
-    outcome_count: int
+    automata: Automata
     max_new: int
     policy: Policy = Policy()
     forced: Tensor = NOT_GIVEN
     ids: Tensor = NOT_GIVEN
 
     def __post_init__(self) -> None:
-        count, states, vocab = self.dfa.shape
-        defaults = {"forced": self.dfa.new_empty(count, 0), "ids": torch.arange(count, device=self.dfa.device)}
+        count, vocab, device = len(self.automata), self.automata.vocab_size, self.device
+        forced = torch.empty(count, 0, dtype=torch.int64, device=device)
+        defaults = {"forced": forced, "ids": torch.arange(count, device=device)}
         for name, tensor in defaults.items():
             if getattr(self, name) is NOT_GIVEN:
                 object.__setattr__(self, name, tensor)
         prompts, tokens = len(self.prompts), self.model.vocab_size
         room = self.model.context - self.prompts.length + 1
         checks = {
-            f"dfa has {count} automata for {prompts} prompts": count == prompts,
-            f"dfa reads {vocab} tokens, the model has {tokens}": vocab == tokens,
-            f"dfa has states outside 0 .. {states - 1}": self.dfa.min() >= 0 and self.dfa.max() < states,
-            f"outcome_count is {self.outcome_count}: give 1 to {states - 1}": 0 < self.outcome_count < states,
+            f"there are {count} automata for {prompts} prompts": count == prompts,
+            f"the automata read {vocab} tokens, the model has {tokens}": vocab == tokens,
             f"max_new is {self.max_new}: the model's context has room for 1 to {room}": 0 < self.max_new <= room,
             f"forced has {self.forced_len} tokens: give fewer than {self.max_new}": self.forced_len < self.max_new,
         }
@@ -60,12 +76,12 @@ class TraceTree:
                 raise ValueError(message)
 
     def __len__(self) -> int:
-        return len(self.dfa)
+        return len(self.automata)
 
     def __getitem__(self, index: slice | Tensor) -> "TraceTree":
         """The tree of the problems that an index chooses."""
         forced, ids = self.forced[index], self.ids[index]
-        return replace(self, prompts=self.prompts[index], dfa=self.dfa[index], forced=forced, ids=ids)
+        return replace(self, prompts=self.prompts[index], automata=self.automata[index], forced=forced, ids=ids)
 
     def force(self, tokens: Tensor) -> "TraceTree":
         """The same tree with other forced tokens int64[B, F]."""
@@ -77,7 +93,27 @@ class TraceTree:
 
     @property
     def first_outcome(self) -> int:
-        return self.dfa.shape[1] - self.outcome_count
+        return self.automata.first_outcome
+
+    @property
+    def outcome_count(self) -> int:
+        return self.automata.outcome_count
+
+    @property
+    def device(self) -> torch.device:
+        return self.prompts.logits.device
+
+    @property
+    def rows_at_once(self) -> int:
+        """How many prefixes or rollouts are to be decoded at once, at most."""
+        return self.model.rows_at_once(self.prompts.length + self.max_new)
+
+    @property
+    def dfa(self) -> Tensor:
+        """The tables int64[B, S, V] of the automata; raises TypeError for automata without tables."""
+        if not isinstance(self.automata, Tables):
+            raise TypeError(f"{type(self.automata).__name__} has no tables")
+        return self.automata.next
 
     def after_forced(self) -> tuple[Rows, Tensor]:
         """One row a problem after its forced tokens, and the next logits [B, V]."""
@@ -86,7 +122,7 @@ class TraceTree:
 
     def through_forced(self) -> tuple[Rows, list[Tensor], Tensor]:
         """`after_forced` with the logits [B, V] before every forced token in between."""
-        rows = Rows(self.prompts, torch.arange(len(self), device=self.dfa.device), self.max_new)
+        rows = Rows(self.prompts, torch.arange(len(self), device=self.device), self.max_new)
         logits = [self.prompts.logits]
         for token in self.forced.T:
             logits.append(self.model.decode(token, rows))
@@ -94,17 +130,17 @@ class TraceTree:
 
     def forced_states(self) -> tuple[Tensor, Tensor]:
         """The state int64[B] after the forced tokens, and the number of tokens int64[B] until a trace ends there."""
-        problem = torch.arange(len(self), device=self.dfa.device)
+        problem = torch.arange(len(self), device=self.device)
         state, length = torch.zeros_like(problem), torch.zeros_like(problem)
         for token in self.forced.T:
             length += state < self.first_outcome
-            state = self.dfa[problem, state, token]
+            state = self.automata.step(problem, state, token)
         return state, length
 
     def step(self, problem: Tensor, state: Tensor, token: Tensor, length: int) -> Tensor:
         """The states int64[R] after the ``length``-th token of a trace; at max_new live states become the last one."""
-        state = self.dfa[problem, state, token]
-        return state.where(state >= self.first_outcome, self.dfa.shape[1] - 1) if length == self.max_new else state
+        state, first = self.automata.step(problem, state, token), self.first_outcome
+        return state.where(state >= first, first + self.outcome_count - 1) if length == self.max_new else state
 
     def zero_totals(self, dtype: torch.dtype) -> Tensor:
         """Totals [2, B, outcomes] of zeros, to which an engine adds in place.
@@ -112,7 +148,7 @@ class TraceTree:
         totals[0] holds the weight of the traces that end in each outcome: their probability, or their number if traces
         are sampled. totals[1] holds their weight x length in tokens.
         """
-        return torch.zeros(2, len(self), self.outcome_count, dtype=dtype, device=self.dfa.device)
+        return torch.zeros(2, len(self), self.outcome_count, dtype=dtype, device=self.device)
 
     def start_rows(self, weight: float, totals: Tensor) -> tuple[Rows, Tensor, Tensor]:
         """`drop_ended` right after the forced tokens: rows, states int64[R], next logits [R, V]; adds to totals."""
@@ -262,7 +298,7 @@ class Prefixes:
     def problem(self) -> Tensor:
         return self.parent.problem[self.origin]
 
-    def decode(self, model: GPT) -> tuple[Rows, Tensor]:
+    def decode(self, model: Model) -> tuple[Rows, Tensor]:
         """The rows of these prefixes and their next logits [R, V]."""
         rows = self.parent.take(self.origin)
         return rows, model.decode(self.token, rows)
@@ -279,15 +315,21 @@ def add_totals(totals: Tensor, problem: Tensor, outcome: Tensor | int, weight: T
 
 
 def step_every_token(tree: TraceTree, rows: Rows, state: Tensor, weight: Tensor, totals: Tensor) -> Prefixes:
-    """The live children of rows. Adds in place the weight of next tokens that reach an outcome to totals.
+    """The live children of rows, as `keep_live`.
 
-    state: int64[R], the state of each row; weight: [R, V], the weight that passes through each next token. Children at
-    the length limit go to the last outcome. totals: [2, B, outcomes] (`TraceTree.zero_totals`).
+    state: int64[R], the state of each row; weight: [R, V], the weight that passes through each next token.
     """
-    row, token = (weight > 0).nonzero(as_tuple=True)
-    after, length = tree.dfa[rows.problem[row], state[row], token], rows.length + 1
-    children = Prefixes(rows, row, token, after, weight[row, token])
-    ended, live = children[after >= tree.first_outcome], children[after < tree.first_outcome]
+    return keep_live(tree, Prefixes(rows, *tree.automata.successors(rows.problem, state, weight)), totals)
+
+
+def keep_live(tree: TraceTree, children: Prefixes, totals: Tensor) -> Prefixes:
+    """The live ones of children. Adds in place the weight of those that reached an outcome to totals.
+
+    Children at the length limit go to the last outcome. totals: [2, B, outcomes] (`TraceTree.zero_totals`).
+    """
+    length = children.parent.length + 1
+    is_live = children.state < tree.first_outcome
+    ended, live = children[~is_live], children[is_live]
     add_totals(totals, ended.problem, ended.state - tree.first_outcome, ended.weight, length)
     if length < tree.max_new:
         return live

@@ -10,6 +10,7 @@ from torch import Tensor
 
 from minifork.decoding.rollout import rollout
 from minifork.decoding.traces import Result, TraceTree
+from minifork.gpt import GPT
 from minifork.gpu import kernel
 from minifork.gpu.driver import GPU
 from minifork.gpu.graphed import empty_rows, graph_rollout
@@ -23,13 +24,14 @@ TOLERANCE_BF16 = 0.02  # largest mean difference, over tokens, between probabili
 def sample(tree: TraceTree, n: int, seed: int, traces: bool = False, bf16: bool = False) -> Result:
     """The result of n rollouts a problem, as `minifork.decoding.rollout.rollout`, in the fastest way.
 
-    bf16: the kernel computes in bf16, which moves p by up to some percent (docs/kernel.md).
+    bf16: the kernel computes in bf16, which moves p by up to some percent (docs/kernel.md). Models that are no GPT are
+    run by the torch reference.
     """
-    if tree.dfa.device.type != "cuda":
+    if tree.device.type != "cuda" or not isinstance(tree.model, GPT):
         return rollout(tree, n, seed, traces)
     try:
         kernel.require_supported(tree)
-        gpu = cuda_device(tree.dfa.device)
+        gpu = cuda_device(tree.device)
         rows = tested_rows(gpu, tree, gpu.rows(len(tree) * n), bf16)
         return kernel.run_kernel(tree, n, seed, gpu, rows, bf16, traces)
     except UnavailableError as error:

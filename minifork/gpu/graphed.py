@@ -11,6 +11,7 @@ from dataclasses import replace
 import torch
 from torch import Tensor
 
+from minifork.decoding.automata import Tables
 from minifork.decoding.philox import uniform
 from minifork.decoding.rollout import SAMPLE, draw_token
 from minifork.decoding.traces import Result, TraceTree, add_totals, sampled_result
@@ -19,7 +20,7 @@ from minifork.gpt import Prompts, Rows
 
 def empty_rows(tree: TraceTree, n: int) -> Rows:
     """A KV cache of n rows for every problem."""
-    problem = torch.arange(len(tree), device=tree.dfa.device).repeat_interleave(n)
+    problem = torch.arange(len(tree), device=tree.device).repeat_interleave(n)
     return Rows(tree.prompts, problem, tree.max_new, shared=True)
 
 
@@ -30,7 +31,7 @@ def roll_to_limit(tree: TraceTree, rows: Rows, first: Tensor, seed: int | None) 
     The rollouts have the numbers first, first + 1, ..., one for each row of a problem (see `empty_rows`). first:
     int64[]. seed: of the counter-based draws, the same as in every other backend; None for torch's own generator.
     """
-    device, problem, rows.length = tree.dfa.device, rows.problem, 0
+    device, problem, rows.length = tree.device, rows.problem, 0
     rollout = first + torch.arange(len(rows), device=device) % (len(rows) // len(tree))
     totals, state = tree.zero_totals(torch.int64), torch.zeros_like(problem)
     live, finite = torch.ones_like(problem, dtype=torch.bool), torch.ones((), dtype=torch.bool, device=device)
@@ -60,9 +61,11 @@ class Graph:
 
     def __init__(self, tree: TraceTree, n: int, seed: int | None, run: Callable = roll_to_limit) -> None:
         logits, k, v, dfa, ids, forced = (tensor.clone() for tensor in _inputs(tree))
-        self.tree = replace(tree, prompts=Prompts(logits, k, v), dfa=dfa, forced=forced, ids=ids)
+        self.tree = replace(
+            tree, prompts=Prompts(logits, k, v), automata=Tables(dfa, tree.outcome_count), forced=forced, ids=ids
+        )
         self.rows, self.seed, self.run, self.graph = empty_rows(self.tree, n), seed, run, None
-        self.first = torch.zeros((), dtype=torch.int64, device=tree.dfa.device)
+        self.first = torch.zeros((), dtype=torch.int64, device=tree.device)
         if self.first.is_cuda:
             stream = torch.cuda.Stream()
             stream.wait_stream(torch.cuda.current_stream())
@@ -100,7 +103,7 @@ def graph_rollout(tree: TraceTree, n: int, seed: int | None, rows: int = 2**16) 
     at_once = min(n, rows)
     problems = max(1, min(len(tree), rows // at_once))
     graphs: dict[tuple[int, int], Graph] = {}
-    totals, finite = tree.zero_totals(torch.int64), torch.ones((), dtype=torch.bool, device=tree.dfa.device)
+    totals, finite = tree.zero_totals(torch.int64), torch.ones((), dtype=torch.bool, device=tree.device)
     for start in range(0, len(tree), problems):
         batch = tree[start : start + problems]
         for first in range(0, n, at_once):

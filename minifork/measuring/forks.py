@@ -60,9 +60,9 @@ def trace_probability(tree: TraceTree, traces: np.ndarray) -> np.ndarray:
 
     Forced tokens of the tree have the probability 1.
     """
-    tokens, present = (torch.from_numpy(array).to(tree.dfa.device) for array in (traces.clip(min=0), traces != PAD))
+    tokens, present = (torch.from_numpy(array).to(tree.device) for array in (traces.clip(min=0), traces != PAD))
     _, before, last = tree.force(tokens[:, :-1]).through_forced()
-    p, problem = present[:, 0].double(), torch.arange(len(tree), device=tree.dfa.device)
+    p, problem = present[:, 0].double(), torch.arange(len(tree), device=tree.device)
     for place, logits in enumerate([*before, last]):
         if place < tree.forced_len:
             p *= tokens[:, place] == tree.forced[:, place]

@@ -6,6 +6,7 @@ from dataclasses import replace
 import numpy as np
 import torch
 
+from minifork.decoding.automata import Tables
 from minifork.decoding.split import split
 from minifork.decoding.traces import TraceTree
 from minifork.measuring.problems import ProblemSet
@@ -24,7 +25,7 @@ def responses(
     """
     by_token = {}
     for name, token in problems.task.first_tokens.items():
-        forced = torch.full((len(tree), 1), token, device=tree.dfa.device)
+        forced = torch.full((len(tree), 1), token, device=tree.device)
         tokens = tokens_until_eos(tree.force(forced), problems.task.eos, rollouts)
         by_token[name] = {"tokens": tokens, "tokens beyond the shortest": tokens - problems.shortest_trace(name)}
         by_token[name] |= {f"P({mode})": mode_probability(tree, token, place) for mode, place in partings.items()}
@@ -38,7 +39,7 @@ def mode_probability(tree: TraceTree, first_token: int, parting: Parting) -> np.
     It is P(second) / (P(first) + P(second)) of the parting's two next tokens after its prefix, by the model's own
     logits, without a policy.
     """
-    prefix, pair = (torch.from_numpy(array).to(tree.dfa.device) for array in parting)
+    prefix, pair = (torch.from_numpy(array).to(tree.device) for array in parting)
     first = torch.full_like(pair[:, :1], first_token)
     _, logits = tree.force(torch.cat([first, prefix], dim=1)).after_forced()
     return torch.softmax(logits.gather(1, pair).double(), dim=1)[:, 1].cpu().numpy()
@@ -50,6 +51,6 @@ def tokens_until_eos(tree: TraceTree, eos: int, rollouts: int) -> np.ndarray:
     Forced tokens and EOS count. Traces are cut at the tree's ``max_new``. The mean is over ``rollouts`` samples a
     problem. The "tokens" of a record are fewer: there a wrong trace ends at its first wrong token.
     """
-    ends = torch.arange(3, device=tree.dfa.device)[:, None].repeat(len(tree), 1, tree.dfa.shape[2])
+    ends = torch.arange(3, device=tree.device)[:, None].repeat(len(tree), 1, tree.dfa.shape[2])
     ends[:, 0, eos] = 1
-    return split(replace(tree, dfa=ends, outcome_count=2), rollouts, SEED).tokens.sum(axis=1)
+    return split(replace(tree, automata=Tables(ends, 2)), rollouts, SEED).tokens.sum(axis=1)

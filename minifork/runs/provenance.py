@@ -33,5 +33,10 @@ def instruction_sets() -> list[str]:
 
 def made_by(config: Config) -> dict[str, str]:
     """This process's command, the config's hash and the machine, as result files record them."""
-    command = shlex.join(["minifork", *sys.argv[1:]])
-    return {"command": command, "config_hash": files.fingerprint(configs.to_tree(config)), "machine": processor()}
+    config_hash = files.fingerprint(configs.to_tree(config))
+    return {"command": command_line(), "config_hash": config_hash, "machine": processor()}
+
+
+def command_line() -> str:
+    """This process's command."""
+    return shlex.join(["minifork", *sys.argv[1:]])

@@ -3,6 +3,7 @@
 import numpy as np
 import torch
 
+from minifork.decoding.automata import Tables
 from minifork.decoding.traces import TraceTree
 from minifork.settings import Shape
 
@@ -33,7 +34,7 @@ def dag_tree(make_model, problems=20, layers=4, width=3, density=0.8, seed=0, sc
     dfa = dag_automata(problems, layers, width, density, seed)
     model = make_model(seed, Shape(1, 16, 2), width + 1, PROMPT + layers + 1, scale)
     prompt = torch.from_numpy(np.random.default_rng(seed + 1).integers(width + 1, size=(problems, PROMPT)))
-    return TraceTree(model, model.prefill(prompt), dfa, OUTCOMES, layers + 1, **options), prompt
+    return TraceTree(model, model.prefill(prompt), Tables(dfa, OUTCOMES), layers + 1, **options), prompt
 
 
 @torch.no_grad()

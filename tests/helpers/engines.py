@@ -8,6 +8,7 @@ import torch
 
 from data_gen import star, streams
 from data_gen.star import Star
+from minifork.decoding.automata import Tables
 from minifork.decoding.exact import exact
 from minifork.decoding.policy import parse_policy
 from minifork.decoding.traces import Result, TraceTree
@@ -74,7 +75,7 @@ def star_case(make_model, n: int = 30, scale: float = 0.15, task: Star = TASK, s
     problems = streams.problems(task, 0, "valid", n)
     model = make_model(20, shape, task.vocab_size, task.prompt_len + task.trace_len, scale)
     prompt, dfa = torch.from_numpy(task.prompts(problems)), task.dfa(problems).next.astype(np.int64)
-    tree = TraceTree(model, model.prefill(prompt), torch.from_numpy(dfa), OUTCOMES, task.trace_len)
+    tree = TraceTree(model, model.prefill(prompt), Tables(torch.from_numpy(dfa), OUTCOMES), task.trace_len)
     return tree, problems, prompt
 
 
@@ -92,7 +93,7 @@ def random_case(make_model, case: tuple, problems: int, policy: str = "temperatu
     model = make_model(0, shape, vocab, prompt + steps - 1, scale)
     tokens = torch.from_numpy(rng.integers(vocab, size=(problems, prompt)))
     dfa = torch.from_numpy(np.concatenate([table, outcomes], axis=1))
-    return TraceTree(model, model.prefill(tokens), dfa, DEAD, steps, parse_policy(policy)), tokens
+    return TraceTree(model, model.prefill(tokens), Tables(dfa, DEAD), steps, parse_policy(policy)), tokens
 
 
 def make_tree(make_model, case: str, problems: int, policy: str = "temperature=1") -> TraceTree:

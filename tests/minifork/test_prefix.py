@@ -6,6 +6,7 @@ import torch
 
 from data_gen import streams
 from minifork import runs
+from minifork.decoding.automata import Tables
 from minifork.decoding.exact import exact
 from minifork.decoding.traces import TraceTree
 from minifork.measuring import problems
@@ -45,7 +46,7 @@ def test_p_is_the_mean_over_integers(copy):
     by_prefix = []
     for drawn in range(PREFIX):
         prompts = model.prefill(torch.cat([plain.prompts, torch.full((64, 1), drawn)], dim=1))
-        tree = TraceTree(model, prompts, plain.dfa, len(plain.outcome_names), config.data.trace_len)
+        tree = TraceTree(model, prompts, Tables(plain.dfa, len(plain.outcome_names)), config.data.trace_len)
         by_prefix.append(exact(tree).p_lo)
     np.testing.assert_allclose(p, np.mean(by_prefix, axis=0), rtol=1e-4)
     assert (np.ptp(by_prefix, axis=0) > 1e-3 * p).any()  # the prefix matters

@@ -8,10 +8,11 @@ import pytest
 import torch
 
 import minifork.decoding.exact as enumeration
+from minifork.decoding.automata import Tables
 from minifork.decoding.exact import exact, exact_by_prefix
 from minifork.decoding.policy import parse_policy
 from minifork.gpt import GPT
-from tests.helpers.dag import by_hand, dag_tree
+from tests.helpers.dag import OUTCOMES, by_hand, dag_tree
 
 
 def contains(outer, inner) -> bool:
@@ -37,7 +38,7 @@ def test_blocks_do_not_matter(make_model, monkeypatch, rows):
     tree, _ = dag_tree(make_model, problems=6)
     expected = exact(tree)
     assert expected.evaluated > 6 * 30 and 0.01 < expected.p_lo.mean() < 0.9
-    monkeypatch.setattr(enumeration, "ROWS", rows)
+    monkeypatch.setattr(GPT, "rows_at_once", lambda *_: rows)
     result = exact(tree)
     assert result.evaluated == expected.evaluated
     np.testing.assert_allclose(result.outcomes, expected.outcomes, atol=1e-6)
@@ -65,7 +66,7 @@ def test_little_memory_loses_nothing(make_model, monkeypatch):
         push(self, children)
         waiting[-1] = max(waiting[-1], sum(len(block) for _, block in self.blocks))
 
-    monkeypatch.setattr(enumeration, "ROWS", 8)
+    monkeypatch.setattr(GPT, "rows_at_once", lambda *_: 8)
     monkeypatch.setattr(enumeration.Frontier, "push", counted)
     for limit in (0, 2**40):
         monkeypatch.setattr(enumeration, "FRONTIER_BYTES", limit)
@@ -94,7 +95,7 @@ def test_a_budget_goes_where_the_mass_is(make_model, monkeypatch):
     """Heaviest first: with blocks of one prefix, no other order of as many prefixes leaves less mass unknown."""
     tree, _ = dag_tree(make_model, problems=3, layers=5, density=1.0, scale=0.6)
     breadth_first = exact(replace(tree, max_new=tree.max_new - 3))
-    monkeypatch.setattr(enumeration, "ROWS", 1)
+    monkeypatch.setattr(GPT, "rows_at_once", lambda *_: 1)
     best = exact(tree, max_prefixes=breadth_first.evaluated)
     assert best.unknown.sum() < breadth_first.outcomes[:, -1].sum()
 
@@ -169,16 +170,24 @@ def test_trees_that_do_not_fit(make_model):
     """The argument that does not fit is named."""
     tree, _ = dag_tree(make_model, problems=3)
     cases = [
-        ("dfa reads 3 tokens, the model has 4", dict(dfa=tree.dfa[:, :, :3])),
-        ("dfa has 2 automata for 3 prompts", dict(dfa=tree.dfa[:2])),
-        *(("dfa has states outside", dict(dfa=tree.dfa + change)) for change in (1, -2)),
-        *((f"outcome_count is {value}", dict(outcome_count=value)) for value in (0, 99)),
+        ("the automata read 3 tokens, the model has 4", dict(automata=Tables(tree.dfa[:, :, :3], OUTCOMES))),
+        ("there are 2 automata for 3 prompts", dict(automata=tree.automata[:2])),
         *((f"max_new is {value}", dict(max_new=value)) for value in (0, 9)),
         ("forced has 5 tokens", dict(forced=torch.zeros(3, 5, dtype=torch.int64))),
     ]
     for message, change in cases:
         with pytest.raises(ValueError, match=message):
             replace(tree, **change)
+
+
+def test_tables_that_are_no_automata(make_model):
+    dfa = dag_tree(make_model)[0].dfa
+    for change in (1, -2):
+        with pytest.raises(ValueError, match="dfa has states outside"):
+            Tables(dfa + change, OUTCOMES)
+    for value in (0, 99):
+        with pytest.raises(ValueError, match=f"outcome_count is {value}"):
+            Tables(dfa, value)
 
 
 def test_a_policy_that_removes_every_token(make_model):

@@ -16,6 +16,7 @@ from minifork.decoding.policy import parse_policy
 from minifork.decoding.remainder import remainder, sample_remainder
 from minifork.decoding.split import split
 from minifork.decoding.traces import accepted_share
+from minifork.gpt import GPT
 from minifork.measuring.quantities import sampling_error
 from minifork.statistics import agreement
 from tests.helpers.dag import dag_tree
@@ -115,7 +116,7 @@ def test_counts_do_not_depend_on_the_batch(tree, search, monkeypatch):
     expected = counts(sample_remainder(tree, search, N, 3), search.result)[0]
     assert (counts(sample_remainder(tree, search, N, 4), search.result)[0] != expected).mean() > 0.5
     for rows in (3, 50):
-        monkeypatch.setattr(splitting, "ROWS", rows)
+        monkeypatch.setattr(GPT, "rows_at_once", lambda *_: rows)
         assert (counts(sample_remainder(tree, search, N, 3), search.result)[0] != expected).sum() <= 1
 
 

@@ -15,12 +15,13 @@ import torch
 
 import minifork.decoding.rollout as rollouts
 from data_gen import star
+from minifork.decoding.automata import Tables
 from minifork.decoding.exact import exact
 from minifork.decoding.philox import uniform
 from minifork.decoding.policy import parse_policy
 from minifork.decoding.rollout import rollout
 from minifork.decoding.split import split
-from minifork.gpt import Rows
+from minifork.gpt import GPT, Rows
 from minifork.settings import Shape
 from tests.helpers.engines import (
     DEAD,
@@ -113,7 +114,7 @@ def test_first_tokens_are_independent(make_model):
     vocab, n = TASK.vocab_size, 400
     one_step = torch.arange(vocab).add(1).expand(60, 1 + vocab, vocab).clone()
     one_step[:, 1:] = torch.arange(1, vocab + 1)[:, None]
-    tally = roll(replace(tree, dfa=one_step, outcome_count=vocab, max_new=1), n, seed=1)
+    tally = roll(replace(tree, automata=Tables(one_step, vocab), max_new=1), n, seed=1)
     expected = n * torch.softmax(tree.prompts.logits.double(), dim=1).numpy()
     common = expected > 5
     rest = np.where(common, 0, expected).sum(axis=1), np.where(common, 0, tally).sum(axis=1)
@@ -127,7 +128,7 @@ def test_first_tokens_are_independent(make_model):
 def test_rollouts_do_not_depend_on_rows_in_flight(tree, monkeypatch, rows):
     """Up to draws that rounding carries over a boundary: less than one expected in 1,000 runs of this test."""
     expected = roll(tree[:5], 24)
-    monkeypatch.setattr(rollouts, "ROWS", rows)
+    monkeypatch.setattr(GPT, "rows_at_once", lambda *_: rows)
     assert np.abs(roll(tree[:5], 24) - expected).sum() <= 2
 
 

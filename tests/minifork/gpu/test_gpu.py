@@ -12,6 +12,7 @@ import torch
 
 from minifork.decoding.rollout import rollout
 from minifork.decoding.traces import TraceTree
+from minifork.decoding.automata import Tables
 from minifork.gpt import Prompts
 from minifork.gpu import backends, kernel
 from minifork.gpu.driver import GPU
@@ -28,8 +29,8 @@ PROBLEMS, ROLLOUTS = 33, 301  # of the runs that are repeated
 def on_gpu(tree: TraceTree) -> TraceTree:
     """The same tree on the GPU, the very same numbers in its prompts."""
     prompts = Prompts(*(t.cuda() for t in (tree.prompts.logits, tree.prompts.k, tree.prompts.v)))
-    moved = {name: getattr(tree, name).cuda() for name in ("model", "dfa", "forced", "ids")}
-    return replace(tree, prompts=prompts, **moved)
+    moved = {name: getattr(tree, name).cuda() for name in ("model", "forced", "ids")}
+    return replace(tree, prompts=prompts, automata=Tables(tree.dfa.cuda(), tree.outcome_count), **moved)
 
 
 @pytest.fixture(scope="module")
@@ -91,7 +92,7 @@ def test_a_build_is_compiled_and_tested_once(make_model, tmp_path, monkeypatch):
     tree, calls, test = on_gpu(make_tree(make_model, "reference", 40)), [], backends.self_test
     monkeypatch.setattr(backends, "self_test", lambda *args: (calls.append(1), test(*args)))
     for process in range(1, 4):
-        gpu = GPU(tree.dfa.device, tmp_path)
+        gpu = GPU(tree.device, tmp_path)
         assert [backends.tested_rows(gpu, tree, 32, True) for _ in range(2)] == [32, 32]
         assert len(calls) == process and len(list(tmp_path.glob("*.cubin"))) == 1
         if process == 2:

@@ -17,6 +17,7 @@ from einops import rearrange
 from hypothesis import given, settings
 from hypothesis import strategies as st
 
+from minifork.decoding.automata import Tables
 from minifork.decoding.philox import uniform
 from minifork.decoding.policy import parse_policy
 from minifork.decoding.rollout import SAMPLE, rollout
@@ -131,7 +132,9 @@ def test_bf16_samples_as_it_scores(make_model, twin):
     """Counts of every first two tokens follow the probabilities that the same arithmetic scores (one chi-squared)."""
     tree = make_tree(make_model, "narrow", 6)
     vocab, n = tree.model.vocab_size, 1500
-    tree = replace(tree, dfa=torch.zeros_like(tree.dfa))  # every trace is two tokens long
+    tree = replace(
+        tree, automata=Tables(torch.zeros_like(tree.dfa), tree.outcome_count)
+    )  # every trace is two tokens long
     pairs = torch.tensor(list(product(range(vocab), repeat=2))).expand(6, -1, -1)
     p = kernel.score(tree, pairs.contiguous(), twin, 64, True).sum(dim=2).exp().numpy()
     np.testing.assert_allclose(p.sum(axis=1), 1, atol=1e-5)

@@ -1,0 +1,237 @@
+"""`make capitals`: pass@k of a language model on "What is the capital of ...?", and what the first word does to it.
+
+The questions and the accepted spellings are in experiments/capitals.csv. An answer is accepted as soon as it names the
+capital as a word of its own. It is *begun* as "The capital of France is" and must go on with the capital, or it is
+*free* within 24 tokens. Free answers are also begun with one of OPENERS, as arXiv 2605.17026 forces the first token of
+reasoning models. Begun answers are computed with certified bounds, free ones by the remainder engine.
+"""
+
+import csv
+import time
+from collections.abc import Callable, Sequence
+from dataclasses import dataclass
+from pathlib import Path
+from typing import TYPE_CHECKING, Any
+
+import numpy as np
+import torch
+from matplotlib.figure import Figure
+
+from experiments.estimates import table
+from experiments.figures import RUN_STYLES, default_settings, save_figure
+from experiments.studies.steps import print_minutes
+from minifork import library as mf
+from minifork.decoding.traces import Result, accepted_share
+from minifork.language.patterns import any_of
+from minifork.measuring.quantities import pass_statistics
+from minifork.runs import command_line, processor
+from minifork.statistics.agreement import randomised_pit, two_sample_pit, uniform_p, whole_counts
+from minifork.storage.files import read_json, write_json
+
+if TYPE_CHECKING:
+    from minifork.language.causal_lm import CausalLM
+    from minifork.language.questions import Questions
+
+FILE = Path(__file__).parents[1] / "capitals.csv"
+FOLDER = Path("runs") / "capitals"
+OPENERS = ("Okay", "Alright", "Let", "To")
+BEGUN, FREE = "begun", "free"
+KS = [2**i for i in range(11)]
+WIDTH = 1e-6  # of the bounds of begun answers
+PREFIXES, ROLLOUTS = 16, 16  # of each question with a free answer: decoded in the search, sampled after it
+MAX_NEW = 24
+CHECKED, SAMPLES = 20, 512  # questions, and samples of each, by which `generate` checks the engines
+TIMED, TIMED_SAMPLES = 4, 1024  # questions, and samples of each, for which `generate` is timed
+LEVEL = 1e-3  # the probability of a false alarm of the check
+
+
+@dataclass(frozen=True)
+class Way:
+    """A way to answer: start is BEGUN, FREE, or one of OPENERS."""
+
+    start: str
+    temperature: float
+
+    @property
+    def name(self) -> str:
+        return f"{self.start}, T={self.temperature:g}"
+
+    @property
+    def policy(self) -> str:
+        return f"temperature={self.temperature:g}"
+
+
+def capitals(model: str) -> int:
+    """Measure every way to answer, compare with `generate`, print the table, write and draw everything.
+
+    model: a folder, or a name on the hub. What is finished is kept in runs/capitals/<model>/ and not repeated. Returns
+    1 when `generate` contradicts the bounds. Raises ValueError for a model that cannot be used.
+    """
+    with print_minutes("capitals"):
+        lm, folder = mf.language_model(model), FOLDER / Path(model).name
+        rows = [
+            kept(folder / f"{way.name}.json", lambda way=way: measure(lm, questions(lm, way.start), way))
+            for way in ways()
+        ]
+        checks = kept(folder / "generate.json", lambda: compare_with_generate(lm))
+        print(table([cells(row) for row in rows]))
+        for check in checks["checks"]:
+            print(f"{check['way']}: p = {check['p_value']:.3f} that generate draws from the same probabilities")
+        print(f"begun answers: {checks['times_faster']:.0f} times faster than {TIMED_SAMPLES:,} samples of each")
+        made_by = {"command": command_line(), "machine": processor()}
+        write_json(folder / "capitals.json", made_by | {"ways": rows, "generate": checks})
+        save_figure(draw(rows), folder / "capitals.png")
+        return int(any(check["p_value"] < LEVEL for check in checks["checks"]))
+
+
+def ways() -> list[Way]:
+    """All ways to answer."""
+    return [*(Way(start, 1.0) for start in (BEGUN, FREE, *OPENERS)), Way(BEGUN, 0.6), Way(FREE, 0.6)]
+
+
+def kept(path: Path, make: Callable[[], dict[str, Any]]) -> dict[str, Any]:
+    """The content of a file, which is made and written first if it is missing."""
+    if not path.exists():
+        write_json(path, make())
+    return read_json(path)
+
+
+def countries() -> list[tuple[str, list[str]]]:
+    """Every country with the accepted spellings of its capital."""
+    with FILE.open(encoding="utf-8", newline="") as file:
+        rows = csv.DictReader(line for line in file if not line.startswith("#"))
+        return [(row["country"], row["capital"].split("|")) for row in rows]
+
+
+def questions(lm: "CausalLM", start: str) -> "Questions":
+    """The questions of all countries, with the answers that are accepted after a start."""
+    listed = countries()
+    asked = [f"What is the capital of {country}?" for country, _ in listed]
+    names = [any_of(spellings) for _, spellings in listed]
+    if start == BEGUN:
+        begun = [f"The capital of {country} is" for country, _ in listed]
+        return mf.ask(lm, asked, [f" {name}" for name in names], begun, max_new=MAX_NEW)
+    within = [rf"(?:(?s:.)*\PL)?{name}" for name in names]
+    return mf.ask(lm, asked, within, "" if start == FREE else start, max_new=MAX_NEW)
+
+
+def measure(lm: "CausalLM", asked: "Questions", way: Way, rollouts: int = ROLLOUTS) -> dict[str, Any]:
+    """The statistics of one way to answer these questions, and p of every question with its bounds."""
+    started = time.perf_counter()
+    if way.start == BEGUN:
+        result = mf.exact(lm, asked, way.policy, width=WIDTH)
+    else:
+        result = mf.remainder(lm, asked, PREFIXES * len(asked), rollouts, policy=way.policy)
+    accepted, seconds = result.outcomes[:, 0], time.perf_counter() - started
+    row = {"start": way.start, "temperature": way.temperature, "questions": len(asked), "seconds": seconds}
+    row |= {"evaluated": result.evaluated, "largest_width": float(result.unknown.max())}
+    row |= {"mean_width": float(result.unknown.mean()), "precision": precision(result)}
+    row |= {"tokens_to_the_answer": float(result.tokens[:, 0].sum() / accepted.sum())}
+    row |= pass_statistics(result, KS)
+    row |= {name: getattr(result, name).tolist() for name in ("p", "p_lo", "p_hi")}
+    print(f"{way.name}: pass@1 {result.p.mean():.3f}, {result.evaluated:,} prefixes in {seconds:.0f} s", flush=True)
+    return row
+
+
+def precision(result: Result) -> float | None:
+    """(Standard error of pass@1)^2 x decoded tokens, over the same of plain samples; None if p was computed.
+
+    Both are estimated from the result. A plain sample decodes every token of its trace but the last.
+    """
+    if result.explored is None or result.n is None:
+        return None
+    q = (result.accepted + 0.5) / (result.n + 1)  # so that 0 of n does not count as certain
+    ours = (result.unknown**2 * q * (1 - q) / result.n).sum() * result.evaluated
+    tokens = result.tokens.sum(axis=1) - 1
+    return float(ours / ((result.p * (1 - result.p)).sum() * tokens.sum()))
+
+
+def compare_with_generate(lm: "CausalLM") -> dict[str, Any]:
+    """How transformers' `generate` agrees with the engines at T = 1 on the first questions, and how long it takes.
+
+    For each check: p_value, uniform if it draws with the probabilities that were computed or estimated; contradicted,
+    the questions whose accepted samples the certified bounds exclude, at LEVEL over all; the engine's precision with as
+    many rollouts as there are samples.
+    """
+    checks = []
+    for way in (Way(BEGUN, 1.0), Way(FREE, 1.0)):
+        asked = questions(lm, way.start)[:CHECKED]
+        row, started = measure(lm, asked, way, SAMPLES), time.perf_counter()
+        check = agreement(generated(lm, asked, SAMPLES), row) | {"way": way.name, "precision": row["precision"]}
+        checks.append(check | {"seconds": row["seconds"], "generate_seconds": time.perf_counter() - started})
+    begun = questions(lm, BEGUN)
+    ours = measure(lm, begun, Way(BEGUN, 1.0))["seconds"] / len(begun)
+    started = time.perf_counter()
+    generated(lm, begun[:TIMED], TIMED_SAMPLES)
+    theirs = (time.perf_counter() - started) / TIMED
+    seconds = {"exact": ours, "generate": theirs}
+    return {"checks": checks, "seconds_a_question": seconds, "times_faster": theirs / ours}
+
+
+def agreement(counts: np.ndarray, row: dict[str, Any]) -> dict[str, Any]:
+    """The check of a row by accepted samples int64[CHECKED] of its first questions."""
+    p, low, high = (np.array(row[name][: len(counts)]) for name in ("p", "p_lo", "p_hi"))
+    n, unknown, rng = row["n"], high - low, np.random.default_rng(0)
+    if n is None:
+        pits = randomised_pit(counts, SAMPLES, p, rng)
+    else:
+        correct = np.rint(accepted_share(p, low, high) * n).astype(np.int64)
+        pits = two_sample_pit(counts, SAMPLES, whole_counts(correct, n, low, unknown, n, rng), n, rng)
+    below = randomised_pit(counts, SAMPLES, low, rng) < LEVEL / (2 * len(counts))
+    above = randomised_pit(counts, SAMPLES, high, rng) > 1 - LEVEL / (2 * len(counts))
+    return {"samples": SAMPLES, "p_value": uniform_p(pits), "contradicted": int((below | above).sum())}
+
+
+def generated(lm: "CausalLM", asked: "Questions", n: int) -> np.ndarray:
+    """The accepted ones int64[B] of n samples of each question by `generate`, at T = 1."""
+    automata, counts = asked.automata(lm.vocabulary), []
+    torch.manual_seed(0)
+    for i, prompt in enumerate(asked.prompts):
+        options = {"do_sample": True, "top_k": 0, "top_p": 1.0, "temperature": 1.0, "num_return_sequences": n}
+        texts = lm.model.generate(torch.tensor([prompt]), max_new_tokens=asked.max_new, **options)
+        problem, state = torch.full((n,), i), torch.zeros(n, dtype=torch.int64)
+        for token in texts[:, len(prompt) :].T:
+            state = automata.step(problem, state, token)
+        counts.append(int((state == automata.first_outcome).sum()))
+    return np.array(counts)
+
+
+def cells(row: dict[str, Any]) -> dict[str, Any]:
+    """The columns of the printed table."""
+    at = {f"pass@{k}": row["pass_at"].get(str(k)) for k in (1, 4, 16)}
+    return {
+        "answer": row["start"],
+        "T": f"{row['temperature']:g}",
+        **at,
+        "pass@1024 >=": row["pass_at_lo"]["1024"],
+        "rho": row["rho"],
+        "tokens": row["tokens_to_the_answer"],
+        "unknown": row["mean_width"],
+        "se^2 x tokens": row["precision"],
+        "seconds": round(row["seconds"]),
+    }
+
+
+@default_settings()
+def draw(rows: Sequence[dict[str, Any]]) -> Figure:
+    """pass@k of every way to answer, and how p is spread over the questions, both with 95 % intervals at T = 1."""
+    figure = Figure(figsize=(10, 4), layout="constrained")
+    curves, spread = figure.subplots(1, 2)
+    for row, (colour, marker) in zip(rows, RUN_STYLES * 2, strict=False):
+        is_first = row["temperature"] == 1
+        label = f"{row['start']}, T = {row['temperature']:g}"
+        line = {"color": colour, "marker": marker, "linestyle": "-" if is_first else ":", "markersize": 4}
+        ks = [int(k) for k in row["pass_at"]]
+        curves.plot(ks, [*row["pass_at"].values()], label=label, **line)
+        if is_first:
+            curves.fill_between(ks, *np.array([*row["ci95"].values()]).T, color=colour, alpha=0.15, linewidth=0)
+            p = np.sort(row["p"])
+            spread.plot(p, (np.arange(len(p)) + 1) / len(p), color=colour, label=label, linestyle=line["linestyle"])
+    curves.set_xscale("log", base=2)
+    curves.set(xlabel="k (samples)", ylabel="pass@k", ylim=(0, 1.02), title="What is the capital of ...?")
+    spread.set(
+        xlabel="p (probability that one sample is right)", ylabel="share of questions with at most p", ylim=(0, 1.02)
+    )
+    curves.legend(fontsize=7, ncol=2)
+    spread.legend(fontsize=7)
+    return figure
