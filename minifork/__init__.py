@@ -29,7 +29,18 @@ if TYPE_CHECKING:
     from minifork.decoding.policy import Policy
     from minifork.language.patterns import any_of
     from minifork.library import (
-        ask, exact, language_model, load, pretrain, problems, remainder, rl, rollout, sft, split, to_hf,
+        ask,
+        exact,
+        language_model,
+        load,
+        pretrain,
+        problems,
+        remainder,
+        rl,
+        rollout,
+        sft,
+        split,
+        to_hf,
     )  # fmt: skip
     from minifork.runs import Run
     from minifork.statistics import intervals
@@ -43,7 +54,8 @@ __all__ = [
 HOMES = {  # the module of every name that minifork.library does not define
     "Arith": "data_gen.arith", "Sizes": "data_gen.sizes", "Star": "data_gen.star", "Task": "data_gen.task",
     "Layers": "data_gen.layers", "Openers": "data_gen.openers",
-    "Policy": "minifork.decoding.policy", "any_of": "minifork.language.patterns", "Run": "minifork.runs", "pass_at_k": "minifork.statistics.passk",
+    "Policy": "minifork.decoding.policy", "any_of": "minifork.language.patterns",
+    "Run": "minifork.runs", "pass_at_k": "minifork.statistics.passk",
 }  # fmt: skip
 
 

@@ -9,7 +9,7 @@ import importlib
 import sys
 from collections.abc import Callable, Mapping
 from dataclasses import dataclass
-from typing import Any
+from typing import Any, cast
 
 from minifork.interrupts import as_ctrl_c, end_with_parent
 from minifork.storage.locks import HeldError
@@ -80,12 +80,14 @@ def parser(commands: Mapping[str, Command] = COMMANDS) -> argparse.ArgumentParse
     top = argparse.ArgumentParser(prog="minifork", description=TITLE, epilog=EPILOG, formatter_class=RAW)
     subparsers = top.add_subparsers(dest="command", required=True, metavar="COMMAND")
     for name, command in commands.items():
+        epilog = "" if command.operands else EPILOG
         sub = subparsers.add_parser(
-            name, help=command.help, description=command.help, epilog=EPILOG, formatter_class=RAW
+            name, help=command.help, description=command.help, epilog=epilog, formatter_class=RAW
         )
         sub.add_argument("--debug", action="store_true", help="show tracebacks")
         for operand, text in command.operands:
-            sub.add_argument(operand, help=text, **({"required": True} if operand.startswith("-") else {}))
+            required = {"required": True} if operand.startswith("-") else {}
+            sub.add_argument(operand, help=text, **cast(Any, required))
         if command.operands:
             continue
         sub.add_argument("--config", default="star", help="a config that ships (default: star), or a YAML file")
@@ -134,8 +136,7 @@ def _run(command: Command, options: argparse.Namespace) -> int:
     """The exit code of a command."""
     if command.operands:
         names = [name.lstrip("-") for name, _ in command.operands]
-        _function(command.function)(**{name: getattr(options, name) for name in names})
-        return 0
+        return _function(command.function)(**{name: getattr(options, name) for name in names}) or 0
     # Imported here, as they import numpy, which takes longer than --help.
     from minifork import config as configs
     from minifork import runs

@@ -17,7 +17,7 @@ and ``batch``: the stage's own is changed. Dotted keys are written ``**{"model.w
 import importlib
 import math
 import warnings
-from collections.abc import Callable, Iterator, Sequence
+from collections.abc import Callable, Sequence
 from dataclasses import replace
 from pathlib import Path
 from types import ModuleType
@@ -228,7 +228,7 @@ def _run(
             raise ValueError("problems are of a task, but the model is a language model: give it questions of mf.ask")
         return engine(_tree(model, problems, policy, mode), 1.0)
     if mode is not None:
-        raise ValueError(f"mode is {mode!r}, but a language model has none: begin its answers with mf.ask(begun=...)")
+        raise ValueError(f"mode is {mode!r}, but a language model has none: begin its answers with mf.ask(opening=...)")
     return _language("questions").run_by_parts(model, problems, policy, engine)
 
 
@@ -265,16 +265,16 @@ def language_model(name: str, memory: int = 2**30) -> "CausalLM":
 
 
 def ask(
-    lm: "CausalLM", questions: Sequence[str], answers: Sequence[str], begun: str | Sequence[str] = "",
+    lm: "CausalLM", questions: Sequence[str], answers: Sequence[str], opening: str | Sequence[str] = "",
     follow: str | None = r"\PL", max_new: int = 24,
 ) -> "Questions":  # fmt: skip
     """Questions to a language model in its chat format, for the engines; see `minifork.language.questions.ask`.
 
-    answers: for each an expression that accepted answers begin with. begun: how the model's answers begin, one text
+    answers: for each an expression that accepted answers begin with. opening: how the model's answers begin, one text
     or one a question. follow: an expression for what may come after an accepted answer, by default no letter. max_new:
     the longest answer in tokens.
     """
-    return _language("questions").ask(lm, questions, answers, begun, follow, max_new)
+    return _language("questions").ask(lm, questions, answers, opening, follow, max_new)
 
 
 def to_hf(run: Run, folder: Path | str, epoch: int | None = None) -> None:

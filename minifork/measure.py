@@ -225,7 +225,7 @@ def measure_fork(
         return record, {}
     record["fork"], arrays = _at_forks(problems, answers, r)
     if training is not None:
-        training_tree = trace_tree(tree.model, training, tree.policy, settings.max_tokens)
+        training_tree = trace_tree(tree.gpt, training, tree.policy, settings.max_tokens)
         prefixes = fork_prefixes(settings, training)
         at_training = exact_by_prefix(training_tree, prefixes, Limits(settings.budget, width=EXACT))
         if "rest" in at_training and at_training["rest"].result.exact:

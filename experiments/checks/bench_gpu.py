@@ -31,7 +31,7 @@ BACKENDS = "kernel bf16", "kernel fp32", "kernel bf16 + layout", "torch eager", 
 
 def in_bf16(tree: TraceTree) -> TraceTree:
     """The same tree with the model and its keys and values in bf16; logits are made fp32 by the policy."""
-    model = copy.deepcopy(tree.model).bfloat16()
+    model = copy.deepcopy(tree.gpt).bfloat16()
     prompts = Prompts(tree.prompts.logits.bfloat16(), tree.prompts.k.bfloat16(), tree.prompts.v.bfloat16())
     return replace(tree, model=model, prompts=prompts)
 

@@ -10,6 +10,7 @@ import csv
 import time
 from collections.abc import Callable, Sequence
 from dataclasses import dataclass
+from functools import partial
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
@@ -26,7 +27,8 @@ from minifork.language.patterns import any_of
 from minifork.measuring.quantities import pass_statistics
 from minifork.runs import command_line, processor
 from minifork.statistics.agreement import randomised_pit, two_sample_pit, uniform_p, whole_counts
-from minifork.storage.files import read_json, write_json
+from minifork.storage.files import fingerprint, read_json, write_json
+from minifork.storage.weights import hash_of
 
 if TYPE_CHECKING:
     from minifork.language.causal_lm import CausalLM
@@ -35,7 +37,7 @@ if TYPE_CHECKING:
 FILE = Path(__file__).parents[1] / "capitals.csv"
 FOLDER = Path("runs") / "capitals"
 OPENERS = ("Okay", "Alright", "Let", "To")
-BEGUN, FREE = "begun", "free"
+SENTENCE, FREE = "begun", "free"
 KS = [2**i for i in range(11)]
 WIDTH = 1e-6  # of the bounds of begun answers
 PREFIXES, ROLLOUTS = 16, 16  # of each question with a free answer: decoded in the search, sampled after it
@@ -47,7 +49,7 @@ LEVEL = 1e-3  # the probability of a false alarm of the check
 
 @dataclass(frozen=True)
 class Way:
-    """A way to answer: start is BEGUN, FREE, or one of OPENERS."""
+    """A way to answer: start is SENTENCE, FREE, or one of OPENERS."""
 
     start: str
     temperature: float
@@ -69,11 +71,9 @@ def capitals(model: str) -> int:
     """
     with print_minutes("capitals"):
         lm, folder = mf.language_model(model), FOLDER / Path(model).name
-        rows = [
-            kept(folder / f"{way.name}.json", lambda way=way: measure(lm, questions(lm, way.start), way))
-            for way in ways()
-        ]
-        checks = kept(folder / "generate.json", lambda: compare_with_generate(lm))
+        key = fingerprint([hash_of(lm.model.state_dict()), countries(), PREFIXES, ROLLOUTS, SAMPLES, MAX_NEW])
+        rows = [load_or_make(folder / f"{way.name} {key}.json", partial(measure, lm, way)) for way in ways()]
+        checks = load_or_make(folder / f"generate {key}.json", partial(compare_with_generate, lm))
         print(table([cells(row) for row in rows]))
         for check in checks["checks"]:
             print(f"{check['way']}: p = {check['p_value']:.3f} that generate draws from the same probabilities")
@@ -86,10 +86,10 @@ def capitals(model: str) -> int:
 
 def ways() -> list[Way]:
     """All ways to answer."""
-    return [*(Way(start, 1.0) for start in (BEGUN, FREE, *OPENERS)), Way(BEGUN, 0.6), Way(FREE, 0.6)]
+    return [*(Way(start, 1.0) for start in (SENTENCE, FREE, *OPENERS)), Way(SENTENCE, 0.6), Way(FREE, 0.6)]
 
 
-def kept(path: Path, make: Callable[[], dict[str, Any]]) -> dict[str, Any]:
+def load_or_make(path: Path, make: Callable[[], dict[str, Any]]) -> dict[str, Any]:
     """The content of a file, which is made and written first if it is missing."""
     if not path.exists():
         write_json(path, make())
@@ -103,27 +103,27 @@ def countries() -> list[tuple[str, list[str]]]:
         return [(row["country"], row["capital"].split("|")) for row in rows]
 
 
-def questions(lm: "CausalLM", start: str) -> "Questions":
+def pose(lm: "CausalLM", start: str) -> "Questions":
     """The questions of all countries, with the answers that are accepted after a start."""
     listed = countries()
-    asked = [f"What is the capital of {country}?" for country, _ in listed]
+    texts = [f"What is the capital of {country}?" for country, _ in listed]
     names = [any_of(spellings) for _, spellings in listed]
-    if start == BEGUN:
-        begun = [f"The capital of {country} is" for country, _ in listed]
-        return mf.ask(lm, asked, [f" {name}" for name in names], begun, max_new=MAX_NEW)
+    if start == SENTENCE:
+        openings = [f"The capital of {country} is" for country, _ in listed]
+        return mf.ask(lm, texts, [f" {name}" for name in names], openings, max_new=MAX_NEW)
     within = [rf"(?:(?s:.)*\PL)?{name}" for name in names]
-    return mf.ask(lm, asked, within, "" if start == FREE else start, max_new=MAX_NEW)
+    return mf.ask(lm, texts, within, "" if start == FREE else start, max_new=MAX_NEW)
 
 
-def measure(lm: "CausalLM", asked: "Questions", way: Way, rollouts: int = ROLLOUTS) -> dict[str, Any]:
-    """The statistics of one way to answer these questions, and p of every question with its bounds."""
-    started = time.perf_counter()
-    if way.start == BEGUN:
-        result = mf.exact(lm, asked, way.policy, width=WIDTH)
+def measure(lm: "CausalLM", way: Way, count: int | None = None, rollouts: int = ROLLOUTS) -> dict[str, Any]:
+    """The statistics of one way to answer the first ``count`` questions, and p of every question with its bounds."""
+    questions, started = pose(lm, way.start)[:count], time.perf_counter()
+    if way.start == SENTENCE:
+        result = mf.exact(lm, questions, way.policy, width=WIDTH)
     else:
-        result = mf.remainder(lm, asked, PREFIXES * len(asked), rollouts, policy=way.policy)
+        result = mf.remainder(lm, questions, PREFIXES * len(questions), rollouts, policy=way.policy)
     accepted, seconds = result.outcomes[:, 0], time.perf_counter() - started
-    row = {"start": way.start, "temperature": way.temperature, "questions": len(asked), "seconds": seconds}
+    row = {"start": way.start, "temperature": way.temperature, "questions": len(questions), "seconds": seconds}
     row |= {"evaluated": result.evaluated, "largest_width": float(result.unknown.max())}
     row |= {"mean_width": float(result.unknown.mean()), "precision": precision(result)}
     row |= {"tokens_to_the_answer": float(result.tokens[:, 0].sum() / accepted.sum())}
@@ -154,16 +154,14 @@ def compare_with_generate(lm: "CausalLM") -> dict[str, Any]:
     many rollouts as there are samples.
     """
     checks = []
-    for way in (Way(BEGUN, 1.0), Way(FREE, 1.0)):
-        asked = questions(lm, way.start)[:CHECKED]
-        row, started = measure(lm, asked, way, SAMPLES), time.perf_counter()
-        check = agreement(generated(lm, asked, SAMPLES), row) | {"way": way.name, "precision": row["precision"]}
+    for way in (Way(SENTENCE, 1.0), Way(FREE, 1.0)):
+        row, started = measure(lm, way, CHECKED, SAMPLES), time.perf_counter()
+        counts = generated(lm, pose(lm, way.start)[:CHECKED], SAMPLES)
+        check = agreement(counts, row) | {"way": way.name, "precision": row["precision"]}
         checks.append(check | {"seconds": row["seconds"], "generate_seconds": time.perf_counter() - started})
-    begun = questions(lm, BEGUN)
-    ours = measure(lm, begun, Way(BEGUN, 1.0))["seconds"] / len(begun)
-    started = time.perf_counter()
-    generated(lm, begun[:TIMED], TIMED_SAMPLES)
-    theirs = (time.perf_counter() - started) / TIMED
+    row, started = measure(lm, Way(SENTENCE, 1.0)), time.perf_counter()
+    generated(lm, pose(lm, SENTENCE)[:TIMED], TIMED_SAMPLES)
+    ours, theirs = row["seconds"] / row["questions"], (time.perf_counter() - started) / TIMED
     seconds = {"exact": ours, "generate": theirs}
     return {"checks": checks, "seconds_a_question": seconds, "times_faster": theirs / ours}
 
@@ -182,13 +180,13 @@ def agreement(counts: np.ndarray, row: dict[str, Any]) -> dict[str, Any]:
     return {"samples": SAMPLES, "p_value": uniform_p(pits), "contradicted": int((below | above).sum())}
 
 
-def generated(lm: "CausalLM", asked: "Questions", n: int) -> np.ndarray:
+def generated(lm: "CausalLM", questions: "Questions", n: int) -> np.ndarray:
     """The accepted ones int64[B] of n samples of each question by `generate`, at T = 1."""
-    automata, counts = asked.automata(lm.vocabulary), []
+    automata, counts = questions.automata(lm.vocabulary), []
     torch.manual_seed(0)
-    for i, prompt in enumerate(asked.prompts):
+    for i, prompt in enumerate(questions.prompts):
         options = {"do_sample": True, "top_k": 0, "top_p": 1.0, "temperature": 1.0, "num_return_sequences": n}
-        texts = lm.model.generate(torch.tensor([prompt]), max_new_tokens=asked.max_new, **options)
+        texts = lm.model.generate(torch.tensor([prompt]), max_new_tokens=questions.max_new, **options)
         problem, state = torch.full((n,), i), torch.zeros(n, dtype=torch.int64)
         for token in texts[:, len(prompt) :].T:
             state = automata.step(problem, state, token)

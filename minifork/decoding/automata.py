@@ -56,7 +56,7 @@ class Automata(Protocol):
 
 @dataclass(frozen=True)
 class Tables:
-    """Automata as tables: next int64[B, S, V] (`data_gen.verifier.DFA`), whose last ``outcome_count`` states end traces.
+    """Automata as tables next int64[B, S, V] (`data_gen.verifier.DFA`). The last ``outcome_count`` states end traces.
 
     Raises ValueError for states that do not exist and for an ``outcome_count`` that does not fit.
     """

@@ -211,9 +211,9 @@ class Frontier:
 
     def push(self, children: Prefixes) -> None:
         """Add the children of one expansion in blocks of at most block_rows, the most probable ones first."""
-        most = SORTED_BLOCKS * self.block_rows
-        ranks = list(chunks(min(len(children), most), self.block_rows))
-        self._add(_by_mass(children, ranks + [slice(most, None)] * (len(children) > most)))
+        count, limit = len(children), SORTED_BLOCKS * self.block_rows
+        ranks = list(chunks(min(count, limit), self.block_rows))
+        self._add(_by_mass(children, ranks + [slice(limit, None)] * (count > limit)))
 
     def pop(self, count: float) -> Prefixes:
         """Take the most probable block (while too much waits, the longest one), at most ``count`` of its prefixes.

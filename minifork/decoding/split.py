@@ -76,11 +76,11 @@ def split_down(tree: TraceTree, waiting: list[Prefixes], draws: Draws, totals: T
     return evaluated
 
 
-def _next_blocks(stack: list[Prefixes], most: int) -> list[Prefixes]:
-    """The next block, and those after it that are as long, as far as all together have at most ``most`` prefixes."""
+def _next_blocks(stack: list[Prefixes], limit: int) -> list[Prefixes]:
+    """The next block, and those after it that are as long, as far as all together have at most ``limit`` prefixes."""
     blocks = [stack.pop()]
     total, length = len(blocks[0]), blocks[0].parent.length
-    while stack and stack[-1].parent.length == length and total + len(stack[-1]) <= most:
+    while stack and stack[-1].parent.length == length and total + len(stack[-1]) <= limit:
         blocks.append(stack.pop())
         total += len(blocks[-1])
     return blocks

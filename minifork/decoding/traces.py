@@ -7,36 +7,18 @@ each outcome.
 
 from collections.abc import Iterator
 from dataclasses import dataclass, replace
-from typing import Protocol
 
 import numpy as np
 import torch
 from torch import Tensor
 
 from minifork.decoding.automata import Automata, Tables
+from minifork.decoding.model import Model
 from minifork.decoding.policy import Policy
-from minifork.gpt import Prompts, Rows
+from minifork.gpt import GPT, Prompts, Rows
 
 EXACT = 1e-9  # bounds of p this close count as exact: the model's fp32 arithmetic is less accurate (about 1e-5)
 NOT_GIVEN = torch.empty(0, dtype=torch.int64)  # default of the tensors that a TraceTree fills in itself
-
-
-class Model(Protocol):
-    """What the engines need of a model: `minifork.gpt.GPT`, or an adapter of another causal language model."""
-
-    @property
-    def vocab_size(self) -> int:
-        """The number of tokens."""
-
-    @property
-    def context(self) -> int:
-        """The longest sequence, in tokens."""
-
-    def rows_at_once(self, length: int) -> int:
-        """How many prefixes or rollouts of sequences of ``length`` tokens are to be decoded at once, at most."""
-
-    def decode(self, tokens: Tensor, rows: Rows) -> Tensor:
-        """Append one token int64[R] to every row and return the next logits, float[R, V]."""
 
 
 @dataclass(frozen=True)
@@ -107,6 +89,13 @@ class TraceTree:
     def rows_at_once(self) -> int:
         """How many prefixes or rollouts are to be decoded at once, at most."""
         return self.model.rows_at_once(self.prompts.length + self.max_new)
+
+    @property
+    def gpt(self) -> GPT:
+        """The model; raises TypeError for one that is no GPT."""
+        if not isinstance(self.model, GPT):
+            raise TypeError(f"{type(self.model).__name__} is no GPT")
+        return self.model
 
     @property
     def dfa(self) -> Tensor:

@@ -84,7 +84,7 @@ class Args(ctypes.Structure):
 
 def require_supported(tree: TraceTree) -> None:
     """Raise UnavailableError, saying why, if the kernel cannot run this tree."""
-    shape, vocab, states = gpt_of(tree).shape, tree.model.vocab_size, tree.dfa.shape[1]
+    shape, vocab, states = tree.gpt.shape, tree.model.vocab_size, tree.dfa.shape[1]
     size, length = shape.width // shape.heads, tree.prompts.length + tree.max_new
     supported = {
         f"width {shape.width} (it takes {WIDTHS})": shape.width in WIDTHS,
@@ -100,12 +100,6 @@ def require_supported(tree: TraceTree) -> None:
     policy_steps(tree.policy)
 
 
-def gpt_of(tree: TraceTree) -> GPT:
-    """The model of a tree, which the kernel runs if it is a GPT."""
-    assert isinstance(tree.model, GPT)
-    return tree.model
-
-
 def policy_steps(policy: Policy) -> list[tuple[int, float]]:
     """The steps of a policy as the kernel numbers them. Raises UnavailableError for one it lacks, or for too many."""
     greedy = {("greedy", 1.0), ("temperature", 0.0)}
@@ -117,7 +111,7 @@ def policy_steps(policy: Policy) -> list[tuple[int, float]]:
 
 def build_for(tree: TraceTree, rows: int, bf16: bool) -> Build:
     """The build that runs this tree."""
-    shape, lengths = gpt_of(tree).shape, (tree.prompts.length, tree.max_new)
+    shape, lengths = tree.gpt.shape, (tree.prompts.length, tree.max_new)
     return Build(shape.width, shape.heads, shape.layers, tree.model.vocab_size, *lengths, rows, int(bf16))
 
 
@@ -210,7 +204,7 @@ def lay_out(
     target: int64[B, n, max_new], traces to score, or None to sample. The tensors must live as long as the kernel runs.
     It reads most of them, writes OUTPUTS and ``bad``, and adds to ``totals``.
     """
-    model, count, device, steps = gpt_of(tree), len(tree), tree.device, policy_steps(tree.policy)
+    model, count, device, steps = tree.gpt, len(tree), tree.device, policy_steps(tree.policy)
     tree.require_finite(tree.prompts.logits, torch.arange(count, device=device))
     blocks = machine.blocks(build, count * n)
     positions = model.position.weight[build.prompt : build.prompt + build.steps].float()

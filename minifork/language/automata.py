@@ -49,8 +49,8 @@ class TokenAutomata:
         if key not in self._allowed:
             tokens = np.arange(self.vocab_size)
             after = self._after(self.patterns[problem], np.full(self.vocab_size, state), tokens)
-            kept = after != self.first_outcome + REJECTED
-            self._allowed[key] = tokens[kept], after[kept]
+            is_allowed = after != self.first_outcome + REJECTED
+            self._allowed[key] = tokens[is_allowed], after[is_allowed]
         return self._allowed[key]
 
     def step(self, problem: Tensor, state: Tensor, token: Tensor) -> Tensor:

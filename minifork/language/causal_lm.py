@@ -75,7 +75,8 @@ class CausalLM:
         cache = Cache(layers=[DynamicLayer() for _ in range(self.model.config.num_hidden_layers)])
         positions = torch.arange(tokens.shape[1], device=self.device)
         logits = self._forward(tokens, positions.expand_as(tokens), padding, cache)
-        return logits, *(torch.stack([getattr(layer, name) for layer in cache.layers]) for name in ("keys", "values"))
+        k, v = (torch.stack([getattr(layer, name) for layer in cache.layers]) for name in ("keys", "values"))
+        return logits, k, v
 
     @torch.no_grad()
     def decode(self, tokens: Tensor, rows: Rows) -> Tensor:
@@ -143,8 +144,8 @@ def load_language_model(name: str, memory: int = MEMORY) -> CausalLM:
         reason = " ".join(str(error).split())
         if "custom code" in reason:
             raise ValueError(f"{name} runs code of its own, which is refused: choose another model") from None
-        what = "no causal language model is in this folder" if Path(name).is_dir() else "no such folder or model"
-        raise ValueError(f"{name}: {what} ({reason[:200]})") from None
+        problem = "no causal language model is in this folder" if Path(name).is_dir() else "no such folder or model"
+        raise ValueError(f"{name}: {problem} ({reason[:200]})") from None
     return CausalLM(model, tokenizer, memory)
 
 

@@ -43,18 +43,18 @@ class Questions:
 
 
 def ask(
-    lm: CausalLM, questions: Sequence[str], answers: Sequence[str], begun: str | Sequence[str] = "",
+    lm: CausalLM, questions: Sequence[str], answers: Sequence[str], opening: str | Sequence[str] = "",
     follow: str | None = NON_LETTER, max_new: int = 24,
 ) -> Questions:  # fmt: skip
     """Questions in the model's chat format, if it has one, each with an expression for its accepted answers.
 
-    begun: how the model's answers begin, one text or one a question; the expressions are matched after it. Raises
+    opening: how the model's answers begin, one text or one a question; the expressions are matched after it. Raises
     ValueError naming a question that is too long for the model's context.
     """
-    begun = [begun] * len(questions) if isinstance(begun, str) else begun
-    if not len(questions) == len(answers) == len(begun):
-        raise ValueError(f"there are {len(questions)} questions, {len(answers)} answers and {len(begun)} beginnings")
-    texts = [_in_chat_format(lm, question) + start for question, start in zip(questions, begun, strict=True)]
+    opening = [opening] * len(questions) if isinstance(opening, str) else opening
+    if not len(questions) == len(answers) == len(opening):
+        raise ValueError(f"there are {len(questions)} questions, {len(answers)} answers and {len(opening)} beginnings")
+    texts = [_in_chat_format(lm, question) + start for question, start in zip(questions, opening, strict=True)]
     prompts = [lm.tokenizer(text, add_special_tokens=False)["input_ids"] for text in texts]
     room = lm.context - max_new + 1
     for question, prompt in zip(questions, prompts, strict=True):

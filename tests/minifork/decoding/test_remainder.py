@@ -10,7 +10,6 @@ import numpy as np
 import pytest
 
 import minifork.decoding.remainder as rest_engine
-import minifork.decoding.split as splitting
 from minifork.decoding.exact import Limits, exact, exact_by_prefix
 from minifork.decoding.policy import parse_policy
 from minifork.decoding.remainder import remainder, sample_remainder
@@ -116,7 +115,7 @@ def test_counts_do_not_depend_on_the_batch(tree, search, monkeypatch):
     expected = counts(sample_remainder(tree, search, N, 3), search.result)[0]
     assert (counts(sample_remainder(tree, search, N, 4), search.result)[0] != expected).mean() > 0.5
     for rows in (3, 50):
-        monkeypatch.setattr(GPT, "rows_at_once", lambda *_: rows)
+        monkeypatch.setattr(GPT, "rows_at_once", lambda *_, rows=rows: rows)
         assert (counts(sample_remainder(tree, search, N, 3), search.result)[0] != expected).sum() <= 1
 
 

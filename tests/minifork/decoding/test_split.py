@@ -72,7 +72,7 @@ def test_split_does_not_depend_on_the_batch(make_model, monkeypatch):
     single = np.concatenate([counts(split(tree[i : i + 1], 500, 3)) for i in range(12)])
     assert (single != expected).any(axis=1).sum() <= 1
     for rows in (1, 3, 50):  # depth first, every depth still meets its prefixes in lexicographic order
-        monkeypatch.setattr(GPT, "rows_at_once", lambda *_: rows)
+        monkeypatch.setattr(GPT, "rows_at_once", lambda *_, rows=rows: rows)
         assert (counts(split(tree, 500, 3)) != expected).any(axis=1).sum() <= 1
 
 

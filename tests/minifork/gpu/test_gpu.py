@@ -10,9 +10,9 @@ import numpy as np
 import pytest
 import torch
 
+from minifork.decoding.automata import Tables
 from minifork.decoding.rollout import rollout
 from minifork.decoding.traces import TraceTree
-from minifork.decoding.automata import Tables
 from minifork.gpt import Prompts
 from minifork.gpu import backends, kernel
 from minifork.gpu.driver import GPU

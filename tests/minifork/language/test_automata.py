@@ -1,4 +1,4 @@
-"""Patterns over tokens: the accepted set equals brute force, non-ASCII included; large vocabularies; what is refused."""
+"""Patterns over tokens: accepted is what brute force accepts, non-ASCII included; large vocabularies; refusals."""
 
 import codecs
 import re

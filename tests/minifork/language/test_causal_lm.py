@@ -9,9 +9,9 @@ import torch
 transformers = pytest.importorskip("transformers", reason="needs the extra hf")
 pytest.importorskip("outlines_core", reason="needs the extra hf")
 
-import minifork as mf
 from tokenizers import decoders
 
+import minifork as mf
 from minifork.decoding.policy import parse_policy
 from minifork.decoding.stratified import stratify
 from minifork.gpt import Rows
@@ -26,7 +26,7 @@ LEVEL = 1e-4  # the probability of a false alarm of each test of agreement
 QUESTIONS = ["a", "ab é", "b b", "é a b a", "ba", "aaab", " ", "é"]
 
 
-def questions(lm, answer="[ -~]", n=len(QUESTIONS), max_new=4):
+def questions(lm, answer="[ -~]", n=8, max_new=4):
     return mf.ask(lm, [f"{QUESTIONS[i % 8]}{i}" for i in range(n)], [answer] * n, max_new=max_new)
 
 
@@ -157,6 +157,6 @@ def test_a_saved_model_is_loaded_with_its_chat_format(tmp_path):
     lm.model.save_pretrained(tmp_path)
     lm.tokenizer.save_pretrained(tmp_path)
     loaded = mf.language_model(str(tmp_path))
-    asked = mf.ask(loaded, ["a"], ["b"], begun=" b")
+    asked = mf.ask(loaded, ["a"], ["b"], opening=" b")
     assert loaded.tokenizer.decode(asked.prompts[0]) == "<a> b" and loaded.tokenizer.eos_token == EOS
-    np.testing.assert_array_equal(mf.exact(loaded, asked).p, mf.exact(lm, mf.ask(lm, ["a"], ["b"], begun=" b")).p)
+    np.testing.assert_array_equal(mf.exact(loaded, asked).p, mf.exact(lm, mf.ask(lm, ["a"], ["b"], opening=" b")).p)

@@ -29,31 +29,31 @@ def byte_tokenizer() -> PreTrainedTokenizerFast:
     return PreTrainedTokenizerFast(tokenizer_object=tokenizer, eos_token=EOS, pad_token=EOS)
 
 
-def tiny_lm(kind: str = "llama", seed: int = 0, scale: float = 1.0, **options) -> CausalLM:
-    """A random model of 64 positions whose positions and attention matter, with `byte_tokenizer`."""
+def tiny_lm(kind: str = "llama", seed: int = 0, context: int = 64, **options) -> CausalLM:
+    """A random model of ``context`` positions whose positions and attention matter, with `byte_tokenizer`."""
     tokenizer = byte_tokenizer()
     set_seed(seed)
     ends = {"eos_token_id": tokenizer.eos_token_id, "bos_token_id": None, "pad_token_id": tokenizer.eos_token_id}
     if kind == "gpt2":
         config = GPT2Config(
             vocab_size=len(tokenizer),
-            n_positions=64,
+            n_positions=context,
             n_embd=32,
             n_layer=2,
             n_head=4,
-            initializer_range=0.3 * scale,
+            initializer_range=0.3,
             **ends,
         )
         return CausalLM(GPT2LMHeadModel(config), tokenizer, **options)
     config = LlamaConfig(
         vocab_size=len(tokenizer),
-        max_position_embeddings=64,
+        max_position_embeddings=context,
         hidden_size=32,
         num_hidden_layers=2,
         num_attention_heads=4,
         num_key_value_heads=2,
         intermediate_size=64,
-        initializer_range=0.3 * scale,
+        initializer_range=0.3,
         **ends,
     )
     return CausalLM(LlamaForCausalLM(config), tokenizer, **options)
