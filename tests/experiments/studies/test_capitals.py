@@ -40,7 +40,7 @@ def test_capitals(tmp_path, monkeypatch, capsys):
     assert all(check["contradicted"] == 0 for check in result["generate"]["checks"])
     assert (tmp_path / "tiny" / "capitals.png").exists()
     printed = capsys.readouterr().out
-    assert "times faster than 8 samples of each" in printed and "pass@1024 >=" in printed
+    assert "samples by generate for each of 1 questions" in printed and "pass@1024 >=" in printed
     monkeypatch.setattr(capitals, "measure", lambda *_: pytest.fail("measured again"))
     assert main(["capitals", str(tmp_path / "tiny")]) == 0
 
