@@ -5,6 +5,7 @@ follow a state are looked up when the state is first met, and kept as long as th
 """
 
 from collections.abc import Sequence
+from dataclasses import dataclass, field, replace
 
 import numpy as np
 import torch
@@ -18,30 +19,41 @@ OUTCOMES = ("accepted", "rejected", "ended_early", "too_long")
 REJECTED, ENDED_EARLY = OUTCOMES.index("rejected"), OUTCOMES.index("ended_early")
 
 
+def token_automata(patterns: Sequence[Pattern], vocabulary: Vocabulary) -> "TokenAutomata":
+    """The automata of these patterns, one a question."""
+    return TokenAutomata(patterns, vocabulary, max(pattern.live for pattern in patterns))
+
+
+@dataclass(frozen=True)
 class TokenAutomata:
     """`minifork.decoding.automata.Automata` of one pattern a question, over one vocabulary.
 
     A text is *accepted* as soon as its pattern accepts all that begins with it, or when it ends where it may. It is
     *rejected* as soon as nothing that begins with it is accepted, and with a token without bytes. It has *ended early*
     if it ends where it may not, and is *too long* if neither happens within its length.
+
+    first_outcome: a number that no state of a pattern exceeds.
     """
 
-    def __init__(self, patterns: Sequence[Pattern], vocabulary: Vocabulary) -> None:
-        self.patterns, self.vocabulary = list(patterns), vocabulary
-        self.first_outcome = max((pattern.live for pattern in patterns), default=0)
-        self.outcome_count, self.vocab_size = len(OUTCOMES), len(vocabulary)
-        self._allowed: dict[tuple[int, int], tuple[np.ndarray, np.ndarray]] = {}
+    patterns: Sequence[Pattern]
+    vocabulary: Vocabulary
+    first_outcome: int
+    _allowed: dict[tuple[int, int], tuple[np.ndarray, np.ndarray]] = field(default_factory=dict, repr=False)
 
     def __len__(self) -> int:
         return len(self.patterns)
 
     def __getitem__(self, index: slice | Tensor) -> "TokenAutomata":
-        part = TokenAutomata(
-            [self.patterns[i] for i in torch.arange(len(self))[index.cpu() if isinstance(index, Tensor) else index]],
-            self.vocabulary,
-        )
-        part.first_outcome, part._allowed = self.first_outcome, self._allowed
-        return part
+        numbers = torch.arange(len(self))[index.cpu() if isinstance(index, Tensor) else index]
+        return replace(self, patterns=[self.patterns[number] for number in numbers])
+
+    @property
+    def outcome_count(self) -> int:
+        return len(OUTCOMES)
+
+    @property
+    def vocab_size(self) -> int:
+        return len(self.vocabulary)
 
     def allowed(self, problem: int, state: int) -> tuple[np.ndarray, np.ndarray]:
         """The tokens int64[E] after a live state that are not rejected, in order, and the state int64[E] after each."""

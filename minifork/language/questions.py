@@ -8,7 +8,7 @@ import torch
 
 from minifork.decoding.policy import Policy
 from minifork.decoding.traces import Result, Traces, TraceTree
-from minifork.language.automata import TokenAutomata
+from minifork.language.automata import TokenAutomata, token_automata
 from minifork.language.causal_lm import CausalLM
 from minifork.language.patterns import NON_LETTER, compile_pattern
 from minifork.language.vocabulary import Vocabulary
@@ -39,7 +39,7 @@ class Questions:
     def automata(self, vocabulary: Vocabulary) -> TokenAutomata:
         """What accepts the answers, over the tokens of a vocabulary."""
         compiled = {answer: compile_pattern(answer, self.follow) for answer in set(self.answers)}
-        return TokenAutomata([compiled[answer] for answer in self.answers], vocabulary)
+        return token_automata([compiled[answer] for answer in self.answers], vocabulary)
 
 
 def ask(
@@ -52,6 +52,8 @@ def ask(
     ValueError naming a question that is too long for the model's context.
     """
     opening = [opening] * len(questions) if isinstance(opening, str) else opening
+    if not questions:
+        raise ValueError("there are no questions: give one or more")
     if not len(questions) == len(answers) == len(opening):
         raise ValueError(f"there are {len(questions)} questions, {len(answers)} answers and {len(opening)} beginnings")
     texts = [_in_chat_format(lm, question) + start for question, start in zip(questions, opening, strict=True)]

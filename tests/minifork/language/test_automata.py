@@ -14,7 +14,7 @@ from hypothesis import strategies as st
 
 pytest.importorskip("outlines_core", reason="needs the extra hf")
 
-from minifork.language.automata import OUTCOMES, TokenAutomata
+from minifork.language.automata import OUTCOMES, TokenAutomata, token_automata
 from minifork.language.patterns import NON_LETTER, any_of, compile_pattern
 from minifork.language.vocabulary import vocabulary
 
@@ -78,7 +78,7 @@ def run(automata: TokenAutomata, tokens: tuple[int, ...]) -> str:
 @pytest.mark.parametrize("answer", PATTERNS)
 def test_accepted_tokenisations_are_those_of_brute_force(answer, follow):
     """All token strings up to length 3. What is rejected has no accepted continuation."""
-    automata = TokenAutomata([compile_pattern(answer, follow)], VOCABULARY)
+    automata = token_automata([compile_pattern(answer, follow)], VOCABULARY)
     strings = [string for length in range(4) for string in product(range(len(TEXTS)), repeat=length)]
     expected = {string: verdict(string, answer, follow) for string in strings}
     assert set(expected.values()) >= {"accepted", "live", "rejected"}
@@ -93,13 +93,13 @@ def test_accepted_tokenisations_are_those_of_brute_force(answer, follow):
 
 @given(st.lists(st.integers(0, len(TEXTS) - 1), max_size=6), st.sampled_from(PATTERNS), st.sampled_from(FOLLOWS))
 def test_longer_texts_are_accepted_by_the_same_rule(tokens, answer, follow):
-    automata = TokenAutomata([compile_pattern(answer, follow)], VOCABULARY)
+    automata = token_automata([compile_pattern(answer, follow)], VOCABULARY)
     assert (run(automata, tuple(tokens)) == "accepted") == (verdict(tuple(tokens), answer, follow) == "accepted")
 
 
 def test_successors_are_the_steps_and_keep_the_weight():
     """Every listed next token leads where a step leads, and the rest is rejected."""
-    automata = TokenAutomata([compile_pattern(answer, "[^a]") for answer in PATTERNS], VOCABULARY)
+    automata = token_automata([compile_pattern(answer, "[^a]") for answer in PATTERNS], VOCABULARY)
     problem = torch.arange(len(PATTERNS))
     weight = torch.from_numpy(np.random.default_rng(0).dirichlet(np.ones(len(TEXTS)), len(PATTERNS)))
     weight[:, 0] = 0
@@ -117,7 +117,7 @@ def test_successors_are_the_steps_and_keep_the_weight():
 
 
 def test_outcomes_stay():
-    automata = TokenAutomata([compile_pattern("a")], VOCABULARY)
+    automata = token_automata([compile_pattern("a")], VOCABULARY)
     outcomes = automata.first_outcome + torch.arange(4)
     assert torch.equal(automata.step(torch.zeros_like(outcomes), outcomes, torch.zeros_like(outcomes)), outcomes)
 
@@ -138,7 +138,7 @@ def test_a_large_vocabulary(answer):
     wide = vocabulary(texts, [])
 
     def look_up() -> None:
-        automata = TokenAutomata([compile_pattern(answer)], wide)
+        automata = token_automata([compile_pattern(answer)], wide)
         for state in range(min(64, automata.first_outcome)):
             automata.allowed(0, state)
 
@@ -168,7 +168,7 @@ def test_useless_patterns_are_refused(answer, follow, message):
 
 
 def test_texts_are_matched_literally():
-    automata = TokenAutomata(
+    automata = token_automata(
         [compile_pattern(any_of(["a.b", "é"]), None)], vocabulary([b"a.b", b"axb", "é".encode(), b""], [3])
     )
     assert [run(automata, (token, 3)) for token in range(3)] == ["accepted", "rejected", "accepted"]

@@ -118,6 +118,8 @@ def test_what_is_refused():
     lm = tiny_lm()
     with pytest.raises(ValueError, match="question 'aaa.* has 70 tokens: the model's context has room for 1 to 61"):
         mf.ask(lm, ["a" * 70], ["a"], max_new=4)
+    with pytest.raises(ValueError, match="there are no questions"):
+        mf.ask(lm, [], [])
     with pytest.raises(ValueError, match="there are 1 questions, 2 answers and 1 beginnings"):
         mf.ask(lm, ["a"], ["a", "b"])
     with pytest.raises(ValueError, match="mode is 'FWD', but a language model has none"):
@@ -140,6 +142,10 @@ def test_models_without_keys_and_values_are_refused():
     config.max_position_embeddings = 64
     with pytest.raises(ValueError, match="MambaForCausalLM has no cache"):
         CausalLM(transformers.MambaForCausalLM(config), tokenizer)
+    lm = tiny_lm()
+    lm.model.config.layer_types = ["full_attention", "sliding_attention"]
+    with pytest.raises(ValueError, match="LlamaForCausalLM has no cache"):
+        CausalLM(lm.model, tokenizer)
 
 
 def test_folders_that_hold_no_model_are_refused(tmp_path):
