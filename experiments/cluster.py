@@ -34,6 +34,7 @@ from minifork.storage.locks import locked
 
 LOCAL = "local:"  # local:4 starts four workers on this machine
 MARKER = ".cluster-"  # a file of this name and a random suffix in the driver's runs folder shows who sees that folder
+JOBS_A_WORKER = 2  # submitted and not ended: one that runs, one that waits with its weights in memory
 SECONDS_FOR_A_CONNECTION = 10
 SECONDS_FOR_A_WORKER = 60
 # Workers on this machine share its cores with the jobs. By default they look at themselves up to a hundred times a
@@ -78,7 +79,7 @@ def run_on_cluster(plans: Sequence[Plan], snapshots: bool) -> None:
             epochs = None if snapshots else frozenset(needed_epochs(plan, plans))
             return executor.submit(make, Job(replace(plan, config=absolute), start_files(plan), epochs, marker, code))
 
-        run_side_by_side(plans, submit, reason_of)
+        run_side_by_side(plans, submit, reason_of, lambda: JOBS_A_WORKER * len(client.nthreads()))
 
 
 def reason_of(plan: Plan, future: Future) -> str:

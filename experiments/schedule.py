@@ -8,19 +8,25 @@ from experiments.study import Plan
 
 
 def run_side_by_side(
-    plans: Sequence[Plan], submit: Callable[[Plan], Future], reason_of: Callable[[Plan, Future], str]
+    plans: Sequence[Plan],
+    submit: Callable[[Plan], Future],
+    reason_of: Callable[[Plan, Future], str],
+    at_once: Callable[[], int] | None = None,
 ) -> None:
     """Make the runs of plans.
 
     submit: starts making a run. reason_of: called in this thread with each future that ended, before anything that
-    starts from its run is submitted. It returns the reason why the run failed, or an empty text. Raises ValueError with
-    the reasons of all failures, after all other runs are done.
+    starts from its run is submitted. It returns the reason why the run failed, or an empty text. at_once: how many runs
+    may be submitted and not ended, by default all. Raises ValueError with the reasons of all failures, after all other
+    runs are done.
     """
     waiting, futures = {plan.identity: plan for plan in plans}, dict[Future, Plan]()
     unfinished, failures, started, ended = set(waiting), list[str](), time.monotonic(), 0
 
     def submit_ready() -> None:
-        for plan in [plan for plan in waiting.values() if plan.start is None or plan.start[0] not in unfinished]:
+        ready = [plan for plan in waiting.values() if plan.start is None or plan.start[0] not in unfinished]
+        room = max(1, at_once()) - len(futures) if at_once else len(ready)
+        for plan in ready[: max(0, room)]:
             futures[submit(waiting.pop(plan.identity))] = plan
 
     submit_ready()

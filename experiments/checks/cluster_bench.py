@@ -10,13 +10,13 @@ import shutil
 import tempfile
 import time
 from collections.abc import Callable, Iterator
-from concurrent.futures import Executor, as_completed
+from concurrent.futures import FIRST_COMPLETED, Executor, Future, as_completed, wait
 from dataclasses import replace
 from functools import partial
 from pathlib import Path
 
 from experiments import executors, study, transfer
-from experiments.cluster import connected
+from experiments.cluster import JOBS_A_WORKER, connected
 from experiments.study import Plan
 from minifork import config as configs
 from minifork import runs
@@ -65,9 +65,8 @@ def cost(executor: Executor, jobs: int, starts: Callable[[], transfer.Files], si
     """
     started = time.perf_counter()
     with tempfile.TemporaryDirectory() as folder:
-        answers = as_completed([executor.submit(answer, starts(), sizes) for _ in range(jobs)])
-        for number, future in enumerate(answers):  # which keeps no answer, as the driver does not
-            transfer.write_files(future.result(), Path(folder, str(number)))
+        for number, files in enumerate(answers(executor, jobs, starts, sizes)):
+            transfer.write_files(files, Path(folder, str(number)))
     seconds = (time.perf_counter() - started) / jobs
     return {
         "jobs": jobs,
@@ -77,6 +76,19 @@ def cost(executor: Executor, jobs: int, starts: Callable[[], transfer.Files], si
         "driver_MiB": resource.getrusage(resource.RUSAGE_SELF).ru_maxrss / 1024,
         "workers_fed": int(SECONDS_OF_A_RUN / seconds),
     }
+
+
+def answers(
+    executor: Executor, jobs: int, starts: Callable[[], transfer.Files], sizes: dict[str, int]
+) -> Iterator[transfer.Files]:
+    """What jobs bring back, as they end; submitted as the driver does, JOBS_A_WORKER at a time for each worker."""
+    futures: set[Future] = set()
+    for number in range(jobs + 1):
+        while futures and (number == jobs or len(futures) == JOBS_A_WORKER * max(WORKERS)):
+            ended, futures = wait(futures, return_when=FIRST_COMPLETED)
+            yield from (future.result() for future in ended)
+        if number < jobs:
+            futures.add(executor.submit(answer, starts(), sizes))
 
 
 def answer(starts: transfer.Files, sizes: dict[str, int]) -> transfer.Files:

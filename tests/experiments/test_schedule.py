@@ -62,3 +62,23 @@ def test_what_starts_from_a_failed_run_is_named(capsys):
 
 def test_nothing_to_do():
     run_side_by_side([], lambda _: Future(), lambda *_: "")
+
+
+def test_no_more_runs_are_submitted_than_may_run_at_once():
+    """Also if no worker is there at the moment: then one."""
+    pending, most = set(), []
+
+    def submit(plan: Plan) -> Future:
+        pending.add(plan.identity)
+        most.append(len(pending))
+        return pool.submit(int)
+
+    def reason_of(plan: Plan, future: Future) -> str:
+        pending.discard(plan.identity)
+        return ""
+
+    with ThreadPoolExecutor(4) as pool:
+        for limit in (2, 0):
+            most.clear()
+            run_side_by_side(planned(*RL), submit, reason_of, lambda limit=limit: limit)
+            assert len(most) == 5 and max(most) == max(1, limit)
