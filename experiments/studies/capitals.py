@@ -22,7 +22,7 @@ from experiments.estimates import table
 from experiments.figures import RUN_STYLES, default_settings, save_figure
 from experiments.studies.steps import print_minutes
 from minifork import library as mf
-from minifork.decoding.traces import Result, accepted_share
+from minifork.decoding.traces import accepted_share
 from minifork.language.patterns import any_of
 from minifork.measuring.quantities import pass_statistics
 from minifork.runs import command_line, processor
@@ -43,7 +43,7 @@ WIDTH = 1e-6  # of the bounds of begun answers
 PREFIXES, ROLLOUTS = 16, 16  # of each question with a free answer: decoded in the search, sampled after it
 MAX_NEW = 24
 CHECKED, SAMPLES = 20, 512  # questions, and samples of each, by which `generate` checks the engines
-TIMED, TIMED_SAMPLES = 4, 1024  # questions, and samples of each, for which `generate` is timed
+TIMED, TIMED_SAMPLES = 2, 1024  # questions, and samples of each, for which `generate` is timed
 LEVEL = 1e-3  # the probability of a false alarm of the check
 
 
@@ -74,11 +74,12 @@ def capitals(model: str) -> int:
         key = fingerprint([hash_of(lm.model.state_dict()), countries(), PREFIXES, ROLLOUTS, SAMPLES, MAX_NEW])
         rows = [load_or_make(folder / f"{way.name} {key}.json", partial(measure, lm, way)) for way in ways()]
         checks = load_or_make(folder / f"generate {key}.json", partial(compare_with_generate, lm))
-        print(table([cells(row) for row in rows]))
         for check in checks["checks"]:
             print(check_text(check))
         made_by = {"command": command_line(), "machine": processor()}
-        write_json(folder / "capitals.json", made_by | {"ways": rows, "generate": checks})
+        table_rows = [cells(row) for row in rows]
+        print(table(table_rows))
+        write_json(folder / "capitals.json", made_by | {"table": table_rows, "ways": rows, "generate": checks})
         save_figure(draw(rows), folder / "capitals.png")
         return int(any(check["p_value"] < LEVEL or check["contradicted"] for check in checks["checks"]))
 
@@ -124,7 +125,7 @@ def measure(lm: "CausalLM", way: Way, count: int | None = None, rollouts: int = 
     accepted, seconds = result.outcomes[:, 0], time.perf_counter() - started
     row = {"start": way.start, "temperature": way.temperature, "questions": len(questions), "seconds": seconds}
     row |= {"evaluated": result.evaluated, "largest_width": float(result.unknown.max())}
-    row |= {"mean_width": float(result.unknown.mean()), "precision": precision(result)}
+    row |= {"mean_width": float(result.unknown.mean())}
     row |= {"tokens_to_the_answer": float(result.tokens[:, 0].sum() / accepted.sum())}
     row |= pass_statistics(result, KS)
     row |= {name: getattr(result, name).tolist() for name in ("p", "p_lo", "p_hi")}
@@ -132,17 +133,18 @@ def measure(lm: "CausalLM", way: Way, count: int | None = None, rollouts: int = 
     return row
 
 
-def precision(result: Result) -> float | None:
+def precision(row: dict[str, Any]) -> float | None:
     """(Standard error of pass@1)^2 x decoded tokens, over the same of plain samples; None if p was computed.
 
-    Both are estimated from the result. A plain sample decodes every token of its trace but the last.
+    Both are estimated from the row. A plain sample decodes every token of its trace but the last.
     """
-    if result.explored is None or result.n is None:
+    if row["n"] is None:
         return None
-    q = (result.accepted + 0.5) / (result.n + 1)  # so that 0 of n does not count as certain
-    ours = (result.unknown**2 * q * (1 - q) / result.n).sum() * result.evaluated
-    tokens = result.tokens.sum(axis=1) - 1
-    return float(ours / ((result.p * (1 - result.p)).sum() * tokens.sum()))
+    p, low, high = (np.array(row[name]) for name in ("p", "p_lo", "p_hi"))
+    q = (accepted_share(p, low, high) * row["n"] + 0.5) / (row["n"] + 1)  # so that 0 of n does not count as certain
+    p = low + (high - low) * q
+    ours = ((high - low) ** 2 * q * (1 - q) / row["n"]).sum() * row["evaluated"]
+    return float(ours / ((p * (1 - p)).sum() * (row["tokens"] - 1) * len(p)))
 
 
 def compare_with_generate(lm: "CausalLM") -> dict[str, Any]:
@@ -158,7 +160,7 @@ def compare_with_generate(lm: "CausalLM") -> dict[str, Any]:
         started = time.perf_counter()
         counts = generated(lm, pose(lm, way.start)[:count], samples)
         seconds = {"engine": row["seconds"] / row["questions"], "generate": (time.perf_counter() - started) / count}
-        check = {"way": way.name, "questions": count, "samples": samples, "precision": row["precision"]}
+        check = {"way": way.name, "questions": count, "samples": samples, "precision": precision(row)}
         checks.append(check | {"seconds": seconds} | agreement(counts, samples, row))
     return {"checks": checks}
 
@@ -212,7 +214,7 @@ def cells(row: dict[str, Any]) -> dict[str, Any]:
         "rho": row["rho"],
         "tokens": row["tokens_to_the_answer"],
         "unknown": row["mean_width"],
-        "se^2 x tokens": row["precision"],
+        "se^2 x tokens": precision(row),
         "seconds": round(row["seconds"]),
     }
 

@@ -35,7 +35,7 @@ def test_capitals(tmp_path, monkeypatch, capsys):
     result = json.loads((tmp_path / "tiny" / "capitals.json").read_text(encoding="utf-8"))
     begun, free = result["ways"][:2]
     assert len(result["ways"]) == 8 and begun["engine"] == "exact" and begun["largest_width"] <= capitals.WIDTH
-    assert free["engine"] == "remainder" and free["n"] == capitals.ROLLOUTS and free["precision"] > 0
+    assert free["engine"] == "remainder" and free["n"] == capitals.ROLLOUTS and result["table"][1]["se^2 x tokens"] > 0
     assert (np.array(free["p_lo"]) <= free["p"]).all() and (np.array(free["p"]) <= free["p_hi"]).all()
     assert all(check["contradicted"] == 0 for check in result["generate"]["checks"])
     assert (tmp_path / "tiny" / "capitals.png").exists()
