@@ -4,6 +4,8 @@ Fixed seeds; with seeds drawn anew the tests of counts (level 1e-4 each) and z b
 false alarm with probability below 2e-3.
 """
 
+from types import SimpleNamespace
+
 import numpy as np
 import pytest
 import torch
@@ -76,19 +78,34 @@ def test_split_does_not_depend_on_the_batch(make_model, monkeypatch):
         assert (counts(split(tree, 500, 3)) != expected).any(axis=1).sum() <= 1
 
 
-def drawn_children(p: np.ndarray, n: int, m: int) -> np.ndarray:
+def drawn_children(p: np.ndarray, n: int, m: int, one_by_one: bool = False) -> np.ndarray:
     """The counts of m prefixes that split n rollouts each between tokens of probability p."""
-    return splitting.split_counts(np.tile(p, (m, 1)), np.full(m, n), np.zeros(m, dtype=np.int64), 0, splitting.Draws(9))
+    arguments = np.tile(p, (m, 1)), np.full(m, n), np.zeros(m, dtype=np.int64), 0, splitting.Draws(9)
+    if not one_by_one:
+        return splitting.split_counts(*arguments)
+    row, token, number = splitting.draw_tokens(*arguments)
+    assert (number > 0).all() and (np.diff(row * len(p) + token) > 0).all()
+    children = np.zeros((m, len(p)), dtype=np.int64)
+    children[row, token] = number
+    return children
 
 
-def test_first_tokens_are_multinomial():
+@pytest.mark.parametrize("one_by_one", [False, True])
+def test_first_tokens_are_multinomial(one_by_one):
     """Token counts of one prefix: zero stays zero, the total is n, means and covariances are multinomial."""
-    p, n, m = np.array([0.0, 0.5, 0.125, 0.25, 0.0, 0.125]), 40, 20_000
-    children = drawn_children(p, n, m)
+    p, n, m = np.array([0.0, 0.5, 0.125, 0.25, 0.0, 0.125, 0.0]), 40, 20_000
+    children = drawn_children(p, n, m, one_by_one)
     assert (children.sum(axis=1) == n).all() and (children[:, p == 0] == 0).all()
     assert (np.abs(children.mean(axis=0) - n * p) <= Z * np.sqrt(n * p * (1 - p) / m)).all()
     expected = n * (np.diag(p) - np.outer(p, p))
     assert np.abs(np.cov(children.T, bias=True) - expected).max() < 0.4  # four standard errors of a variance of 10
+
+
+def test_rounding_draws_no_impossible_token(monkeypatch):
+    """A uniform that rounds to the whole sum draws the last token of positive probability."""
+    monkeypatch.setattr(splitting.Draws, "at", lambda *_: SimpleNamespace(random=np.ones))
+    children = drawn_children(np.array([0.5, 0.5, 0.0]), 3, 2, one_by_one=True)
+    assert children.tolist() == [[0, 3, 0]] * 2
 
 
 @pytest.mark.parametrize("largest", range(3))
