@@ -2,6 +2,7 @@
 
 import shutil
 from pathlib import Path
+from typing import Any
 
 import torch
 from transformers import AutoModelForCausalLM, AutoTokenizer
@@ -17,7 +18,7 @@ def convert_gguf(file: str, folder: str) -> None:
         raise ValueError(f"{source} is no file: give the path of a GGUF file")
     if target.exists():
         raise ValueError(f"{target} is there already: remove it, or give another folder")
-    model = AutoModelForCausalLM.from_pretrained(source.parent, gguf_file=source.name, dtype=torch.float32)
+    model: Any = AutoModelForCausalLM.from_pretrained(source.parent, gguf_file=source.name, dtype=torch.float32)
     model.hf_quantizer = None  # save_pretrained refuses what it takes for a quantised model
     del model.config.quantization_config
     unfinished = target.with_name(f"{target.name}.unfinished")
