@@ -42,7 +42,7 @@ KS = [2**i for i in range(11)]
 WIDTH = 1e-6  # of the bounds of begun answers
 PREFIXES, ROLLOUTS = 16, 16  # of each question with a free answer: decoded in the search, sampled after it
 MAX_NEW = 24
-CHECKED, SAMPLES = 20, 512  # questions, and samples of each, by which `generate` checks the engines
+CHECKED, CHECK_ROLLOUTS, SAMPLES = 20, 128, 512  # free questions, whose rollouts are checked by samples of `generate`
 TIMED, TIMED_SAMPLES = 2, 1024  # questions, and samples of each, for which `generate` is timed
 LEVEL = 1e-3  # the probability of a false alarm of the check
 
@@ -152,11 +152,11 @@ def compare_with_generate(lm: "CausalLM") -> dict[str, Any]:
 
     For begun and for free answers: p_value, uniform if it draws with the probabilities that were computed or estimated;
     contradicted, the questions whose accepted samples the certified bounds exclude, at LEVEL over all; the engine's
-    precision with as many rollouts as there are samples; seconds a question.
+    precision with CHECK_ROLLOUTS; seconds a question.
     """
     checks = []
     for way, count, samples in ((Way(SENTENCE, 1.0), TIMED, TIMED_SAMPLES), (Way(FREE, 1.0), CHECKED, SAMPLES)):
-        row = measure(lm, way, None if way.start == SENTENCE else count, samples)
+        row = measure(lm, way, None if way.start == SENTENCE else count, CHECK_ROLLOUTS)
         started = time.perf_counter()
         counts = generated(lm, pose(lm, way.start)[:count], samples)
         seconds = {"engine": row["seconds"] / row["questions"], "generate": (time.perf_counter() - started) / count}

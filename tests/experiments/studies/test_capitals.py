@@ -27,7 +27,15 @@ def test_capitals(tmp_path, monkeypatch, capsys):
     lm.model.save_pretrained(tmp_path / "tiny")
     lm.tokenizer.save_pretrained(tmp_path / "tiny")
     listed = [("A", ["a", "b"]), ("B", ["é"]), ("C", [" "])]
-    settings = {"FOLDER": tmp_path, "MAX_NEW": 4, "CHECKED": 3, "SAMPLES": 40, "TIMED": 1, "TIMED_SAMPLES": 8}
+    settings = {
+        "FOLDER": tmp_path,
+        "MAX_NEW": 4,
+        "CHECKED": 3,
+        "CHECK_ROLLOUTS": 40,
+        "SAMPLES": 40,
+        "TIMED": 1,
+        "TIMED_SAMPLES": 8,
+    }
     settings |= {"PREFIXES": 4, "countries": lambda: listed}
     for name, value in settings.items():
         monkeypatch.setattr(capitals, name, value)
