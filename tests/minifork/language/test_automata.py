@@ -142,9 +142,9 @@ def test_a_large_vocabulary(answer):
         for state in range(min(64, automata.first_outcome)):
             automata.allowed(0, state)
 
-    started = time.perf_counter()
+    started = time.process_time()
     look_up()
-    assert time.perf_counter() - started < 2
+    assert time.process_time() - started < 2
     tracemalloc.start()
     look_up()
     _, most = tracemalloc.get_traced_memory()
