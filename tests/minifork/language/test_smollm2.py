@@ -30,7 +30,7 @@ def lm():
 
 
 def test_its_vocabulary(lm):
-    """49,152 tokens, of which 313 are no UTF-8 by themselves; an automaton with its first 64 states takes at most 2 s."""
+    """49,152 tokens, 313 of them no UTF-8 by themselves; an automaton with its first 64 states takes at most 2 s."""
     texts = [row[:length].tobytes() for row, length in zip(lm.vocabulary.bytes, lm.vocabulary.length, strict=True)]
     assert len(texts) == 49_152 and sum(not is_utf8(text) for text in texts) == 313
     for pattern in PATTERNS:
