@@ -76,7 +76,7 @@ def capitals(model: str) -> int:
         checks = load_or_make(folder / f"generate {key}.json", partial(compare_with_generate, lm))
         for check in checks["checks"]:
             print(check_text(check))
-        made_by = {"command": command_line(), "machine": processor()}
+        made_by = {"command": command_line(), "config_hash": key, "machine": processor()}
         table_rows = [cells(row) for row in rows]
         print(table(table_rows))
         write_json(folder / "capitals.json", made_by | {"table": table_rows, "ways": rows, "generate": checks})

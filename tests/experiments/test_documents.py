@@ -177,6 +177,15 @@ def test_efficiency(task):
         assert f"| {task} | {row['engine']} | {row['evaluated']:,} | {' | '.join(cells)} |" in TEXT
 
 
+def test_cluster():
+    result = COMMITTED["cluster-bench"]
+    for row in result["jobs"]:
+        numbers = f"{row['ms_a_job']:.1f} | {row['driver_MiB']:.0f} | {row['workers_fed']:,}"
+        assert f"| {row['workers']} | {row['job']} | {row['jobs']} | {numbers} |" in TEXT
+    study = result["study"]
+    assert f"in {study['cluster_s']:.0f} s, which is {study['ratio']:.3f} of the {study['plain_s']:.0f} s" in TEXT
+
+
 def test_layers():
     of_one = {name: [row for row in COMMITTED["layers"][name] if row["right paths"] == 1] for name in ("runs", "forks")}
     of_run = ["pass@1 FWD", "pass@16 FWD", "law@16", "pass@64 FWD", "law@64", "index@16 FWD"]
