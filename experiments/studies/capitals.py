@@ -224,8 +224,9 @@ def draw(rows: Sequence[dict[str, Any]]) -> Figure:
     """pass@k of every way to answer, and how p is spread over the questions, both with 95 % intervals at T = 1."""
     figure = Figure(figsize=(10, 4), layout="constrained")
     curves, spread = figure.subplots(1, 2)
-    for row, (colour, marker) in zip(rows, RUN_STYLES * 2, strict=False):
-        is_first = row["temperature"] == 1
+    styles = dict(zip(dict.fromkeys(row["start"] for row in rows), RUN_STYLES, strict=False))
+    for row in rows:
+        (colour, marker), is_first = styles[row["start"]], row["temperature"] == 1
         label = f"{row['start']}, T = {row['temperature']:g}"
         line = {"color": colour, "marker": marker, "linestyle": "-" if is_first else ":", "markersize": 4}
         ks = [int(k) for k in row["pass_at"]]
