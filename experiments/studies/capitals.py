@@ -80,7 +80,7 @@ def capitals(model: str) -> int:
         print(*map(check_text, checks), sep="\n")
         made_by = {"command": command_line(), "config_hash": key, "machine": processor()}
         table_rows = [cells(row) for row in rows]
-        print(table(table_rows))
+        print(table([{name: text(value) for name, value in row.items()} for row in table_rows]))
         write_json(folder / "capitals.json", made_by | {"table": table_rows, "ways": rows, "checks": checks})
         save_figure(draw(rows), folder / "capitals.png")
         return int(any(check["p_value"] < LEVEL or check["contradicted"] for check in checks))
@@ -200,6 +200,11 @@ def check_text(check: dict[str, Any]) -> str:
         f"p-value {check['p_value']:.3f}, bounds contradicted by {check['contradicted']} questions; "
         f"{theirs:.1f} s a question, {theirs / ours:.0f} times those of the engine"
     )
+
+
+def text(value: float | str | None) -> str:
+    """A value as the printed table has it."""
+    return f"{value:.3f}" if isinstance(value, float) else "-" if value is None else str(value)
 
 
 def cells(row: dict[str, Any]) -> dict[str, Any]:
