@@ -186,6 +186,24 @@ def test_cluster():
     assert f"in {study['cluster_s']:.0f} s, which is {study['ratio']:.3f} of the {study['plain_s']:.0f} s" in TEXT
 
 
+def test_capitals():
+    """The table, and the numbers of the text."""
+    result = COMMITTED["capitals"]
+    columns = ["answer", "T", "pass@1", "pass@4", "pass@16", "pass@1024 >=", "tokens", "unknown", "se^2 x tokens"]
+    assert rows_text(result["table"], columns) in TEXT
+    at_1, at_06 = ({k: short(f"{value:.3f}") for k, value in row["pass_at"].items()}
+                   for row in result["ways"] if row["start"] == "begun")  # fmt: skip
+    assert f"{at_1['1']} to {at_06['1']}, and pass@1024 falls from {at_1['1024']} to {at_06['1024']}" in TEXT
+    begun, free = result["checks"]
+    assert f"it is {short(format(free['precision'], '.3f'))} (first {free['questions']} questions)" in TEXT
+    ratio = begun["seconds"]["generate"] / begun["seconds"]["engine"]
+    assert (
+        f"which is {ratio:.0f} times as long as the exact p ({short(format(begun['seconds']['engine'], '.2f'))} s)"
+        in TEXT
+    )
+    assert f"the p-value is {short(format(begun['p_value'], '.3f'))} for begun" in TEXT
+
+
 def test_layers():
     of_one = {name: [row for row in COMMITTED["layers"][name] if row["right paths"] == 1] for name in ("runs", "forks")}
     of_run = ["pass@1 FWD", "pass@16 FWD", "law@16", "pass@64 FWD", "law@64", "index@16 FWD"]
