@@ -32,7 +32,7 @@ COMMANDS = cli.COMMANDS | {
         operands=(("model", "a folder, or a name on the hub of Hugging Face"),),
     ),
     "convert-gguf": Command(
-        "minifork.language.gguf:convert_gguf",
+        "minifork.library:convert_gguf",
         "make a GGUF file a folder that capitals can read",
         operands=(("file", "a GGUF file"), ("folder", "a new folder")),
     ),

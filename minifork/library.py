@@ -36,6 +36,7 @@ from minifork.decoding.policy import Policy, parse_policy
 from minifork.decoding.traces import EXACT, Result, TraceTree
 from minifork.gpt import GPT
 from minifork.gpu.backends import sample
+from minifork.language.patterns import NON_LETTER
 from minifork.measuring.problems import ProblemSet, problem_set
 from minifork.runs import Checkpoint, Run
 from minifork.schema import TASKS, Config
@@ -266,7 +267,7 @@ def language_model(name: str, memory: int = 2**30) -> "CausalLM":
 
 def ask(
     lm: "CausalLM", questions: Sequence[str], answers: Sequence[str], opening: str | Sequence[str] = "",
-    follow: str | None = r"\PL", max_new: int = 24,
+    follow: str | None = NON_LETTER, max_new: int = 24,
 ) -> "Questions":  # fmt: skip
     """Questions to a language model in its chat format, for the engines; see `minifork.language.questions.ask`.
 
@@ -292,6 +293,14 @@ def export_command(run: str, to: str, folder: str) -> None:
         raise ValueError(f"--to is {to!r}: choose hf")
     to_hf(load(run), folder)
     print(f"{folder}: load it with AutoModelForCausalLM and AutoTokenizer")
+
+
+def convert_gguf(file: str, folder: str) -> None:
+    """The command `convert-gguf`: write the model of a GGUF file into a new folder.
+
+    Raises ValueError as `minifork.language.gguf.convert_gguf` does and without the extra hf.
+    """
+    _language("gguf").convert_gguf(file, folder)
 
 
 def _language(module: str) -> ModuleType:

@@ -81,7 +81,7 @@ def cost(executor: Executor, jobs: int, starts: Callable[[], transfer.Files], si
 def answers(
     executor: Executor, jobs: int, starts: Callable[[], transfer.Files], sizes: dict[str, int]
 ) -> Iterator[transfer.Files]:
-    """What jobs bring back, as they end; submitted as the driver does, JOBS_A_WORKER at a time for each worker."""
+    """What jobs bring back, as they end. As many are in flight as the driver has with the largest number of workers."""
     futures: set[Future] = set()
     for number in range(jobs + 1):
         while futures and (number == jobs or len(futures) == JOBS_A_WORKER * max(WORKERS)):

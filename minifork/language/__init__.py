@@ -1,4 +1,4 @@
-"""Language models that were trained elsewhere: their engines' view, and verifiers that read text.
+"""What the engines need of language models that were trained elsewhere, and verifiers that read text.
 
     causal_lm      a causal language model of Hugging Face as a model of `minifork.decoding`
     vocabulary     the bytes of its tokens

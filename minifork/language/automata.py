@@ -32,7 +32,7 @@ class TokenAutomata:
     *rejected* as soon as nothing that begins with it is accepted, and with a token without bytes. It has *ended early*
     if it ends where it may not, and is *too long* if neither happens within its length.
 
-    first_outcome: a number that no state of a pattern exceeds.
+    first_outcome: a number above all live states of all patterns.
     """
 
     patterns: Sequence[Pattern]

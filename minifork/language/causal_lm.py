@@ -99,7 +99,7 @@ class CausalLM:
     def _check_cache(self) -> None:
         """Raise ValueError unless decoding with the cache gives what the whole sequence gives.
 
-        Layers that forget early keys and values would give the same on the few tokens that are tried.
+        Layers that forget early keys and values would pass on the few tokens that are tried. The config names them.
         """
         forgetful = {*(getattr(self.model.config, "layer_types", None) or [])} - {"full_attention"}
         try:

@@ -1,5 +1,6 @@
 """Makes a GGUF file, which holds a quantised model, a folder of safetensors with its config and tokenizer."""
 
+import importlib.util
 import shutil
 from pathlib import Path
 from typing import Any
@@ -11,9 +12,11 @@ from transformers import AutoModelForCausalLM, AutoTokenizer
 def convert_gguf(file: str, folder: str) -> None:
     """Write the model of a GGUF file into a folder that is not there yet, in fp32.
 
-    Raises ValueError for a file that does not exist and for a folder that does.
+    Raises ValueError for a file that does not exist, for a folder that does, and without the packages that read it.
     """
     source, target = Path(file), Path(folder)
+    if missing := [name for name in ("gguf", "accelerate") if importlib.util.find_spec(name) is None]:
+        raise ValueError(f"a GGUF file needs {' and '.join(missing)}: pip install {' '.join(missing)}")
     if not source.is_file():
         raise ValueError(f"{source} is no file: give the path of a GGUF file")
     if target.exists():

@@ -69,8 +69,10 @@ def compile_pattern(answer: str, follow: str | None = NON_LETTER) -> Pattern:
 
 def _byte_automaton(answer: str, expression: str) -> tuple[dict[int, dict[int, int]], set[int], int]:
     """The states after each byte by state (of final ones also after 256, the end), the final states, and the start."""
-    from outlines_core import Index, Vocabulary
-
+    try:
+        from outlines_core import Index, Vocabulary
+    except ImportError:
+        raise ValueError("patterns need the package outlines_core: pip install 'minifork[hf]'") from None
     end_of_text = 256
     try:
         index = Index(expression, Vocabulary(end_of_text, {bytes([byte]): [byte] for byte in range(256)}))

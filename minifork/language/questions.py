@@ -97,7 +97,7 @@ def run_by_parts(
 def joined(results: Sequence[Result]) -> Result:
     """One result from those of one engine on parts of the problems.
 
-    If a budget sufficed for some parts only, those are given as if their rollouts had changed nothing.
+    Parts for which a budget sufficed were not sampled. Nothing is unknown there, so rollouts would change nothing.
     """
     sampled = next((result for result in results if result.n is not None), results[0])
 

@@ -11,7 +11,7 @@ pytest.importorskip("outlines_core", reason="needs the extra hf")
 from experiments.cli import main
 from experiments.studies import capitals
 from minifork.language.patterns import compile_pattern
-from tests.minifork.language.texts import tiny_lm
+from tests.helpers.language_models import tiny_lm
 
 
 def test_the_table_of_countries():

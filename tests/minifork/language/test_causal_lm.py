@@ -19,7 +19,7 @@ from minifork.language import questions as asking
 from minifork.language.causal_lm import CausalLM
 from minifork.language.vocabulary import read_vocabulary
 from minifork.statistics import agreement
-from tests.minifork.language.texts import EOS, byte_tokenizer, tiny_lm
+from tests.helpers.language_models import EOS, byte_tokenizer, tiny_lm
 
 KINDS = ["gpt2", "llama"]
 LEVEL = 1e-4  # the probability of a false alarm of each test of agreement
@@ -151,8 +151,9 @@ def test_models_without_keys_and_values_are_refused():
 def test_folders_that_hold_no_model_are_refused(tmp_path):
     with pytest.raises(ValueError, match="no causal language model is in this folder"):
         mf.language_model(str(tmp_path))
-    (tmp_path / "config.json").write_text(json.dumps({"model_type": "mine", "auto_map": {"AutoConfig": "mine.Mine"}}))
-    (tmp_path / "mine.py").write_text("raise SystemExit('remote code was run')")
+    config = {"model_type": "mine", "auto_map": {"AutoConfig": "mine.Mine"}}
+    (tmp_path / "config.json").write_text(json.dumps(config), encoding="utf-8")
+    (tmp_path / "mine.py").write_text("raise SystemExit('remote code was run')", encoding="utf-8")
     with pytest.raises(ValueError, match="runs code of its own"):
         mf.language_model(str(tmp_path))
 

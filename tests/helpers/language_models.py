@@ -34,26 +34,10 @@ def tiny_lm(kind: str = "llama", seed: int = 0, context: int = 64, **options) ->
     tokenizer = byte_tokenizer()
     set_seed(seed)
     ends = {"eos_token_id": tokenizer.eos_token_id, "bos_token_id": None, "pad_token_id": tokenizer.eos_token_id}
+    common = {"vocab_size": len(tokenizer), "initializer_range": 0.3, **ends}
     if kind == "gpt2":
-        config = GPT2Config(
-            vocab_size=len(tokenizer),
-            n_positions=context,
-            n_embd=32,
-            n_layer=2,
-            n_head=4,
-            initializer_range=0.3,
-            **ends,
-        )
+        config = GPT2Config(n_positions=context, n_embd=32, n_layer=2, n_head=4, **common)
         return CausalLM(GPT2LMHeadModel(config), tokenizer, **options)
-    config = LlamaConfig(
-        vocab_size=len(tokenizer),
-        max_position_embeddings=context,
-        hidden_size=32,
-        num_hidden_layers=2,
-        num_attention_heads=4,
-        num_key_value_heads=2,
-        intermediate_size=64,
-        initializer_range=0.3,
-        **ends,
-    )
+    shape = {"hidden_size": 32, "num_hidden_layers": 2, "num_attention_heads": 4, "num_key_value_heads": 2}
+    config = LlamaConfig(max_position_embeddings=context, intermediate_size=64, **shape, **common)
     return CausalLM(LlamaForCausalLM(config), tokenizer, **options)
