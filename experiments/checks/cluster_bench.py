@@ -53,19 +53,21 @@ def job_rows(config: Config, count: int) -> Iterator[dict]:
     with connected(_on_cluster(config, f"local:{count}")) as client:
         executor = client.get_executor(pure=False)
         [*as_completed([executor.submit(int) for _ in range(count)])]  # warm-up
-        yield {"workers": count, "job": "empty"} | cost(executor, EMPTY_JOBS, dict, {})
+        yield {"workers": count, "job": "empty"} | cost(executor, count, EMPTY_JOBS, dict, {})
         starts = partial(transfer.start_files, plan)
-        yield {"workers": count, "job": "with payload"} | cost(executor, JOBS_WITH_PAYLOAD, starts, sizes)
+        yield {"workers": count, "job": "with payload"} | cost(executor, count, JOBS_WITH_PAYLOAD, starts, sizes)
 
 
-def cost(executor: Executor, jobs: int, starts: Callable[[], transfer.Files], sizes: dict[str, int]) -> dict:
+def cost(
+    executor: Executor, workers: int, jobs: int, starts: Callable[[], transfer.Files], sizes: dict[str, int]
+) -> dict:
     """Milliseconds and bytes a job, and the most memory the driver has had, where every job brings back ``sizes``.
 
     starts: gives what a job starts from, anew for each as the driver does.
     """
     started = time.perf_counter()
     with tempfile.TemporaryDirectory() as folder:
-        for number, files in enumerate(answers(executor, jobs, starts, sizes)):
+        for number, files in enumerate(answers(executor, JOBS_A_WORKER * workers, jobs, starts, sizes)):
             transfer.write_files(files, Path(folder, str(number)))
     seconds = (time.perf_counter() - started) / jobs
     return {
@@ -79,12 +81,12 @@ def cost(executor: Executor, jobs: int, starts: Callable[[], transfer.Files], si
 
 
 def answers(
-    executor: Executor, jobs: int, starts: Callable[[], transfer.Files], sizes: dict[str, int]
+    executor: Executor, in_flight: int, jobs: int, starts: Callable[[], transfer.Files], sizes: dict[str, int]
 ) -> Iterator[transfer.Files]:
-    """What jobs bring back, as they end. As many are in flight as the driver has with the largest number of workers."""
+    """What jobs bring back, as they end. As many jobs are in flight as the driver of a study has."""
     futures: set[Future] = set()
     for number in range(jobs + 1):
-        while futures and (number == jobs or len(futures) == JOBS_A_WORKER * max(WORKERS)):
+        while futures and (number == jobs or len(futures) == in_flight):
             ended, futures = wait(futures, return_when=FIRST_COMPLETED)
             yield from (future.result() for future in ended)
         if number < jobs:
