@@ -49,7 +49,7 @@ RESULTS = CHECKOUT / "experiments" / "results"
 SEED, EPOCHS = 101, 16  # the runs trained here have these; seeds below 10 belong to reproductions
 TESTS = "tests/minifork/gpu/test_gpu.py"
 PYTEST = [sys.executable, "-m", "pytest", "-vv", "-m", "gpu", "-p", "no:cacheprovider", TESTS]
-TESTS_S, SANITIZER_S = 900, 100  # the tests, and each tool of the sanitizer, are stopped after so many seconds
+TESTS_S, SANITIZER_S = 900, 300  # the tests, and each tool of the sanitizer, are stopped after so many seconds
 OUTCOME = re.compile(r"::(?P<test>\S.*?) (?P<outcome>PASSED|FAILED|ERROR|SKIPPED)\b.*%\]$")  # a line of pytest
 KILLED = (-signal.SIGKILL, 128 + signal.SIGKILL)  # exit codes of a command that was killed
 SANITIZED = "test_runs_again_alike_on_every_tiling and (narrow or reference)"
@@ -71,6 +71,7 @@ def gpu_check(config: Config) -> int:
         return 0
     device, name = gpu
     print(f"gpu-check on one {name}, torch {torch.__version__}", flush=True)
+    result: dict[str, Any] = runs.made_by(config) | {"device": name, "torch": torch.__version__, "seconds": {}}
     plan = replace(config.sft, epochs=EPOCHS, fork_rate=engines.FORK_RATES[-1])
     folder = str(Path(config.runs) / "gpu-check")
     config = replace(config, device=device, runs=folder, base_seed=SEED, seed=SEED, sft=plan)
@@ -82,7 +83,6 @@ def gpu_check(config: Config) -> int:
         "tests": gpu_tests(),
         "sanitizer": sanitizer(),
     }
-    result: dict[str, Any] = {"machine": runs.processor(), "device": name, "torch": torch.__version__, "seconds": {}}
     path = RESULTS / f"gpu-{re.sub('[^a-z0-9]+', '-', name.lower()).strip('-')}.json"
     for part, rows in parts.items():
         run_part(part, rows, result, path)

@@ -186,6 +186,27 @@ def test_cluster():
     assert f"in {study['cluster_s']:.0f} s, which is {study['ratio']:.3f} of the {study['plain_s']:.0f} s" in TEXT
 
 
+def test_kernel():
+    """The rates on a GPU, in millions of tokens a second, and the ratios."""
+    result = COMMITTED["gpu-nvidia-h200"]
+    reference = result["bench"]["reference"]
+    for name, row in reference["backends"].items():
+        rates = {cell["rollouts"]: f"{cell['tokens_per_s'] / 1e6:.1f}" for cell in row}
+        assert f"| {name} | {' | '.join(rates.get(batch, '-') for batch in reference['batches'])} |" in TEXT
+    page = " ".join(TEXT.split())
+    best, times, times_small, matrix_share, l2_share = reference["summary"].values()
+    assert f"{best / 1e6:.1f} M tokens/s" in page and f"{best / 1e6:.0f} million tokens a second" in page
+    assert f"{times:.1f} times that of the better CUDA graph" in page and f"and {times_small:.1f} times with" in page
+    assert f"The kernel reaches {matrix_share:.0%} of it" in page and f"The kernel reaches {l2_share:.0%} of it" in page
+    assert f"reach {reference['matrix_flops'] / 1e12:.0f} TFLOP/s" in page
+    seconds = [short(f"{result['bench'][f'eval_4096_{name}_s']:.2f}") for name in ("bf16", "fp32")]
+    assert "take {} s in bf16 and {} s in fp32".format(*seconds) in page
+    base, tuned = (result["samples"][f"{name} bf16"] for name in ("base", "tuned"))
+    gaps = [short(f"{cell['p99_gap_of_p']:.3f} and {cell['pass_at_k_gap']:.4f}") for cell in (base, tuned)]
+    assert "they are {} for the base, {} for the fine-tuned model".format(*gaps) in page
+    assert result["tests"]["outcomes"] == {"passed": 40} and result["agreement"]["failed"] == 0
+
+
 def test_capitals():
     """The table, and the numbers of the text."""
     result = COMMITTED["capitals"]
