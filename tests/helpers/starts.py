@@ -15,15 +15,20 @@ from minifork.cli import main
 class Starts:
     """Stands for subprocess until the test ends: every command runs here, one after the other.
 
-    commands: what was started, in order; threads: for how many threads each was started, None for all. ``run`` gives
-    the exit code of a command line.
+    commands: what was started, in order; environments: the environment of each. ``run`` gives the exit code of a
+    command line.
     """
 
     def __init__(self, monkeypatch, run: Callable[[list[str]], int] = main):
         self.commands: list[str] = []
-        self.threads: list[str | None] = []
+        self.environments: list[Mapping[str, str]] = []
         self._run, self._lock = run, threading.Lock()
         monkeypatch.setattr(subprocess, "Popen", self._open)
+
+    @property
+    def threads(self) -> list[str | None]:
+        """For how many threads each was started, None for all."""
+        return [environment.get("OMP_NUM_THREADS") for environment in self.environments]
 
     def _open(
         self,
@@ -41,7 +46,7 @@ class Starts:
                 stack.enter_context(contextlib.redirect_stdout(out))
                 stack.enter_context(contextlib.redirect_stderr(err))
             self.commands.append(command[3])  # after python -m minifork
-            self.threads.append(env.get("OMP_NUM_THREADS"))
+            self.environments.append(env)
             code = self._run(command[3:])
         process = mock.MagicMock()
         process.__enter__.return_value = process
