@@ -19,13 +19,13 @@ def separation_checks(task: Task[Batch], examples: Examples, seed: int, draws: i
 
     seed, draws: of the simulated null of `near_repeats`.
     """
-    streams_of = streams.stream_of(task.identity(examples.problems))
+    quarters = streams.quarter_of(task.identity(examples.problems))
     held_out = [streams.distinct_problems(task, 0, name, HELD_OUT) for name in ("valid", "test")]
     graphs = graphs_as_read(task, examples.tokens[:, : task.prompt_len])
     held_out_graphs = {graph for problems in held_out for graph in _as_read_both_ways(task, problems)}
     modes = examples.mode_index.tolist()
     counts = [
-        ("stream", "problems outside the train stream", int((streams_of != streams.STREAMS["train"]).sum())),
+        ("stream", "problems outside the train stream", int((quarters != streams.QUARTERS["train"]).sum())),
         ("overlap", "graphs shared with valid or test", len({*graphs} & held_out_graphs)),
         ("repeats", "graphs again in the same mode", len(graphs) - len({*zip(graphs, modes, strict=True)})),
     ]

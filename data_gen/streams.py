@@ -1,9 +1,10 @@
 """Streams: which problems a model may see when, as pure functions of (seed, stream, step).
 
-Every problem belongs to exactly one stream, decided by a hash of its graph: walks (pretraining), train
-(fine-tuning), valid or test, a quarter of all graphs each. A stream is drawn by rejection, so streams are
-disjoint under any pair of seeds, and nothing is stored: training resumes anywhere by asking for the step
-it needs. Problems to fine-tune and to test on are different graphs; walks may repeat one.
+Every problem belongs to exactly one quarter, decided by a hash of its graph: walks (pretraining), train
+(fine-tuning), valid or test. A stream is drawn from its quarter by rejection, so streams are disjoint under
+any pair of seeds, and nothing is stored: training resumes anywhere by asking for the step it needs.
+Problems to fine-tune and to test on are different graphs; walks may repeat one. The stream confirm has new
+problems of the test quarter for results that were found on the stream test: none of its first TESTED.
 
 The first two SFT examples of ``Star(nodes=8, branches=2, length=3)`` at seed 0, fork_rate .5:
 
@@ -23,7 +24,9 @@ from numpy.random import Generator
 from data_gen.checks import check_task
 from data_gen.task import Batch, P, Task, concatenate
 
-STREAMS = {"walks": 0, "train": 1, "valid": 2, "test": 3}
+QUARTERS = {"walks": 0, "train": 1, "valid": 2, "test": 3}
+STREAMS = QUARTERS | {"confirm": 4}
+TESTED = 1000  # so many problems of the stream test are not in confirm
 PURPOSES = {"graphs": 0, "walks": 1, "mixture": 2, "shuffle": 3, "prefix": 4, "labels": 5}
 _CHUNK = 256
 _MAX_CHUNKS_WITHOUT_ONE = 64
@@ -92,9 +95,9 @@ def generator(seed: int, stream: str, step: int, purpose: str) -> Generator:
     return np.random.default_rng([seed, STREAMS[stream], step, PURPOSES[purpose]])
 
 
-def stream_of(identities: np.ndarray) -> np.ndarray:
-    """int64[n]: the number of the one stream (see STREAMS) of problems with these identities, uint64[n]."""
-    return (identities % np.uint64(len(STREAMS))).astype(np.int64)
+def quarter_of(identities: np.ndarray) -> np.ndarray:
+    """int64[n]: the number of the one quarter (see QUARTERS) of problems with these identities, uint64[n]."""
+    return (identities % np.uint64(len(QUARTERS))).astype(np.int64)
 
 
 def problems(task: Task[P], seed: int, stream: str, n: int, step: int = 0) -> P:
@@ -146,14 +149,22 @@ def _batches(task: Task[P], seed: int, stream: str, step: int) -> Iterator[tuple
     """Batches of a stream, without end, and the identities of their problems. Raises ValueError as `problems` does."""
     check_task(task)
     rng = generator(seed, stream, step, "graphs")
+    quarter, excluded = stream, np.array([], dtype=np.uint64)
+    if stream == "confirm":
+        quarter, excluded = "test", _tested(task)
     misses = 0
     while misses < _MAX_CHUNKS_WITHOUT_ONE:
         batch = task.sample(rng, _CHUNK)
         identities = task.identity(batch)
-        inside = stream_of(identities) == STREAMS[stream]
+        inside = (quarter_of(identities) == QUARTERS[quarter]) & ~np.isin(identities, excluded)
         misses = 0 if inside.any() else misses + 1
         yield batch[inside], identities[inside]
     raise ValueError(f"{_size(task)}: too few graphs to fill the {stream} stream; raise it")
+
+
+def _tested(task: Task[P]) -> np.ndarray:
+    """The identities, uint64[n], of the problems that results are found on."""
+    return task.identity(distinct_problems(task, 0, "test", TESTED))
 
 
 def _size(task: Task[P]) -> str:
@@ -197,7 +208,8 @@ def test_problems(
     """The test set, the same for every run; ``cue_rate`` > 0 gives the set matched to a cued mixture.
 
     All problems are different. Returns fewer than n if the stream has fewer. If ``forked`` is False the decoys
-    hang off another root, so that the start has one child. stream: "test", or "valid" to choose hyper-parameters on.
+    hang off another root, so that the start has one child. stream: "test", "confirm", or "valid" to choose
+    hyper-parameters on.
     """
     batch = distinct_problems(task, seed, stream, n)
     if not forked:

@@ -6,7 +6,7 @@ from minifork.cli import Command
 COMMANDS = cli.COMMANDS | {
     "demo": Command("experiments.studies.demo:demo", "show the effect on a small model, in two minutes", preset="demo"),
     "figures": Command("experiments.figures:figures", "draw figures of the measured runs"),
-    "claims": Command("experiments.claims:claims", "print which claims hold"),
+    "claims": Command("experiments.verdicts:claims", "print which claims hold"),
     "report": Command("experiments.report:report", "write claims, figures and an explorer as one HTML file"),
     "agreement": Command("experiments.checks.engines:agreement", "test all engines against each other"),
     "bench": Command("experiments.checks.bench:bench", "time the engines against common ways to sample"),

@@ -1,4 +1,8 @@
-"""Estimates over pairs of seeds: a mean with its 95 % interval, as data and as text."""
+"""Estimates over pairs of seeds: a mean with its interval, as data and as text.
+
+An estimate is a dict: {"mean": .., "ci95": [low, high], "by_pair": [..]}. At the level of 99.5 % its interval is at
+"ci99.5". The interval is null where the pairs differ too much for one.
+"""
 
 from collections.abc import Callable, Mapping, Sequence
 from typing import Any
@@ -13,24 +17,26 @@ SHRINKAGE_K = 16  # the k of coverage shrinkage and of the polarisation index
 MIN_SHRINKAGE = 0.05  # smaller coverage shrinkage leaves nothing to recover
 
 
-def probability_over_pairs(values: np.ndarray) -> dict:
-    """The mean of probabilities float64[pairs, n], such as pass@k: {"mean": .., "ci95": [.., ..], "by_pair": [..]}.
-
-    ci95 is null where the pairs differ too much for an interval.
-    """
-    ends = None if intervals.pairs_differ(values) else intervals.probability_interval(values)
-    return _estimate(values, ends)
+def interval_key(level: float) -> str:
+    """The entry of an estimate that holds its interval of this level: "ci95" for .95."""
+    return f"ci{100 * level:g}"
 
 
-def difference_over_pairs(a: np.ndarray, b: np.ndarray) -> dict:
-    """The mean of a - b, probabilities float64[pairs, n] each, as a dict like that of `probability_over_pairs`."""
+def probability_over_pairs(values: np.ndarray, level: float = 0.95) -> dict:
+    """The mean of probabilities float64[pairs, n], such as pass@k."""
+    ends = None if intervals.pairs_differ(values) else intervals.probability_interval(values, level)
+    return _estimate(values, ends, level)
+
+
+def difference_over_pairs(a: np.ndarray, b: np.ndarray, level: float = 0.95) -> dict:
+    """The mean of a - b, probabilities float64[pairs, n] each."""
     differ = intervals.pairs_differ(a) or intervals.pairs_differ(b)
-    return _estimate(a - b, None if differ else intervals.difference_interval(a, b))
+    return _estimate(a - b, None if differ else intervals.difference_interval(a, b, level), level)
 
 
-def mean_over_pairs(values: np.ndarray) -> dict:
-    """The mean of values or pseudo-values float64[pairs, n], as a dict like that of `probability_over_pairs`."""
-    return _estimate(values, intervals.mean_interval(values))
+def mean_over_pairs(values: np.ndarray, level: float = 0.95) -> dict:
+    """The mean of values or pseudo-values float64[pairs, n]."""
+    return _estimate(values, intervals.mean_interval(values, level), level)
 
 
 Alternatives = Mapping[str, Mapping[str, np.ndarray]]  # float64[pairs, n] by alternative and quantity
@@ -91,9 +97,9 @@ def mean_of_rows(rows: Sequence[Mapping[str, Any]]) -> dict[str, Any]:
     return merged
 
 
-def _estimate(values: np.ndarray, ends: np.ndarray | None) -> dict:
-    by_pair = values.mean(axis=1).tolist()
-    return {"mean": float(values.mean()), "ci95": None if ends is None else ends.tolist(), "by_pair": by_pair}
+def _estimate(values: np.ndarray, ends: np.ndarray | None, level: float) -> dict:
+    interval = {interval_key(level): None if ends is None else ends.tolist()}
+    return {"mean": float(values.mean())} | interval | {"by_pair": values.mean(axis=1).tolist()}
 
 
 def estimate_by_k(estimate: Callable[..., Any], *values: np.ndarray, ks: Sequence[int] = KS) -> dict[str, Any]:

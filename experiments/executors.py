@@ -24,8 +24,9 @@ def run_plans(plans: Iterable[Plan], snapshots: bool = False) -> None:
     ValueError naming the runs that failed, after all others are done, and for RESERVED_PAIRS.
     """
     needed = _with_parents(plans)
-    if reserved := {plan.config.seed for plan in needed} & set(RESERVED_PAIRS):
-        raise ValueError(f"pair {min(reserved)}: pairs 5 to 9 are reserved for a later confirmation; use pairs 0 to 4")
+    for plan in needed:
+        if plan.config.seed in RESERVED_PAIRS and plan.config.eval.split != "confirm":
+            raise ValueError(f"pair {plan.config.seed}: pairs 5 to 9 are for a confirmation; see preset=confirm")
     missing = [plan for plan in needed if not runs.finished(plan.config, plan.stage)]
     if not missing:
         return

@@ -12,10 +12,10 @@ from pathlib import Path
 from matplotlib.figure import Figure
 
 from experiments import figures
-from experiments.claims import ends_text
 from experiments.estimates import pairs_text
 from experiments.explorer import explorer
 from experiments.results import load_results
+from experiments.verdicts import HOLDS, NOT_RUN, REFUTED, UNDECIDED, ends_text
 from minifork import runs
 from minifork.decoding import policy
 from minifork.schema import Config
@@ -75,15 +75,18 @@ def claims_table(folder: Path, result: dict, current: bool) -> str:
     """The verdicts of one study as an HTML table; current: true if they are about the present results."""
     rows = []
     for row in result["claims"]:
-        mark = {"holds": "✓", "fails": "✗", "not run": "–"}[row["verdict"]]
+        mark = {HOLDS: "✓", REFUTED: "✗", UNDECIDED: "?", NOT_RUN: "–"}[row["verdict"]]
         cells = f'<td class="{row["verdict"].replace(" ", "-")}">{mark} {row["verdict"]}</td>'
         cells += f"<td>{html.escape(row['says'])}</td><td>{html.escape(row['by'])}</td>"
         if row["effect"] is None:
-            cells += f'<td colspan="2">{html.escape(row["why"])}</td>'
+            cells += f'<td colspan="3">{html.escape(row["why"])}</td>'
         else:
             cells += f'<td class="number">{row["effect"]:+.3f}</td><td class="number">{ends_text(row)}</td>'
+            cells += f'<td class="number">{100 * row["level"]:g} %</td>'
         rows.append(f"<tr>{cells}<td>{html.escape(row['rule'])}</td></tr>")
-    head = "<tr><th>verdict<th>claim<th>claimed by<th>effect<th>95 % interval<th>holds if the whole interval is</tr>"
+    head = (
+        "<tr><th>verdict<th>claim<th>claimed by<th>effect<th>interval<th>level<th>holds if the whole interval is</tr>"
+    )
     too_few = result["pairs"] < result["wanted"]
     provisional = f"; provisional, {result['wanted']} pairs are needed" if too_few else ""
     stale = "" if current else "; OUT OF DATE: the runs were evaluated again, run `minifork claims`"

@@ -8,7 +8,7 @@ changes. Where a key has several values, every one is run, for every pair of see
 
 Values x4 and /4 mean four times the config's value and a quarter of it. An entry may also give `as`, the run's name in
 results; `stage`, by default sft; `test_set`, the test set of its results, by default plain; `needs`, a mode that the
-task must have; `choose`, a key whose best value a study picks; `pairs`, if it is run only for pairs below that number.
+task must have; `choose`, a key whose best value a study picks; `pairs`, if it is run only for so many pairs.
 """
 
 import itertools
@@ -134,7 +134,7 @@ def _plans_of(config: Config, entry: dict, pair: int) -> list[Plan]:
         raise ValueError("an empty list makes no run")
     if values.keys() & set(runs.SEEDS):
         raise ValueError("the seeds are those of the pair: leave seed and base_seed out")
-    if words.get("needs", "FWD") not in config.data.mode_names or pair >= limit:
+    if words.get("needs", "FWD") not in config.data.mode_names or pair - config.reproduce.first_pair >= limit:
         return []
     all_plans = []
     for combination in itertools.product(*values.values()):

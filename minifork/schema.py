@@ -202,14 +202,21 @@ def _is_cluster(address: str) -> bool:
 class Reproduce(Section):
     """The keys of commands that make many runs.
 
-    study: the file that lists the runs; pairs: the number of pairs of base and SFT seeds; workers: the number of
-    processes side by side (0: one a core); cluster: the Dask scheduler whose workers make the runs (empty: none).
+    study: the file that lists the runs; pairs: the number of pairs of base and SFT seeds; first_pair: the seeds of the
+    first; workers: the number of processes side by side (0: one a core); cluster: the Dask scheduler whose workers make
+    the runs (empty: none).
     """
 
     study: str
-    pairs: Annotated[int, Rule(lambda value: 1 <= value <= 5, "give 1 to 5: later seeds are kept for a confirmation")]
+    pairs: Annotated[int, Rule(lambda value: 1 <= value <= 5, "give 1 to 5")]
+    first_pair: Annotated[int, Rule(lambda value: value in (0, 5), "give 0, or 5 for a confirmation")]
     workers: CountOrZero
     cluster: Annotated[str, Rule(_is_cluster, "give the address of a Dask scheduler, tcp://host:8786, or local:4")]
+
+    @property
+    def seeds(self) -> range:
+        """The seeds of the pairs: base and fine-tuning of a pair have the same."""
+        return range(self.first_pair, self.first_pair + self.pairs)
 
 
 def _is_label(name: str) -> bool:

@@ -64,7 +64,7 @@ class Shape(Section):
 class Eval(Section):
     """Evaluation: the engine and the decoder, test problems, and the size of the cross-check."""
 
-    split: Annotated[str, one_of("test", "valid")]
+    split: Annotated[str, one_of("test", "valid", "confirm")]
     grading: Annotated[str, one_of(*GRADINGS)]
     forked: bool
     engine: Annotated[str, one_of("auto", "exact", "split", "rollout")]

@@ -51,7 +51,7 @@ def frontier(config: Config) -> None:
     with print_minutes("frontier"):
         entries = study.read_study("frontier")
         chosen = choose_values(config, entries)
-        plans = study.plans(config, entries, range(config.reproduce.pairs))
+        plans = study.plans(config, entries, config.reproduce.seeds)
         plans = [plan for plan in plans if not plan.choose or plan.value == chosen[plan.name]]
         executors.run_plans(plans, snapshots=True)
         decoders = [plan for plan in plans if plan.config.eval != config.eval]

@@ -13,6 +13,7 @@ from dataclasses import replace
 import numpy as np
 from matplotlib.figure import Figure
 
+from experiments.claims import PRIMARY_LEVEL
 from experiments.estimates import mean_over_pairs, table
 from experiments.figures import EPOCH_COLOURS, default_settings, save_figure
 from experiments.results import Results, load_results
@@ -97,7 +98,10 @@ def law_row(of_pairs: list[tuple[np.ndarray, np.ndarray]]) -> dict:
     branches, problems = of_pairs[0][0].shape[1], sum(len(r) for _, r in of_pairs)
     for name, points in predictions(branches).items():
         errors = np.stack([prediction_errors(branch, r, points) for branch, r in of_pairs])
-        row[f"{name} error"] = {str(k): mean_over_pairs(errors[..., i]) for i, k in enumerate(KS)}
+        row[f"{name} error"] = {
+            str(k): mean_over_pairs(errors[..., i]) | mean_over_pairs(errors[..., i], PRIMARY_LEVEL)
+            for i, k in enumerate(KS)
+        }
     row["kurtosis interval"] = mean_over_pairs(np.stack([kurtosis_values(branch) for branch, _ in of_pairs]))
     paths, spread = laws.path_points([row["sigma"]], branches), {"exact": False, "symmetrised": True}
     deviations = {name: laws.law_deviation(row["r"], paths, KS, mirrored) for name, mirrored in spread.items()}

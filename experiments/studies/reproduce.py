@@ -1,9 +1,9 @@
 """Every stage of the reproduction in order; finished ones are skipped, unfinished ones resumed."""
 
-from experiments.claims import claims
 from experiments.figures import figures
 from experiments.studies.steps import evaluate_and_check, make_runs, print_minutes
 from experiments.summary import write_summary
+from experiments.verdicts import claims
 from minifork import runs
 from minifork.schema import Config
 

@@ -14,7 +14,7 @@ from minifork.schema import Config
 
 def make_runs(config: Config, name: str, snapshots: bool = False) -> list[Plan]:
     """Make the missing runs of a study for all pairs of seeds; arguments and errors are those of `run_plans`."""
-    plans = study.plans(config, study.read_study(name), range(config.reproduce.pairs))
+    plans = study.plans(config, study.read_study(name), config.reproduce.seeds)
     executors.run_plans(plans, snapshots)
     return plans
 

@@ -9,7 +9,7 @@ this table. Each part is multiplied by the square of its own quantile of Student
 half-width (Howe 1974). One t for both parts (Satterthwaite) covers too rarely with few pairs: .91 to .95 with three.
 
 With one pair the intervals are about problems only. No interval is narrower than the rule of three allows: an event
-that happened in none of n problems can still have the rate 3 / n.
+that happened in none of n problems can still have the rate 3 / n (at 95 %).
 """
 
 import math
@@ -49,54 +49,59 @@ def _beta_quantiles(a: float, b: float, q: list[float]) -> np.ndarray:
 
 
 @lru_cache
-def t_quantile(df: int) -> float:
-    """The t for which Student's t with df degrees of freedom lies in [-t, t] with probability .95.
+def t_quantile(df: int, level: float = 0.95) -> float:
+    """The t for which Student's t with df degrees of freedom lies in [-t, t] with probability ``level``.
 
     df / (df + t^2) follows Beta(df / 2, 1 / 2).
     """
-    return math.sqrt(df * math.exp(-_beta_quantiles(df / 2, 0.5, [0.05])[0]))
+    return math.sqrt(df * math.exp(-_beta_quantiles(df / 2, 0.5, [1 - level])[0]))
 
 
-def mean_interval(values: np.ndarray) -> np.ndarray:
-    """The 95 % interval [low, high] of the mean of values float64[pairs, problems]."""
-    half_width = max(_half_width(values), 3 / values.shape[1])
+def mean_interval(values: np.ndarray, level: float = 0.95) -> np.ndarray:
+    """The interval [low, high] of the mean of values float64[pairs, problems]."""
+    half_width = max(_half_width(values, level), _slack(values, level))
     return values.mean() + np.array([-half_width, half_width])
 
 
-def probability_interval(values: np.ndarray) -> np.ndarray:
-    """The 95 % interval of the mean of probabilities float64[pairs, problems], computed on the logit scale.
+def probability_interval(values: np.ndarray, level: float = 0.95) -> np.ndarray:
+    """The interval of the mean of probabilities float64[pairs, problems], computed on the logit scale.
 
     Near 0 and 1 the means of pairs are skewed, and a few pairs seldom show how much. So the variance of the pairs is
     also estimated from their logits, as that of a lognormal, and the larger estimate is used. Do not show the interval
     if `pairs_differ`.
     """
-    mean, slack = float(values.mean()), 3 / values.shape[1]
+    mean, slack = float(values.mean()), _slack(values, level)
     ends = np.array([mean, mean])
     if 0 < mean < 1:
         slope = mean * (1 - mean)
-        half_width = _half_width(values, slope**2 * math.expm1(min(_logit_variance(values), 100.0))) / slope
+        half_width = _half_width(values, level, slope**2 * math.expm1(min(_logit_variance(values), 100.0))) / slope
         with np.errstate(over="ignore"):
             ends = 1 / (1 + np.exp(np.array([half_width, -half_width]) - _logit(mean)))
     return np.clip([min(ends[0], mean - slack), max(ends[1], mean + slack)], 0.0, 1.0)
 
 
-def difference_interval(first: np.ndarray, second: np.ndarray) -> np.ndarray:
-    """The 95 % interval of the mean of first - second, probabilities float64[pairs, problems] each.
+def difference_interval(first: np.ndarray, second: np.ndarray, level: float = 0.95) -> np.ndarray:
+    """The interval of the mean of first - second, probabilities float64[pairs, problems] each.
 
     It is `mean_interval` of the difference, widened near 0 and 1, where intervals of probabilities are skewed: to the
     square of each side it adds what the logit scale adds to the squares of the sides of both means (the method of
     variance estimates recovery, Zou and Donner 2008). Do not show it if the pairs of either differ (`pairs_differ`).
     """
-    (first_below, first_above), (second_below, second_above) = _skew(first), _skew(second)
-    square, slack = _half_width(first - second) ** 2, 3 / first.shape[1]
+    (first_below, first_above), (second_below, second_above) = _skew(first, level), _skew(second, level)
+    square, slack = _half_width(first - second, level) ** 2, _slack(first, level)
     below, above = math.sqrt(square + first_below + second_above), math.sqrt(square + first_above + second_below)
     return float((first - second).mean()) + np.array([-max(below, slack), max(above, slack)])
 
 
-def _skew(values: np.ndarray) -> np.ndarray:
+def _skew(values: np.ndarray, level: float) -> np.ndarray:
     """The excess of the squared sides, below and above, of `probability_interval` over those of `mean_interval`."""
-    sides = values.mean() - probability_interval(values)
-    return np.maximum(sides**2 - max(_half_width(values), 3 / values.shape[1]) ** 2, 0.0)
+    sides = values.mean() - probability_interval(values, level)
+    return np.maximum(sides**2 - max(_half_width(values, level), _slack(values, level)) ** 2, 0.0)
+
+
+def _slack(values: np.ndarray, level: float) -> float:
+    """The rate that an event which happened in none of the problems can still have: 3 / n at 95 %."""
+    return 3 * math.log(1 - level) / math.log(1 - 0.95) / values.shape[1]
 
 
 def pairs_differ(values: np.ndarray) -> bool:
@@ -113,21 +118,21 @@ def _logit_variance(values: np.ndarray) -> float:
     return float(_logit((values.mean(axis=1) * problems + 0.5) / (problems + 1)).var(ddof=1)) if pairs > 1 else 0.0
 
 
-def share_interval(gain: np.ndarray, whole: np.ndarray) -> np.ndarray | None:
-    """The 95 % interval of mean gain / mean whole, float64[pairs, problems] each (Fieller 1954).
+def share_interval(gain: np.ndarray, whole: np.ndarray, level: float = 0.95) -> np.ndarray | None:
+    """The interval of mean gain / mean whole, float64[pairs, problems] each (Fieller 1954).
 
     It holds every share c for which the interval of gain - c whole contains 0. None if the interval of whole
     contains 0, as no share is refuted then.
     """
-    if np.prod(mean_interval(whole)) <= 0:
+    if np.prod(mean_interval(whole, level)) <= 0:
         return None
     gain_squares, whole_squares = _mean_squares(gain), _mean_squares(whole)
     products = (_mean_squares(gain + whole) - gain_squares - whole_squares) / 2
-    share, slack = float(gain.mean() / whole.mean()), 3 / gain.shape[1]
+    share, slack = float(gain.mean() / whole.mean()), _slack(gain, level)
 
     def refuted(c: float) -> bool:
         squares = np.maximum(gain_squares - 2 * c * products + c * c * whole_squares, 0.0)  # those of gain - c whole
-        return abs(gain.mean() - c * whole.mean()) > max(_half_width_from(squares, gain.shape), slack)
+        return abs(gain.mean() - c * whole.mean()) > max(_half_width_from(squares, gain.shape, level), slack)
 
     return np.array([_farthest(refuted, share, direction) for direction in (-1.0, 1.0)])
 
@@ -158,20 +163,20 @@ def pseudo_values(statistic: Callable[[np.ndarray], np.ndarray], values: np.ndar
     return statistic(values.mean(axis=1)[None]) + (n - 1) * (without.mean(axis=0) - without)
 
 
-def _half_width(values: np.ndarray, pair_variance: float = 0.0) -> float:
-    """Half the width of the 95 % interval of the mean of values [pairs, problems].
+def _half_width(values: np.ndarray, level: float, pair_variance: float = 0.0) -> float:
+    """Half the width of the interval of the mean of values [pairs, problems].
 
     pair_variance: a lower bound of the variance of the pairs' means.
     """
     squares = _mean_squares(values)
     squares[0] = max(squares[0], values.shape[1] * pair_variance)
-    return _half_width_from(squares, values.shape)
+    return _half_width_from(squares, values.shape, level)
 
 
-def _half_width_from(squares: np.ndarray, shape: tuple[int, ...]) -> float:
+def _half_width_from(squares: np.ndarray, shape: tuple[int, ...], level: float) -> float:
     """Half the width of the interval of a table [pairs, problems], from its `_mean_squares`."""
     ms_pairs, ms_problems, ms_rest = squares
-    t_pairs, t_problems = (t_quantile(max(count - 1, 1)) for count in shape)
+    t_pairs, t_problems = (t_quantile(max(count - 1, 1), level) for count in shape)
     total = t_pairs**2 * max(ms_pairs - ms_rest, 0.0) + t_problems**2 * max(ms_problems, ms_rest)
     return math.sqrt(total / math.prod(shape))
 

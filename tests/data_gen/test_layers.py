@@ -185,7 +185,7 @@ def test_docstring():
 def test_streams_share_no_graph():
     """Also not between the graphs of all numbers of forks that walks have and those of one number."""
     graphs = {}
-    for stream in streams.STREAMS:
+    for stream in streams.QUARTERS:
         task = SMALL.walk_task if stream == "walks" else SMALL
         prompts = task.prompts(streams.distinct_problems(task, 0, stream, 300))
         graphs[stream] = {frozenset(Reader(task, prompt).edges) for prompt in prompts}

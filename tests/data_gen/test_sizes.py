@@ -81,5 +81,5 @@ def test_sizes_names_the_key():
 def test_too_few_graphs_for_a_stream():
     """Three labels give a star of three nodes three graphs; four streams cannot each have one."""
     with pytest.raises(ValueError, match="nodes is 3: too few graphs to fill"):
-        for name in streams.STREAMS:
+        for name in streams.QUARTERS:
             streams.problems(Sizes(3, "2x2"), 0, name, 1)

@@ -25,16 +25,16 @@ def test_streams_docstring():
 
 
 @hypothesis_settings
-@given(st.integers(0, 2**40), st.sampled_from(list(streams.STREAMS)), st.integers(0, 1000), st.integers(1, 300))
+@given(st.integers(0, 2**40), st.sampled_from(list(streams.QUARTERS)), st.integers(0, 1000), st.integers(1, 300))
 def test_streams_are_pure_and_nested(seed, stream, step, n):
     long = TINY.prompts(streams.problems(TINY, seed, stream, n + 40, step))
     short = streams.problems(TINY, seed, stream, n, step)
     assert (long[:n] == TINY.prompts(short)).all()
-    assert (streams.stream_of(TINY.identity(short)) == streams.STREAMS[stream]).all()
+    assert (streams.quarter_of(TINY.identity(short)) == streams.QUARTERS[stream]).all()
 
 
 @hypothesis_settings
-@given(st.integers(0, 2**40), st.sampled_from(list(streams.STREAMS)), st.integers(0, 1000), st.integers(1, 300))
+@given(st.integers(0, 2**40), st.sampled_from(list(streams.QUARTERS)), st.integers(0, 1000), st.integers(1, 300))
 def test_distinct_problems_are_the_first_of_each(seed, stream, step, n):
     """Nested, without repeats, in the order in which they are drawn."""
     short = streams.distinct_problems(TINY, seed, stream, n, step)
@@ -48,7 +48,7 @@ def test_distinct_problems_are_the_first_of_each(seed, stream, step, n):
 @pytest.mark.parametrize(("task", "graphs"), [(TINY, 8 * 7 * 6 * 5 * 4 // 2), (Star(8, 2, 2), 8 * 7 * 6 // 2)])
 def test_a_stream_that_is_exhausted_gives_all_it_holds(task, graphs):
     """d = 2: labels of the places in order, of which half give the same graph."""
-    _, train, _, test = held = [len(streams.distinct_problems(task, 0, stream, 5000)) for stream in streams.STREAMS]
+    _, train, _, test = held = [len(streams.distinct_problems(task, 0, stream, 5000)) for stream in streams.QUARTERS]
     assert sum(held) == graphs
     assert len(streams.test_problems(task, 5000, forked=False)) == test
     assert len(streams.test_problems(task, 5000, cue_rate=0.5)) == test
@@ -59,7 +59,7 @@ def test_a_stream_that_is_exhausted_gives_all_it_holds(task, graphs):
 def test_streams_differ_and_are_disjoint():
     prompts, identities = [], {}
     for seed in range(3):
-        for stream in streams.STREAMS:
+        for stream in streams.QUARTERS:
             problems = streams.distinct_problems(TINY, seed, stream, 400, step=seed)
             prompts.append(TINY.prompts(problems).tobytes())
             identities.setdefault(stream, set()).update(TINY.identity(problems).tolist())
@@ -68,9 +68,22 @@ def test_streams_differ_and_are_disjoint():
     assert len(set(prompts)) == len(prompts)
 
 
+def test_confirm_has_new_problems_of_the_test_quarter():
+    """None of the first 1,000 of test; a task that has no others is named."""
+    confirm = REFERENCE.identity(streams.test_problems(REFERENCE, 1000, stream="confirm"))
+    tested = REFERENCE.identity(streams.test_problems(REFERENCE, 1000))
+    assert (streams.quarter_of(confirm) == streams.QUARTERS["test"]).all() and len(set(confirm)) == 1000
+    assert not set(confirm) & set(tested)
+    small = Star(9, 2, 3)
+    exhausted, left = (small.identity(streams.distinct_problems(small, 0, name, 5000)) for name in ("test", "confirm"))
+    assert len(exhausted) > 1500 and {*exhausted[1000:]} == {*left}
+    with pytest.raises(ValueError, match="nodes is 8: too few graphs to fill the confirm stream"):
+        streams.problems(Star(8, 2, 2), 0, "confirm", 1)
+
+
 def test_streams_share_the_graphs_evenly():
     identities = REFERENCE.identity(REFERENCE.sample(np.random.default_rng(1), 8000))
-    counts = np.bincount(streams.stream_of(identities), minlength=4)
+    counts = np.bincount(streams.quarter_of(identities), minlength=4)
     assert all(abs(z_score(count, 8000, 0.25)) < Z for count in counts)
 
 

@@ -140,9 +140,25 @@ def test_pairs_that_nobody_has_looked_at_are_refused(capsys):
 # running
 
 
-def test_reserved_pairs_are_run_by_nobody(copy):
-    with pytest.raises(ValueError, match="pair 5: pairs 5 to 9 are reserved for a later confirmation"):
+def test_reserved_pairs_are_for_a_confirmation(copy, monkeypatch):
+    with pytest.raises(ValueError, match="pair 5: pairs 5 to 9 are for a confirmation; see preset=confirm"):
         executors.run_plans(study.plans(copy().config(), [{}], [4, 5]))
+    config = configs.load_config("star", ["preset=confirm"])
+    assert [*config.reproduce.seeds] == [5, 6, 7, 8, 9] and config.eval.split == "confirm"
+    plans = study.plans(config, [{"pairs": 2}], config.reproduce.seeds)
+    assert [plan.config.seed for plan in plans] == [5, 6]
+    starts = Starts(monkeypatch, lambda command: 0)
+    executors.run_plans(study.plans(copy().config("eval.split=confirm"), [{}], [5]))
+    assert starts.commands == ["pretrain", "sft"]
+
+
+def test_a_run_on_one_core_does_not_trim_its_memory(copy, monkeypatch):
+    """As workers of Dask are told to, which slows training."""
+    monkeypatch.setenv("MALLOC_TRIM_THRESHOLD_", "65536")
+    starts = Starts(monkeypatch, lambda command: 0)
+    jobs.make_on_one_core(study.plans(copy().config(), [{}], [0])[0], jobs.Processes())
+    (environment,) = starts.environments
+    assert environment["OMP_NUM_THREADS"] == "1" and "MALLOC_TRIM_THRESHOLD_" not in environment
 
 
 def test_what_runs_start_from_is_made_once_and_first(copy, monkeypatch):

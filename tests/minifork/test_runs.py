@@ -31,7 +31,7 @@ OTHER = {  # another legal value of the keys whose type does not give one
     "sft.loss": "gem=0.7", "sft.anchor": "mask", "sft.optimizer": "muon", "rl.mode": "FWD",
     "rl.advantage": "passk", "rl.optimizer": "muon", "wise.weights": "0.5", "eval.split": "valid",
     "eval.grading": "answer", "eval.engine": "exact", "eval.policy": "top_p=0.9", "eval.stratify": "first",
-    "eval.pool": 64,
+    "eval.pool": 64, "reproduce.first_pair": 5,
     "reproduce.study": "frontier", "reproduce.cluster": "local:2",
 }  # fmt: skip
 BASE = ("task", "base_seed", "data", "walks", "model", "pretrain")
