@@ -43,7 +43,7 @@ WIDTH = 1e-6  # of the bounds of begun answers
 PREFIXES, ROLLOUTS = 16, 16  # of each question with a free answer: decoded in the search, sampled after it
 MAX_NEW = 24
 CHECKS = {SENTENCE: 4, FREE: 20}  # questions, of which each has SAMPLES samples by `generate`
-SAMPLES, CHECK_ROLLOUTS = 128, 128
+SAMPLES, CHECK_ROLLOUTS = 512, 512
 LEVEL = 1e-3  # the probability of a false alarm of the check
 
 
