@@ -24,6 +24,10 @@ def short(number: str) -> str:
     return number.replace("0.", ".")
 
 
+def test_the_readme_is_short():
+    assert len((ROOT / "README.md").read_text(encoding="utf-8").split()) <= 1000
+
+
 @pytest.mark.parametrize("name", sorted(COMMITTED))
 def test_results_say_what_made_them(name):
     result = COMMITTED[name]
