@@ -9,10 +9,14 @@ from experiments.results import Results
 from minifork import measure
 from minifork.decoding import policy
 from minifork.decoding.traces import TraceTree
+from minifork.measuring import quantities
 from minifork.measuring.problems import ProblemSet, evaluation_problems, problem_set
 from minifork.schema import Config
+from minifork.statistics import law as laws
+from minifork.statistics.passk import problem_pass_at_k
 
 MAX_PROBLEMS = 24
+KS = [2**i for i in range(11)]  # of the curves
 MIN_PROBABILITY = 0.01  # less probable prefixes are not shown
 LIVE = -1  # the outcome of a prefix that goes on
 
@@ -33,6 +37,7 @@ def explorer(config: Config, results: Results, pair: int) -> dict:
             run_data.append({"name": plan.name, "snapshots": snapshots})
     branches = tensors.at_fork()[1].tolist()
     return {
+        "ks": KS,
         "problems": [_problem(task, problems[i : i + 1], tokens) for i, tokens in enumerate(branches)],
         "runs": run_data,
         "words": [task.decode(np.array([token])) for token in range(task.vocab_size)],
@@ -43,20 +48,20 @@ def explorer(config: Config, results: Results, pair: int) -> dict:
 def _problem(task: Task, problem: Batch, tokens: list[int]) -> dict:
     """The graph of a problem: its prompt, and its branches that begin with ``tokens``, the right one first.
 
-    A branch is a list of nodes as tokens, each with the other tokens of its edge. On a graph without a fork there is
-    only the right branch.
+    A branch is a tree: [node, the other tokens of the edge to it, its branches], all as tokens. On a graph without a
+    fork there is only the right branch.
     """
     prompts = task.prompts(problem)
     *edges, (start, goal) = (array[0].tolist() for array in task.read_graph(prompts))
     children: dict[int, list] = {parent: [] for parent in edges[0]}
     for parent, child, extra in zip(*edges, strict=True):
         children[parent].append((child, extra))
-    branches = []
-    for token in tokens:
-        branch = [edge for edge in children[start] if edge[0] == token]
-        while branch and branch[-1][0] in children:
-            branch.append(children[branch[-1][0]][0])
-        branches += [branch] if branch else []  # PAD and branches at other nodes give none
+
+    def branch(node: int, extra: list[int]) -> list:
+        return [node, extra, [branch(*child) for child in children.get(node, [])]]
+
+    # PAD and branches at other nodes are no children of the start.
+    branches = [branch(*child) for token in tokens for child in children[start] if child[0] == token]
     return {"prompt": task.decode(prompts[0]), "start": start, "goal": goal, "branches": branches}
 
 
@@ -69,8 +74,27 @@ def _snapshot(config: Config, problems: ProblemSet, results: Results, record: di
         "epoch": record["epoch"] or 0,
         "p": [float(f"{value:.6g}") for value in results.problem_p(record)[: len(tree)].tolist()],
         "fork": np.rint(1000 * measure.branch_probabilities(model, problems)).astype(int).tolist(),
+        "curve": _curve(results, record),
         "trees": unfold(tree),
     }
+
+
+def _curve(results: Results, record: dict) -> dict:
+    """pass@k of a checkpoint at KS: exact, and in the law's scope the law's with its sigma.
+
+    Given FWD it is symmetrised over which branch is right, as in `make law`. Tasks without FWD have free samples.
+    """
+    if not record["fork"] or record["fork"].get("r") is None:
+        exact = results.record_pass_at_ks(record, KS).mean(axis=-1)
+        return {"given": "over all problems", "exact": exact.round(4).tolist(), "law": None}
+    branch, r = results.array(record, "fork"), results.array(record, "r")
+    exact = problem_pass_at_k(r[:, None, None] * branch[..., None], KS).sum(axis=1) / (branch > 0).sum(axis=1)[:, None]
+    curve = {"given": "given FWD", "exact": exact.mean(axis=0).round(4).tolist(), "law": None}
+    if r.mean() < laws.MIN_R or not (branch > 0).all():  # problems differ in their number of branches
+        return curve
+    sigma = float(quantities.sigma_values(branch).mean())
+    predicted = laws.law_pass_at_k(float(r.mean()), laws.path_points([sigma], branch.shape[1]), KS)
+    return curve | {"law": predicted.round(4).tolist(), "sigma": sigma}
 
 
 @torch.no_grad()

@@ -8,6 +8,7 @@ import io
 import json
 import re
 from pathlib import Path
+from urllib.parse import quote
 
 from matplotlib.figure import Figure
 
@@ -34,7 +35,10 @@ CAPTIONS = {
 
 
 def report(config: Config) -> None:
-    """Write runs/<task>/report.html; raises ValueError when a measurement that it needs is missing."""
+    """Write runs/<task>/report.html, and runs/index.html with links to all reports.
+
+    Raises ValueError when a measurement that it needs is missing.
+    """
     results = load_results(config)
     pairs = results.complete_pairs()
     drawings, page_data = figures.draw_all(results, pairs), explorer(config, results, pairs[0])
@@ -55,6 +59,19 @@ def report(config: Config) -> None:
     path = runs.task_folder(config) / "report.html"
     write_atomically(path, content)
     print(f"{path}: {len(content) / 1e6:.1f} MB")
+    write_index(Path(config.runs))
+
+
+def write_index(folder: Path) -> None:
+    """Write index.html, with a link to every report in a folder."""
+    links = []
+    for path in sorted(folder.glob("**/report.html")):
+        place = path.relative_to(folder)
+        links.append(f'<li><a href="{quote(str(place))}">{html.escape(str(place.parent))}</a></li>')
+    style = "<style>:root { color-scheme: light dark; } body { font: 16px/1.8 system-ui; margin: 2rem; }</style>"
+    head = f'<!doctype html><html lang="en"><meta charset="utf-8"><title>minifork: reports</title>{style}'
+    page = f"{head}<h1>minifork</h1><p>Reports by study:</p><ul>{''.join(links)}</ul></html>"
+    write_atomically(folder / "index.html", page.encode(errors="surrogateescape"))
 
 
 def verdicts(config: Config, current: str) -> str:
@@ -66,7 +83,7 @@ def verdicts(config: Config, current: str) -> str:
     first, tables = runs.task_folder(config) / "claims.json", []
     for path in dict.fromkeys([first, *sorted(Path(config.runs).glob("**/claims.json"))]):
         if path.exists():
-            result = read_json(path, "study", "pairs", "wanted", "claims", "of")
+            result = read_json(path, "study", "seeds", "wanted", "claims", "of")
             tables.append(claims_table(path.parent, result, path != first or result["of"] == current))
     return "".join(tables)
 
@@ -87,10 +104,10 @@ def claims_table(folder: Path, result: dict, current: bool) -> str:
     head = (
         "<tr><th>verdict<th>claim<th>claimed by<th>effect<th>interval<th>level<th>holds if the whole interval is</tr>"
     )
-    too_few = result["pairs"] < result["wanted"]
+    too_few = len(result["seeds"]) < result["wanted"]
     provisional = f"; provisional, {result['wanted']} pairs are needed" if too_few else ""
     stale = "" if current else "; OUT OF DATE: the runs were evaluated again, run `minifork claims`"
-    title = html.escape(f"{result['study']} ({folder}; {pairs_text(result['pairs'])}{provisional}{stale})")
+    title = html.escape(f"{result['study']} ({folder}; {pairs_text(len(result['seeds']))}{provisional}{stale})")
     table = f"<table><caption>{title}</caption><thead>{head}</thead><tbody>{''.join(rows)}</tbody></table>"
     return f'<div class="wide">{table}</div>'
 

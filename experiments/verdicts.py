@@ -42,9 +42,8 @@ def claims(config: Config) -> None:
     print(verdicts_text(rows))
     provisional = "" if len(pairs) >= pairs_needed else f"; provisional, {pairs_needed} pairs are wanted"
     print(f"{count_text(rows)} on {estimates.pairs_text(len(pairs))}{provisional}")
-    result = runs.made_by(config) | {"study": config.reproduce.study, "pairs": len(pairs)}
-    result |= {"seeds": pairs, "wanted": pairs_needed}
-    result |= {"claims": rows, "of": results.fingerprint}
+    about = {"study": config.reproduce.study, "seeds": pairs, "wanted": pairs_needed, "of": results.fingerprint}
+    result = runs.made_by(config) | about | {"claims": rows}
     write_json(runs.task_folder(config) / "claims.json", result)
 
 

@@ -1,7 +1,7 @@
 """`make law`: pass@k of every checkpoint as the coverage law predicts it from r and sigma, against the exact curve.
 
 The law (`minifork.statistics.law`) is about traces that meet a fork which nothing decides, so about forced FWD. It
-needs an r that hardly varies. Its scope is a mean r of SCOPE or more; other checkpoints are shown, not scored. Beside
+needs an r that hardly varies. Its scope is a mean r of MIN_R or more; other checkpoints are shown, not scored. Beside
 the runs of experiments/studies/law.yaml, every finished run of the task is scored, of any study. As the branch is a
 fair coin, the exact curve is averaged over which branch is right ("symmetrised"). That removes most of the luck of
 1,000 problems. Where problems differ in their number of branches, each number is scored by itself.
@@ -27,7 +27,6 @@ from minifork.statistics.passk import problem_pass_at_k
 from minifork.storage.files import write_json
 
 KS = (4, 16, 64, 256, 1024)
-SCOPE = 0.9  # the smallest mean r
 BANDS = (0, 2, 5, 8, np.inf)  # of sigma
 KURTOSIS = (3.45, -0.125)  # of the mixture, as a line in sigma, fixed before the runs that it is judged on
 FROM_MOMENTS = {
@@ -53,9 +52,11 @@ def law(config: Config) -> None:
             of_data = replace(config, data=data)
             evaluate_and_check(of_data)
             rows += checkpoint_rows(load_results(of_data))
-        scored = [row for row in rows if row["r"] >= SCOPE]
+        scored = [row for row in rows if row["r"] >= laws.MIN_R]
         if not scored:
-            raise ValueError(f"{folder}: no checkpoint has a mean r of {SCOPE} or more at a fork; fine-tune on forks")
+            raise ValueError(
+                f"{folder}: no checkpoint has a mean r of {laws.MIN_R} or more at a fork; fine-tune on forks"
+            )
         bands = [band_row(scored, low, high) for low, high in zip(BANDS, BANDS[1:], strict=False)]
         tables = {"ks": KS, "bands": bands, "claims": claim_rows(scored)}
         write_json(folder / "law.json", runs.made_by(config) | tables)

@@ -10,10 +10,10 @@ import numpy as np
 
 from experiments.estimates import pairs_text, table
 from experiments.results import load_results
-from experiments.studies.law import SCOPE
 from experiments.studies.steps import evaluate_and_check, make_runs, print_minutes
 from minifork import runs
 from minifork.schema import Config
+from minifork.statistics import law as laws
 from minifork.storage.files import write_json
 from minifork.training.loop import schedule
 from minifork.training.stages import sft_steps
@@ -40,7 +40,7 @@ def sigma(config: Config) -> None:
     """
     with print_minutes("sigma"):
         rows = checkpoint_rows(config)
-        grid = [row for row in rows if row["run"].startswith(GRID) and row["r"] >= SCOPE]
+        grid = [row for row in rows if row["run"].startswith(GRID) and row["r"] >= laws.MIN_R]
         fits = [held_out_fit(grid, name) for name in FORMULAS]
         tables = {"formulas": fits, "epochs": epoch_rows(grid), "movers": mover_rows(rows, config)}
         result = {"pairs": config.reproduce.pairs} | tables

@@ -21,6 +21,7 @@ from numpy.typing import ArrayLike
 
 from minifork.statistics.passk import problem_pass_at_k
 
+MIN_R = 0.9  # the law is about models with a mean r of at least this
 POINTS = 2**14  # at which expectations over normal variables are taken; the error of pass@k is below .001
 ITERATIONS = 40  # of searches for a zero or a fixed point
 

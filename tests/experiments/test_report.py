@@ -4,19 +4,23 @@ import json
 import re
 import shutil
 from pathlib import Path
+from urllib.parse import unquote
 
 import numpy as np
 import pytest
 import torch
 
 from data_gen import streams
-from experiments.explorer import LIVE, unfold
-from experiments.report import claims_table
+from experiments import explorer
+from experiments.explorer import KS, LIVE, unfold
+from experiments.report import claims_table, write_index
 from experiments.results import load_results
 from minifork import measure, runs
 from minifork.decoding.exact import exact
 from minifork.decoding.policy import Policy
 from minifork.measuring.problems import problem_set
+from minifork.statistics import law as laws
+from minifork.statistics import passk
 from tests.helpers.browser import CHROMIUM, Browser
 
 needs_browser = pytest.mark.skipif(CHROMIUM is None, reason="needs Chromium")
@@ -50,9 +54,21 @@ def test_is_one_small_file_that_asks_for_nothing(report_file):
     assert len(text) < 5e6 and not re.search(r"{{\w+}}", text)
     links = re.findall(r"(?:src|href)\s*=\s*[\"']([^\"']*)|url\(([^)]*)\)|@import", text)
     assert all((a or b).startswith("#") for a, b in links)
-    ids = re.findall(r'\bid="([^"]+)"', text)
+    ids = re.findall(r'\bid="([^"$]+)"', text)
     assert len(set(ids)) == len(ids) and {a[1:] for a, _ in links if a} | {b[1:] for _, b in links if b} <= set(ids)
     assert text.count("<svg role=") == 4 and "<text" in text  # the text of figures stays text
+
+
+def test_an_index_links_every_report(report_file, tmp_path):
+    (tmp_path / "star").mkdir()
+    (tmp_path / "small" / "a &#b").mkdir(parents=True)
+    for folder in ("star", "small/a &#b"):
+        (tmp_path / folder / "report.html").touch()
+    write_index(tmp_path)
+    text = (tmp_path / "index.html").read_text(encoding="utf-8")
+    links = [unquote(link) for link in re.findall(r'href="([^"]+)"', text)]
+    assert links == ["small/a &#b/report.html", "star/report.html"] and "small/a &amp;#b" in text
+    assert 'href="star/report.html"' in (report_file.parents[1] / "index.html").read_text(encoding="utf-8")
 
 
 def test_trees_of_the_explorer_are_the_models(trained):
@@ -103,13 +119,40 @@ def test_slider_and_picker(page, trained):
             assert f"the right branch has {share}." in summary
             assert page.js("document.querySelectorAll('#tree text').length") >= 1
     assert page.js("epoch.textContent") == "epoch 4"
+    assert page.js("view2.hidden") and page.js("run2.value") == "3"
+    page.js("compare.click()")
+    assert not page.js("view2.hidden") and page.js("getComputedStyle(views).gridTemplateColumns.split(' ').length") == 2
+    choose("slider2", 1, "input")  # the first run stays as it is
+    assert (page.js("epoch.textContent"), page.js("epoch2.textContent")) == ("epoch 4", "epoch 1")
     assert not page.errors and all(url.startswith("file://") for url in page.requests)
+
+
+def test_curves_of_the_explorer(report_file, trained):
+    """Given FWD, averaged over which branch is right; the law's where r is in its scope."""
+    results, data = load_results(trained.config()), json.loads(explored(report_file))
+    run = next(run for run in data["runs"] if run["name"] == "FORK_RATE 1")
+    for snapshot, record in zip(run["snapshots"], [results.base(0), *results.tuned(0, 1)], strict=True):
+        branch, r = results.array(record, "fork"), results.array(record, "r")
+        mirrored = [passk.pass_at_k(r * branch[:, i], data["ks"]) for i in (0, 1)]
+        assert snapshot["curve"]["exact"] == pytest.approx(np.mean(mirrored, axis=0), abs=1e-4)
+        assert (snapshot["curve"]["law"] is None) == (r.mean() < laws.MIN_R)
+
+
+def test_the_law_of_the_explorer(trained, monkeypatch):
+    monkeypatch.setattr(laws, "MIN_R", 0.0)
+    results = load_results(trained.config())
+    record = results.tuned(0, 1)[-1]
+    curve, branch = explorer._curve(results, record), results.array(record, "fork")
+    sigma = np.std(np.log(branch[:, 0]) - np.log(branch[:, 1]))
+    points = laws.path_points([curve["sigma"]])
+    assert curve["sigma"] == pytest.approx(sigma, rel=1e-3)
+    assert curve["law"] == pytest.approx(laws.law_pass_at_k(results.array(record, "r").mean(), points, KS), abs=1e-4)
 
 
 @needs_browser
 def test_keyboard_and_screen_reader(page):
     """Everything is reached by Tab; arrows move the slider, Enter presses the buttons; the graph is read out."""
-    for name in ("run", "previous", "problem", "next", "slider"):
+    for name in ("previous", "problem", "next", "compare", "run", "slider"):
         page.press("Tab", 9)
         assert page.js("document.activeElement.id") == name
     page.press("ArrowRight", 39)
@@ -152,7 +195,7 @@ def test_shows_the_settings_that_were_asked_for(copy):
 
 def test_words_of_claims_are_escaped(report_file):
     row = {"verdict": "not run", "says": "<b>&", "by": "us", "effect": None, "rule": "> 0", "why": "a run is missing"}
-    table = claims_table(Path("runs"), {"pairs": 1, "wanted": 5, "study": "x", "claims": [row]}, False)
+    table = claims_table(Path("runs"), {"seeds": [0], "wanted": 5, "study": "x", "claims": [row]}, False)
     assert "OUT OF DATE" in table and "&gt; 0" in table
     assert "<b>&" not in table and "&lt;b&gt;&amp;" in table
     data = explored(report_file)

@@ -18,7 +18,7 @@ def test_law(copy, monkeypatch):
     monkeypatch.setattr(study, "read_study", lambda name: [{"sft.fork_rate": [0.5, 1]}])
     pipeline = copy("base", "fork0.5", "fork1", measured=True)
     assert pipeline("law") == 1
-    monkeypatch.setattr(law, "SCOPE", 0.0)
+    monkeypatch.setattr(laws, "MIN_R", 0.0)
     assert pipeline("law") == 0
     written = read_json(pipeline.folder / "law.json") | read_json(pipeline.folder / "law-rows.json")
     results = load_results(pipeline.config())

@@ -7,6 +7,7 @@ import pytest
 
 from experiments.studies import sigma
 from minifork import config as configs
+from minifork.statistics import law as laws
 from minifork.storage.files import read_json
 from minifork.training.loop import schedule
 from tests.helpers.starts import Starts
@@ -52,7 +53,7 @@ def test_sigma(copy, monkeypatch, capsys):
     starts, pipeline = Starts(monkeypatch), copy("base", "fork1", measured=True)
     entries = [{"as": "grid: {sft.lr}", "sft.lr": [0.001, 0.002]}, {"as": "wrong", "sft.wrong_forks": 0.5}]
     monkeypatch.setattr("experiments.study.read_study", lambda name: entries)
-    monkeypatch.setattr(sigma, "SCOPE", 0.0)
+    monkeypatch.setattr(laws, "MIN_R", 0.0)
     assert pipeline("sigma") == 0 and set(starts.commands) == {"sft"}
     written, rows = (read_json(pipeline.folder / f"sigma{part}.json") for part in ("", "-rows"))
     assert {row["run"] for row in rows["rows"]} == {"grid: 0.001", "grid: 0.002", "wrong"}
