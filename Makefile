@@ -47,11 +47,12 @@ BASE       := $(MINIFORK) pretrain --resume $(CONFIG) base_seed=$(BASE_SEED) $(A
 SEEDS      := base_seed=$(BASE_SEED) seed=$(SEED)
 PAIRS_KEY  := reproduce.pairs=$(PAIRS) $(if $(CLUSTER),reproduce.cluster=$(CLUSTER))
 PAIR_ARGS  := $(CONFIG) $(PAIRS_KEY)
+CONFIRM    := eval.split=confirm reproduce.first_pair=5 reproduce.pairs=5 $(if $(CLUSTER),reproduce.cluster=$(CLUSTER)) $(ARGS)
 STUDY_ARGS := $(PAIR_ARGS) $(if $(STUDY),reproduce.study=$(STUDY))
 SFT        := $(if $(FORK_RATE),sft.fork_rate=$(FORK_RATE)) $(if $(EPOCHS),sft.epochs=$(EPOCHS))
 
 .DEFAULT_GOAL := help
-.PHONY: help demo pretrain sft rl wise eval runs config figures claims report audit agreement bench capitals cluster-bench gpu-check study frontier anchoring competence contrast rl-lab flips law layers sigma thinking sensitivity reproduce reproduce-full stops test test-all coverage faults lint clean
+.PHONY: help demo pretrain sft rl wise eval runs config figures claims report audit agreement bench capitals cluster-bench confirm gpu-check study frontier anchoring competence contrast rl-lab flips law layers sigma thinking sensitivity reproduce reproduce-full stops test test-all coverage faults lint clean
 
 help: ## print this list
 	@grep -hE '^[a-z-]+:.*## ' $(MAKEFILE_LIST) | sed -E 's/:.*## /\t/' | expand -t 12
@@ -164,6 +165,21 @@ reproduce-full: $(ENV) ## reproduce star and arith on 5 pairs of seeds, with RL 
 	@$(MINIFORK) contrast --config star reproduce.pairs=5 $(ARGS)
 	@$(MINIFORK) claims --config star $(ARGS)
 	@$(MINIFORK) report --config star $(ARGS)
+
+confirm: $(ENV) ## judge every claim on pairs of seeds and problems that nothing else uses (some 15 hours; continues where it stopped) [CLUSTER ARGS]
+	@for command in reproduce anchoring law flips contrast rl-lab frontier; do \
+		$(MINIFORK) $$command --config star preset=confirm $(CONFIRM) || exit 1; done
+	@for study in star anchoring law flips rl_lab frontier; do \
+		$(MINIFORK) claims --config star preset=confirm $(CONFIRM) reproduce.study=$$study || exit 1; done
+	@for preset in search rationale; do \
+		$(MINIFORK) reproduce --config star preset=$$preset runs=runs/confirm/$$preset $(CONFIRM) || exit 1; done
+	@$(MINIFORK) reproduce --config arith preset=confirm $(CONFIRM)
+	@$(MINIFORK) layers --config layers preset=confirm $(CONFIRM)
+	@$(MINIFORK) claims --config layers preset=confirm $(CONFIRM)
+	@$(MINIFORK) thinking --config openers preset=confirm $(CONFIRM)
+	@$(MINIFORK) claims --config openers preset=confirm $(CONFIRM)
+	@$(MINIFORK) competence --config arith preset=competence runs=runs/confirm/competence $(CONFIRM)
+	@$(MINIFORK) claims --config arith preset=competence runs=runs/confirm/competence $(CONFIRM)
 
 stops: $(ENV) ## run bases with other stop probabilities, which set the base's pass@1 [TASK PRESET PAIRS CLUSTER ARGS]
 	@$(MINIFORK) study $(PAIR_ARGS) reproduce.study=stops $(ARGS)

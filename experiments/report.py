@@ -16,7 +16,7 @@ from experiments import figures
 from experiments.estimates import pairs_text
 from experiments.explorer import explorer
 from experiments.results import load_results
-from experiments.verdicts import HOLDS, NOT_RUN, REFUTED, UNDECIDED, ends_text
+from experiments.verdicts import HOLDS, NOT_RUN, REFUTED, UNDECIDED, ends_text, verdicts_file
 from minifork import runs
 from minifork.decoding import policy
 from minifork.schema import Config
@@ -80,8 +80,8 @@ def verdicts(config: Config, current: str) -> str:
     Those of this config are marked unless they are about the results with the fingerprint ``current``. Raises
     ValueError naming a file that lacks a key.
     """
-    first, tables = runs.task_folder(config) / "claims.json", []
-    for path in dict.fromkeys([first, *sorted(Path(config.runs).glob("**/claims.json"))]):
+    first, tables = verdicts_file(config), []
+    for path in dict.fromkeys([first, *sorted(Path(config.runs).glob("**/claims-*.json"))]):
         if path.exists():
             result = read_json(path, "study", "seeds", "wanted", "claims", "of")
             tables.append(claims_table(path.parent, result, path != first or result["of"] == current))

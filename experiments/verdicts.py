@@ -12,6 +12,7 @@ MIN_SHRINKAGE.
 
 import math
 from itertools import pairwise
+from pathlib import Path
 
 import numpy as np
 
@@ -27,7 +28,7 @@ HOLDS, REFUTED, UNDECIDED, NOT_RUN = "holds", "refuted", "undecided", "not run"
 
 
 def claims(config: Config) -> None:
-    """Judge every claim about the config's study, print the verdicts, write runs/<task>/claims.json.
+    """Judge every claim about the config's study, print the verdicts, write runs/<task>/claims-<study>.json.
 
     Raises ValueError for a claim that cannot be read, and without a pair to judge.
     """
@@ -44,11 +45,17 @@ def claims(config: Config) -> None:
     print(f"{count_text(rows)} on {estimates.pairs_text(len(pairs))}{provisional}")
     about = {"study": config.reproduce.study, "seeds": pairs, "wanted": pairs_needed, "of": results.fingerprint}
     result = runs.made_by(config) | about | {"claims": rows}
-    write_json(runs.task_folder(config) / "claims.json", result)
+    write_json(verdicts_file(config), result)
+
+
+def verdicts_file(config: Config) -> Path:
+    """The file of the verdicts about the config's study."""
+    study = Path(config.reproduce.study).stem  # a study may be given as a path
+    return runs.task_folder(config) / f"claims-{study}.json"
 
 
 def verdicts_text(rows: list[dict]) -> str:
-    """Rows of claims.json as lines, primary claims first."""
+    """Rows of such a file as lines, primary claims first."""
     lines = []
     for name, level in (("primary", PRIMARY_LEVEL), ("descriptive", LEVEL)):
         if at_level := [row for row in rows if row["level"] == level]:
@@ -65,7 +72,7 @@ def count_text(rows: list[dict]) -> str:
 
 
 def claim_line(row: dict) -> str:
-    """A row of claims.json as a line."""
+    """A row as a line."""
     follows = f" (follows from {row['follows']})" if row["follows"] else ""
     start = f"{row['verdict']:<10}{row['id']:<22}"
     if row["effect"] is None:
@@ -79,7 +86,7 @@ def ends_text(row: dict) -> str:
 
 
 def judge(claim: Claim, results: Results, pairs: list[int]) -> dict:
-    """The verdict on a claim, its number and interval: a row of claims.json.
+    """The verdict on a claim, its number and interval: a row of the file.
 
     Raises ValueError naming the file and the claim when a term's run cannot be looked up.
     """

@@ -72,7 +72,7 @@ EPILOG = """\
 options come first, overrides last:
   minifork sft --config star --resume sft.fork_rate=0.5 seed=1
 `minifork config` explains every key. preset=name applies the changes that a config file keeps under that name. Results
-go to <runs>/<task>/. Every run has its own folder there; eval.json, figures/, claims.json and report.html cover all."""
+go to <runs>/<task>/. Every run has its own folder there; eval.json, figures/ and report.html cover all."""
 
 
 def parser(commands: Mapping[str, Command] = COMMANDS) -> argparse.ArgumentParser:

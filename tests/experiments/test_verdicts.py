@@ -233,7 +233,7 @@ def test_the_command_judges_the_runs_of_its_config_only(copy, capsys):
     """Runs of another config are another pair or none; a label and unfinished studies change nothing."""
     pipeline = copy("base", "fork0.5", "fork1", measured=True)
     assert pipeline("claims", "name=cold") == 0
-    written = files.read_json(pipeline.folder / "claims.json")
+    written = files.read_json(pipeline.folder / "claims-star.json")
     by_id = {row["id"]: row["verdict"] for row in written["claims"]}
     assert "search" not in by_id
     assert [by_id[name] for name in ("gain", "no-forks", "rl-forward")] == ["refuted", "not run", "not run"]

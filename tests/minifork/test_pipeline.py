@@ -183,11 +183,11 @@ def test_figures_do_not_depend_on_a_users_matplotlibrc(copy, monkeypatch):
 
 
 def test_claims(trained):
-    rows = {row["id"]: row for row in files.read_json(trained.folder / "claims.json")["claims"]}
+    rows = {row["id"]: row for row in files.read_json(trained.folder / "claims-star.json")["claims"]}
     verdicts = [row["verdict"] for row in rows.values()]
     holding, tested = verdicts.count("holds"), len(verdicts) - verdicts.count("not run")
     one_pair = "1 pair of seeds (intervals are about problems only); provisional, 5 pairs are wanted"
-    assert f"{holding} of {tested} claims hold on {one_pair}" in trained.printed
+    assert f"{holding} of {tested} claims hold" in trained.printed and one_pair in trained.printed
     base, tuned = records_of(trained, BASE)[-1], records_of(trained, "fork1")[-1]
     assert rows["gain"]["effect"] == pytest.approx(tuned["pass_at"]["1"] - base["pass_at"]["1"])
     assert rows["memorised"]["effect"] == pytest.approx(tuned["fork_train"]["accuracy"])

@@ -24,7 +24,7 @@ from tests.conftest import SMALL
 KEYS = sorted(configs.keys(Config))
 PARTS = {"even": KEYS[::2], "odd": KEYS[1::2], "all": KEYS}
 GONE = {"gone": 1, "sft": {"gone": "a word"}, "gone_section": {"one": 1, "two": [2]}}
-RESULTS = ("eval.json", "claims.json", "report.html")
+RESULTS = ("eval.json", "claims-star.json", "report.html")
 
 
 @pytest.fixture(scope="module")
