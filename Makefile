@@ -48,6 +48,7 @@ SEEDS      := base_seed=$(BASE_SEED) seed=$(SEED)
 PAIRS_KEY  := reproduce.pairs=$(PAIRS) $(if $(CLUSTER),reproduce.cluster=$(CLUSTER))
 PAIR_ARGS  := $(CONFIG) $(PAIRS_KEY)
 CONFIRM    := eval.split=confirm reproduce.first_pair=5 reproduce.pairs=5 $(if $(CLUSTER),reproduce.cluster=$(CLUSTER)) $(ARGS)
+STUDY_MAKE := $(MAKE) --no-print-directory
 STUDY_ARGS := $(PAIR_ARGS) $(if $(STUDY),reproduce.study=$(STUDY))
 SFT        := $(if $(FORK_RATE),sft.fork_rate=$(FORK_RATE)) $(if $(EPOCHS),sft.epochs=$(EPOCHS))
 
@@ -159,12 +160,29 @@ layers: $(ENV) ## fine-tune on traces with several forks, measure each, and coun
 reproduce: $(ENV) ## run a study with everything: base, fine-tunings, eval, figures, claims [STUDY TASK PRESET PAIRS CLUSTER ARGS]
 	@$(MINIFORK) reproduce $(STUDY_ARGS) $(ARGS)
 
-reproduce-full: $(ENV) ## reproduce star and arith on 5 pairs of seeds, with RL and the report; continues where it stopped [ARGS]
-	@$(MINIFORK) reproduce --config arith reproduce.pairs=5 $(ARGS)
-	@$(MINIFORK) reproduce --config star reproduce.pairs=5 $(ARGS)
-	@$(MINIFORK) contrast --config star reproduce.pairs=5 $(ARGS)
-	@$(MINIFORK) claims --config star $(ARGS)
-	@$(MINIFORK) report --config star $(ARGS)
+# Each line is a study of its own, at most 150 minutes on two cores.
+reproduce-full: $(ENV) ## run every study (some 18 hours on two cores; continues where it stopped) [CLUSTER ARGS]
+	@$(STUDY_MAKE) reproduce PAIRS=5
+	@$(STUDY_MAKE) contrast PAIRS=3
+	@$(STUDY_MAKE) frontier
+	@$(STUDY_MAKE) anchoring PAIRS=3
+	@$(STUDY_MAKE) law PAIRS=3
+	@$(STUDY_MAKE) rl-lab PAIRS=3
+	@$(STUDY_MAKE) flips PAIRS=3
+	@$(STUDY_MAKE) sigma PAIRS=3
+	@$(STUDY_MAKE) sensitivity
+	@$(STUDY_MAKE) stops
+	@$(STUDY_MAKE) reproduce PRESET=paper
+	@$(STUDY_MAKE) reproduce PRESET=search PAIRS=3
+	@$(STUDY_MAKE) reproduce PRESET=rationale PAIRS=3
+	@$(STUDY_MAKE) reproduce TASK=arith PAIRS=5
+	@$(STUDY_MAKE) reproduce TASK=arith PRESET=paper
+	@$(STUDY_MAKE) competence TASK=arith PRESET=competence PAIRS=3
+	@$(STUDY_MAKE) reproduce TASK=sizes
+	@$(STUDY_MAKE) layers
+	@$(STUDY_MAKE) thinking TASK=openers PAIRS=3
+	@$(STUDY_MAKE) capitals
+	@$(STUDY_MAKE) report
 
 confirm: $(ENV) ## judge every claim on pairs of seeds and problems that nothing else uses (some 15 hours; continues where it stopped) [CLUSTER ARGS]
 	@for command in reproduce anchoring law flips contrast rl-lab frontier; do \

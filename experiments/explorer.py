@@ -5,15 +5,13 @@ import torch
 
 from data_gen.task import Batch, Task
 from experiments import study
+from experiments.curves import exact_curve, has_fork, law_curve
 from experiments.results import Results
 from minifork import measure
 from minifork.decoding import policy
 from minifork.decoding.traces import TraceTree
-from minifork.measuring import quantities
 from minifork.measuring.problems import ProblemSet, evaluation_problems, problem_set
 from minifork.schema import Config
-from minifork.statistics import law as laws
-from minifork.statistics.passk import problem_pass_at_k
 
 MAX_PROBLEMS = 24
 KS = [2**i for i in range(11)]  # of the curves
@@ -80,21 +78,16 @@ def _snapshot(config: Config, problems: ProblemSet, results: Results, record: di
 
 
 def _curve(results: Results, record: dict) -> dict:
-    """pass@k of a checkpoint at KS: exact, and in the law's scope the law's with its sigma.
+    """pass@k of a checkpoint at KS: exact and, in the law's scope, the law's with its sigma.
 
-    Given FWD it is symmetrised over which branch is right, as in `make law`. Tasks without FWD have free samples.
+    Given FWD, or of free samples where a task has no FWD.
     """
-    if not record["fork"] or record["fork"].get("r") is None:
-        exact = results.record_pass_at_ks(record, KS).mean(axis=-1)
-        return {"given": "over all problems", "exact": exact.round(4).tolist(), "law": None}
-    branch, r = results.array(record, "fork"), results.array(record, "r")
-    exact = problem_pass_at_k(r[:, None, None] * branch[..., None], KS).sum(axis=1) / (branch > 0).sum(axis=1)[:, None]
-    curve = {"given": "given FWD", "exact": exact.mean(axis=0).round(4).tolist(), "law": None}
-    if r.mean() < laws.MIN_R or not (branch > 0).all():  # problems differ in their number of branches
-        return curve
-    sigma = float(quantities.sigma_values(branch).mean())
-    predicted = laws.law_pass_at_k(float(r.mean()), laws.path_points([sigma], branch.shape[1]), KS)
-    return curve | {"law": predicted.round(4).tolist(), "sigma": sigma}
+    if not has_fork(record):
+        exact = results.record_pass_at_ks(record, KS)
+        return {"given": "over all problems", "exact": exact.mean(axis=1).round(4).tolist(), "law": None}
+    exact, law = exact_curve(results, record, KS), law_curve(results, record, KS)
+    curve = {"given": "given FWD", "exact": exact.mean(axis=1).round(4).tolist(), "law": None}
+    return curve if law is None else curve | {"law": law[0].round(4).tolist(), "sigma": law[1]}
 
 
 @torch.no_grad()

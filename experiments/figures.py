@@ -1,35 +1,36 @@
 """The figures: the crossing, pass@k over epochs, the dose, the fork.
 
 The first pair of seeds is drawn with 95 % intervals over problems, further pairs as thin lines. The bars of the dose
-figure are those of the first pair. Line styles and markers repeat the colours, so that the figures read in grey.
+figure are those of the first pair.
 """
 
-import contextlib
-import io
-from collections.abc import Iterator, Mapping, Sequence
-from pathlib import Path
-from typing import Any, cast
+from collections.abc import Iterator, Sequence
 
-import matplotlib
 import numpy as np
 from matplotlib.axes import Axes
 from matplotlib.figure import Figure
-from numpy.typing import ArrayLike
 
+from experiments.drawing import (
+    EPOCH_COLOURS,
+    LARGE_K,
+    POLARISATION,
+    RIGHT,
+    SKILL,
+    WRONG,
+    default_settings,
+    line,
+    panels,
+    powers_of_two,
+    save_figure,
+    whiskers,
+)
 from experiments.estimates import SHRINKAGE_K as K
+from experiments.front import front
 from experiments.results import Results, load_results
 from minifork import runs
 from minifork.measuring.quantities import fork_values, index_values
 from minifork.schema import Config
 from minifork.statistics import intervals, passk
-from minifork.storage.files import write_atomically
-
-EPOCH_COLOURS = matplotlib.colormaps["viridis"]
-RIGHT, WRONG, SKILL, POLARISATION, LARGE_K = "#0072B2", "#D55E00", "#56B4E9", "#E69F00", "#CC79A7"  # Okabe and Ito
-RUN_STYLES = list(
-    zip((RIGHT, WRONG, SKILL, POLARISATION, LARGE_K, "#009E73", "black", "gray"), "osD^vP*X", strict=True)
-)
-LineStyle = tuple[str, Any, str, str]  # label, colour, marker, line style
 
 BASE = ("base", "black", "", "--")
 K_STYLES = {
@@ -58,26 +59,9 @@ def figures(config: Config) -> None:
     Raises ValueError when nothing was measured, or no plain fine-tuning.
     """
     results = load_results(config)
-    for name, figure in draw_all(results, results.complete_pairs()).items():
+    pairs = results.complete_pairs()
+    for name, figure in (draw_all(results, pairs) | front(results, pairs)).items():
         save_figure(figure, runs.task_folder(config) / "figures" / f"{name}.png")
-
-
-def save_figure(figure: Figure, path: Path) -> None:
-    """Write a figure as a PNG and print its path; raises OSError naming the file when it cannot be written."""
-    picture = io.BytesIO()
-    with default_settings():
-        figure.savefig(picture, format="png", dpi=150)
-    write_atomically(path, picture.getvalue())
-    print(path)
-
-
-@contextlib.contextmanager
-def default_settings(changes: Mapping[str, Any] = {}) -> Iterator[None]:  # noqa: B006 (never changed)
-    """matplotlib's default settings with changes; a user's matplotlibrc is ignored."""
-    with matplotlib.rc_context():
-        matplotlib.rcdefaults()
-        matplotlib.rcParams.update(cast(Any, changes))
-        yield
 
 
 @default_settings({"axes.grid": True, "grid.alpha": 0.3, "axes.axisbelow": True})
@@ -97,16 +81,16 @@ def draw_all(results: Results, pairs: list[int]) -> dict[str, Figure]:
 def crossing(results: Results, pairs: list[int]) -> Figure:
     """pass@k against k: the base against the highest FORK_RATE at several epochs."""
     rate = results.fork_rates(pairs[0])[-1]
-    figure, (axes,) = _panels(1, 6.4, 4.2)
+    figure, (axes,) = panels(1, 6.4, 4.2)
     for pair, records, main in _tunings(results, pairs, rate):
         snapshots = [record for record in records if record["epoch"] in (1, 4, 16, records[-1]["epoch"])]
         colours = EPOCH_COLOURS(0.85 - 0.8 * np.arange(len(snapshots)) / max(1, len(snapshots) - 1))
         styles = [(f"SFT, epoch {r['epoch']}", colours[i], "osD^"[i % 4], "-") for i, r in enumerate(snapshots)]
         for record, style in zip([results.base(pair), *snapshots], [BASE, *styles], strict=True):
             ks = list(record["pass_at"])
-            _line(axes, [int(k) for k in ks], _pass_curve([record], ks), style, main, size=4)
+            line(axes, [int(k) for k in ks], _pass_curve([record], ks), style, main, size=4)
     axes.set(xlabel="k (samples a problem)", ylabel="pass@k", ylim=(0, 1.02))
-    _powers_of_two(axes, 1024, step=2)
+    powers_of_two(axes, 1024, step=2)
     axes.set_title(f"Before and after fine-tuning at FORK_RATE {rate:g}")
     axes.legend(loc="lower right")
     return figure
@@ -115,18 +99,18 @@ def crossing(results: Results, pairs: list[int]) -> Figure:
 def epochs(results: Results, pairs: list[int]) -> Figure:
     """pass@k against epoch at the highest FORK_RATE and at .5, the base as horizontal lines."""
     rates = [r for r in (0.5, 1.0) if r in results.fork_rates(pairs[0])] or results.fork_rates(pairs[0])[-1:]
-    figure, panels = _panels(len(rates), 4.6 * len(rates), 4, sharey=True)
-    for axes, rate in zip(panels, rates, strict=True):
+    figure, shown = panels(len(rates), 4.6 * len(rates), 4, sharey=True)
+    for axes, rate in zip(shown, rates, strict=True):
         for pair, records, main in _tunings(results, pairs, rate):
             for k, style in K_STYLES.items():
-                _line(axes, [r["epoch"] for r in records], _pass_curve(records, [k]), style, main)
+                line(axes, [r["epoch"] for r in records], _pass_curve(records, [k]), style, main)
                 if main:
                     base = results.base(pair)["pass_at"][k]
                     axes.axhline(base, color=style[1], linestyle=style[3], linewidth=1, alpha=0.7)
-        _powers_of_two(axes, results.tuned(pairs[0], rate)[-1]["epoch"])
+        powers_of_two(axes, results.tuned(pairs[0], rate)[-1]["epoch"])
         axes.set(xlabel="epoch", title=f"FORK_RATE {rate:g} (horizontal lines: the base)", ylim=(0, 1.02))
-    panels[0].set_ylabel("pass@k")
-    panels[0].legend(loc="lower left")
+    shown[0].set_ylabel("pass@k")
+    shown[0].legend(loc="lower left")
     return figure
 
 
@@ -134,14 +118,14 @@ def dose(results: Results, pairs: list[int]) -> Figure:
     """S_16 at the last epoch split into skill and polarisation, and the index, against FORK_RATE."""
     rates = results.fork_rates(pairs[0])
     at = np.arange(len(rates))
-    figure, (left, right) = _panels(2, 9.6, 4)
+    figure, (left, right) = panels(2, 9.6, 4)
     _shrinkage_bars(left, at, [_shrinkage(results, pairs[0], rate) for rate in rates])
     for mode, style in DOSE_STYLES.items():
         for pair in reversed(pairs):
             tunings = [results.tuned(pair, rate) for rate in rates]
             if all(tunings):
                 index = np.stack([_index(results, records[-1], mode) for records in tunings], axis=1)
-                _line(right, at, index, style, pair == pairs[0])
+                line(right, at, index, style, pair == pairs[0])
     right.set(ylabel="polarisation index at k = 16", title="Polarisation against exposure to the fork", ylim=(0, 1.02))
     right.legend(loc="best")
     for axes in (left, right):
@@ -165,13 +149,13 @@ def _shrinkage_bars(axes: Axes, at: np.ndarray, estimates: list[np.ndarray]) -> 
 def fork(results: Results, pairs: list[int]) -> Figure:
     """Confidence on right and wrong branches, and entropy, at the fork against epoch, test and train."""
     rate = results.fork_rates(pairs[0])[-1]
-    figure, (left, right) = _panels(2, 9.6, 4)
+    figure, (left, right) = panels(2, 9.6, 4)
     for _, records, main in _tunings(results, pairs, rate):
         for (array, quantity), style in FORK_STYLES.items():
             if records[0][array]:  # at FORK_RATE 0 no training trace meets a fork
                 values = [_estimate(fork_values(results.array(record, array), quantity)) for record in records]
                 axes = right if quantity == "entropy" else left
-                _line(axes, [r["epoch"] for r in records], np.stack(values, axis=1), style, main)
+                line(axes, [r["epoch"] for r in records], np.stack(values, axis=1), style, main)
     branches = (results.array(results.base(pairs[0]), "fork") > 0).sum(axis=1)  # d can differ between problems
     undecided = float(np.log(branches).mean())
     right.axhline(undecided, color="black", linewidth=0.8)
@@ -180,45 +164,13 @@ def fork(results: Results, pairs: list[int]) -> Figure:
     left.set(ylabel="mean probability of the likeliest branch", title=f"Confidence at the fork (FORK_RATE {rate:g})")
     right.set(ylabel="entropy over branches (nats)", title="Entropy at the fork", ylim=(0, 1.15 * undecided))
     for axes in (left, right):
-        _powers_of_two(axes, results.tuned(pairs[0], rate)[-1]["epoch"])
+        powers_of_two(axes, results.tuned(pairs[0], rate)[-1]["epoch"])
         axes.set_xlabel("epoch")
         axes.legend(loc="best")
     return figure
 
 
 # parts of figures
-
-
-@default_settings()
-def draw_over_epochs(rows: Sequence[Mapping[str, Any]], quantities: Mapping[str, str]) -> Figure:
-    """Estimates against the epoch, a panel for each quantity of the rows and a line for each run; bars are intervals.
-
-    rows: {"run", "epoch", estimates by quantity}. quantities: of each, the line style of the same quantity at training
-    forks ("train " before its name), or "".
-    """
-    panels = [name for name in quantities if name in rows[0]]
-    figure, axes_of_panels = _panels(len(panels), 3.6 * len(panels), 3.6)
-    for axes, quantity in zip(axes_of_panels, panels, strict=True):
-        for i, run in enumerate(dict.fromkeys(row["run"] for row in rows)):
-            of_run, (colour, marker) = [row for row in rows if row["run"] == run], RUN_STYLES[i % len(RUN_STYLES)]
-            epochs = [row["epoch"] * 2 ** (0.05 * i) for row in of_run]  # side by side, so that bars do not overlap
-            for name, label, style in ((quantity, run, "-"), (f"train {quantity}", None, quantities[quantity])):
-                if style and name in rows[0]:
-                    means = np.array([row[name]["mean"] for row in of_run])
-                    ends = np.array([row[name]["ci95"] or (np.nan, np.nan) for row in of_run]).T
-                    axes.errorbar(epochs, means, yerr=whiskers(means, *ends), color=colour, marker=marker, label=label,
-                                  linestyle=style, elinewidth=0.8, markersize=5)  # fmt: skip
-        _powers_of_two(axes, max(row["epoch"] for row in rows))
-        axes.set(xlabel="epoch", ylabel=f"{quantity} (logits)" if quantity == "sigma" else quantity)
-    columns = 2 * len(panels) - 2  # that fit below the panels
-    figure.legend(*axes_of_panels[0].get_legend_handles_labels(), loc="outside lower center", ncols=columns)
-    return figure
-
-
-def _panels(count: int, width: float, height: float, sharey: bool = False) -> tuple[Figure, np.ndarray]:
-    """A figure of width x height inches with ``count`` panels side by side."""
-    figure = Figure(figsize=(width, height), layout="constrained")
-    return figure, figure.subplots(1, count, sharey=sharey, squeeze=False)[0]
 
 
 def _tunings(results: Results, pairs: list[int], rate: float) -> Iterator[tuple[int, list[dict], bool]]:
@@ -231,33 +183,9 @@ def _tunings(results: Results, pairs: list[int], rate: float) -> Iterator[tuple[
             yield pair, records, pair == pairs[0]
 
 
-def _line(
-    axes: Axes, at: ArrayLike, estimate: np.ndarray, style: LineStyle, main: bool, size: float | None = None
-) -> None:
-    """Draw a line through estimates float64[3, m] (low, value, high) with its 95 % band; if not main, a thin line."""
-    (low, value, high), (label, colour, marker, linestyle) = estimate, style
-    if not main:
-        axes.plot(at, value, color=colour, linestyle=linestyle, linewidth=0.6, alpha=0.6)
-        return
-    axes.fill_between(at, low, high, color=colour, alpha=0.2, linewidth=0)
-    axes.plot(at, value, label=label, color=colour, marker=marker, markersize=size, linestyle=linestyle)
-
-
 def _pass_curve(records: Sequence[dict], ks: Sequence[str]) -> np.ndarray:
     """pass@k of records, then of ks, as float64[3, m]: low, value, high."""
     return np.array([[*r["ci95"][k], r["pass_at"][k]] for r in records for k in ks])[:, [0, 2, 1]].T
-
-
-def _powers_of_two(axes: Axes, largest: int, step: int = 1) -> None:
-    """Make the x axis logarithmic, with the labels 1, 2, 4, ..."""
-    ticks = [2**i for i in range(0, largest.bit_length(), step)]
-    axes.set_xscale("log", base=2)
-    axes.set_xticks(ticks, [str(t) for t in ticks])
-
-
-def whiskers(value: ArrayLike, low: ArrayLike, high: ArrayLike) -> np.ndarray:
-    """Lengths float64[2, m] of error bars below and above."""
-    return np.stack([np.subtract(value, low), np.subtract(high, value)])
 
 
 # estimates of one pair, float64[3, ...]: low, value, high

@@ -13,6 +13,7 @@ from urllib.parse import quote
 from matplotlib.figure import Figure
 
 from experiments import figures
+from experiments.drawing import default_settings
 from experiments.estimates import pairs_text
 from experiments.explorer import explorer
 from experiments.results import load_results
@@ -115,7 +116,7 @@ def claims_table(folder: Path, result: dict, current: bool) -> str:
 def figure_block(name: str, figure: Figure) -> str:
     """A figure as inline SVG with its caption; text stays text."""
     buffer = io.BytesIO()
-    with figures.default_settings({"svg.fonttype": "none", "svg.hashsalt": name}):
+    with default_settings({"svg.fonttype": "none", "svg.hashsalt": name}):
         figure.savefig(buffer, format="svg", metadata={"Date": None})
     picture, caption = buffer.getvalue().decode(), html.escape(CAPTIONS.get(name, name))
     picture = picture[picture.index("<svg") :].replace("<svg", f'<svg role="img" aria-label="{caption}"', 1)

@@ -10,8 +10,8 @@ from collections.abc import Iterator
 import numpy as np
 
 from experiments.claims import Term
+from experiments.drawing import draw_over_epochs, save_figure
 from experiments.estimates import mean_over_pairs, mean_text, pairs_text, probability_over_pairs, table
-from experiments.figures import draw_over_epochs, save_figure
 from experiments.results import Results, load_results
 from experiments.studies.steps import evaluate_and_check, make_runs, print_minutes
 from experiments.study import Plan

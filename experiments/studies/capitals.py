@@ -18,8 +18,8 @@ import numpy as np
 import torch
 from matplotlib.figure import Figure
 
+from experiments.drawing import RUN_STYLES, default_settings, save_figure
 from experiments.estimates import table
-from experiments.figures import RUN_STYLES, default_settings, save_figure
 from experiments.studies.steps import print_minutes
 from minifork import library as mf
 from minifork.decoding.traces import accepted_share

@@ -1,6 +1,7 @@
 """The effect in two minutes: a small base and one fine-tuning of it, whose pass@k curves cross."""
 
 from experiments import figures
+from experiments.drawing import save_figure
 from experiments.results import load_results
 from experiments.studies.steps import make_runs, print_minutes
 from experiments.summary import summary_rows, summary_table
@@ -20,7 +21,7 @@ def demo(config: Config) -> None:
         results = load_results(config)
         pairs = results.complete_pairs()
         figure = figures.draw_all(results, pairs)["crossing"]
-        figures.save_figure(figure, runs.task_folder(config) / "figures" / "crossing.png")
+        save_figure(figure, runs.task_folder(config) / "figures" / "crossing.png")
         print(summary_table(summary_rows(results, pairs)))
         base, tuned = results.base(pairs[0]), results.tuned(pairs[0], config.sft.fork_rate)[-1]
         print(sentence(config, base["pass_at"], tuned["pass_at"]))

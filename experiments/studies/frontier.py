@@ -17,8 +17,8 @@ import numpy as np
 from matplotlib.figure import Figure
 
 from experiments import executors, study
+from experiments.drawing import default_settings, save_figure, whiskers
 from experiments.estimates import KS, MIN_SHRINKAGE, pairs_text
-from experiments.figures import default_settings, save_figure, whiskers
 from experiments.results import Results, load_results
 from experiments.studies.early_stopping import (
     RULE,

@@ -14,8 +14,8 @@ import numpy as np
 from matplotlib.figure import Figure
 
 from experiments.claims import PRIMARY_LEVEL
+from experiments.drawing import EPOCH_COLOURS, default_settings, save_figure
 from experiments.estimates import mean_over_pairs, table
-from experiments.figures import EPOCH_COLOURS, default_settings, save_figure
 from experiments.results import Results, load_results
 from experiments.studies.steps import evaluate_and_check, make_runs, print_minutes
 from minifork import config as configs

@@ -11,8 +11,8 @@ import numpy as np
 from matplotlib.axes import Axes
 from matplotlib.figure import Figure
 
+from experiments.drawing import default_settings, save_figure
 from experiments.estimates import SHRINKAGE_K as K
-from experiments.figures import default_settings, save_figure
 from experiments.results import Results, load_results
 from experiments.studies.steps import evaluate_and_check, make_runs, print_minutes
 from experiments.study import Plan

@@ -167,7 +167,7 @@ def test_the_cross_check_covers_every_run(trained, evaluation):
 
 def test_figures(trained):
     drawn = {path.name: path.read_bytes() for path in (trained.folder / "figures").iterdir()}
-    assert set(drawn) == {"crossing.png", "epochs.png", "dose.png", "fork.png"}
+    assert set(drawn) == {"crossing.png", "epochs.png", "dose.png", "fork.png", "front.png", "front-dark.png"}
     assert all(image.startswith(b"\x89PNG\r\n") and len(image) > 10_000 for image in drawn.values())
 
 
