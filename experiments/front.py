@@ -22,13 +22,13 @@ def front(results: Results, pairs: list[int]) -> dict[str, Figure]:
 
     Nothing for a task without a fork, and where only one FORK_RATE was run.
     """
-    drawn: dict[str, Figure] = {}
+    themed: dict[str, Figure] = {}
     if len(results.fork_rates(pairs[0])) < 2 or not has_fork(results.base(pairs[0])):
-        return drawn
+        return themed
     for name, theme in THEMES.items():
         with default_settings(GRID | theme):
-            drawn[name] = _draw(results, pairs, ink=str(theme.get("text.color", "black")), dark=bool(theme))
-    return drawn
+            themed[name] = _draw(results, pairs, ink=str(theme.get("text.color", "black")), dark=bool(theme))
+    return themed
 
 
 def _draw(results: Results, pairs: list[int], ink: str, dark: bool) -> Figure:
