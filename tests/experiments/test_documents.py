@@ -1,7 +1,7 @@
 """Numbers in the README and the docs are those of the results in experiments/results/.
 
-`x in TEXT` says that x stands on a page. TEXT remembers what was looked for. The last test names every row of a table with
-a measured number that no result gives.
+`x in TEXT` says that x stands on a page. TEXT remembers what was looked for. The last test names every row of a table
+with a measured number that no result gives.
 """
 
 import json
