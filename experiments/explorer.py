@@ -35,7 +35,6 @@ def explorer(config: Config, results: Results, pair: int) -> dict:
             run_data.append({"name": plan.name, "snapshots": snapshots})
     branches = tensors.at_fork()[1].tolist()
     return {
-        "ks": KS,
         "problems": [_problem(task, problems[i : i + 1], tokens) for i, tokens in enumerate(branches)],
         "runs": run_data,
         "words": [task.decode(np.array([token])) for token in range(task.vocab_size)],
@@ -78,15 +77,15 @@ def _snapshot(config: Config, problems: ProblemSet, results: Results, record: di
 
 
 def _curve(results: Results, record: dict) -> dict:
-    """pass@k of a checkpoint at KS: exact and, in the law's scope, the law's with its sigma.
+    """pass@k of a checkpoint: exact and, in the law's scope, the law's with its sigma.
 
-    Given FWD, or of free samples where a task has no FWD.
+    Given FWD at KS. Where a task has no FWD it is that of free samples, at the k that were measured.
     """
     if not has_fork(record):
-        exact = results.record_pass_at_ks(record, KS)
-        return {"given": "over all problems", "exact": exact.mean(axis=1).round(4).tolist(), "law": None}
+        passed = record["pass_at"]
+        return {"ks": [*map(int, passed)], "given": "over all problems", "exact": [*passed.values()], "law": None}
     exact, law = exact_curve(results, record, KS), law_curve(results, record, KS)
-    curve = {"given": "given FWD", "exact": exact.mean(axis=1).round(4).tolist(), "law": None}
+    curve = {"ks": KS, "given": "given FWD", "exact": exact.mean(axis=1).round(4).tolist(), "law": None}
     return curve if law is None else curve | {"law": law[0].round(4).tolist(), "sigma": law[1]}
 
 

@@ -51,12 +51,13 @@ def _draw(results: Results, pairs: list[int], ink: str, dark: bool) -> Figure:
 
 
 def _draw_pass(axes: Axes, results: Results, records: list[dict], style: LineStyle) -> None:
-    """Draw the mean pass@k of the records of all pairs, with its band."""
-    by_pair = np.stack([results.record_pass_at_ks(record, KS) for record in records])  # [pairs, K, n]
-    estimates = [probability_over_pairs(by_pair[:, i]) for i in range(len(KS))]
+    """Draw the mean pass@k of the records of all pairs, with its band, at the k that were measured."""
+    ks = [int(k) for k in records[0]["pass_at"]]
+    by_pair = np.stack([results.record_pass_at_ks(record, ks) for record in records])  # [pairs, K, n]
+    estimates = [probability_over_pairs(by_pair[:, i]) for i in range(len(ks))]
     ends = [estimate["ci95"] or (estimate["mean"],) * 2 for estimate in estimates]
     low, high = np.array(ends).T
-    line(axes, KS, np.stack([low, [estimate["mean"] for estimate in estimates], high]), style, main=True, size=4)
+    line(axes, ks, np.stack([low, [estimate["mean"] for estimate in estimates], high]), style, main=True, size=4)
 
 
 def _draw_law(axes: Axes, results: Results, by_pair: list[list[dict]], dark: bool) -> None:

@@ -133,7 +133,7 @@ def test_curves_of_the_explorer(report_file, trained):
     run = next(run for run in data["runs"] if run["name"] == "FORK_RATE 1")
     for snapshot, record in zip(run["snapshots"], [results.base(0), *results.tuned(0, 1)], strict=True):
         branch, r = results.array(record, "fork"), results.array(record, "r")
-        mirrored = [passk.pass_at_k(r * branch[:, i], data["ks"]) for i in (0, 1)]
+        mirrored = [passk.pass_at_k(r * branch[:, i], snapshot["curve"]["ks"]) for i in (0, 1)]
         assert snapshot["curve"]["exact"] == pytest.approx(np.mean(mirrored, axis=0), abs=1e-4)
         assert (snapshot["curve"]["law"] is None) == (r.mean() < laws.MIN_R)
 

@@ -18,7 +18,7 @@ SMALL = ["rl.updates=4", "rl.problems=16", "rl.prompts=4", "rl.lr=0.01"]
 def test_compares_all_runs(copy, monkeypatch, capsys):
     """The whole command: it makes what is missing, measures it and compares every run with where it started."""
     starts, pipeline = Starts(monkeypatch), copy("base", "fork0.5", "fork1", measured=True)
-    assert pipeline("contrast", *SMALL) == 0 and starts.commands == ["sft"] + ["rl"] * 15
+    assert pipeline("contrast", *SMALL) == 0 and sorted(starts.commands) == ["rl"] * 15 + ["sft"]  # two at a time
     compared, config = read_json(pipeline.folder / "contrast.json"), pipeline.config(*SMALL)
     plans, results = study.plans(config, study.read_study("rl"), [0]), load_results(config)
     rows = {row["run"]: row for row in compared["runs"]}
