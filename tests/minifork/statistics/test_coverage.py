@@ -39,6 +39,13 @@ def test_mean_interval_of_other_numbers_of_pairs_covers(worlds, pairs):
     assert is_right(share, worlds, 0.89 if pairs == 2 else 0.93), share
 
 
+@pytest.mark.parametrize("parts", [(0, 0, 0.42), (0.02, 0.3, 0.3), (0.1, 0, 0.3)])
+def test_wider_intervals_cover(worlds, parts):
+    """At 99.5 %, the level of primary claims, coverages are .995 to .997. A false alarm has a probability below 1e-4."""
+    share = coverage(worlds, 0.0, lambda rng: intervals.mean_interval(effects(rng, *parts), 0.995))
+    assert share >= (0.99 if worlds == 4000 else 0.975), share
+
+
 def rare(rng: np.random.Generator) -> np.ndarray:
     """Values 0 or 1: 3 % of problems are failed by half of the pairs, the rest hardly ever."""
     miss = np.where(rng.random(PROBLEMS) < 0.03, 0.5, 0.001)
