@@ -41,7 +41,7 @@ def test_mean_interval_of_other_numbers_of_pairs_covers(worlds, pairs):
 
 @pytest.mark.parametrize("parts", [(0, 0, 0.42), (0.02, 0.3, 0.3), (0.1, 0, 0.3)])
 def test_wider_intervals_cover(worlds, parts):
-    """At 99.5 %, the level of primary claims, coverages are .995 to .997. A false alarm has a probability below 1e-4."""
+    """At 99.5 %, the level of primary claims, coverages are .995 to .997 (false alarms below 1e-4)."""
     share = coverage(worlds, 0.0, lambda rng: intervals.mean_interval(effects(rng, *parts), 0.995))
     assert share >= (0.99 if worlds == 4000 else 0.975), share
 
