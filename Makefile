@@ -47,7 +47,9 @@ BASE       := $(MINIFORK) pretrain --resume $(CONFIG) base_seed=$(BASE_SEED) $(A
 SEEDS      := base_seed=$(BASE_SEED) seed=$(SEED)
 PAIRS_KEY  := reproduce.pairs=$(PAIRS) $(if $(CLUSTER),reproduce.cluster=$(CLUSTER))
 PAIR_ARGS  := $(CONFIG) $(PAIRS_KEY)
-CONFIRM    := eval.split=confirm reproduce.first_pair=5 reproduce.pairs=5 $(if $(CLUSTER),reproduce.cluster=$(CLUSTER)) $(ARGS)
+PLACE_ARGS := $(if $(CLUSTER),reproduce.cluster=$(CLUSTER)) $(ARGS)
+# What preset=confirm says, for commands with another preset.
+CONFIRM    := eval.split=confirm reproduce.first_pair=5 reproduce.pairs=5 $(PLACE_ARGS)
 STUDY_MAKE := $(MAKE) --no-print-directory
 STUDY_ARGS := $(PAIR_ARGS) $(if $(STUDY),reproduce.study=$(STUDY))
 SFT        := $(if $(FORK_RATE),sft.fork_rate=$(FORK_RATE)) $(if $(EPOCHS),sft.epochs=$(EPOCHS))
@@ -186,16 +188,16 @@ reproduce-full: $(ENV) ## run every study (some 18 hours on two cores; continues
 
 confirm: $(ENV) ## judge every claim on pairs of seeds and problems that nothing else uses (some 15 hours; continues where it stopped) [CLUSTER ARGS]
 	@for command in reproduce anchoring law flips contrast rl-lab frontier; do \
-		$(MINIFORK) $$command --config star preset=confirm $(CONFIRM) || exit 1; done
+		$(MINIFORK) $$command --config star preset=confirm $(PLACE_ARGS) || exit 1; done
 	@for study in star anchoring law flips rl_lab frontier; do \
-		$(MINIFORK) claims --config star preset=confirm $(CONFIRM) reproduce.study=$$study || exit 1; done
+		$(MINIFORK) claims --config star preset=confirm $(PLACE_ARGS) reproduce.study=$$study || exit 1; done
 	@for preset in search rationale; do \
 		$(MINIFORK) reproduce --config star preset=$$preset runs=runs/confirm/$$preset $(CONFIRM) || exit 1; done
-	@$(MINIFORK) reproduce --config arith preset=confirm $(CONFIRM)
-	@$(MINIFORK) layers --config layers preset=confirm $(CONFIRM)
-	@$(MINIFORK) claims --config layers preset=confirm $(CONFIRM)
-	@$(MINIFORK) thinking --config openers preset=confirm $(CONFIRM)
-	@$(MINIFORK) claims --config openers preset=confirm $(CONFIRM)
+	@$(MINIFORK) reproduce --config arith preset=confirm $(PLACE_ARGS)
+	@$(MINIFORK) layers --config layers preset=confirm $(PLACE_ARGS)
+	@$(MINIFORK) claims --config layers preset=confirm $(PLACE_ARGS)
+	@$(MINIFORK) thinking --config openers preset=confirm $(PLACE_ARGS)
+	@$(MINIFORK) claims --config openers preset=confirm $(PLACE_ARGS)
 	@$(MINIFORK) competence --config arith preset=competence runs=runs/confirm/competence $(CONFIRM)
 	@$(MINIFORK) claims --config arith preset=competence runs=runs/confirm/competence $(CONFIRM)
 

@@ -20,11 +20,14 @@ GRID = {"axes.grid": True, "grid.alpha": 0.3, "axes.axisbelow": True}
 def front(results: Results, pairs: list[int]) -> dict[str, Figure]:
     """The figure by name, in both themes: means over pairs, with 95 % intervals over pairs and problems.
 
-    Nothing for a task without a fork, and where only one FORK_RATE was run.
+    Pairs without the smallest or the largest FORK_RATE are left out. Nothing for a task without a fork, and where only
+    one FORK_RATE was run.
     """
     themed: dict[str, Figure] = {}
-    if len(results.fork_rates(pairs[0])) < 2 or not has_fork(results.base(pairs[0])):
+    rates = results.fork_rates(pairs[0])
+    if len(rates) < 2 or not has_fork(results.base(pairs[0])):
         return themed
+    pairs = [pair for pair in pairs if results.tuned(pair, rates[0]) and results.tuned(pair, rates[-1])]
     for name, theme in THEMES.items():
         with default_settings(GRID | theme):
             themed[name] = _draw(results, pairs, ink=str(theme.get("text.color", "black")), dark=bool(theme))
@@ -62,7 +65,7 @@ def _draw_pass(axes: Axes, results: Results, records: list[dict], style: LineSty
 
 def _draw_law(axes: Axes, results: Results, by_pair: list[list[dict]], dark: bool) -> None:
     """Draw the first, a middle and the last epoch in the law's scope: exact means as points, the law's as lines."""
-    epochs = [records for records in zip(*by_pair, strict=True) if all(law_curve(results, r, KS) for r in records)]
+    epochs = [records for records in zip(*by_pair, strict=False) if all(law_curve(results, r, KS) for r in records)]
     for i, place in enumerate(dict.fromkeys([0, len(epochs) // 2, len(epochs) - 1]) if epochs else ()):
         predicted = [law for record in epochs[place] if (law := law_curve(results, record, KS))]
         exact = np.mean([exact_curve(results, record, KS).mean(axis=1) for record in epochs[place]], axis=0)

@@ -31,9 +31,10 @@ class Pages(str):
     sourced: ClassVar[list[str]] = []
 
     def __contains__(self, text: object) -> bool:
-        if found := str.__contains__(self, str(text)):
+        present = str.__contains__(self, str(text))
+        if present:
             self.sourced.append(str(text))
-        return found
+        return present
 
 
 TEXT = Pages("\n".join(PAGES.values()))
