@@ -13,6 +13,7 @@ import numpy as np
 import pytest
 
 from experiments.checks import bench
+from experiments.claims import FILE, read_claims
 from experiments.estimates import KS, estimate_text, interval_text, signed
 from experiments.studies.early_stopping import gap_text
 from experiments.summary import summary_table
@@ -26,12 +27,12 @@ PAGES = {path.name: path.read_text(encoding="utf-8") for path in (ROOT / "README
 
 
 class Pages(str):
-    """The text of all pages, which remembers what was found in it."""
+    """The text of all pages. It remembers what was found in it. Lines of a paragraph may break anywhere."""
 
     sourced: ClassVar[list[str]] = []
 
     def __contains__(self, text: object) -> bool:
-        present = str.__contains__(self, str(text))
+        present = str.__contains__(self, str(text)) or str(text) in " ".join(self.split())
         if present:
             self.sourced.append(str(text))
         return present
@@ -67,6 +68,27 @@ def test_claims_that_fail(name):
     for row in [row for row in COMMITTED[name]["claims"] if row["verdict"] == "fails"]:
         low, high = row["ci95"]
         assert short(f"{row['effect']:.3f} [{low:.3f}, {high:.3f}]") in TEXT, row["id"]
+
+
+def verdict_line(row: dict) -> str:
+    """A judged claim as a row of docs/claims.md."""
+    value = "" if row["effect"] is None else f"{row['effect']:.3f} "
+    ends = f"({row['why']})" if row["interval"] is None else interval_text(row["interval"], "")
+    numbers = short(f"{value}{ends} | {row['rule']}")
+    return f"| {row['id']} | {row['says']} | {numbers} | {row['verdict']} |"
+
+
+@pytest.mark.parametrize("name", sorted(name for name in COMMITTED if name.startswith("claims-")))
+def test_verdicts(name):
+    """Verdicts are on the fresh pairs of seeds. A claim without a verdict is named as such."""
+    assert COMMITTED[name]["seeds"] == [5, 6, 7, 8, 9] and "confirm" in COMMITTED[name]["command"]
+    for row in COMMITTED[name]["claims"]:
+        assert (f"`{row['id']}`" if row["verdict"] == "not run" else verdict_line(row)) in TEXT, row["id"]
+
+
+def test_claims_that_are_not_judged_are_named():
+    judged = {row["id"] for name, result in COMMITTED.items() if name.startswith("claims-") for row in result["claims"]}
+    assert all(f"`{claim.id}`" in TEXT for claim in read_claims(FILE)[1] if claim.id not in judged)
 
 
 @pytest.mark.parametrize(("rate", "mode"), [(1, "free"), (1, "FWD"), (0.5, "free")])
@@ -176,7 +198,7 @@ def test_law_by_sigma(name):
 def test_law():
     bands = COMMITTED["law"]["bands"]
     claims = {(row["claim"], row.get("fork_rate")): row["estimate"] for row in COMMITTED["law"]["claims"]}
-    assert f"At 1 the worst interval is {short(interval_text(claims['law', 1.0]['ci95'], ''))}" in TEXT
+    assert f"At FORK_RATE 1 the worst interval is {short(interval_text(claims['law', 1.0]['ci95'], ''))}" in TEXT
     assert all(cell(claims[name, None]) in TEXT for name in ("law fails", "kurtosis, late"))
     assert f"{sum(band['checkpoints'] for band in bands)} checkpoints" in TEXT
 
@@ -218,17 +240,16 @@ def test_kernel():
     for name, row in reference["backends"].items():
         rates = {cell["rollouts"]: f"{cell['tokens_per_s'] / 1e6:.1f}" for cell in row}
         assert f"| {name} | {' | '.join(rates.get(batch, '-') for batch in reference['batches'])} |" in TEXT
-    page = " ".join(TEXT.split())
     best, times, times_small, matrix_share, l2_share = reference["summary"].values()
-    assert f"{best / 1e6:.1f} M tokens/s" in page and f"{best / 1e6:.0f} million tokens a second" in page
-    assert f"{times:.1f} times that of the better CUDA graph" in page and f"and {times_small:.1f} times with" in page
-    assert f"The kernel reaches {matrix_share:.0%} of it" in page and f"The kernel reaches {l2_share:.0%} of it" in page
-    assert f"reach {reference['matrix_flops'] / 1e12:.0f} TFLOP/s" in page
+    assert f"{best / 1e6:.1f} M tokens/s" in TEXT and f"{best / 1e6:.0f} million tokens a second" in TEXT
+    assert f"{times:.1f} times that of the better CUDA graph" in TEXT and f"and {times_small:.1f} times with" in TEXT
+    assert f"The kernel reaches {matrix_share:.0%} of it" in TEXT and f"The kernel reaches {l2_share:.0%} of it" in TEXT
+    assert f"reach {reference['matrix_flops'] / 1e12:.0f} TFLOP/s" in TEXT
     seconds = [short(f"{result['bench'][f'eval_4096_{name}_s']:.2f}") for name in ("bf16", "fp32")]
-    assert "take {} s in bf16 and {} s in fp32".format(*seconds) in page
+    assert "take {} s in bf16 and {} s in fp32".format(*seconds) in TEXT
     base, tuned = (result["samples"][f"{name} bf16"] for name in ("base", "tuned"))
     gaps = [short(f"{cell['p99_gap_of_p']:.3f} and {cell['pass_at_k_gap']:.4f}") for cell in (base, tuned)]
-    assert "they are {} for the base, {} for the fine-tuned model".format(*gaps) in page
+    assert "they are {} for the base, {} for the fine-tuned model".format(*gaps) in TEXT
     assert result["tests"]["outcomes"] == {"passed": 40} and result["agreement"]["failed"] == 0
 
 
@@ -241,13 +262,12 @@ def test_capitals():
                    for row in result["ways"] if row["start"] == "begun")  # fmt: skip
     assert f"{at_1['1']} to {at_06['1']}, and pass@1024 falls from {at_1['1024']} to {at_06['1024']}" in TEXT
     begun, free = result["checks"]
-    page = " ".join(TEXT.split())
     numbers = [short(f"{value:.3f}") for value in (free["precision"], begun["p_value"], free["p_value"])]
     engine, generate = (begun["seconds"][name] for name in ("engine", "generate"))
-    assert f"{free['samples']} rollouts a question it is {numbers[0]} (first {free['questions']} questions)" in page
-    assert f"first {begun['questions']} begun questions the p-value is {numbers[1]}" in page
-    assert f"first {free['questions']} free questions {numbers[2]}" in page
-    assert f"{generate:.1f} s, which is {generate / engine:.0f} times as long as the exact p" in page
+    assert f"{free['samples']} rollouts a question it is {numbers[0]} (first {free['questions']} questions)" in TEXT
+    assert f"first {begun['questions']} begun questions the p-value is {numbers[1]}" in TEXT
+    assert f"first {free['questions']} free questions {numbers[2]}" in TEXT
+    assert f"{generate:.1f} s, which is {generate / engine:.0f} times as long as the exact p" in TEXT
     assert begun["contradicted"] == free["contradicted"] == 0
 
 
@@ -277,9 +297,8 @@ def test_sensitivity():
     rows = [row for panel in COMMITTED["sensitivity"]["panels"] for row in panel["rows"]]
     shrinkage = np.array([row["S"] for row in rows])  # [settings, epochs]
     low, high, early = (short(f"+{value:.3f}") for value in (shrinkage[:, -1].min(), *shrinkage.max(axis=0)[[-1, 1]]))
-    page = " ".join(TEXT.split())
-    assert f"in all {len(shrinkage)} settings" in page and f"S_16 lies between {low} and {high} after 64 epochs" in page
-    assert f"After two epochs it is {early} at most" in page and (np.diff(shrinkage[:, 2:], axis=1) > 0).all()
+    assert f"in all {len(shrinkage)} settings" in TEXT and f"S_16 lies between {low} and {high} after 64 epochs" in TEXT
+    assert f"After two epochs it is {early} at most" in TEXT and (np.diff(shrinkage[:, 2:], axis=1) > 0).all()
 
 
 NOT_RESULTS = {"paper.md": "numbers of the paper and its code", "rl.md": "formulas and the literature"}
