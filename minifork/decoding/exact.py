@@ -88,16 +88,16 @@ def exact_by_prefix(
             below, depth = tree.force(prefix), prefix.shape[1]
             longer = {key: tokens for key, tokens in prefixes.items() if torch.equal(tokens[:, :depth], prefix)}
             rows, before, logits = below.through_forced()
-            _explore(below, rows, logits, _token_p(below, before), longer, limits, answers)
+            _explore(below, rows, logits, token_probabilities(below, below.forced, before), longer, limits, answers)
     return answers
 
 
-def _token_p(tree: TraceTree, before: list[Tensor]) -> Tensor:
-    """The probability float64[B, F] of every forced token, from the logits [B, V] before each."""
+def token_probabilities(tree: TraceTree, tokens: Tensor, before: list[Tensor]) -> Tensor:
+    """The probability float64[B, T] of every token int64[B, T], from the T logits [B, V] before each."""
     problem = torch.arange(len(tree), device=tree.device)
-    token_p = torch.zeros(tree.forced.shape, dtype=torch.float64, device=tree.device)
+    token_p = torch.zeros(tokens.shape, dtype=torch.float64, device=tree.device)
     for i, logits in enumerate(before):
-        token_p[:, i] = _probabilities(tree, logits, problem).gather(1, tree.forced[:, i : i + 1])[:, 0]
+        token_p[:, i] = _probabilities(tree, logits, problem).gather(1, tokens[:, i : i + 1])[:, 0]
     return token_p
 
 

@@ -7,6 +7,7 @@ from torch import Tensor
 from data_gen.accepted import accepted_traces
 from data_gen.task import PAD, Batch, hashed
 from data_gen.verifier import DFA
+from minifork.decoding.exact import token_probabilities
 from minifork.decoding.traces import TraceTree
 from minifork.measuring.problems import ProblemSet, mean_over_integers
 from minifork.statistics import passk
@@ -62,14 +63,9 @@ def trace_probability(tree: TraceTree, traces: np.ndarray) -> np.ndarray:
     """
     tokens, present = (torch.from_numpy(array).to(tree.device) for array in (traces.clip(min=0), traces != PAD))
     _, before, last = tree.force(tokens[:, :-1]).through_forced()
-    p, problem = present[:, 0].double(), torch.arange(len(tree), device=tree.device)
-    for place, logits in enumerate([*before, last]):
-        if place < tree.forced_len:
-            p *= tokens[:, place] == tree.forced[:, place]
-            continue
-        token_p = torch.softmax(tree.policy_logits(logits, problem).double(), dim=1)
-        p *= token_p.gather(1, tokens[:, place, None])[:, 0].where(present[:, place], 1.0)
-    return p.cpu().numpy()
+    token_p = token_probabilities(tree, tokens, [*before, last]).where(present, 1.0)
+    token_p[:, : tree.forced_len] = (tokens[:, : tree.forced_len] == tree.forced).double()
+    return (present[:, 0] * token_p.cumprod(dim=1)[:, -1]).cpu().numpy()
 
 
 def distinct_paths(p: np.ndarray, k: int) -> np.ndarray:
