@@ -23,7 +23,7 @@ from minifork.gpt import GPT, PREFILL_BATCH
 from minifork.gpu.backends import sample
 from minifork.measuring import quantities
 from minifork.measuring.cross_check import check_result, check_strata
-from minifork.measuring.problems import ProblemSet, mean_over_integers
+from minifork.measuring.problems import ProblemSet, branch_shares, mean_over_integers
 from minifork.settings import Eval
 
 SEED = 0
@@ -240,7 +240,7 @@ def _at_forks(
     problems: ProblemSet, answers: dict[str, PrefixResult], r: np.ndarray | None
 ) -> tuple[dict, dict[str, np.ndarray]]:
     """`quantities.fork_statistics` with p_rest, and the arrays "fork" and, if it is exact, "rest" (see `measure`)."""
-    arrays = {"fork": _among_branches(problems, answers["fork"].logits)}
+    arrays = {"fork": branch_shares(problems, answers["fork"].logits, problems.at_fork()[1])}
     record = quantities.fork_statistics(arrays["fork"], r)
     if "rest" in answers:
         rest = answers["rest"].result
@@ -255,17 +255,11 @@ def branch_probabilities(model: GPT, problems: ProblemSet) -> np.ndarray:
 
     Renormalised over the branches; the model's own, without a policy.
     """
-    sequences = torch.cat([problems.prompts, problems.at_fork()[0]], dim=1)
+    fork, branches = problems.at_fork()
+    sequences = torch.cat([problems.prompts, fork], dim=1)
     last = torch.arange(sequences.shape[1]) == sequences.shape[1] - 1
     logits = [model(batch, last.expand(batch.shape))[:, -1] for batch in sequences.split(PREFILL_BATCH)]
-    return _among_branches(problems, torch.cat(logits))
-
-
-def _among_branches(problems: ProblemSet, logits: Tensor) -> np.ndarray:
-    """The probabilities float64[n, d] of the branches, from the model's logits [n, V] at the fork."""
-    _, branches = problems.at_fork()
-    at_branches = logits.double().gather(1, branches.clamp(min=0)).masked_fill(branches == PAD, -torch.inf)
-    return mean_over_integers(problems, torch.softmax(at_branches, dim=1).cpu().numpy())
+    return branch_shares(problems, torch.cat(logits), branches)
 
 
 def mode_probabilities(tree: TraceTree, problems: ProblemSet) -> np.ndarray:

@@ -9,7 +9,7 @@ from data_gen.task import PAD, Batch, hashed
 from data_gen.verifier import DFA
 from minifork.decoding.exact import token_probabilities
 from minifork.decoding.traces import TraceTree
-from minifork.measuring.problems import ProblemSet, mean_over_integers
+from minifork.measuring.problems import ProblemSet, branch_shares, mean_over_integers
 from minifork.statistics import passk
 
 MOST_TRACES = 256  # right traces of a problem that are listed
@@ -26,9 +26,7 @@ def branches_by_fork(tree: TraceTree, problems: ProblemSet, batch: Batch) -> lis
     by_fork = []
     for prefix, children, right in problems.task.decision_points(batch):
         _, logits = tree.force(_rows(prefix, problems)).after_forced()
-        branches = _rows(children, problems)
-        at_branches = logits.double().gather(1, branches.clamp(min=0)).masked_fill(branches == PAD, -torch.inf)
-        p = mean_over_integers(problems, torch.softmax(at_branches, dim=1).cpu().numpy())
+        p = branch_shares(problems, logits, _rows(children, problems))
         by_fork.append(p[right.sum(axis=1) == 1])
     return by_fork
 

@@ -8,7 +8,7 @@ import torch
 from torch import Tensor
 
 from data_gen import streams
-from data_gen.task import Batch, P, Task
+from data_gen.task import PAD, Batch, P, Task
 from data_gen.verifier import DFA
 from minifork.settings import Eval
 
@@ -82,6 +82,15 @@ def problem_set(task: Task, problems: Batch, device: str, grading: str = "steps"
     fork, branches = (None if array is None else tensor(array) for array in at_fork)
     automata = tensor(dfa.next.astype(np.int64))
     return ProblemSet(task, torch.from_numpy(prompts).to(device), automata, fork, branches, dfa.outcome_names, count)
+
+
+def branch_shares(problems: ProblemSet, logits: Tensor, branches: Tensor) -> np.ndarray:
+    """The probabilities of branches int64[n, d] (PAD where there are fewer), renormalised over them, float64[m, d].
+
+    logits: the model's own [n, V] at the fork. The m = n / integers rows are those of the problems.
+    """
+    at_branches = logits.double().gather(1, branches.clamp(min=0)).masked_fill(branches == PAD, -torch.inf)
+    return mean_over_integers(problems, torch.softmax(at_branches, dim=1).cpu().numpy())
 
 
 def mean_over_integers(problems: ProblemSet, values: np.ndarray) -> np.ndarray:
