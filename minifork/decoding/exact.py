@@ -32,13 +32,6 @@ class Limits:
         if not (self.max_prefixes > 0 and self.width >= 0):
             raise ValueError(f"{self}: max_prefixes must be above 0 and width at least 0")
 
-    def block_rows(self, rows_at_once: int) -> int:
-        """How many prefixes are decoded at once: rows_at_once, or about a sixteenth of a small budget.
-
-        A block as large as the budget would hold improbable prefixes with the probable ones.
-        """
-        return int(min(rows_at_once, self.max_prefixes / 16 + 1))
-
 
 @dataclass(frozen=True)
 class PrefixResult:
@@ -118,11 +111,6 @@ class _Sums:
         self.waiting += [replace(block, weight=block.weight * probability[block.problem]) for block in below.waiting]
         self.evaluated += len(probability) + below.evaluated
 
-    def result(self) -> Result:
-        """The sums as the result of the engine."""
-        outcomes, tokens = self.totals.cpu().numpy()
-        return Result("exact", outcomes, self.unknown.cpu().numpy(), None, self.evaluated, tokens)
-
 
 def _explore(
     tree: TraceTree,
@@ -153,12 +141,13 @@ def _explore(
         below = _explore(longer_tree, child, child_logits, longer_p, longer, limits, answers)
         sums.add(below, p.gather(1, token[:, None])[:, 0])
         p.scatter_(1, token[:, None], 0.0)  # the search below leaves this token out
-    frontier = Frontier(tree, limits.block_rows(tree.rows_at_once))
+    frontier = Frontier(tree, limits)
     frontier.push(step_every_token(tree, live, state, p[live.problem], totals))
     sums.evaluated += _search(tree, frontier, limits, totals)
     sums.unknown += frontier.mass()
     sums.waiting += [block for _, block in frontier.blocks]
-    result = sums.result()
+    outcomes, tokens = totals.cpu().numpy()
+    result = Result("exact", outcomes, sums.unknown.cpu().numpy(), None, sums.evaluated, tokens)
     for name, prefix in prefixes.items():
         if prefix.shape[1] == tree.forced_len:
             answers[name] = PrefixResult(result, logits, token_p, sums.waiting)
@@ -200,12 +189,14 @@ def _search(tree: TraceTree, frontier: "Frontier", limits: Limits, totals: Tenso
 class Frontier:
     """Live prefixes that wait to be decoded, in blocks of prefixes of one length and similar probability.
 
-    blocks: each with the probability, summed over problems, of its block_rows most probable prefixes; waiting: the
-    probability float64[B] of all, up to rounding.
+    block_rows: how many prefixes are decoded at once, the tree's rows_at_once or about a sixteenth of a small budget; a
+    block as large as the budget would hold improbable prefixes with the probable ones. blocks: each with the
+    probability, summed over problems, of its block_rows most probable prefixes; waiting: the probability float64[B] of
+    all, up to rounding.
     """
 
-    def __init__(self, tree: TraceTree, block_rows: int) -> None:
-        self.block_rows = block_rows
+    def __init__(self, tree: TraceTree, limits: Limits) -> None:
+        self.block_rows = int(min(tree.rows_at_once, limits.max_prefixes / 16 + 1))
         self.blocks: list[tuple[float, Prefixes]] = []
         self.waiting = torch.zeros(len(tree), dtype=torch.float64, device=tree.device)
 
