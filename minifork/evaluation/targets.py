@@ -76,11 +76,6 @@ def _is_comparable(run: Run, config: Config) -> bool:
     return {*differing} <= {"branch_order", *(config.data.unwalked if run.stage == "base" else ())}
 
 
-def _test_data(config: Config) -> dict[str, Any]:
-    """The data section without the order in which branches are printed, which plain test sets ignore."""
-    return {key: value for key, value in asdict(config.data).items() if key != "branch_order"}
-
-
 def _checkpoints(run: Run, config: Config) -> list[Checkpoint]:
     """The checkpoints of a run; raises ValueError saying why they cannot be measured."""
     if not run.complete:
@@ -130,7 +125,8 @@ def key_of(config: Config, target: Target) -> measurements.Key:
     """The key of the measurement of a target under a config's settings."""
     settings = {"policy": str(policy.parse_policy(config.eval.policy)), "device": pick_device(config)}
     settings = _without_before(config, "eval", asdict(config.eval) | settings)
-    data = _without_before(config, "data", _test_data(config))
+    data = _without_before(config, "data", asdict(config.data))
+    data.pop("branch_order", None)  # plain test sets ignore the order in which branches are printed
     checked = target.checkpoint.final and target.test_set.name == "plain"
     test_set = asdict(target.test_set) | {"task": config.task, "data": data, "checked": checked}
     run, version = target.checkpoint.run, version_of(config.data, config.eval.policy)
