@@ -39,12 +39,11 @@ class TraceTree:
     ids: Tensor = NOT_GIVEN
 
     def __post_init__(self) -> None:
-        count, vocab, device = len(self.automata), self.automata.vocab_size, self.device
-        forced = torch.empty(count, 0, dtype=torch.int64, device=device)
-        defaults = {"forced": forced, "ids": torch.arange(count, device=device)}
-        for name, tensor in defaults.items():
-            if getattr(self, name) is NOT_GIVEN:
-                object.__setattr__(self, name, tensor)
+        count, vocab = len(self.automata), self.automata.vocab_size
+        if self.forced is NOT_GIVEN:
+            object.__setattr__(self, "forced", torch.empty(count, 0, dtype=torch.int64, device=self.device))
+        if self.ids is NOT_GIVEN:
+            object.__setattr__(self, "ids", torch.arange(count, device=self.device))
         prompts, tokens = len(self.prompts), self.model.vocab_size
         room = self.model.context - self.prompts.length + 1
         checks = {
