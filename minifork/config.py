@@ -20,16 +20,7 @@ import yaml
 from data_gen.star import Star
 from data_gen.task import Task
 from minifork.schema import TASKS, Config
-from minifork.values import (
-    MISSING,
-    Values,
-    expand_home,
-    flatten,
-    override_text,
-    parse_overrides,
-    typed_value,
-    unknown_key,
-)
+from minifork.values import Values, expand_home, flatten, override_text, parse_overrides, typed_value, unknown_key
 from minifork.values import full_key as full_key
 
 CONFIGS = Path(__file__).parent / "configs"
@@ -179,8 +170,8 @@ def shipped_config(config: Config) -> Config:
 
 def tags(config: Config, study: Config | None = None) -> Values:
     """The dotted keys, with their values, in which a config differs from a study's; by default from what ships."""
-    planned = flat_values(study or shipped_config(config))
-    return {key: value for key, value in flat_values(config).items() if planned.get(key, MISSING) != value}
+    planned = flat_values(study or shipped_config(config)).items()
+    return {key: value for key, value in flat_values(config).items() if (key, value) not in planned}
 
 
 def arguments(config: Config) -> list[str]:
@@ -213,7 +204,7 @@ def config_as_yaml(config: Config) -> str:
             lines += ["", f"{section}:"]
         indent = "  " if section else ""
         text = f"{indent}{leaf}: {yaml.safe_dump(value, width=math.inf).splitlines()[0]}"
-        mark = "" if standard.get(key, MISSING) == value else f"[changed, {override_text(standard.get(key))} ships] "
+        mark = "" if (key, value) in standard.items() else f"[changed, {override_text(standard.get(key))} ships] "
         lines.append(f"{text:<27} # {mark}{comments.get(key, '')}".rstrip(" #"))
     return "\n".join(lines)
 

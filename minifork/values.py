@@ -10,7 +10,6 @@ from typing import Any
 import yaml
 
 Values = dict[str, Any]  # a config's values by dotted key
-MISSING = object()  # stands for the value of a key that is missing; equals no other value
 
 MAX_INT = 2**31  # upper limit of every integer key except seeds
 KINDS: dict[object, str] = {  # the names of types in errors

@@ -14,7 +14,6 @@ from minifork.runs import Checkpoint, Run
 from minifork.schema import Config
 from minifork.storage import measurements
 from minifork.storage.version import measuring_version
-from minifork.values import MISSING
 
 
 @dataclass(frozen=True)
@@ -135,8 +134,8 @@ def key_of(config: Config, target: Target) -> measurements.Key:
 
 def _without_before(config: Config, section: str, values: dict[str, Any]) -> dict[str, Any]:
     """Values of a section without those from before their keys existed (see `minifork.config.before`)."""
-    before = configs.before(config.task)
-    return {name: value for name, value in values.items() if before.get(f"{section}.{name}", MISSING) != value}
+    before = configs.before(config.task).items()
+    return {name: value for name, value in values.items() if (f"{section}.{name}", value) not in before}
 
 
 @lru_cache

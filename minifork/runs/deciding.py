@@ -64,8 +64,8 @@ def identity(config: Config, stage: str) -> str:
     A key does not count if it has the value from before it existed, so that older runs keep their identity (see
     `minifork.config.before`).
     """
-    parent, before = parent_stage(config, stage), configs.before(config.task)
-    values = {k: v for k, v in _stage_values(config, stage).items() if k not in before or before[k] != v}
+    parent, before = parent_stage(config, stage), configs.before(config.task).items()
+    values = dict(item for item in _stage_values(config, stage).items() if item not in before)
     return files.fingerprint([stage, identity(config, parent) if parent else None, values])
 
 
