@@ -5,9 +5,9 @@ Each command is a function in the module that does the work. The module is impor
 """
 
 import argparse
-import importlib
+import pkgutil
 import sys
-from collections.abc import Callable, Mapping
+from collections.abc import Mapping
 from dataclasses import dataclass
 from typing import Any, cast
 
@@ -33,11 +33,6 @@ class Command:
     preset: str = ""
     takes_filters: bool = False
     operands: tuple[tuple[str, str], ...] = ()
-
-    @property
-    def resumable(self) -> bool:
-        """True if --resume continues it."""
-        return "resume" in dict(self.flags)
 
 
 EXIT_HELD = 75  # the exit code while another process makes the same run; sysexits.h calls it a temporary failure
@@ -80,16 +75,14 @@ def parser(commands: Mapping[str, Command] = COMMANDS) -> argparse.ArgumentParse
     top = argparse.ArgumentParser(prog="minifork", description=TITLE, epilog=EPILOG, formatter_class=RAW)
     subparsers = top.add_subparsers(dest="command", required=True, metavar="COMMAND")
     for name, command in commands.items():
-        epilog = "" if command.operands else EPILOG
-        sub = subparsers.add_parser(
-            name, help=command.help, description=command.help, epilog=epilog, formatter_class=RAW
-        )
+        sub = subparsers.add_parser(name, help=command.help, description=command.help, formatter_class=RAW)
         sub.add_argument("--debug", action="store_true", help="show tracebacks")
         for operand, text in command.operands:
             required = {"required": True} if operand.startswith("-") else {}
             sub.add_argument(operand, help=text, **cast(Any, required))
         if command.operands:
             continue
+        sub.epilog = EPILOG
         sub.add_argument("--config", default="star", help="a config that ships (default: star), or a YAML file")
         sub.add_argument("overrides", nargs="*", metavar="key=value", help="a key of the config; preset=name")
         for flag, text in command.flags:
@@ -101,9 +94,8 @@ def parse_arguments(commands: Mapping[str, Command], arguments: list[str] | None
     """The options of a command line, in which flags may stand between overrides."""
     top = parser(commands)
     options, rest = top.parse_known_args(arguments)
-    if commands[options.command].operands and rest:
-        top.error(f"unrecognized arguments: {' '.join(rest)}")
-    if unknown := [word for word in rest if word.startswith("-")]:
+    takes_overrides = not commands[options.command].operands
+    if unknown := [word for word in rest if word.startswith("-") or not takes_overrides]:
         top.error(f"unrecognized arguments: {' '.join(unknown)}")
     options.overrides = [*vars(options).get("overrides", []), *rest]
     return options
@@ -127,7 +119,7 @@ def main(arguments: list[str] | None = None, commands: Mapping[str, Command] = C
             print(f"minifork: {error}", file=sys.stderr)
             return EXIT_HELD if isinstance(error, HeldError) else 1
         except KeyboardInterrupt:
-            hint = "; --resume continues from the last checkpoint" if command.resumable else ""
+            hint = "; --resume continues from the last checkpoint" if "resume" in dict(command.flags) else ""
             print(f"minifork: interrupted{hint}", file=sys.stderr)
             return 130
 
@@ -136,7 +128,7 @@ def _run(command: Command, options: argparse.Namespace) -> int:
     """The exit code of a command."""
     if command.operands:
         names = [name.lstrip("-") for name, _ in command.operands]
-        return _function(command.function)(**{name: getattr(options, name) for name in names}) or 0
+        return pkgutil.resolve_name(command.function)(**{name: getattr(options, name) for name in names}) or 0
     # Imported here, as they import numpy, which takes longer than --help.
     from minifork import config as configs
     from minifork import runs
@@ -154,14 +146,8 @@ def _run(command: Command, options: argparse.Namespace) -> int:
         print(f"{run.folder} is complete: nothing to do")
         code = 0
     else:
-        code = _function(command.function)(config, **flags)
+        code = pkgutil.resolve_name(command.function)(config, **flags)
     if measured:
         stages = {name: stage for stage, name in runs.COMMAND_OF_STAGE.items()}
-        _function("minifork.evaluate:measure_run")(config, stages[options.command])
+        pkgutil.resolve_name("minifork.evaluate:measure_run")(config, stages[options.command])
     return code if isinstance(code, int) else 0
-
-
-def _function(place: str) -> Callable[..., Any]:
-    """The function that a command calls, "module:function"."""
-    module, name = place.split(":")
-    return getattr(importlib.import_module(module), name)
