@@ -7,9 +7,7 @@ import contextlib
 import ctypes
 import os
 import signal
-import sys
 import threading
-import time
 from collections.abc import Callable, Iterator
 from types import FrameType
 from typing import Any
@@ -34,26 +32,13 @@ def as_ctrl_c() -> Iterator[None]:
 
 
 def end_with_parent() -> None:
-    """Make this process receive SIGTERM when its parent ends, if the environment variable PARENT has its number.
-
-    Linux sends the signal. On other systems a thread looks for the parent every half second.
-    """
+    """Make Linux send this process SIGTERM when its parent ends, if the environment variable PARENT has its number."""
     parent = int(os.environ.get(PARENT, "0"))
     if not parent:
         return
-    if sys.platform == "linux":
-        ctypes.CDLL(None).prctl(PR_SET_PDEATHSIG, signal.SIGTERM)
-        if os.getppid() != parent:  # it ended before this process could ask for the signal
-            os.kill(os.getpid(), signal.SIGTERM)
-    else:
-        threading.Thread(target=_watch, args=(parent,), daemon=True).start()
-
-
-def _watch(parent: int) -> None:
-    """Send SIGTERM to this process once its parent is another one."""
-    while os.getppid() == parent:
-        time.sleep(0.5)
-    os.kill(os.getpid(), signal.SIGTERM)
+    ctypes.CDLL(None).prctl(PR_SET_PDEATHSIG, signal.SIGTERM)
+    if os.getppid() != parent:  # it ended before this process could ask for the signal
+        os.kill(os.getpid(), signal.SIGTERM)
 
 
 @contextlib.contextmanager

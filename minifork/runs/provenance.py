@@ -14,9 +14,8 @@ INSTRUCTION_SETS = ("avx2", "avx512f", "avx512_bf16", "amx_bf16", "asimd", "bf16
 
 
 def _cpuinfo() -> str:
-    """Linux's description of the processors, "" on other systems."""
-    path = Path("/proc/cpuinfo")
-    return path.read_text(encoding="utf-8") if path.exists() else ""
+    """Linux's description of the processors."""
+    return Path("/proc/cpuinfo").read_text(encoding="utf-8")
 
 
 def processor() -> str:
