@@ -1,10 +1,14 @@
 """The training loop of every stage.
 
-The batch of a step is a pure function of the step and the weights, so training resumes anywhere.
+The batch of a step is a pure function of the step and the weights, so training resumes anywhere. A *leg* is one
+process's part of a run's training, with the machine and the software that it ran on. Other processors, numbers of
+threads and versions of torch add numbers in another order. So a run that continues on another machine may end with
+weights that differ in the last bits.
 """
 
 import json
 import math
+import platform
 import sys
 import time
 from collections.abc import Callable
@@ -20,10 +24,9 @@ from tqdm import tqdm
 from data_gen.walks import IGNORE
 from minifork.gpt import GPT
 from minifork.interrupts import held_back
-from minifork.runs import METRICS, WEIGHTS, Run
+from minifork.runs import METRICS, WEIGHTS, Run, processor
 from minifork.schema import Optim
 from minifork.storage.files import write_atomically
-from minifork.training.legs import changes_between, new_leg
 from minifork.training.losses import Loss
 from minifork.training.muon import Muon
 
@@ -106,7 +109,7 @@ class _TrainingState:
         self._legs: list[dict[str, Any]] = []
         if run.has(WEIGHTS):
             self._restore(run.read(WEIGHTS, device))
-        self._leg, self._started = new_leg(self.first, device), time.monotonic()
+        self._leg, self._started = _new_leg(self.first, device), time.monotonic()
 
     def _restore(self, saved: dict[str, Any]) -> None:
         """Load a checkpoint; raises ValueError naming it when it does not fit the model or the optimizers."""
@@ -122,8 +125,11 @@ class _TrainingState:
 
     def warning(self) -> str:
         """A warning when this leg may change bits, as it runs on another machine or software than the last; else ""."""
-        change = changes_between(self._legs[-1], self._leg)
-        return f" with {change}: weights may differ in the last bits from a run that was not moved" if change else ""
+        last, new = self._legs[-1], self._leg
+        changes = [f"{key} {new[key]} instead of {last[key]}" for key in new if key != "from" and last[key] != new[key]]
+        if not changes:
+            return ""
+        return f" with {', '.join(changes)}: weights may differ in the last bits from a run that was not moved"
 
     def write_snapshot(self, file: str, step: int) -> None:
         """Keep the weights after a step as a file of the run."""
@@ -140,6 +146,23 @@ class _TrainingState:
         payload |= {"step": step, "seconds": seconds, "snapshots": self._snapshots, "legs": legs}
         hashes = self._snapshots | {WEIGHTS: self._run.write(WEIGHTS, payload)}
         self._run.save(step=step, complete=complete, seconds=round(seconds, 1), legs=legs, weights=hashes)
+
+
+def _new_leg(step: int, device: str) -> dict[str, Any]:
+    """The leg of this process, which begins after a step.
+
+    Its keys are the step, the processor, its architecture, the instruction set that torch uses on it, the device,
+    torch's version and its number of threads.
+    """
+    return {
+        "from": step,
+        "machine": processor(),
+        "architecture": platform.machine(),
+        "capability": torch.backends.cpu.get_cpu_capability(),
+        "device": torch.cuda.get_device_name() if device == "cuda" else device,
+        "torch": str(torch.__version__),  # a plain str, which weights_only can read
+        "threads": torch.get_num_threads(),
+    }
 
 
 def _drop_metrics_after(path: Path, step: int) -> None:
