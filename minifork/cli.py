@@ -21,9 +21,9 @@ class Command:
     """A command.
 
     function: "module:function", called with the config and the flags; help: a line for --help; flags: its own flags
-    with their help; stage: the stage that it completes, if any; preset: the preset that it starts from, if any;
-    takes_filters: its key=value words select runs instead of changing the config; operands: the words that it takes
-    instead of a config, with their help. Its function gets them as texts.
+    with their help; stage: the stage that it completes, if any, which its function gets too; preset: the preset that it
+    starts from, if any; takes_filters: its key=value words select runs instead of changing the config; operands: the
+    words that it takes instead of a config, with their help. Its function gets them as texts.
     """
 
     function: str
@@ -40,10 +40,11 @@ MEASURE = ("measure", "then measure the run, as eval does")
 RESUME = (("resume", "continue an unfinished run"), MEASURE)
 AGAIN = (("again", "repeat what another version of the code measured"),)
 REMOVE = (("remove", "delete the runs that are listed"),)
+TRAIN = "minifork.training.stages:train"
 COMMANDS = {
-    "pretrain": Command("minifork.training.stages:pretrain", "train the base model on random walks", RESUME, "base"),
-    "sft": Command("minifork.training.stages:sft", "fine-tune it on traces (sft.fork_rate=0.5 ...)", RESUME, "sft"),
-    "rl": Command("minifork.training.stages:rl", "train it further by rewards (rl.advantage=grpo ...)", RESUME, "rl"),
+    "pretrain": Command(TRAIN, "train the base model on random walks", RESUME, "base"),
+    "sft": Command(TRAIN, "fine-tune it on traces (sft.fork_rate=0.5 ...)", RESUME, "sft"),
+    "rl": Command(TRAIN, "train it further by rewards (rl.advantage=grpo ...)", RESUME, "rl"),
     "wise": Command("minifork.training.wise_ft:wise", "interpolate a fine-tuned run and its base", (MEASURE,)),
     "eval": Command("minifork.evaluate:evaluate", "exact pass@k of every run, cross-checked by another engine", AGAIN),
     "audit": Command("minifork.training.stages:audit_command", "look for what gives the right branch away"),
@@ -139,6 +140,8 @@ def _run(command: Command, options: argparse.Namespace) -> int:
         # Of a command with filters, only these two words change the config: they say where the runs are.
         overrides = [word for word in overrides if word.startswith(("runs=", "preset="))]
         flags["filters"] = [word for word in options.overrides if word not in overrides]
+    if command.stage:
+        flags["stage"] = command.stage
     if command.preset:
         overrides = [f"preset={command.preset}", *overrides]
     config, measured = configs.load_config(options.config, overrides), flags.pop("measure", False)

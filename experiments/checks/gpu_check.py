@@ -129,9 +129,9 @@ def print_rows(title: str, values: dict[str, Any]) -> None:
 
 def train(config: Config) -> Rows:
     """The base, and the fine-tunings that the agreement of the engines is tested on."""
-    yield "base", stages.pretrain(config, resume=True).name
+    yield "base", stages.train(config, "base", resume=True).name
     for tuning in engines.fine_tunings(config):
-        yield f"FORK_RATE {tuning.sft.fork_rate:g}", stages.sft(tuning, resume=True).name
+        yield f"FORK_RATE {tuning.sft.fork_rate:g}", stages.train(tuning, "sft", resume=True).name
     yield "failed", 0
 
 

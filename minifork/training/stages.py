@@ -22,32 +22,16 @@ from minifork.training.loop import BatchAt, Objective, TrainingJob, fit, supervi
 ALLOW = "a control meant to leak needs sft.allow_leak=true"
 
 
-def pretrain(config: Config, resume: bool) -> Run:
-    """The base model of a config, trained on random walks from scratch or from where it stopped.
+def train(config: Config, stage: str, resume: bool) -> Run:
+    """The run of the stage base, sft or rl, trained from its parent's weights or from where it stopped.
 
-    Raises ValueError for an unfinished run without ``resume``.
+    A base is trained on random walks from scratch. Fine-tuning on traces and RL keep snapshots at epochs or updates
+    1, 2, 4, ... Raises ValueError for an unfinished run without ``resume``, for a parent that is missing, for data that
+    leaks, and as `check_rl` does.
     """
-    with runs.hold_run(config, "base", None, resume) as run:
-        return train_to_end(run, None)
-
-
-def sft(config: Config, resume: bool) -> Run:
-    """The base model fine-tuned on traces, with snapshots at epochs 1, 2, 4, ...
-
-    Raises ValueError where `pretrain` does, for a base that is missing, and for data that leaks.
-    """
-    start = runs.require_run(config, "base").checkpoint()
-    with runs.hold_run(config, "sft", start, resume) as run:
-        return train_to_end(run, start)
-
-
-def rl(config: Config, resume: bool) -> Run:
-    """A fine-tuned run's snapshot, or the base, trained by rewards, with snapshots at updates 1, 2, 4, ...
-
-    Raises ValueError where `pretrain` does, for a start that is missing, and as `check_rl` does.
-    """
-    start = runs.require_run(config, "sft" if config.rl.epoch else "base").checkpoint(config.rl.epoch or None)
-    with runs.hold_run(config, "rl", start, resume) as run:
+    parent, epoch = runs.parent_stage(config, stage), config.rl.epoch if stage == "rl" else 0
+    start = runs.require_run(config, parent).checkpoint(epoch or None) if parent else None
+    with runs.hold_run(config, stage, start, resume) as run:
         return train_to_end(run, start)
 
 
