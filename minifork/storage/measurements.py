@@ -55,13 +55,8 @@ def save_measurement(folder: Path, key: Key, measurement: Measurement) -> None:
     """
     path, arrays = folder / "eval" / f"{key.file_stem}.json", pack_npz(measurement.arrays)
     write_atomically(path.with_suffix(".npz"), arrays)
-    stored = {
-        "format": MEASUREMENT_FORMAT,
-        "key": asdict(key),
-        "record": measurement.record,
-        "check": measurement.check,
-    }
-    stored["npz_hash"] = digest(arrays)
+    stored = {"format": MEASUREMENT_FORMAT, "key": asdict(key), "record": measurement.record}
+    stored |= {"check": measurement.check, "npz_hash": digest(arrays)}
     write_json(path, stored | {"checksum": fingerprint(json.loads(json.dumps(stored)))})
 
 

@@ -174,12 +174,8 @@ def _verdict(leaks: list[str]) -> str:
 
 def walk_batches(config: Config) -> BatchAt:
     """The batches of pretraining: random walks on the task's graphs."""
-    task, settings, batch = config.data.walk_task, config.walks, config.pretrain.batch
-
-    def batch_at(step: int) -> tuple[np.ndarray, np.ndarray]:
-        return walks.walk_batch(task, settings.stop, settings.seq_len, config.base_seed, step, batch, settings.informed)
-
-    return batch_at
+    task, settings, seed, batch = config.data.walk_task, config.walks, config.base_seed, config.pretrain.batch
+    return lambda step: walks.walk_batch(task, settings.stop, settings.seq_len, seed, step, batch, settings.informed)
 
 
 def sft_batches(config: Config) -> BatchAt:
