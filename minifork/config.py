@@ -151,14 +151,9 @@ def task_config(name: str, task: Task, changes: Mapping[str, Any]) -> Config:
     return _from_values(shared | modes | flatten({"data": dataclasses.asdict(task)}) | dict(changes), name)
 
 
-def to_tree(config: Config) -> dict[str, Any]:
-    """The nested mapping of a Config."""
-    return dataclasses.asdict(config)
-
-
 def flat_values(config: Config) -> Values:
     """The values of a Config by dotted key."""
-    return flatten(to_tree(config))
+    return flatten(dataclasses.asdict(config))
 
 
 def shipped_config(config: Config) -> Config:

@@ -3,9 +3,9 @@
 import platform
 import shlex
 import sys
+from dataclasses import asdict
 from pathlib import Path
 
-from minifork import config as configs
 from minifork.schema import Config
 from minifork.storage import files
 
@@ -32,7 +32,7 @@ def instruction_sets() -> list[str]:
 
 def made_by(config: Config) -> dict[str, str]:
     """This process's command, the config's hash and the machine, as result files record them."""
-    config_hash = files.fingerprint(configs.to_tree(config))
+    config_hash = files.fingerprint(asdict(config))
     return {"command": command_line(), "config_hash": config_hash, "machine": processor()}
 
 

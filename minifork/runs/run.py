@@ -17,7 +17,7 @@ when weights are read or written.
 """
 
 import copy
-from dataclasses import dataclass, field, replace
+from dataclasses import asdict, dataclass, field, replace
 from functools import cached_property
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
@@ -219,7 +219,7 @@ def new(folder: Path, config: Config, stage: str, parent: Checkpoint | None) -> 
 
 def with_config(record: dict[str, Any], folder: Path, config: Config) -> Run:
     """The run of a record whose config is replaced by one that decides the same weights."""
-    header = {"format": RUN_FORMAT, "version": RUN_VERSION, "config": configs.to_tree(config)}
+    header = {"format": RUN_FORMAT, "version": RUN_VERSION, "config": asdict(config)}
     run = Run(folder, record | header, config)
     run.record["tags"] = run.tags()
     return run

@@ -235,7 +235,7 @@ def test_changes_in_a_mapping():
 
 def test_records_that_lack_keys_or_have_others():
     """A key that a record lacks has the default of its task; one that is gone is ignored."""
-    tree = configs.to_tree(configs.load_config("arith", ["seed=3"]))
+    tree = dataclasses.asdict(configs.load_config("arith", ["seed=3"]))
     assert tree["walks"].pop("seq_len") == 80 and tree.pop("save_every") and tree.pop("rl")
     gone = {"sft": tree["sft"] | {"tail": 1}, "old": {"a": 1, "b": 2}}
     expected = configs.load_config("arith", ["seed=3", "rl.muon=torch", "rl.kl_form=k3"])  # as before these keys
@@ -262,7 +262,7 @@ def test_a_default_that_runs_before_it_did_not_have(tmp_path, monkeypatch, name,
     assert edits == 1
     config = configs.load_config("star")
     assert configs.flat_values(config)[key] == 9 and not configs.tags(config)
-    tree = configs.to_tree(config)
+    tree = dataclasses.asdict(config)
     assert configs.flat_values(configs.from_record(tree, "run.json"))[key] == 9
     del tree[section][leaf]
     assert configs.flat_values(configs.from_record(tree, "run.json"))[key] == 8
@@ -274,6 +274,6 @@ def test_a_task_that_does_not_ship(monkeypatch):
     with pytest.raises(ValueError, match="run.json: missing key data"):
         configs.from_record({"task": "ordered"}, "run.json")
     config = configs.load_config("star", ["task=ordered", "seed=2"])
-    assert configs.from_record(configs.to_tree(config), "run.json") == config
+    assert configs.from_record(dataclasses.asdict(config), "run.json") == config
     with pytest.raises(ValueError, match="task is 'ordered': a study runs only tasks that ship"):
         configs.arguments(config)

@@ -4,12 +4,12 @@ import contextlib
 import platform
 import resource
 import shutil
+from dataclasses import asdict
 
 import pytest
 import torch
 
 from experiments import executors, study
-from minifork import config as configs
 from minifork import runs
 from minifork.storage import files
 from tests.helpers.pipeline import (
@@ -35,7 +35,7 @@ def test_what_a_record_says(trained, name):
     assert record["stage"] == ("sft" if name in SFT else "base") and run.tags()["model.width"] == 32
     assert record["identity"] == run.identity == runs.identity(config, run.stage)
     assert run.folder.name.endswith(f"-{run.identity[:8]}")
-    assert record["config"] == configs.to_tree(config) and run.config == config
+    assert record["config"] == asdict(config) and run.config == config
     start = {"run": base.name, "file": "ckpt.pt", "weights": base.record["weights"]["ckpt.pt"]}
     assert record["parent"] == (None if name == "base" else start)
     assert {*record["weights"]} == {str(path.relative_to(run.folder)) for path in run.folder.rglob("*.pt")}
