@@ -195,13 +195,11 @@ def group_loss(logits: Tensor, reference_logits: Tensor, targets: Tensor, advant
     present = targets != IGNORE
     logp = token_logp(logits, targets)
     per_token = -advantage[:, None] * logp
-    if settings.kl_form == "k3":
-        ratio = token_logp(reference_logits, targets) - logp
-        per_token = settings.kl * (ratio.exp() - ratio - 1) + per_token
-    loss = reduced(per_token, present, settings.reduction)
-    if settings.kl_form == "k3":
-        return loss
-    return loss + settings.kl * sequence_kl(logits, reference_logits, targets).mean()
+    if settings.kl_form == "sequence":
+        kl = sequence_kl(logits, reference_logits, targets).mean()
+        return reduced(per_token, present, settings.reduction) + settings.kl * kl
+    ratio = token_logp(reference_logits, targets) - logp
+    return reduced(settings.kl * (ratio.exp() - ratio - 1) + per_token, present, settings.reduction)
 
 
 def reduced(per_token: Tensor, present: Tensor, reduction: str) -> Tensor:
