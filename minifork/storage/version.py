@@ -22,12 +22,8 @@ INSTALLED = {"site-packages", "dist-packages"}  # names of folders that hold ins
 
 def measuring_version(*parts: object) -> str:
     """Twelve hex digits for the code that measures; ``parts`` are a task and the functions of a decoder."""
-    modules = sorted({_module_of(part) for part in parts} | {ROOT, "data_gen"})
+    modules = sorted({part.__module__ for part in parts} | {ROOT, "data_gen"})
     return digest(b"".join(path.read_bytes() for path in sorted(measuring_files(tuple(modules)))))
-
-
-def _module_of(part: object) -> str:
-    return part.__module__ if callable(part) else type(part).__module__
 
 
 @lru_cache
