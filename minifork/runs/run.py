@@ -134,8 +134,7 @@ class Run:
 
     def checkpoint(self, epoch: int | None = None) -> Checkpoint:
         """The weights after an epoch (RL: update), by default the last; raises ValueError when the run has none."""
-        epochs = self.epochs
-        checkpoint = self._checkpoint(epochs[-1] if epochs and epoch is None else epoch)
+        checkpoint = self.checkpoints()[-1] if epoch is None else self._checkpoint(epoch)
         if not self.complete or not checkpoint.is_here:
             raise ValueError(f"{checkpoint.path}: no such weights of a finished run; make it, or name another epoch")
         return checkpoint
