@@ -9,7 +9,6 @@ import pkgutil
 import sys
 from collections.abc import Mapping
 from dataclasses import dataclass
-from typing import Any, cast
 
 from minifork.interrupts import as_ctrl_c, end_with_parent
 from minifork.storage.locks import HeldError
@@ -79,8 +78,7 @@ def parser(commands: Mapping[str, Command] = COMMANDS) -> argparse.ArgumentParse
         sub = subparsers.add_parser(name, help=command.help, description=command.help, formatter_class=RAW)
         sub.add_argument("--debug", action="store_true", help="show tracebacks")
         for operand, text in command.operands:
-            required = {"required": True} if operand.startswith("-") else {}
-            sub.add_argument(operand, help=text, **cast(Any, required))
+            sub.add_argument(operand, help=text).required = True
         if command.operands:
             continue
         sub.epilog = EPILOG
