@@ -112,31 +112,12 @@ ADVANTAGES: dict[str, Callable[[Tensor, int], Tensor]] = {
 }
 
 
-def objective(config: Config, reference: GPT, device: str) -> Objective:
-    """The objective of the config's kind of RL, for `minifork.training.loop.fit`; reference: the model at the start."""
-    if config.rl.advantage == "exact":
-        return exact_objective(config, device)
-    return group_objective(config, reference, device)
-
-
 def rollout_policy(config: Config) -> Policy:
     """The decode policy of rollouts; raises ValueError naming the step of rl.policy that is wrong."""
     try:
         return parse_policy(config.rl.policy)
     except ValueError as error:
         raise ValueError(f"rl.policy: {error}") from None
-
-
-def check_source(config: Config) -> None:
-    """Raise ValueError naming the key, if RL is to use problems of fine-tuning and there are too few or none."""
-    settings, count = config.rl, config.sft.problem_count
-    if settings.source == "fresh":
-        return
-    if settings.epoch == 0:
-        raise ValueError("rl.source is 'sft': RL from the base (rl.epoch=0) has no fine-tuning, give fresh")
-    if settings.problems > count:
-        there = f"rl.source=sft, and fine-tuning has {count} distinct problems"
-        raise ValueError(f"rl.problems is {settings.problems}: {there}; lower it or raise sft.traces")
 
 
 @lru_cache(maxsize=2)
@@ -161,7 +142,10 @@ def problems_of(config: Config, step: int) -> Batch:
 
 
 def group_objective(config: Config, reference: GPT, device: str) -> Objective:
-    """Policy gradient with group advantages from sampled rollouts; rl.mode forces the mode token or leaves it free."""
+    """Policy gradient with group advantages from sampled rollouts; rl.mode forces the mode token or leaves it free.
+
+    reference: the model at the start.
+    """
     settings, task, policy = config.rl, config.data, rollout_policy(config)
 
     def update(model: GPT, step: int) -> tuple[Tensor, int, dict[str, Tensor]]:

@@ -100,9 +100,12 @@ def sft_objective(run: Run, start: Checkpoint, device: str) -> Objective:
 def _reinforce(run: Run, start: Checkpoint) -> None:
     config, settings, device = run.config, run.config.rl, pick_device(run.config)
     check_rl(config)
-    rollouts = "" if settings.advantage == "exact" else f" x {settings.group} rollouts"
+    if settings.advantage == "exact":
+        rollouts, objective = "", reinforce.exact_objective(config, device)
+    else:
+        rollouts = f" x {settings.group} rollouts"
+        objective = reinforce.group_objective(config, start.model().to(device), device)
     run.say(f"{run.name}: from {start.path}, {settings.updates} updates of {settings.prompts} problems{rollouts}")
-    objective = reinforce.objective(config, start.model().to(device), device)
     snapshots = {update: runs.snapshot(update) for update in run.epochs}
     fit(start.model(), TrainingJob(run, objective, settings.updates, settings, snapshots), device)
 
@@ -144,16 +147,22 @@ def check_traces(run: Run, data: streams.Examples) -> None:
 def check_rl(config: Config) -> None:
     """Raise ValueError for what RL cannot use: sft.prefix, rl.policy or rl.source, prompts that leak, too many traces.
 
-    Prompts are checked for RL from the base only, unless sft.allow_leak. Right traces are counted for advantage exact.
+    rl.source=sft needs a fine-tuned start with at least rl.problems problems. Prompts are checked for RL from the base
+    only, unless sft.allow_leak. Right traces are counted for advantage exact.
     """
+    settings, count = config.rl, config.sft.problem_count
     reinforce.rollout_policy(config)
-    reinforce.check_source(config)
+    if settings.source == "sft" and settings.epoch == 0:
+        raise ValueError("rl.source is 'sft': RL from the base (rl.epoch=0) has no fine-tuning, give fresh")
+    if settings.source == "sft" and settings.problems > count:
+        there = f"rl.source=sft, and fine-tuning has {count} distinct problems"
+        raise ValueError(f"rl.problems is {settings.problems}: {there}; lower it or raise sft.traces")
     if config.sft.prefix:
         raise ValueError(f"sft.prefix is {config.sft.prefix}: rl samples traces without a prefix; give 0")
-    if config.rl.epoch == 0 and config.data.branch_order != "shuffled" and not config.sft.allow_leak:
+    if settings.epoch == 0 and config.data.branch_order != "shuffled" and not config.sft.allow_leak:
         raise ValueError(f"data.branch_order gives the right branch away; {ALLOW}")
-    if config.rl.advantage == "exact":
-        reinforce.right_traces(config, streams.training_problems(config.data, config.seed, config.rl.prompts))
+    if settings.advantage == "exact":
+        reinforce.right_traces(config, streams.training_problems(config.data, config.seed, settings.prompts))
 
 
 def _audit(config: Config, data: streams.Examples) -> tuple[list[str], str]:
