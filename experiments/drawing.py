@@ -6,6 +6,7 @@ Line styles and markers repeat the colours, so that figures read in grey.
 import contextlib
 import io
 from collections.abc import Iterator, Mapping, Sequence
+from operator import itemgetter
 from pathlib import Path
 from typing import Any, cast
 
@@ -15,6 +16,7 @@ from matplotlib.axes import Axes
 from matplotlib.figure import Figure
 from numpy.typing import ArrayLike
 
+from experiments.study import grouped
 from minifork.storage.files import write_atomically
 
 EPOCH_COLOURS = matplotlib.colormaps["viridis"]
@@ -83,8 +85,8 @@ def draw_over_epochs(rows: Sequence[Mapping[str, Any]], quantities: Mapping[str,
     shown = [name for name in quantities if name in rows[0]]
     figure, axes_of_panels = panels(len(shown), 3.6 * len(shown), 3.6)
     for axes, quantity in zip(axes_of_panels, shown, strict=True):
-        for i, run in enumerate(dict.fromkeys(row["run"] for row in rows)):
-            of_run, (colour, marker) = [row for row in rows if row["run"] == run], RUN_STYLES[i % len(RUN_STYLES)]
+        for i, (run, of_run) in enumerate(grouped(rows, itemgetter("run")).items()):
+            colour, marker = RUN_STYLES[i % len(RUN_STYLES)]
             epochs = [row["epoch"] * 2 ** (0.05 * i) for row in of_run]  # side by side, so that bars do not overlap
             for name, label, style in ((quantity, run, "-"), (f"train {quantity}", None, quantities[quantity])):
                 if style and name in rows[0]:

@@ -15,14 +15,13 @@ import itertools
 import math
 import re
 import sys
-from collections.abc import Iterable
+from collections.abc import Callable, Iterable
 from dataclasses import dataclass
 from pathlib import Path
-from typing import Any
+from typing import Any, TypeVar
 
 from minifork import config as configs
 from minifork import runs
-from minifork.config import read_yaml
 from minifork.evaluate import require_policy
 from minifork.schema import Config
 from minifork.training import losses, stages
@@ -30,6 +29,7 @@ from minifork.values import expand_home, override_text
 
 STUDIES = Path(__file__).parent / "studies"
 WORDS = ("as", "stage", "test_set", "needs", "choose")
+K, T = TypeVar("K"), TypeVar("T")
 
 
 @dataclass(frozen=True)
@@ -61,14 +61,8 @@ class Plan:
     def command(self) -> list[str]:
         """The command that makes its run or continues it."""
         resume = [] if self.stage == "wise" else ["--resume"]  # `minifork wise` takes a second and has no --resume
-        return [
-            sys.executable,
-            "-m",
-            "minifork",
-            runs.COMMAND_OF_STAGE[self.stage],
-            *resume,
-            *configs.arguments(self.config),
-        ]
+        words = [runs.COMMAND_OF_STAGE[self.stage], *resume, *configs.arguments(self.config)]
+        return [sys.executable, "-m", "minifork", *words]
 
     @property
     def log(self) -> Path:
@@ -82,6 +76,19 @@ class Plan:
         return configs.flat_values(self.config)[self.choose]
 
 
+def grouped(items: Iterable[T], key: Callable[[T], K]) -> dict[K, list[T]]:
+    """Items by their key, in the order in which the keys first occur."""
+    groups: dict[K, list[T]] = {}
+    for item in items:
+        groups.setdefault(key(item), []).append(item)
+    return groups
+
+
+def by_name(plans: Iterable[Plan]) -> dict[str, list[Plan]]:
+    """The plans of every run of a study, one of each pair of seeds, by the name of the run."""
+    return grouped(plans, lambda plan: plan.name)
+
+
 def read_study(name: str) -> list[dict]:
     """The entries of a study, a YAML file or the name of one in experiments/studies/.
 
@@ -89,7 +96,7 @@ def read_study(name: str) -> list[dict]:
     """
     path = path_of(name)
     try:
-        entries = read_yaml(path)
+        entries = configs.read_yaml(path)
     except FileNotFoundError:
         names = ", ".join(sorted(p.stem for p in STUDIES.glob("*.yaml")))
         raise ValueError(f"{path}: no such study; reproduce.study is a YAML file or one of {names}") from None

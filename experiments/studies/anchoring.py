@@ -14,7 +14,7 @@ from experiments.drawing import draw_over_epochs, save_figure
 from experiments.estimates import mean_over_pairs, mean_text, pairs_text, probability_over_pairs, table
 from experiments.results import Results, load_results
 from experiments.studies.steps import evaluate_and_check, make_runs, print_minutes
-from experiments.study import Plan
+from experiments.study import Plan, by_name
 from minifork import runs
 from minifork.schema import Config
 from minifork.storage.files import write_json
@@ -44,9 +44,8 @@ def rows_by_epoch(results: Results, plans: list[Plan]) -> Iterator[dict]:
 
     "train s" is the time of the whole run, which depends on what else the machine did.
     """
-    for name in dict.fromkeys(plan.name for plan in plans):
-        of_pairs = [results.records_of(plan) for plan in plans if plan.name == name]
-        for records in zip(*of_pairs, strict=True):
+    for name, of_run in by_name(plans).items():
+        for records in zip(*map(results.records_of, of_run), strict=True):
             seconds = [results.runs[record["run"]].record["seconds"] for record in records]
             row = {"run": name, "epoch": records[0]["epoch"], "train s": round(np.mean(seconds))}
             for term in GIVEN_FWD + FREE + (SIGMAS if records[0]["fork"].get("sigma") is not None else []):

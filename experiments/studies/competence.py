@@ -9,7 +9,7 @@ import numpy as np
 from experiments.estimates import KS, estimate_by_k, mean_text, pairs_text, probability_over_pairs, table
 from experiments.results import Results, load_results
 from experiments.studies.steps import evaluate_and_check, make_runs, print_minutes
-from experiments.study import Plan
+from experiments.study import Plan, by_name
 from minifork import runs
 from minifork.schema import Config
 from minifork.statistics import passk
@@ -26,8 +26,8 @@ def competence(config: Config) -> None:
     with print_minutes("competence"):
         plans = make_runs(config, "competence")
         evaluate_and_check(config)
-        results, names = load_results(config), dict.fromkeys(plan.name for plan in plans)
-        rows = [split_coverage(results, [plan for plan in plans if plan.name == name]) for name in names]
+        results = load_results(config)
+        rows = [split_coverage(results, of_run) for of_run in by_name(plans).values()]
         print(*map(run_text, rows), pairs_text(config.reproduce.pairs), sep="\n")
         result = runs.made_by(config) | {"pairs": config.reproduce.pairs, "runs": rows}
         write_json(runs.task_folder(config) / "competence.json", result)

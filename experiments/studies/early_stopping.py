@@ -21,7 +21,7 @@ import numpy as np
 
 from experiments.estimates import KS, mean_over_pairs, signed
 from experiments.results import Results, load_results
-from experiments.study import Plan
+from experiments.study import Plan, grouped
 from minifork import runs
 from minifork.evaluate import measure_missing
 from minifork.runs import Checkpoint
@@ -41,8 +41,7 @@ def measure_plans(config: Config, plans: list[Plan], curve: str) -> dict[Eval, R
     curve: the name of the plans whose snapshots are the early-stopping curve.
     """
     results = {}
-    for settings in dict.fromkeys(plan.config.eval for plan in plans):
-        of_settings = [plan for plan in plans if plan.config.eval == settings]
+    for settings, of_settings in grouped(plans, lambda plan: plan.config.eval).items():
         measure_missing(replace(config, eval=settings), partial(is_compared, of_settings, curve))
         results[settings] = load_results(replace(config, eval=settings))
     return results

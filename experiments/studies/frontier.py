@@ -124,11 +124,8 @@ def compare_with_early_stopping(config: Config, plans: list[Plan], results: dict
 
 def measured_methods(plans: list[Plan], results: Mapping[Eval, Results]) -> dict[str, list[Plan]]:
     """The plans whose runs were measured, by the name of their method and its chosen value."""
-    methods: dict[str, list[Plan]] = {}
-    for plan in plans:
-        if results[plan.config.eval].records_of(plan):
-            methods.setdefault(f"{plan.name} ({plan.value})" if plan.choose else plan.name, []).append(plan)
-    return methods
+    measured = [plan for plan in plans if results[plan.config.eval].records_of(plan)]
+    return study.grouped(measured, lambda plan: f"{plan.name} ({plan.value})" if plan.choose else plan.name)
 
 
 def method_row(plans: list[Plan], plain: list[Plan], results: Mapping[Eval, Results], mode: str | None) -> dict:

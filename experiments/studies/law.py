@@ -9,15 +9,18 @@ fair coin, the exact curve is averaged over which branch is right ("symmetrised"
 
 from collections.abc import Callable, Iterator
 from dataclasses import replace
+from operator import itemgetter
 
 import numpy as np
 from matplotlib.figure import Figure
 
 from experiments.claims import PRIMARY_LEVEL
+from experiments.curves import has_fork
 from experiments.drawing import EPOCH_COLOURS, default_settings, save_figure
 from experiments.estimates import mean_over_pairs, table
 from experiments.results import Results, load_results
 from experiments.studies.steps import evaluate_and_check, make_runs, print_minutes
+from experiments.study import grouped
 from minifork import config as configs
 from minifork import runs
 from minifork.measuring.quantities import fork_statistics, kurtosis_values, sigma_values
@@ -67,10 +70,8 @@ def law(config: Config) -> None:
 
 def checkpoint_rows(results: Results) -> Iterator[dict]:
     """A row of `law_row` for every checkpoint of a run and every number of branches, over the pairs of seeds."""
-    groups: dict[tuple, list[dict]] = {}
-    for record in results.records:
-        if record["fork"] and record["test_set"] == "plain" and record["fork"].get("r") is not None:
-            groups.setdefault((record["stage"], configs.tag_text(record["tags"]), record["epoch"]), []).append(record)
+    plain = [record for record in results.records if has_fork(record) and record["test_set"] == "plain"]
+    groups = grouped(plain, lambda record: (record["stage"], configs.tag_text(record["tags"]), record["epoch"]))
     for (stage, name, epoch), records in groups.items():
         forks, rs = ([results.array(record, array) for record in records] for array in ("fork", "r"))
         count = (forks[0] > 0).sum(axis=1)
@@ -179,27 +180,19 @@ def claim_rows(rows: list[dict]) -> list[dict]:
     """
     plain = [row for row in rows if "plain_fork_rate" in row and row["branches"] == 2]
     middle = [row for row in plain if 2 <= row["sigma"] < 8]
+    by_rate = sorted(grouped(middle, itemgetter("plain_fork_rate")).items())
     claims = [{"claim": "law", "fork_rate": rate, "estimate": worst_error(of_rate, "law error")}
-              for rate, of_rate in by_rate(middle).items()]  # fmt: skip
+              for rate, of_rate in by_rate]  # fmt: skip
     last = [row for row in plain if row["plain_fork_rate"] == 1][-1:]
     claims += [{"claim": "law fails", "estimate": row["law error"]["256"]} for row in last]
-    claims.append({"claim": "mixture", "estimate": worst_error(plain, "mixture error")})
-    kurtoses = {
-        "early": [row for row in plain if row["sigma"] < 5],
-        "late": [row for row in plain if row["sigma"] > 9.5],
-    }
-    for name, group in kurtoses.items():
-        estimates = [row["kurtosis interval"] for row in group]
-        side = min if name == "early" else max
-        worst = side(estimates, key=lambda estimate: estimate["mean"], default=None)
-        claims.append({"claim": f"kurtosis, {name}", "estimate": worst})
-    return claims
-
-
-def by_rate(rows: list[dict]) -> dict[float, list[dict]]:
-    """Rows of plain runs by FORK_RATE."""
-    return {rate: [row for row in rows if row["plain_fork_rate"] == rate]
-            for rate in sorted({row["plain_fork_rate"] for row in rows})}  # fmt: skip
+    early = [row["kurtosis interval"] for row in plain if row["sigma"] < 5]
+    late = [row["kurtosis interval"] for row in plain if row["sigma"] > 9.5]
+    return [
+        *claims,
+        {"claim": "mixture", "estimate": worst_error(plain, "mixture error")},
+        {"claim": "kurtosis, early", "estimate": min(early, key=itemgetter("mean"), default=None)},
+        {"claim": "kurtosis, late", "estimate": max(late, key=itemgetter("mean"), default=None)},
+    ]
 
 
 def worst_error(rows: list[dict], name: str) -> dict | None:

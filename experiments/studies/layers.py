@@ -15,7 +15,7 @@ from experiments.claims import Term
 from experiments.estimates import mean_over_pairs, pairs_text, probability_over_pairs, table
 from experiments.results import Results, load_results
 from experiments.studies.steps import evaluate_and_check, make_runs, print_minutes
-from experiments.study import Plan
+from experiments.study import Plan, by_name, grouped
 from minifork import config as configs
 from minifork import runs
 from minifork.decoding.policy import parse_policy
@@ -46,12 +46,11 @@ def layers(config: Config) -> None:
     with print_minutes("layers"):
         plans = make_runs(config, "layers")
         tables: Tables = {"runs": [], "forks": [], "paths": []}
-        for data in dict.fromkeys(plan.config.data for plan in plans):
-            of_data = [plan for plan in plans if plan.config.data == data]
+        for data, of_data in grouped(plans, lambda plan: plan.config.data).items():
             evaluate_and_check(replace(config, data=data), lambda checkpoint: checkpoint.final)
             results = load_results(replace(config, data=data))
-            for name in dict.fromkeys(plan.name for plan in of_data):
-                add_rows(tables, results, [plan for plan in of_data if plan.name == name])
+            for of_run in by_name(of_data).values():
+                add_rows(tables, results, of_run)
         print(*map(table, tables.values()), pairs_text(config.reproduce.pairs), sep="\n\n")
         write_json(runs.task_folder(config) / "layers.json", runs.made_by(config) | tables)
 

@@ -24,7 +24,7 @@ from experiments.studies.early_stopping import (
     on_validation,
 )
 from experiments.studies.steps import evaluate_and_check, make_runs, print_minutes
-from experiments.study import Plan
+from experiments.study import Plan, by_name
 from minifork import runs
 from minifork.schema import Config
 from minifork.storage.files import write_json
@@ -52,10 +52,7 @@ def contrast(config: Config) -> None:
 
 def compare_rl_runs(config: Config, plans: list[Plan]) -> None:
     """Compare the RL runs with where they started; raises ValueError when one was not measured."""
-    results = load_results(config)
-    of_run: dict[str, list[Plan]] = {}
-    for plan in plans:
-        of_run.setdefault(plan.name, []).append(plan)
+    results, of_run = load_results(config), by_name(plans)
     passes = {}  # where a run started and its snapshots, float64[pairs, 1 + snapshots, K, n] by run
     for name, runs_of_pairs in of_run.items():
         curves = [early_stopping_curve(results, plan, mode_of(plan))[:, 1:] for plan in runs_of_pairs]

@@ -15,7 +15,7 @@ import numpy as np
 from experiments.estimates import mean_of_rows, mean_over_pairs, mean_text, pairs_text, probability_over_pairs, table
 from experiments.results import Results, load_results
 from experiments.studies.steps import evaluate_and_check, make_runs, print_minutes
-from experiments.study import Plan
+from experiments.study import Plan, by_name
 from minifork import config as configs
 from minifork import runs
 from minifork.measuring.quantities import sigma_values
@@ -76,10 +76,10 @@ def comparisons(config: Config, objectives: dict[str, RL]) -> Iterator[dict[str,
 
 def run_rows(results: Results, plans: Sequence[Plan]) -> list[dict]:
     """Estimates over pairs, FWD forced, where runs start and at the end of each; with weights moved and tokens."""
-    start = [results.parent_of(plan)[0] for plan in plans if plan.name == plans[0].name]
+    of_runs = by_name(plans)
+    start = [results.parent_of(plan)[0] for plan in of_runs[plans[0].name]]
     rows = [{"run": "start"} | estimates(results, start) | {"moved": None, "M tokens": None}]
-    for name in dict.fromkeys(plan.name for plan in plans):
-        of_run = [plan for plan in plans if plan.name == name]
+    for name, of_run in of_runs.items():
         effort = mean_of_rows([{"moved": moved(plan), "M tokens": tokens(plan) / 1e6} for plan in of_run])
         rows.append({"run": name} | estimates(results, [results.records_of(plan)[-1] for plan in of_run]) | effort)
     return rows

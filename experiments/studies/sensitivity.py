@@ -15,7 +15,7 @@ from experiments.drawing import default_settings, save_figure
 from experiments.estimates import SHRINKAGE_K as K
 from experiments.results import Results, load_results
 from experiments.studies.steps import evaluate_and_check, make_runs, print_minutes
-from experiments.study import Plan
+from experiments.study import Plan, by_name, grouped
 from minifork import config as configs
 from minifork import runs
 from minifork.schema import Config
@@ -29,10 +29,10 @@ def sensitivity(config: Config) -> None:
     """
     with print_minutes("sensitivity"):
         plans, panels = make_runs(config, "sensitivity"), []
-        for data, model in dict.fromkeys((plan.config.data, plan.config.model) for plan in plans):
+        of_panels = grouped(plans, lambda plan: (plan.config.data, plan.config.model))
+        for (data, model), of_panel in of_panels.items():
             panel_config = replace(config, data=data, model=model)
             evaluate_and_check(panel_config)
-            of_panel = [plan for plan in plans if (plan.config.data, plan.config.model) == (data, model)]
             panels.append(panel(load_results(panel_config), of_panel))
         folder = runs.task_folder(config)
         write_json(folder / "sensitivity.json", runs.made_by(config) | {"k": K, "panels": panels})
@@ -45,8 +45,7 @@ def sensitivity(config: Config) -> None:
 def panel(results: Results, plans: list[Plan]) -> dict:
     """Coverage shrinkage S_K and the polarisation index (forced FWD) of every run and epoch, means over pairs."""
     rows, epochs, values = [], [], configs.flat_values(results.config)
-    for name in dict.fromkeys(plan.name for plan in plans):
-        of_run = [plan for plan in plans if plan.name == name]
+    for name, of_run in by_name(plans).items():
         records = [results.records_of(plan) for plan in of_run]
         bases = [[results.parent_of(plan)[0]["pass_at"][str(K)]] for plan in of_run]
         shrinkage = np.array(bases) - [[record["pass_at"][str(K)] for record in of_pair] for of_pair in records]

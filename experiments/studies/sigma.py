@@ -6,11 +6,14 @@ time. Beside it stands how much sigma differs between seeds. A table has what el
 label explains (drift), and at training forks, which holds memorisation too.
 """
 
+from operator import itemgetter
+
 import numpy as np
 
 from experiments.estimates import pairs_text, table
 from experiments.results import load_results
 from experiments.studies.steps import evaluate_and_check, make_runs, print_minutes
+from experiments.study import grouped
 from minifork import runs
 from minifork.schema import Config
 from minifork.statistics import law as laws
@@ -107,12 +110,9 @@ def epoch_rows(rows: list[dict]) -> list[dict]:
     run for several; None where none was.
     """
     table_rows = []
-    for epoch in sorted({row["epochs"] for row in rows}):
-        of_epoch = [row for row in rows if row["epochs"] == epoch]
-        spread = []
-        for run in dict.fromkeys(row["run"] for row in of_epoch):
-            values = [np.log(row["sigma"]) for row in of_epoch if row["run"] == run]
-            spread += [np.std(values, ddof=1)] if len(values) > 1 else []
+    for epoch, of_epoch in sorted(grouped(rows, itemgetter("epochs")).items()):
+        by_run = grouped(of_epoch, itemgetter("run")).values()
+        spread = [np.std([np.log(row["sigma"]) for row in of_run], ddof=1) for of_run in by_run if len(of_run) > 1]
         sigmas = [row["sigma"] for row in of_epoch]
         names = {"smallest": min(sigmas), "median": np.median(sigmas), "largest": max(sigmas)}
         between = round(float(np.median(spread)), 3) if spread else None
@@ -126,8 +126,7 @@ def mover_rows(rows: list[dict], config: Config) -> list[dict]:
     plain, table_rows = settings(config, 1), []
     is_plain = [all(row[key] == plain[key] for key in ("traces", "lr", "width")) for row in rows]
     movers = [row for row, default in zip(rows, is_plain, strict=True) if default or not row["run"].startswith(GRID)]
-    for name in dict.fromkeys(row["run"] for row in movers):
-        of_run = [row for row in movers if row["run"] == name]
+    for name, of_run in grouped(movers, itemgetter("run")).items():
         last = [row for row in of_run if row["epochs"] == of_run[-1]["epochs"]]
         means = {}
         for key in ("sigma", "train_sigma", "accuracy", "train_accuracy", "r"):

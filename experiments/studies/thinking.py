@@ -16,7 +16,7 @@ from data_gen.star import Star
 from experiments.estimates import agreements, alternatives_text, compare_alternatives, pairs_text, signed, stack_pairs
 from experiments.results import Results, load_results
 from experiments.studies.steps import evaluate_and_check, make_runs, print_minutes
-from experiments.study import Plan
+from experiments.study import Plan, by_name
 from minifork import config as configs
 from minifork import measure, runs
 from minifork.decoding.policy import parse_policy
@@ -40,8 +40,8 @@ def thinking(config: Config) -> None:
     with print_minutes("thinking"):
         plans, rows, pairs = make_runs(config, config.reproduce.study), [], getattr(task, "synonyms", [])
         measured = {place: measure_place(config, change) for place, change in places(task).items()}
-        for name in dict.fromkeys(plan.name for plan in plans):
-            values = {place: stack_pairs([responses_of_run(results, plan, task) for plan in plans if plan.name == name])
+        for name, of_run in by_name(plans).items():
+            values = {place: stack_pairs([responses_of_run(results, plan, task) for plan in of_run])
                       for place, results in measured.items()}  # fmt: skip
             compared = {place: compare_alternatives(by_token) for place, by_token in values.items()}
             synonyms = agreements(values["hard"], pairs, "P(", SYNONYMS_AGREE)
