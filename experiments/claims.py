@@ -6,6 +6,7 @@
 import math
 from collections.abc import Callable
 from dataclasses import dataclass
+from functools import partial
 from pathlib import Path
 
 import numpy as np
@@ -13,8 +14,7 @@ import numpy as np
 from experiments.results import Results
 from minifork import config as configs
 from minifork import runs
-from minifork.config import read_yaml
-from minifork.measuring import quantities
+from minifork.measuring.quantities import entropy, fork_values, sigma_values
 from minifork.storage.files import read_json
 
 FILE = Path(__file__).parent / "claims.yaml"
@@ -39,39 +39,30 @@ class Quantity:
     probability: bool = False
 
 
-def _index(results: Results, record: dict, k: int, mode: str | None) -> np.ndarray:
-    p, passes = results.problem_p(record, mode), results.record_pass_at_k(record, k, mode)
-    return quantities.index_values(p, passes, k)
+def _of_array(name: str, values: Callable = np.asarray, probability: bool = False) -> Quantity:
+    """A quantity that is a function of one array of a record, by default the array itself."""
+    return Quantity(lambda results, record, k, mode: values(results.array(record, name)), probability=probability)
 
 
-def _fork_quantity(array: str, quantity: str, probability: bool = False) -> Quantity:
-    """A quantity of `quantities.fork_values`, at the forks of an array: "fork" (test) or "fork_train"."""
-
-    def values(results: Results, record: dict, k: int, mode: str | None) -> np.ndarray:
-        return quantities.fork_values(results.array(record, array), quantity)
-
-    return Quantity(values, probability=probability)
-
-
-def _sigma(array: str) -> Quantity:
-    """sigma at the forks of an array."""
-    return Quantity(lambda results, record, k, mode: quantities.sigma_values(results.array(record, array)))
+def _of_fork(quantity: str, array: str = "fork", probability: bool = False) -> Quantity:
+    """A quantity of `fork_values`, at the forks of an array: "fork" (test) or "fork_train"."""
+    return _of_array(array, partial(fork_values, quantity=quantity), probability)
 
 
 # To add a quantity: a line here, its name at `what` in claims.yaml, its value in tests/experiments/test_claims.py.
 QUANTITIES = {
     "pass": Quantity(Results.record_pass_at_k, at_k=True, moded=True, probability=True),
-    "index": Quantity(_index, at_k=True, moded=True),
+    "index": Quantity(Results.record_index, at_k=True, moded=True),
     "skill": Quantity(lambda results, record, k, mode: results.skill(record, mode), moded=True, probability=True),
-    "fork accuracy": _fork_quantity("fork", "accuracy", probability=True),
-    "fork entropy": _fork_quantity("fork", "entropy"),
-    "confidence right": _fork_quantity("fork", "confidence_right"),
-    "confidence wrong": _fork_quantity("fork", "confidence_wrong"),
-    "train fork accuracy": _fork_quantity("fork_train", "accuracy", probability=True),
-    "sigma": _sigma("fork"),
-    "train sigma": _sigma("fork_train"),
-    "mode entropy": Quantity(lambda results, record, k, mode: quantities.entropy(results.array(record, "modes"))),
-    "rest": Quantity(lambda results, record, k, mode: results.array(record, "rest"), probability=True),
+    "fork accuracy": _of_fork("accuracy", probability=True),
+    "fork entropy": _of_fork("entropy"),
+    "confidence right": _of_fork("confidence_right"),
+    "confidence wrong": _of_fork("confidence_wrong"),
+    "train fork accuracy": _of_fork("accuracy", "fork_train", probability=True),
+    "sigma": _of_array("fork", sigma_values),
+    "train sigma": _of_array("fork_train", sigma_values),
+    "mode entropy": _of_array("modes", entropy),
+    "rest": _of_array("rest", probability=True),
 }
 
 
@@ -189,6 +180,12 @@ class Claim:
         return PRIMARY_LEVEL if self.primary else LEVEL
 
     @property
+    def ends(self) -> tuple[float, float]:
+        """The ends of the range, infinite where one is left out."""
+        low = -math.inf if self.at_least is None else self.at_least
+        return low, math.inf if self.at_most is None else self.at_most
+
+    @property
     def rule(self) -> str:
         """The range, in words."""
         if self.at_least is not None and self.at_most is not None:
@@ -205,7 +202,7 @@ class Claim:
 
 def read_claims(path: Path) -> tuple[int, list[Claim]]:
     """The number of pairs that a verdict needs, and the claims. Raises ValueError naming the file and the claim."""
-    tree, all_claims = read_yaml(path), []
+    tree, all_claims = configs.read_yaml(path), []
     if not isinstance(tree, dict) or not isinstance(tree.get("pairs"), int) or not isinstance(tree.get("claims"), list):
         raise ValueError(f"{path}: give pairs, a number, and claims, a list")
     for entry in tree["claims"]:

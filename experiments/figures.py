@@ -28,7 +28,7 @@ from experiments.estimates import SHRINKAGE_K as K
 from experiments.front import front
 from experiments.results import Results, load_results
 from minifork import runs
-from minifork.measuring.quantities import fork_values, index_values
+from minifork.measuring.quantities import fork_values
 from minifork.schema import Config
 from minifork.statistics import intervals, passk
 
@@ -124,8 +124,8 @@ def dose(results: Results, pairs: list[int]) -> Figure:
         for pair in reversed(pairs):
             tunings = [results.tuned(pair, rate) for rate in rates]
             if all(tunings):
-                index = np.stack([_index(results, records[-1], mode) for records in tunings], axis=1)
-                line(right, at, index, style, pair == pairs[0])
+                index = [_estimate(results.record_index(records[-1], K, mode)) for records in tunings]
+                line(right, at, np.stack(index, axis=1), style, pair == pairs[0])
     right.set(ylabel="polarisation index at k = 16", title="Polarisation against exposure to the fork", ylim=(0, 1.02))
     right.legend(loc="best")
     for axes in (left, right):
@@ -210,8 +210,3 @@ def _shrinkage(results: Results, pair: int, rate: float) -> np.ndarray:
 
     pseudo = intervals.pseudo_values(parts, np.stack(p + passes))
     return np.stack([_estimate(values) for values in pseudo.T], axis=1)
-
-
-def _index(results: Results, record: dict, mode: str | None) -> np.ndarray:
-    """The polarisation index of a record at K, free or with a forced mode."""
-    return _estimate(index_values(results.problem_p(record, mode), results.record_pass_at_k(record, K, mode), K))

@@ -12,6 +12,7 @@ from minifork import runs
 from minifork.decoding.traces import accepted_share
 from minifork.evaluation.files import array_name, named_arrays, row_of
 from minifork.evaluation.targets import find_targets, load_evaluation
+from minifork.measuring.quantities import index_values
 from minifork.runs import Run
 from minifork.schema import Config
 from minifork.statistics import passk
@@ -169,6 +170,10 @@ class Results:
     def record_pass_at_ks(self, record: dict, ks: Sequence[int], mode: str | None = None) -> np.ndarray:
         """`record_pass_at_k` at every k of ks, float64[K, n]."""
         return np.stack([self.record_pass_at_k(record, k, mode) for k in ks])
+
+    def record_index(self, record: dict, k: int, mode: str | None = None) -> np.ndarray:
+        """The polarisation index at k as pseudo-values of every problem, float64[n]."""
+        return index_values(self.problem_p(record, mode), self.record_pass_at_k(record, k, mode), k)
 
     @property
     def fingerprint(self) -> str:

@@ -135,14 +135,11 @@ def _effects(claim: Claim, values: dict[str, np.ndarray]) -> list[dict]:
     They are of value, of value - minus (of all pairs or of each), or of every step of rising.
     """
     probabilities = all(term.quantity.probability for term in claim.terms.values())
-    if claim.each:
-        by_pair = [{name: array[i : i + 1] for name, array in values.items()} for i in range(len(values["value"]))]
-    else:
-        by_pair = [values]
+    parts = {name: np.split(array, len(array) if claim.each else 1) for name, array in values.items()}
     if claim.value and not claim.minus:
         mean = estimates.probability_over_pairs if probabilities else estimates.mean_over_pairs
-        return [mean(part["value"], claim.level) for part in by_pair]
-    steps = pairwise(values.values()) if claim.rising else [(part["minus"], part["value"]) for part in by_pair]
+        return [mean(part, claim.level) for part in parts["value"]]
+    steps = pairwise(values.values()) if claim.rising else zip(parts["minus"], parts["value"], strict=True)
     if probabilities:
         return [estimates.difference_over_pairs(after, before, claim.level) for before, after in steps]
     return [estimates.mean_over_pairs(after - before, claim.level) for before, after in steps]
@@ -160,23 +157,18 @@ def _interval_verdict(claim: Claim, effects: list[dict]) -> dict:
     if worst[key] is None:
         values = ", ".join(f"{value:.3f}" for value in worst["by_pair"])
         return _verdict(UNDECIDED, worst["mean"], why=f"pairs differ too much for an interval (pairs: {values})")
-    refuted = any(effect[key] and _outside(claim, *effect[key]) for effect in effects)
+    low, high = claim.ends
+    refuted = any(effect[key] and (effect[key][1] <= low or effect[key][0] >= high) for effect in effects)
     verdict = HOLDS if _margin(claim, worst[key]) > 0 else REFUTED if refuted else UNDECIDED
     return _verdict(verdict, worst["mean"], worst[key])
 
 
-def _margin(claim: Claim, ends: list[float] | None) -> float:
+def _margin(claim: Claim, interval: list[float] | None) -> float:
     """The margin between an interval and the ends of a claim's range; negative outside it, -inf without interval."""
-    if ends is None:
+    if interval is None:
         return -math.inf
-    above = math.inf if claim.at_least is None else ends[0] - claim.at_least
-    return above if claim.at_most is None else min(above, claim.at_most - ends[1])
-
-
-def _outside(claim: Claim, low: float, high: float) -> bool:
-    """True if an interval has nothing in common with a claim's range."""
-    below = claim.at_least is not None and high <= claim.at_least
-    return below or claim.at_most is not None and low >= claim.at_most
+    low, high = claim.ends
+    return min(interval[0] - low, high - interval[1])
 
 
 def _share_verdict(claim: Claim, gain: np.ndarray, shrinkage: np.ndarray) -> dict:
