@@ -10,20 +10,8 @@ import numpy as np
 from matplotlib.axes import Axes
 from matplotlib.figure import Figure
 
-from experiments.drawing import (
-    EPOCH_COLOURS,
-    LARGE_K,
-    POLARISATION,
-    RIGHT,
-    SKILL,
-    WRONG,
-    default_settings,
-    line,
-    panels,
-    powers_of_two,
-    save_figure,
-    whiskers,
-)
+from experiments import drawing
+from experiments.drawing import EPOCH_COLOURS, LARGE_K, POLARISATION, RIGHT, SKILL, WRONG
 from experiments.estimates import SHRINKAGE_K as K
 from experiments.front import front
 from experiments.results import Results, load_results
@@ -61,10 +49,10 @@ def figures(config: Config) -> None:
     results = load_results(config)
     pairs = results.complete_pairs()
     for name, figure in (draw_all(results, pairs) | front(results, pairs)).items():
-        save_figure(figure, runs.task_folder(config) / "figures" / f"{name}.png")
+        drawing.save_figure(figure, runs.task_folder(config) / "figures" / f"{name}.png")
 
 
-@default_settings({"axes.grid": True, "grid.alpha": 0.3, "axes.axisbelow": True})
+@drawing.default_settings({"axes.grid": True, "grid.alpha": 0.3, "axes.axisbelow": True})
 def draw_all(results: Results, pairs: list[int]) -> dict[str, Figure]:
     """Every figure the results allow, by name."""
     drawings = {"crossing": crossing, "epochs": epochs}
@@ -81,16 +69,16 @@ def draw_all(results: Results, pairs: list[int]) -> dict[str, Figure]:
 def crossing(results: Results, pairs: list[int]) -> Figure:
     """pass@k against k: the base against the highest FORK_RATE at several epochs."""
     rate = results.fork_rates(pairs[0])[-1]
-    figure, (axes,) = panels(1, 6.4, 4.2)
+    figure, (axes,) = drawing.panels(1, 6.4, 4.2)
     for pair, records, main in _tunings(results, pairs, rate):
         snapshots = [record for record in records if record["epoch"] in (1, 4, 16, records[-1]["epoch"])]
         colours = EPOCH_COLOURS(0.85 - 0.8 * np.arange(len(snapshots)) / max(1, len(snapshots) - 1))
         styles = [(f"SFT, epoch {r['epoch']}", colours[i], "osD^"[i % 4], "-") for i, r in enumerate(snapshots)]
         for record, style in zip([results.base(pair), *snapshots], [BASE, *styles], strict=True):
             ks = list(record["pass_at"])
-            line(axes, [int(k) for k in ks], _pass_curve([record], ks), style, main, size=4)
+            drawing.line(axes, [int(k) for k in ks], _pass_curve([record], ks), style, main, size=4)
     axes.set(xlabel="k (samples a problem)", ylabel="pass@k", ylim=(0, 1.02))
-    powers_of_two(axes, 1024, step=2)
+    drawing.powers_of_two(axes, 1024, step=2)
     axes.set_title(f"Before and after fine-tuning at FORK_RATE {rate:g}")
     axes.legend(loc="lower right")
     return figure
@@ -99,15 +87,15 @@ def crossing(results: Results, pairs: list[int]) -> Figure:
 def epochs(results: Results, pairs: list[int]) -> Figure:
     """pass@k against epoch at the highest FORK_RATE and at .5, the base as horizontal lines."""
     rates = [r for r in (0.5, 1.0) if r in results.fork_rates(pairs[0])] or results.fork_rates(pairs[0])[-1:]
-    figure, shown = panels(len(rates), 4.6 * len(rates), 4, sharey=True)
+    figure, shown = drawing.panels(len(rates), 4.6 * len(rates), 4, sharey=True)
     for axes, rate in zip(shown, rates, strict=True):
         for pair, records, main in _tunings(results, pairs, rate):
             for k, style in K_STYLES.items():
-                line(axes, [r["epoch"] for r in records], _pass_curve(records, [k]), style, main)
+                drawing.line(axes, [r["epoch"] for r in records], _pass_curve(records, [k]), style, main)
                 if main:
                     base = results.base(pair)["pass_at"][k]
                     axes.axhline(base, color=style[1], linestyle=style[3], linewidth=1, alpha=0.7)
-        powers_of_two(axes, results.tuned(pairs[0], rate)[-1]["epoch"])
+        drawing.powers_of_two(axes, results.tuned(pairs[0], rate)[-1]["epoch"])
         axes.set(xlabel="epoch", title=f"FORK_RATE {rate:g} (horizontal lines: the base)", ylim=(0, 1.02))
     shown[0].set_ylabel("pass@k")
     shown[0].legend(loc="lower left")
@@ -118,14 +106,14 @@ def dose(results: Results, pairs: list[int]) -> Figure:
     """S_16 at the last epoch split into skill and polarisation, and the index, against FORK_RATE."""
     rates = results.fork_rates(pairs[0])
     at = np.arange(len(rates))
-    figure, (left, right) = panels(2, 9.6, 4)
+    figure, (left, right) = drawing.panels(2, 9.6, 4)
     _shrinkage_bars(left, at, [_shrinkage(results, pairs[0], rate) for rate in rates])
     for mode, style in DOSE_STYLES.items():
         for pair in reversed(pairs):
             tunings = [results.tuned(pair, rate) for rate in rates]
             if all(tunings):
                 index = [_estimate(results.record_index(records[-1], K, mode)) for records in tunings]
-                line(right, at, np.stack(index, axis=1), style, pair == pairs[0])
+                drawing.line(right, at, np.stack(index, axis=1), style, pair == pairs[0])
     right.set(ylabel="polarisation index at k = 16", title="Polarisation against exposure to the fork", ylim=(0, 1.02))
     right.legend(loc="best")
     for axes in (left, right):
@@ -136,7 +124,7 @@ def dose(results: Results, pairs: list[int]) -> Figure:
 def _shrinkage_bars(axes: Axes, at: np.ndarray, estimates: list[np.ndarray]) -> None:
     """Draw bars of skill and polarisation, and their sum, from [3, (skill, polarisation, total)] per FORK_RATE."""
     low, value, high = np.stack(estimates, axis=-1)  # each [part, FORK_RATE]
-    errors = [whiskers(*ends) for ends in zip(value, low, high, strict=True)]
+    errors = [drawing.whiskers(*ends) for ends in zip(value, low, high, strict=True)]
     for part, (offset, label, colour, hatch) in enumerate(PARTS):
         axes.bar(at + offset, value[part], 0.38, color=colour, hatch=hatch, edgecolor="black", label=label,
                  yerr=errors[part], capsize=2)  # fmt: skip
@@ -149,13 +137,13 @@ def _shrinkage_bars(axes: Axes, at: np.ndarray, estimates: list[np.ndarray]) -> 
 def fork(results: Results, pairs: list[int]) -> Figure:
     """Confidence on right and wrong branches, and entropy, at the fork against epoch, test and train."""
     rate = results.fork_rates(pairs[0])[-1]
-    figure, (left, right) = panels(2, 9.6, 4)
+    figure, (left, right) = drawing.panels(2, 9.6, 4)
     for _, records, main in _tunings(results, pairs, rate):
         for (array, quantity), style in FORK_STYLES.items():
             if records[0][array]:  # at FORK_RATE 0 no training trace meets a fork
                 values = [_estimate(fork_values(results.array(record, array), quantity)) for record in records]
                 axes = right if quantity == "entropy" else left
-                line(axes, [r["epoch"] for r in records], np.stack(values, axis=1), style, main)
+                drawing.line(axes, [r["epoch"] for r in records], np.stack(values, axis=1), style, main)
     branches = (results.array(results.base(pairs[0]), "fork") > 0).sum(axis=1)  # d can differ between problems
     undecided = float(np.log(branches).mean())
     right.axhline(undecided, color="black", linewidth=0.8)
@@ -164,7 +152,7 @@ def fork(results: Results, pairs: list[int]) -> Figure:
     left.set(ylabel="mean probability of the likeliest branch", title=f"Confidence at the fork (FORK_RATE {rate:g})")
     right.set(ylabel="entropy over branches (nats)", title="Entropy at the fork", ylim=(0, 1.15 * undecided))
     for axes in (left, right):
-        powers_of_two(axes, results.tuned(pairs[0], rate)[-1]["epoch"])
+        drawing.powers_of_two(axes, results.tuned(pairs[0], rate)[-1]["epoch"])
         axes.set_xlabel("epoch")
         axes.legend(loc="best")
     return figure
