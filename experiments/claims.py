@@ -4,13 +4,14 @@
 """
 
 import math
-from collections.abc import Callable
+from collections.abc import Callable, Iterable, Sequence
 from dataclasses import dataclass
 from functools import partial
 from pathlib import Path
 
 import numpy as np
 
+from experiments.estimates import mean_over_pairs, probability_over_pairs
 from experiments.results import Results
 from minifork import config as configs
 from minifork import runs
@@ -100,6 +101,10 @@ class Term:
         """The k of pass@K and index@K, 0 for other quantities."""
         return int(self.what.partition("@")[2] or 0)
 
+    def values(self, results: Results, record: dict) -> np.ndarray:
+        """The values or pseudo-values of the quantity for every problem of a record, float64[n]."""
+        return self.quantity.values(results, record, self.k, self.mode)
+
     @property
     def stage(self) -> str:
         """The stage of the run."""
@@ -113,6 +118,16 @@ class Term:
     def __str__(self) -> str:
         epoch = "" if self.epoch is None else f", epoch {self.epoch}"
         return " ".join([self.stage, configs.tag_text(self.keys)]).strip() + f"{epoch} ({self.test_set})"
+
+
+def estimate_terms(results: Results, records: Sequence[dict], terms: Iterable[Term]) -> dict[str, dict]:
+    """Estimates of the quantities of terms from the records of all pairs; those in a mode have it in their name."""
+    estimates = {}
+    for term in terms:
+        values = np.stack([term.values(results, record) for record in records])
+        estimate = probability_over_pairs if term.quantity.probability else mean_over_pairs
+        estimates[f"{term.what} {term.mode or ''}".strip()] = estimate(values)
+    return estimates
 
 
 class NotRunError(ValueError):

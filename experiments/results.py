@@ -16,7 +16,7 @@ from minifork.measuring.quantities import index_values
 from minifork.runs import Run
 from minifork.schema import Config
 from minifork.statistics import passk
-from minifork.storage.files import fingerprint
+from minifork.storage.files import fingerprint, write_json
 from minifork.values import full_key, typed_value
 
 
@@ -184,6 +184,11 @@ class Results:
 def _matches(run: Run, planned: dict[str, Any]) -> bool:
     """True if a run has the planned value of every key that decides it, apart from ANY."""
     return all(planned.get(key, ANY) in (ANY, value) for key, value in run.values.items())
+
+
+def write_result(config: Config, name: str, content: dict) -> None:
+    """Write what was computed as runs/<task>/<name>.json, after what made it."""
+    write_json(runs.task_folder(config) / f"{name}.json", runs.made_by(config) | content)
 
 
 def load_results(config: Config) -> Results:

@@ -29,7 +29,8 @@ from minifork.values import expand_home, override_text
 
 STUDIES = Path(__file__).parent / "studies"
 WORDS = ("as", "stage", "test_set", "needs", "choose")
-K, T = TypeVar("K"), TypeVar("T")
+K = TypeVar("K")
+T = TypeVar("T")
 
 
 @dataclass(frozen=True)

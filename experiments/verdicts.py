@@ -124,7 +124,7 @@ def values_over_pairs(results: Results, pairs: list[int], term: Term) -> np.ndar
         records = results.select(term.keys, term.stage, pair=pair, epoch=term.epoch, test_set=term.test_set)
         if not records:
             raise NotRunError(f"{term} of pair {pair}")
-        values.append(term.quantity.values(results, records[-1], term.k, term.mode))
+        values.append(term.values(results, records[-1]))
     shortest = min(map(len, values))  # only "fork_train" differs in length between pairs
     return np.stack([array[:shortest] for array in values])
 

@@ -17,12 +17,12 @@ from pathlib import Path
 
 from experiments import executors, study, transfer
 from experiments.cluster import JOBS_A_WORKER, connected
+from experiments.results import write_result
 from experiments.study import Plan
 from minifork import config as configs
 from minifork import runs
 from minifork.evaluate import evaluate
 from minifork.schema import Config
-from minifork.storage.files import write_json
 
 WORKERS = (2, 4)
 EMPTY_JOBS, JOBS_WITH_PAYLOAD = 500, 200
@@ -42,8 +42,8 @@ def cluster_bench(config: Config) -> None:
     plain, clustered = seconds.values()
     ratio = clustered / plain
     print(f"{WORKERS[0]} workers: 8 fine-tunings in {clustered:.0f} s, {ratio:.3f} of {plain:.0f} s without a cluster")
-    result = {"jobs": rows, "study": {"plain_s": plain, "cluster_s": clustered, "ratio": ratio}}
-    write_json(runs.task_folder(config) / "cluster-bench.json", runs.made_by(config) | result)
+    timed = {"plain_s": plain, "cluster_s": clustered, "ratio": ratio}
+    write_result(config, "cluster-bench", {"jobs": rows, "study": timed})
 
 
 def job_rows(config: Config, count: int) -> Iterator[dict]:

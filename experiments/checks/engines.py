@@ -16,6 +16,7 @@ import numpy as np
 from tqdm import tqdm
 
 from experiments.checks.efficiency import SEARCHED, efficiency
+from experiments.results import write_result
 from minifork import config as configs
 from minifork import measure, runs
 from minifork.decoding import policy
@@ -50,8 +51,7 @@ def agreement(config: Config) -> int:
     failed = conclude(config, list(comparisons(config)))
     checkpoint = runs.require_run(fine_tunings(config)[-1], "sft").checkpoints()[-1]
     rows = efficiency(checkpoint, problems_for(config, pick_device(config)), config.eval.rollouts)
-    result = runs.made_by(config) | {"run": checkpoint.run.name, "engines": rows}
-    write_json(runs.task_folder(config) / "efficiency.json", result)
+    write_result(config, "efficiency", {"run": checkpoint.run.name, "engines": rows})
     return failed
 
 

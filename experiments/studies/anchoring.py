@@ -9,15 +9,14 @@ from collections.abc import Iterator
 
 import numpy as np
 
-from experiments.claims import Term
+from experiments.claims import Term, estimate_terms
 from experiments.drawing import draw_over_epochs, save_figure
-from experiments.estimates import mean_over_pairs, mean_text, pairs_text, probability_over_pairs, table
-from experiments.results import Results, load_results
-from experiments.studies.steps import evaluate_and_check, make_runs, print_minutes
+from experiments.estimates import mean_text, pairs_text, table
+from experiments.results import Results, write_result
+from experiments.studies.steps import make_and_measure, print_minutes
 from experiments.study import Plan, by_name
 from minifork import runs
 from minifork.schema import Config
-from minifork.storage.files import write_json
 
 GIVEN_FWD = [Term({}, name, mode="FWD") for name in ("skill", "pass@1", "pass@16", "pass@64")]
 FREE = [Term({}, name) for name in ("skill", "pass@1", "pass@16", "pass@64", "train fork accuracy")]
@@ -30,12 +29,11 @@ def anchoring(config: Config) -> None:
     Raises ValueError naming a stage that failed.
     """
     with print_minutes("anchoring"):
-        plans = make_runs(config, "anchoring")
-        evaluate_and_check(config)
-        rows, folder = [*rows_by_epoch(load_results(config), plans)], runs.task_folder(config)
-        write_json(folder / "anchoring.json", runs.made_by(config) | {"pairs": config.reproduce.pairs, "rows": rows})
+        plans, results = make_and_measure(config, "anchoring")
+        rows = [*rows_by_epoch(results, plans)]
+        write_result(config, "anchoring", {"pairs": config.reproduce.pairs, "rows": rows})
         figure = draw_over_epochs(rows, {"sigma": ":", "skill FWD": "", "pass@16 FWD": ""})
-        save_figure(figure, folder / "figures" / "anchoring.png")
+        save_figure(figure, runs.task_folder(config) / "figures" / "anchoring.png")
         print(f"{table(rows, mean_text)}\n{pairs_text(config.reproduce.pairs)}")
 
 
@@ -48,8 +46,5 @@ def rows_by_epoch(results: Results, plans: list[Plan]) -> Iterator[dict]:
         for records in zip(*map(results.records_of, of_run), strict=True):
             seconds = [results.runs[record["run"]].record["seconds"] for record in records]
             row = {"run": name, "epoch": records[0]["epoch"], "train s": round(np.mean(seconds))}
-            for term in GIVEN_FWD + FREE + (SIGMAS if records[0]["fork"].get("sigma") is not None else []):
-                values = [term.quantity.values(results, record, term.k, term.mode) for record in records]
-                estimate = probability_over_pairs if term.quantity.probability else mean_over_pairs
-                row[f"{term.what} {term.mode or ''}".strip()] = estimate(np.stack(values))
-            yield row
+            sigmas = SIGMAS if records[0]["fork"].get("sigma") is not None else []
+            yield row | estimate_terms(results, records, GIVEN_FWD + FREE + sigmas)

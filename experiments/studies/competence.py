@@ -7,13 +7,11 @@ competence of arith. In arXiv 2605.17026 they are answers in language and in cod
 import numpy as np
 
 from experiments.estimates import KS, estimate_by_k, mean_text, pairs_text, probability_over_pairs, table
-from experiments.results import Results, load_results
-from experiments.studies.steps import evaluate_and_check, make_runs, print_minutes
+from experiments.results import Results, write_result
+from experiments.studies.steps import make_and_measure, print_minutes
 from experiments.study import Plan, by_name
-from minifork import runs
 from minifork.schema import Config
 from minifork.statistics import passk
-from minifork.storage.files import write_json
 
 BINS = 10  # of the probability of the first mode
 
@@ -24,13 +22,10 @@ def competence(config: Config) -> None:
     Raises ValueError naming a stage that failed.
     """
     with print_minutes("competence"):
-        plans = make_runs(config, "competence")
-        evaluate_and_check(config)
-        results = load_results(config)
+        plans, results = make_and_measure(config, "competence")
         rows = [split_coverage(results, of_run) for of_run in by_name(plans).values()]
         print(*map(run_text, rows), pairs_text(config.reproduce.pairs), sep="\n")
-        result = runs.made_by(config) | {"pairs": config.reproduce.pairs, "runs": rows}
-        write_json(runs.task_folder(config) / "competence.json", result)
+        write_result(config, "competence", {"pairs": config.reproduce.pairs, "runs": rows})
 
 
 def split_coverage(results: Results, plans: list[Plan]) -> dict:

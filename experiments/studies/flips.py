@@ -9,6 +9,7 @@ experiments/studies/flips.yaml, each after its last step.
 import numpy as np
 
 from experiments.estimates import mean_over_pairs, pairs_text, probability_over_pairs, table
+from experiments.results import write_result
 from experiments.studies.steps import make_runs, print_minutes
 from experiments.study import Plan
 from minifork import runs
@@ -17,7 +18,6 @@ from minifork.measuring.problems import evaluation_problems, problem_set
 from minifork.models import pick_device
 from minifork.schema import Config
 from minifork.statistics.flips import VARIANCES, flip_values
-from minifork.storage.files import write_json
 
 REPRINTS = 16
 ORDERS = ("shuffled", "published")
@@ -37,7 +37,7 @@ def flips(config: Config) -> None:
                 of_model = branch[[plan.name == name for plan in plans]]
                 rows.append({"trained": name, "printed": order} | flip_estimates(of_model))
         print(table(rows), pairs_text(config.reproduce.pairs), sep="\n")
-        write_json(runs.task_folder(config) / "flips.json", runs.made_by(config) | {"reprints": REPRINTS, "rows": rows})
+        write_result(config, "flips", {"reprints": REPRINTS, "rows": rows})
 
 
 def reprinted_branches(config: Config, order: str, plans: list[Plan]) -> np.ndarray:

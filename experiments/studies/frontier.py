@@ -19,7 +19,7 @@ from matplotlib.figure import Figure
 from experiments import executors, study
 from experiments.drawing import default_settings, save_figure, whiskers
 from experiments.estimates import KS, MIN_SHRINKAGE, pairs_text
-from experiments.results import Results, load_results
+from experiments.results import Results, load_results, write_result
 from experiments.studies.early_stopping import (
     RULE,
     above_curve,
@@ -119,7 +119,7 @@ def compare_with_early_stopping(config: Config, plans: list[Plan], results: dict
     lines = [frontier_table(rows), f"{pairs_text(config.reproduce.pairs)}; {RULE}", *map(stratified_line, stratified)]
     print("\n".join([*lines, *map(first_token_line, first_tokens)]))
     spread = {"stratified": stratified, "first_tokens": first_tokens}
-    write_json(folder / "frontier.json", runs.made_by(config) | {"methods": rows} | spread)
+    write_result(config, "frontier", {"methods": rows} | spread)
 
 
 def measured_methods(plans: list[Plan], results: Mapping[Eval, Results]) -> dict[str, list[Plan]]:

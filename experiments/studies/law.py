@@ -18,7 +18,7 @@ from experiments.claims import PRIMARY_LEVEL
 from experiments.curves import has_fork
 from experiments.drawing import EPOCH_COLOURS, default_settings, save_figure
 from experiments.estimates import mean_over_pairs, table
-from experiments.results import Results, load_results
+from experiments.results import Results, load_results, write_result
 from experiments.studies.steps import evaluate_and_check, make_runs, print_minutes
 from experiments.study import grouped
 from minifork import config as configs
@@ -27,7 +27,6 @@ from minifork.measuring.quantities import fork_statistics, kurtosis_values, sigm
 from minifork.schema import Config
 from minifork.statistics import law as laws
 from minifork.statistics.passk import problem_pass_at_k
-from minifork.storage.files import write_json
 
 KS = (4, 16, 64, 256, 1024)
 BANDS = (0, 2, 5, 8, np.inf)  # of sigma
@@ -61,9 +60,8 @@ def law(config: Config) -> None:
                 f"{folder}: no checkpoint has a mean r of {laws.MIN_R} or more at a fork; fine-tune on forks"
             )
         bands = [band_row(scored, low, high) for low, high in zip(BANDS, BANDS[1:], strict=False)]
-        tables = {"ks": KS, "bands": bands, "claims": claim_rows(scored)}
-        write_json(folder / "law.json", runs.made_by(config) | tables)
-        write_json(folder / "law-rows.json", runs.made_by(config) | {"ks": KS, "rows": rows})
+        write_result(config, "law", {"ks": KS, "bands": bands, "claims": claim_rows(scored)})
+        write_result(config, "law-rows", {"ks": KS, "rows": rows})
         save_figure(draw_law(scored), folder / "figures" / "law.png")
         print(table([band for band in bands if band["checkpoints"]], "{median:.3f} (worst {worst:.3f})".format_map))
 

@@ -11,9 +11,9 @@ from dataclasses import replace
 
 import numpy as np
 
-from experiments.claims import Term
+from experiments.claims import Term, estimate_terms
 from experiments.estimates import mean_over_pairs, pairs_text, probability_over_pairs, table
-from experiments.results import Results, load_results
+from experiments.results import Results, load_results, write_result
 from experiments.studies.steps import evaluate_and_check, make_runs, print_minutes
 from experiments.study import Plan, by_name, grouped
 from minifork import config as configs
@@ -26,7 +26,6 @@ from minifork.measuring.quantities import fork_values, kurtosis_values, sigma_va
 from minifork.models import pick_device
 from minifork.schema import Config
 from minifork.statistics.law import law_pass_at_k, path_points
-from minifork.storage.files import write_json
 
 TERMS = [
     *(Term({}, name) for name in ("pass@1", "pass@64", "index@16")),
@@ -52,18 +51,14 @@ def layers(config: Config) -> None:
             for of_run in by_name(of_data).values():
                 add_rows(tables, results, of_run)
         print(*map(table, tables.values()), pairs_text(config.reproduce.pairs), sep="\n\n")
-        write_json(runs.task_folder(config) / "layers.json", runs.made_by(config) | tables)
+        write_result(config, "layers", tables)
 
 
 def add_rows(tables: Tables, results: Results, plans: list[Plan]) -> None:
     """Add the rows of a model, from its runs for all pairs: one, one a fork, and one if several paths are right."""
     keys, records = configs.flat_values(results.config), [results.records_of(plan)[-1] for plan in plans]
     row = {"run": plans[0].name, "forks": keys["data.forks"], "right paths": keys["data.right_paths"]}
-    estimates = {}
-    for term in TERMS:
-        values = np.stack([term.quantity.values(results, record, term.k, term.mode) for record in records])
-        estimate = probability_over_pairs if term.quantity.probability else mean_over_pairs
-        estimates[f"{term.what} {term.mode or ''}".strip()] = estimate(values)
+    estimates = estimate_terms(results, records, TERMS)
     branches, paths = zip(*(forks_and_paths(results.config, plan) for plan in plans), strict=True)
     predicted = predicted_passes(branches, estimates["pass@1 FWD"]["mean"]) if row["right paths"] == 1 else NO_LAW
     tables["runs"].append(row | estimates | predicted)

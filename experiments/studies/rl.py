@@ -14,7 +14,7 @@ from itertools import chain
 import numpy as np
 
 from experiments.estimates import KS, difference_over_pairs, estimate_by_k, mean_over_pairs, pairs_text, signed
-from experiments.results import Results, load_results
+from experiments.results import Results, load_results, write_result
 from experiments.studies.early_stopping import (
     RULE,
     above_curve,
@@ -25,9 +25,7 @@ from experiments.studies.early_stopping import (
 )
 from experiments.studies.steps import evaluate_and_check, make_runs, print_minutes
 from experiments.study import Plan, by_name
-from minifork import runs
 from minifork.schema import Config
-from minifork.storage.files import write_json
 
 FORWARD, REVERSE = "forward, GRPO", "reverse, GRPO"  # names of runs in the study
 COMPARED = (  # pairs of runs whose changes of pass@k are compared
@@ -60,14 +58,14 @@ def compare_rl_runs(config: Config, plans: list[Plan]) -> None:
     rows = [_row(name, values[:, 0], values[:, -1]) for name, values in passes.items()]
     changes = {name: values[:, -1] - values[:, 0] for name, values in passes.items()}
     differences = {f"({first}) minus ({second})": changes[first] - changes[second] for first, second in COMPARED}
-    result = runs.made_by(config) | {
+    result = {
         "pairs": config.reproduce.pairs,
         "runs": rows,
         "differences": {name: estimate_by_k(mean_over_pairs, values) for name, values in differences.items()},
         "above_grpo": above_grpo(config, results, of_run),
     }
     print(contrast_text(result))
-    write_json(runs.task_folder(config) / "contrast.json", result)
+    write_result(config, "contrast", result)
 
 
 def above_grpo(config: Config, results: Results, of_run: dict[str, list[Plan]]) -> dict[str, dict]:

@@ -10,20 +10,19 @@ from collections.abc import Iterator, Sequence
 from dataclasses import asdict, replace
 from itertools import pairwise
 
-import numpy as np
-
-from experiments.estimates import mean_of_rows, mean_over_pairs, mean_text, pairs_text, probability_over_pairs, table
-from experiments.results import Results, load_results
+from experiments.claims import Term, estimate_terms
+from experiments.estimates import mean_of_rows, mean_text, pairs_text, table
+from experiments.results import Results, load_results, write_result
 from experiments.studies.steps import evaluate_and_check, make_runs, print_minutes
 from experiments.study import Plan, by_name
 from minifork import config as configs
 from minifork import runs
-from minifork.measuring.quantities import sigma_values
 from minifork.schema import RL, Config
 from minifork.storage.files import fingerprint, read_json, write_json
 from minifork.training.gradients import compare_gradients
 from minifork.training.reinforce import problems_of
 
+TERMS = [Term({}, "pass@1", mode="FWD"), Term({}, "pass@64", mode="FWD"), Term({}, "sigma")]
 GROUPS = (4, 16, 64)
 PROBLEMS, UPDATES = 64, 1000  # problems of an update, and sampled updates for its noise
 
@@ -43,7 +42,7 @@ def rl_lab(config: Config) -> None:
         for part in ("objectives", "kl"):
             of_pairs = [[row for cell in cells for row in cell[part]] for cells in by_pair]
             tables[part] = [mean_of_rows(rows) for rows in zip(*of_pairs, strict=True)]
-        write_json(runs.task_folder(config) / "rl-lab.json", runs.made_by(config) | tables)
+        write_result(config, "rl-lab", tables)
         print("\n\n".join(table(rows, mean_text) for rows in tables.values()), pairs_text(len(by_pair)), sep="\n")
 
 
@@ -87,10 +86,8 @@ def run_rows(results: Results, plans: Sequence[Plan]) -> list[dict]:
 
 def estimates(results: Results, records: Sequence[dict]) -> dict[str, dict]:
     """pass@1, pass@64 and sigma of the records of all pairs, FWD forced."""
-    passes = np.stack([results.record_pass_at_ks(record, (1, 64), "FWD") for record in records], axis=1)
-    sigma = np.stack([sigma_values(results.array(record, "fork")) for record in records])
-    by_k = {f"pass@{k}": probability_over_pairs(values) for k, values in zip((1, 64), passes, strict=True)}
-    return by_k | {"sigma": mean_over_pairs(sigma)}
+    terms = estimate_terms(results, records, TERMS)
+    return {name.removesuffix(" FWD"): estimate for name, estimate in terms.items()}
 
 
 def moved(plan: Plan) -> float:

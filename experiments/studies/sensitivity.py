@@ -13,13 +13,12 @@ from matplotlib.figure import Figure
 
 from experiments.drawing import default_settings, save_figure
 from experiments.estimates import SHRINKAGE_K as K
-from experiments.results import Results, load_results
+from experiments.results import Results, load_results, write_result
 from experiments.studies.steps import evaluate_and_check, make_runs, print_minutes
 from experiments.study import Plan, by_name, grouped
 from minifork import config as configs
 from minifork import runs
 from minifork.schema import Config
-from minifork.storage.files import write_json
 
 
 def sensitivity(config: Config) -> None:
@@ -34,9 +33,8 @@ def sensitivity(config: Config) -> None:
             panel_config = replace(config, data=data, model=model)
             evaluate_and_check(panel_config)
             panels.append(panel(load_results(panel_config), of_panel))
-        folder = runs.task_folder(config)
-        write_json(folder / "sensitivity.json", runs.made_by(config) | {"k": K, "panels": panels})
-        save_figure(draw_maps(panels), folder / "figures" / "sensitivity.png")
+        write_result(config, "sensitivity", {"k": K, "panels": panels})
+        save_figure(draw_maps(panels), runs.task_folder(config) / "figures" / "sensitivity.png")
         shrinkage = np.array([row["S"][-1] for panel in panels for row in panel["rows"]])
         print(f"coverage shrinkage S_{K} after the last epoch: {shrinkage.min():+.3f} to {shrinkage.max():+.3f} over "
               f"{len(shrinkage)} settings, above .05 in {np.mean(shrinkage > 0.05):.0%} of them")  # fmt: skip

@@ -11,13 +11,11 @@ from operator import itemgetter
 import numpy as np
 
 from experiments.estimates import pairs_text, table
-from experiments.results import load_results
-from experiments.studies.steps import evaluate_and_check, make_runs, print_minutes
+from experiments.results import write_result
+from experiments.studies.steps import make_and_measure, print_minutes
 from experiments.study import grouped
-from minifork import runs
 from minifork.schema import Config
 from minifork.statistics import law as laws
-from minifork.storage.files import write_json
 from minifork.training.loop import schedule
 from minifork.training.stages import sft_steps
 
@@ -46,18 +44,14 @@ def sigma(config: Config) -> None:
         grid = [row for row in rows if row["run"].startswith(GRID) and row["r"] >= laws.MIN_R]
         fits = [held_out_fit(grid, name) for name in FORMULAS]
         tables = {"formulas": fits, "epochs": epoch_rows(grid), "movers": mover_rows(rows, config)}
-        result = {"pairs": config.reproduce.pairs} | tables
-        folder = runs.task_folder(config)
-        write_json(folder / "sigma.json", runs.made_by(config) | result)
-        write_json(folder / "sigma-rows.json", runs.made_by(config) | {"rows": rows})
+        write_result(config, "sigma", {"pairs": config.reproduce.pairs} | tables)
+        write_result(config, "sigma-rows", {"rows": rows})
         print(*map(table, tables.values()), pairs_text(config.reproduce.pairs), sep="\n\n")
 
 
 def checkpoint_rows(config: Config) -> list[dict]:
     """A row for every checkpoint of the study: its settings, sigma and other statistics at test and training forks."""
-    plans, rows = make_runs(config, "sigma"), []
-    evaluate_and_check(config)
-    results = load_results(config)
+    (plans, results), rows = make_and_measure(config, "sigma"), []
     for plan in plans:
         for record in results.records_of(plan):
             row = {"run": plan.name, "pair": plan.config.seed} | settings(plan.config, record["epoch"])

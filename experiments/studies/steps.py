@@ -5,6 +5,7 @@ import time
 from collections.abc import Callable, Iterator
 
 from experiments import executors, study
+from experiments.results import Results, load_results
 from experiments.study import Plan
 from minifork import runs
 from minifork.evaluate import evaluate
@@ -17,6 +18,13 @@ def make_runs(config: Config, name: str, snapshots: bool = False) -> list[Plan]:
     plans = study.plans(config, study.read_study(name), config.reproduce.seeds)
     executors.run_plans(plans, snapshots)
     return plans
+
+
+def make_and_measure(config: Config, name: str) -> tuple[list[Plan], Results]:
+    """Make and measure what is missing of a study for all pairs of seeds; errors are those of both steps."""
+    plans = make_runs(config, name)
+    evaluate_and_check(config)
+    return plans, load_results(config)
 
 
 def evaluate_and_check(config: Config, selected: Callable[[Checkpoint], bool] = lambda _: True) -> None:

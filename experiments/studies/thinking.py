@@ -14,18 +14,17 @@ import numpy as np
 from data_gen.openers import partings
 from data_gen.star import Star
 from experiments.estimates import agreements, alternatives_text, compare_alternatives, pairs_text, signed, stack_pairs
-from experiments.results import Results, load_results
+from experiments.results import Results, load_results, write_result
 from experiments.studies.steps import evaluate_and_check, make_runs, print_minutes
 from experiments.study import Plan, by_name
 from minifork import config as configs
-from minifork import measure, runs
+from minifork import measure
 from minifork.decoding.policy import parse_policy
 from minifork.evaluation.targets import problems_for
 from minifork.measuring import prefix_control
 from minifork.measuring.problems import evaluation_problems
 from minifork.models import pick_device
 from minifork.schema import Config
-from minifork.storage.files import write_json
 
 SYNONYMS_AGREE = 0.02  # largest difference of P(mode) between two openers that the table draws alike
 
@@ -46,7 +45,7 @@ def thinking(config: Config) -> None:
             compared = {place: compare_alternatives(by_token) for place, by_token in values.items()}
             synonyms = agreements(values["hard"], pairs, "P(", SYNONYMS_AGREE)
             rows.append({"run": name, "problems": compared, "synonyms": synonyms})
-        write_json(runs.task_folder(config) / "thinking.json", runs.made_by(config) | {"runs": rows})
+        write_result(config, "thinking", {"runs": rows})
         print("\n".join([*map(run_text, rows), pairs_text(config.reproduce.pairs)]))
 
 
