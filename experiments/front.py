@@ -8,7 +8,7 @@ from matplotlib.axes import Axes
 from matplotlib.figure import Figure
 
 from experiments.curves import exact_curve, has_fork, law_curve
-from experiments.drawing import EPOCH_COLOURS, RIGHT, WRONG, LineStyle, default_settings, line, powers_of_two
+from experiments.drawing import EPOCH_COLOURS, RIGHT, WRONG, LineStyle, default_settings, line, panels, powers_of_two
 from experiments.estimates import probability_over_pairs
 from experiments.results import Results
 
@@ -35,8 +35,7 @@ def front(results: Results, pairs: list[int]) -> dict[str, Figure]:
 
 
 def _draw(results: Results, pairs: list[int], ink: str, dark: bool) -> Figure:
-    figure = Figure(figsize=(10, 4), layout="constrained")
-    left, right = figure.subplots(1, 2, sharey=True)
+    figure, (left, right) = panels(2, 10, 4, sharey=True)
     rates = results.fork_rates(pairs[0])
     _draw_pass(left, results, [results.base(pair) for pair in pairs], ("base", ink, "", "--"))
     for rate, colour, marker in ((rates[0], RIGHT, "s"), (rates[-1], WRONG, "o")):

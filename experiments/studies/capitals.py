@@ -18,7 +18,7 @@ import numpy as np
 import torch
 from matplotlib.figure import Figure
 
-from experiments.drawing import RUN_STYLES, default_settings, save_figure
+from experiments.drawing import RUN_STYLES, default_settings, panels, save_figure
 from experiments.estimates import table
 from experiments.studies.steps import print_minutes
 from minifork import library as mf
@@ -226,8 +226,7 @@ def cells(row: dict[str, Any]) -> dict[str, Any]:
 @default_settings()
 def draw(rows: Sequence[dict[str, Any]]) -> Figure:
     """pass@k of every way to answer, and how p is spread over the questions, both with 95 % intervals at T = 1."""
-    figure = Figure(figsize=(10, 4), layout="constrained")
-    curves, spread = figure.subplots(1, 2)
+    figure, (curves, spread) = panels(2, 10, 4)
     styles = dict(zip(dict.fromkeys(row["start"] for row in rows), RUN_STYLES, strict=False))
     for row in rows:
         (colour, marker), is_first = styles[row["start"]], row["temperature"] == 1

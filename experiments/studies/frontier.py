@@ -17,7 +17,7 @@ import numpy as np
 from matplotlib.figure import Figure
 
 from experiments import executors, study
-from experiments.drawing import default_settings, save_figure, whiskers
+from experiments.drawing import default_settings, panels, save_figure, whiskers
 from experiments.estimates import KS, MIN_SHRINKAGE, pairs_text
 from experiments.results import Results, load_results, write_result
 from experiments.studies.early_stopping import (
@@ -184,12 +184,12 @@ def draw_frontier(rows: list[dict], curves: np.ndarray, rate: float, mode: str) 
 
     curves: float64[pairs, snapshots, 1 + K, n].
     """
-    figure = Figure(figsize=(9, 7), layout="constrained")
+    figure, axes_of_panels = panels(2, 9, 7)
     sampling = "sampled freely" if mode == "free" else f"forced {mode}"
     figure.suptitle(f"FORK_RATE {rate:g}, {sampling}")
     names = list(dict.fromkeys(row["method"] for row in rows))  # a method has one colour and marker in all figures
     colours = matplotlib.colormaps["tab20"]
-    for i, (axes, k) in enumerate(zip(figure.subplots(1, 2), KS[1:], strict=True), 2):
+    for i, (axes, k) in enumerate(zip(axes_of_panels, KS[1:], strict=True), 2):
         means = curves[:, :, [0, i]].mean(axis=3)
         axes.plot(*means.mean(axis=0).T, color="black", marker=".", linewidth=1.4, zorder=1, label="early stopping")
         for curve in means:

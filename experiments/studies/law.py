@@ -16,7 +16,7 @@ from matplotlib.figure import Figure
 
 from experiments.claims import PRIMARY_LEVEL
 from experiments.curves import has_fork
-from experiments.drawing import EPOCH_COLOURS, default_settings, save_figure
+from experiments.drawing import EPOCH_COLOURS, default_settings, panels, save_figure
 from experiments.estimates import mean_over_pairs, table
 from experiments.results import Results, load_results, write_result
 from experiments.studies.steps import evaluate_and_check, make_runs, print_minutes
@@ -222,8 +222,7 @@ def band_row(rows: list[dict], low: float, high: float) -> dict:
 @default_settings()
 def draw_law(rows: list[dict]) -> Figure:
     """Three checkpoints in scope of the plain run at the largest FORK_RATE: exact points, the law as lines."""
-    figure = Figure(figsize=(6, 4), layout="constrained")
-    axes, ks = figure.subplots(), 2.0 ** np.arange(0, 10.25, 0.25)
+    (figure, (axes,)), ks = panels(1, 6, 4), 2.0 ** np.arange(0, 10.25, 0.25)
     plain = max(rows, key=lambda row: row.get("plain_fork_rate", 0))
     of_run = [row for row in rows if all(row[key] == plain[key] for key in ("stage", "run", "branches"))]
     for i, row in enumerate([of_run[0], of_run[len(of_run) // 2], of_run[-1]]):
