@@ -7,8 +7,13 @@ from collections.abc import Callable, Iterator
 from experiments import executors, study
 from experiments.results import Results, load_results
 from experiments.study import Plan
-from minifork import runs
+from minifork import measure, runs
+from minifork.decoding import policy
+from minifork.decoding.traces import TraceTree
 from minifork.evaluate import evaluate
+from minifork.evaluation.targets import problems_for
+from minifork.measuring.problems import ProblemSet
+from minifork.models import pick_device
 from minifork.runs import Checkpoint
 from minifork.schema import Config
 
@@ -31,6 +36,16 @@ def evaluate_and_check(config: Config, selected: Callable[[Checkpoint], bool] = 
     """Measure the selected checkpoints that are not measured yet; raises ValueError when another engine disagrees."""
     if evaluate(config, selected):
         raise ValueError(f"{runs.task_folder(config)}: the engines disagree (see above)")
+
+
+def last_checkpoint(results: Results, plan: Plan) -> tuple[dict, ProblemSet, TraceTree]:
+    """The record of the last checkpoint of a run, its test problems and its traces on them."""
+    config, record = results.config, results.records_of(plan)[-1]
+    device = pick_device(config)
+    problems = problems_for(config, device)
+    model = results.runs[record["run"]].model(record["epoch"]).to(device)
+    tree = measure.trace_tree(model, problems, policy.parse_policy(config.eval.policy), config.eval.max_tokens)
+    return record, problems, tree
 
 
 @contextlib.contextmanager

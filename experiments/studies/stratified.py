@@ -17,13 +17,11 @@ from torch import Tensor
 from data_gen.task import PAD
 from experiments.estimates import KS, difference_over_pairs, interval_text, probability_over_pairs, signed
 from experiments.results import Results
+from experiments.studies.steps import last_checkpoint
 from experiments.study import Plan
-from minifork import measure
-from minifork.decoding import policy, stratified
+from minifork.decoding import stratified
 from minifork.decoding.traces import TraceTree
-from minifork.evaluation.targets import problems_for
 from minifork.measuring.problems import ProblemSet
-from minifork.models import pick_device
 from minifork.statistics import intervals, passk
 
 POOL, FIRST_TOKENS = 64, 8  # of the decoder of arXiv 2605.17026: samples in its pool, first tokens they are spread over
@@ -34,7 +32,7 @@ def spread_samples(rate: float, results: Results, plans: list[Plan]) -> tuple[li
     """`recovered_shares` and `first_token_rows` of the last checkpoints of the runs of all pairs, at one FORK_RATE."""
     by_pair = []
     for plan in plans:
-        checkpoint = _last_checkpoint(results, plan)
+        checkpoint = last_checkpoint(results, plan)
         by_pair.append((branch_passes(results, *checkpoint), first_token_passes(results, *checkpoint)))
     branches, first_tokens = zip(*by_pair, strict=True)
     return recovered_shares(rate, branches), first_token_rows(rate, first_tokens)
@@ -51,16 +49,6 @@ def branch_passes(
         return {}
     iid = results.record_pass_at_k(record, problems.branches.shape[1])
     return {"iid": (iid, 0.0)} | stratified_passes(tree, *problems.at_fork())
-
-
-def _last_checkpoint(results: Results, plan: Plan) -> tuple[dict, ProblemSet, TraceTree]:
-    """The record of the last checkpoint of a run, its test problems and its traces on them."""
-    config, record = results.config, results.records_of(plan)[-1]
-    device = pick_device(config)
-    problems = problems_for(config, device)
-    model = results.runs[record["run"]].model(record["epoch"]).to(device)
-    tree = measure.trace_tree(model, problems, policy.parse_policy(config.eval.policy), config.eval.max_tokens)
-    return record, problems, tree
 
 
 def stratified_passes(tree: TraceTree, fork: Tensor, branches: Tensor) -> dict[str, tuple[np.ndarray, float]]:

@@ -15,15 +15,11 @@ from data_gen.openers import partings
 from data_gen.star import Star
 from experiments.estimates import agreements, alternatives_text, compare_alternatives, pairs_text, signed, stack_pairs
 from experiments.results import Results, load_results, write_result
-from experiments.studies.steps import evaluate_and_check, make_runs, print_minutes
+from experiments.studies.steps import evaluate_and_check, last_checkpoint, make_runs, print_minutes
 from experiments.study import Plan, by_name
 from minifork import config as configs
-from minifork import measure
-from minifork.decoding.policy import parse_policy
-from minifork.evaluation.targets import problems_for
 from minifork.measuring import prefix_control
 from minifork.measuring.problems import evaluation_problems
-from minifork.models import pick_device
 from minifork.schema import Config
 
 SYNONYMS_AGREE = 0.02  # largest difference of P(mode) between two openers that the table draws alike
@@ -65,10 +61,7 @@ def measure_place(config: Config, change: dict) -> Results:
 
 def responses_of_run(results: Results, plan: Plan, task: Star) -> dict[str, dict[str, np.ndarray]]:
     """The values float64[n] of the last checkpoint of a run, by first token and quantity."""
-    config, record, settings = results.config, results.records_of(plan)[-1], results.config.eval
-    problems, model = problems_for(config, pick_device(config)), results.runs[record["run"]].model(record["epoch"])
-    policy = parse_policy(settings.policy)
-    tree = measure.trace_tree(model.to(pick_device(config)), problems, policy, settings.max_tokens)
+    settings, (record, problems, tree) = results.config.eval, last_checkpoint(results, plan)
     hard = settings.forked and not settings.max_tokens
     modes = partings(task, evaluation_problems(task, settings)) if hard else {}
     values = prefix_control.responses(tree, problems, modes, settings.rollouts)
