@@ -130,6 +130,10 @@ class Results:
         needed = {pair: {plan.identity for plan in study.plans(self.config, entries, [pair])} for pair in pairs}
         return [pair for pair in pairs if needed[pair] <= identities] or pairs
 
+    def seconds(self, record: dict) -> float:
+        """The time that a record's run was trained for."""
+        return self.runs[record["run"]].record["seconds"]
+
     def array(self, record: dict, name: str) -> np.ndarray:
         """An array of a record by its name in `minifork.measure.measure`, such as fork or rest.
 
