@@ -11,7 +11,6 @@ import tempfile
 import time
 from collections.abc import Callable, Iterator
 from concurrent.futures import FIRST_COMPLETED, Executor, Future, as_completed, wait
-from dataclasses import replace
 from functools import partial
 from pathlib import Path
 
@@ -50,7 +49,7 @@ def job_rows(config: Config, count: int) -> Iterator[dict]:
     """What an empty job and a job with payload cost on so many workers."""
     plan, run = Plan("sft", "sft", config), runs.require_run(config, "sft")
     sizes = {path: len(content) for path, content in transfer.result_files(run, frozenset()).items()}
-    with connected(_on_cluster(config, f"local:{count}")) as client:
+    with connected(configs.with_changes(config, {"reproduce.cluster": f"local:{count}"})) as client:
         executor = client.get_executor(pure=False)
         [*as_completed([executor.submit(int) for _ in range(count)])]  # warm-up
         yield {"workers": count, "job": "empty"} | cost(executor, count, EMPTY_JOBS, dict, {})
@@ -85,12 +84,12 @@ def answers(
 ) -> Iterator[transfer.Files]:
     """What jobs bring back, as they end. As many jobs are in flight as the driver of a study has."""
     futures: set[Future] = set()
-    for number in range(jobs + 1):
-        while futures and (number == jobs or len(futures) == in_flight):
+    for _ in range(jobs):
+        if len(futures) == in_flight:
             ended, futures = wait(futures, return_when=FIRST_COMPLETED)
             yield from (future.result() for future in ended)
-        if number < jobs:
-            futures.add(executor.submit(answer, starts(), sizes))
+        futures.add(executor.submit(answer, starts(), sizes))
+    yield from (future.result() for future in as_completed(futures))
 
 
 def answer(starts: transfer.Files, sizes: dict[str, int]) -> transfer.Files:
@@ -102,14 +101,10 @@ def study_seconds(config: Config, cluster: str) -> float:
     """The seconds in which fine-tunings are made and measured, on a cluster or, with an empty text, without one."""
     base = runs.require_run(config, "base")
     with tempfile.TemporaryDirectory() as folder:
-        elsewhere = _on_cluster(replace(config, runs=folder), cluster)
+        elsewhere = configs.with_changes(config, {"runs": folder, "reproduce.cluster": cluster})
         shutil.copytree(base.folder, runs.task_folder(elsewhere) / base.name)
         plans = study.plans(elsewhere, FINE_TUNINGS, [config.seed])
         started = time.perf_counter()
         executors.run_plans(plans)
         evaluate(elsewhere)
         return time.perf_counter() - started
-
-
-def _on_cluster(config: Config, cluster: str) -> Config:
-    return configs.with_changes(config, {"reproduce.cluster": cluster})
