@@ -52,10 +52,9 @@ def _row(results: Results, name: str, records: list[dict]) -> dict:
     if all(record["fork"] for record in records):
         right = np.stack([results.array(record, "fork").argmax(axis=1) == 0 for record in records])
         accuracy = probability_over_pairs(right.astype(float))
-    names = [record["run"] for record in records]
     return {
         "name": name,
-        "runs": names,
+        "runs": [record["run"] for record in records],
         "pass_at": estimate_by_k(probability_over_pairs, passes),
         "fork_accuracy": accuracy,
     }

@@ -95,9 +95,9 @@ def judge(claim: Claim, results: Results, pairs: list[int]) -> dict:
     try:
         if claim.reported:
             estimate = claim.reported.read(runs.task_folder(results.config))
-            return row | (
-                _interval_verdict(claim, [estimate]) if estimate else _verdict(NOT_RUN, why="too small to tell")
-            )
+            if not estimate:
+                return row | _verdict(NOT_RUN, why="too small to tell")
+            return row | _interval_verdict(claim, [estimate])
         values = {name: values_over_pairs(results, pairs, term) for name, term in claim.terms.items()}
         if len({array.shape for array in values.values()}) > 1:
             raise ValueError("its terms are about different problems; compare runs on the same ones")
@@ -183,8 +183,6 @@ def _share_verdict(claim: Claim, gain: np.ndarray, shrinkage: np.ndarray) -> dic
     return _verdict(HOLDS if low > 0 else REFUTED if high <= 0 else UNDECIDED, share, ends.tolist())
 
 
-def _verdict(
-    verdict: str, effect: float | None = None, interval: list[float] | None = None, why: str | None = None
-) -> dict:
+def _verdict(verdict: str, effect: float | None = None, interval: list | None = None, why: str | None = None) -> dict:
     """The entries of a row beside the claim itself."""
     return {"verdict": verdict, "effect": effect, "interval": interval, "why": why}

@@ -63,13 +63,11 @@ def add_rows(tables: Tables, results: Results, plans: list[Plan]) -> None:
     predicted = predicted_passes(branches, estimates["pass@1 FWD"]["mean"]) if row["right paths"] == 1 else NO_LAW
     tables["runs"].append(row | estimates | predicted)
     for number, by_pair in enumerate(zip(*branches, strict=True), start=1):
-        means = {"sigma": sigma_values, "kurtosis": kurtosis_values}
-        fork = {
-            name: mean_over_pairs(np.stack([values_of(branch) for branch in by_pair]))
-            for name, values_of in means.items()
-        }
+        fork: dict = {"fork": number}
+        for name, values_of in (("sigma", sigma_values), ("kurtosis", kurtosis_values)):
+            fork[name] = mean_over_pairs(np.stack([values_of(branch) for branch in by_pair]))
         fork["accuracy"] = probability_over_pairs(np.stack([fork_values(branch, "accuracy") for branch in by_pair]))
-        tables["forks"].append(row | {"fork": number} | fork)
+        tables["forks"].append(row | fork)
     if row["right paths"] > 1:
         distinct = {f"paths@{k}": mean_over_pairs(np.stack([distinct_paths(p, k) for p in paths])) for k in KS}
         tables["paths"].append(row | distinct)
