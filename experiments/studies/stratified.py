@@ -26,6 +26,8 @@ from minifork.statistics import intervals, passk
 
 POOL, FIRST_TOKENS = 64, 8  # of the decoder of arXiv 2605.17026: samples in its pool, first tokens they are spread over
 MIN_GAIN = 0.05  # of a smaller gain no parts are told apart
+Places = dict[str, tuple[np.ndarray, float]]  # pass@d float64[n] and a hit rate, by the place where samples are spread
+Decoders = dict[int, dict[str, np.ndarray]]  # pass@k float64[n, K] by number of first tokens and decoder
 
 
 def spread_samples(rate: float, results: Results, plans: list[Plan]) -> tuple[list[dict], list[dict]]:
@@ -38,9 +40,7 @@ def spread_samples(rate: float, results: Results, plans: list[Plan]) -> tuple[li
     return recovered_shares(rate, branches), first_token_rows(rate, first_tokens)
 
 
-def branch_passes(
-    results: Results, record: dict, problems: ProblemSet, tree: TraceTree
-) -> dict[str, tuple[np.ndarray, float]]:
+def branch_passes(results: Results, record: dict, problems: ProblemSet, tree: TraceTree) -> Places:
     """`stratified_passes` of a checkpoint, after the pass@d of i.i.d. samples under the name iid.
 
     Empty where problems have no one d: without a fork, or of several sizes.
@@ -51,7 +51,7 @@ def branch_passes(
     return {"iid": (iid, 0.0)} | stratified_passes(tree, *problems.at_fork())
 
 
-def stratified_passes(tree: TraceTree, fork: Tensor, branches: Tensor) -> dict[str, tuple[np.ndarray, float]]:
+def stratified_passes(tree: TraceTree, fork: Tensor, branches: Tensor) -> Places:
     """pass@d float64[n] of samples dealt to d tokens at four places, and the share of problems where this place is the
     fork. The fork comes after the prefix ``fork`` int64[n, F] and has the branches int64[n, d]."""
     d = branches.shape[1]
@@ -71,7 +71,7 @@ def stratified_passes(tree: TraceTree, fork: Tensor, branches: Tensor) -> dict[s
     }
 
 
-def recovered_shares(rate: float, by_pair: Sequence[dict[str, tuple[np.ndarray, float]]]) -> list[dict]:
+def recovered_shares(rate: float, by_pair: Sequence[Places]) -> list[dict]:
     """The share of what i.i.d. samples miss that stratified ones find, (strat - iid) / (1 - iid) at pass@d.
 
     For every pair of seeds, and over pairs with its interval; by_pair: of every pair, from `branch_passes`.
@@ -79,21 +79,14 @@ def recovered_shares(rate: float, by_pair: Sequence[dict[str, tuple[np.ndarray, 
     if not all(by_pair):
         return []
     rows, iid = [], np.stack([places["iid"][0] for places in by_pair])
+    chances = iid.mean(axis=1).tolist()
     for name in list(by_pair[0])[1:]:
         passes = np.stack([places[name][0] for places in by_pair])
-        ends = intervals.share_interval(passes - iid, 1 - iid)
-        means = list(zip(passes.mean(axis=1).tolist(), iid.mean(axis=1).tolist(), strict=True))
-        rows.append(
-            {
-                "spread_over": name,
-                "fork_rate": rate,
-                "iid": [chance for _, chance in means],
-                "stratified": [mean for mean, _ in means],
-                "recovered": [(mean - chance) / (1 - chance) if chance < 1 else None for mean, chance in means],
-                "ci95": None if ends is None else ends.tolist(),
-                "hit_rate": float(np.mean([places[name][1] for places in by_pair])),
-            }
-        )
+        means, ends = passes.mean(axis=1).tolist(), intervals.share_interval(passes - iid, 1 - iid)
+        recovered = [(p - iid_p) / (1 - iid_p) if iid_p < 1 else None for p, iid_p in zip(means, chances, strict=True)]
+        share = {"recovered": recovered, "ci95": None if ends is None else ends.tolist()}
+        share |= {"hit_rate": float(np.mean([places[name][1] for places in by_pair]))}
+        rows.append({"spread_over": name, "fork_rate": rate, "iid": chances, "stratified": means} | share)
     return rows
 
 
@@ -110,9 +103,7 @@ def stratified_line(row: dict) -> str:
 # the decoder of arXiv 2605.17026
 
 
-def first_token_passes(
-    results: Results, record: dict, problems: ProblemSet, tree: TraceTree
-) -> dict[int, dict[str, np.ndarray]]:
+def first_token_passes(results: Results, record: dict, problems: ProblemSet, tree: TraceTree) -> Decoders:
     """pass@k of four decoders on a checkpoint, float64[n, K] at KS[1:], by number of first tokens.
 
     They are "iid"; "flattened", i.i.d. samples whose first token is uniform over the top ones; and samples spread over
@@ -132,14 +123,14 @@ def first_token_passes(
     }
 
 
-def first_token_rows(rate: float, by_pair: Sequence[dict[int, dict[str, np.ndarray]]]) -> list[dict]:
+def first_token_rows(rate: float, by_pair: Sequence[Decoders]) -> list[dict]:
     """The gain of spread samples over i.i.d. ones and the share of it that is flattening, over pairs, at every k.
 
     by_pair: of every pair, from `first_token_passes`. The share is null where the gain is below MIN_GAIN.
     """
     rows = []
     for m, (i, k), scoring in itertools.product(by_pair[0], enumerate(KS[1:]), ("pooled", "dealt")):
-        row = {"fork_rate": rate, "first_tokens": m, "scoring": scoring, "k": k}
+        row: dict = {"fork_rate": rate, "first_tokens": m, "scoring": scoring, "k": k}
         passes = {name: np.stack([pair[m][name][:, i] for pair in by_pair]) for name in ("iid", "flattened", scoring)}
         iid, flattened, spread = passes.values()
         row |= {name: probability_over_pairs(values) for name, values in passes.items()}
