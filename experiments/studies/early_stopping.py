@@ -28,6 +28,7 @@ from minifork.runs import Checkpoint
 from minifork.schema import Config
 from minifork.settings import Eval
 
+ByEval = Mapping[Eval, Results]  # the results under each evaluation settings
 TOLERANCE = 0.005  # of skill; also how close to 1 the curve cannot be exceeded
 RULE = f"early stopping may have {TOLERANCE:g} less skill, so where its curve is steep its own snapshots lie below it"
 
@@ -72,9 +73,7 @@ def early_stopping_curve(results: Results, plan: Plan, mode: str | None) -> np.n
     return np.stack([_points(results, record, mode) for record in start + snapshots])
 
 
-def compared_points(
-    results: Mapping[Eval, Results], plans: Sequence[Plan], plain: Sequence[Plan], mode: str | None
-) -> np.ndarray:
+def compared_points(results: ByEval, plans: Sequence[Plan], plain: Sequence[Plan], mode: str | None) -> np.ndarray:
     """The points float64[pairs, 2 + snapshots, 1 + K, n] of the last checkpoints of plans, each before its curve.
 
     plans, plain: a method's run and the run with the curve, one of every pair. Raises ValueError when one was not
@@ -142,9 +141,7 @@ def gap_values(points: np.ndarray, place: Place, k: int) -> np.ndarray:
     return passes[:, 0] - passes_there - slope * (target - skill_there)
 
 
-def above_curve(
-    results: Mapping[Eval, Results], plans: Sequence[Plan], plain: Sequence[Plan], mode: str | None
-) -> dict[str, dict]:
+def above_curve(results: ByEval, plans: Sequence[Plan], plain: Sequence[Plan], mode: str | None) -> dict[str, dict]:
     """The `gap_above` of plans by k. Arguments and errors are those of `compared_points`; the same runs must be
     measured on validation problems too."""
     test = compared_points(results, plans, plain, mode)

@@ -9,7 +9,6 @@ Where an entry asks to choose a key, its value is chosen on validation problems,
 value with the largest gap above the curve at k = 16.
 """
 
-from collections.abc import Mapping
 from functools import partial
 
 import matplotlib
@@ -19,9 +18,10 @@ from matplotlib.figure import Figure
 from experiments import executors, study
 from experiments.drawing import default_settings, panels, save_figure, whiskers
 from experiments.estimates import KS, MIN_SHRINKAGE, pairs_text
-from experiments.results import Results, load_results, write_result
+from experiments.results import load_results, write_result
 from experiments.studies.early_stopping import (
     RULE,
+    ByEval,
     above_curve,
     best_place,
     compared_points,
@@ -36,7 +36,6 @@ from experiments.studies.stratified import first_token_line, spread_samples, str
 from experiments.study import Plan
 from minifork import runs
 from minifork.schema import Config
-from minifork.settings import Eval
 from minifork.storage.files import write_json
 
 CHOOSING_PAIR, CHOOSING_RATE = 0, 1.0  # values are chosen on this pair at this FORK_RATE
@@ -95,7 +94,7 @@ def validation_scores(config: Config, plans: list[Plan]) -> dict[str, dict]:
 # comparing
 
 
-def compare_with_early_stopping(config: Config, plans: list[Plan], results: dict[Eval, Results]) -> None:
+def compare_with_early_stopping(config: Config, plans: list[Plan], results: ByEval) -> None:
     """Compare the runs of plans with their early-stopping curve; raises ValueError when one was not measured."""
     folder, rows = runs.task_folder(config), []
     stratified: list[dict] = []
@@ -122,13 +121,13 @@ def compare_with_early_stopping(config: Config, plans: list[Plan], results: dict
     write_result(config, "frontier", {"methods": rows} | spread)
 
 
-def measured_methods(plans: list[Plan], results: Mapping[Eval, Results]) -> dict[str, list[Plan]]:
+def measured_methods(plans: list[Plan], results: ByEval) -> dict[str, list[Plan]]:
     """The plans whose runs were measured, by the name of their method and its chosen value."""
     measured = [plan for plan in plans if results[plan.config.eval].records_of(plan)]
     return study.grouped(measured, lambda plan: f"{plan.name} ({plan.value})" if plan.choose else plan.name)
 
 
-def method_row(plans: list[Plan], plain: list[Plan], results: Mapping[Eval, Results], mode: str | None) -> dict:
+def method_row(plans: list[Plan], plain: list[Plan], results: ByEval, mode: str | None) -> dict:
     """A method's last checkpoints against the early-stopping curves of their pairs: means over pairs, the gap above the
     curve with its interval, the share of the curve's coverage shrinkage that is recovered.
 
