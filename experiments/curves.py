@@ -15,11 +15,18 @@ def has_fork(record: dict) -> bool:
     return bool(record["fork"]) and record["fork"].get("r") is not None
 
 
+def symmetrised(branch: np.ndarray, r: np.ndarray, ks: Sequence[int]) -> np.ndarray:
+    """The exact pass@k of every problem, float64[n, K], averaged over which branch is right (a fair coin).
+
+    branch: the probabilities of the branches float64[n, d], 0 where a problem has fewer. r: float64[n].
+    """
+    passes = problem_pass_at_k(r[:, None, None] * branch[..., None], ks)  # [n, d, K]
+    return passes.sum(axis=1) / (branch > 0).sum(axis=1)[:, None]
+
+
 def exact_curve(results: Results, record: dict, ks: Sequence[int]) -> np.ndarray:
-    """The exact pass@k of every problem, float64[K, n], averaged over which branch is right (a fair coin)."""
-    branch, r = results.array(record, "fork"), results.array(record, "r")
-    passes = problem_pass_at_k(r[:, None, None] * branch[..., None], ks)  # [n, d, K]; 0 for the branches of others
-    return (passes.sum(axis=1) / (branch > 0).sum(axis=1)[:, None]).T
+    """The mean of `symmetrised` over the problems of a record, float64[K]."""
+    return symmetrised(results.array(record, "fork"), results.array(record, "r"), ks).mean(axis=0)
 
 
 def law_curve(results: Results, record: dict, ks: Sequence[int]) -> tuple[np.ndarray, float] | None:

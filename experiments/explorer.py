@@ -85,7 +85,7 @@ def _curve(results: Results, record: dict) -> dict:
         passed = record["pass_at"]
         return {"ks": [*map(int, passed)], "given": "over all problems", "exact": [*passed.values()], "law": None}
     exact, law = exact_curve(results, record, KS), law_curve(results, record, KS)
-    curve = {"ks": KS, "given": "given FWD", "exact": exact.mean(axis=1).round(4).tolist(), "law": None}
+    curve = {"ks": KS, "given": "given FWD", "exact": exact.round(4).tolist(), "law": None}
     return curve if law is None else curve | {"law": law[0].round(4).tolist(), "sigma": law[1]}
 
 

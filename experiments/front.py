@@ -67,7 +67,7 @@ def _draw_law(axes: Axes, results: Results, by_pair: list[list[dict]], dark: boo
     epochs = [records for records in zip(*by_pair, strict=False) if all(law_curve(results, r, KS) for r in records)]
     for i, place in enumerate(dict.fromkeys([0, len(epochs) // 2, len(epochs) - 1]) if epochs else ()):
         predicted = [law for record in epochs[place] if (law := law_curve(results, record, KS))]
-        exact = np.mean([exact_curve(results, record, KS).mean(axis=1) for record in epochs[place]], axis=0)
+        exact = np.mean([exact_curve(results, record, KS) for record in epochs[place]], axis=0)
         label = f"epoch {epochs[place][0]['epoch']}, sigma {np.mean([sigma for _, sigma in predicted]):.1f}"
         colour = EPOCH_COLOURS((0.4 if dark else 0.0) + i / 4)
         axes.plot(KS, np.mean([curve for curve, _ in predicted], axis=0), color=colour, linestyle=("-", "--", ":")[i])

@@ -15,7 +15,7 @@ import numpy as np
 from matplotlib.figure import Figure
 
 from experiments.claims import PRIMARY_LEVEL
-from experiments.curves import has_fork
+from experiments.curves import has_fork, symmetrised
 from experiments.drawing import EPOCH_COLOURS, default_settings, panels, save_figure
 from experiments.estimates import mean_over_pairs, table
 from experiments.results import Results, load_results, write_result
@@ -114,8 +114,8 @@ def curves_of(branch: np.ndarray, r: np.ndarray) -> dict[str, np.ndarray]:
     The rivals are laws from the mean and variance of p and, for two branches, the mixture.
     """
     p, sigma = r[:, None] * branch, float(sigma_values(branch).mean())
-    passes = problem_pass_at_k(p[..., None], KS)  # [n, d, K]
-    curves = {"exact": passes[:, 0].mean(axis=0), "symmetrised": passes.mean(axis=(0, 1))}
+    exact, mirrored = problem_pass_at_k(p[:, :1], KS), symmetrised(branch, r, KS)
+    curves = {"exact": exact.mean(axis=0), "symmetrised": mirrored.mean(axis=0)}
     for name, points in predictions(branch.shape[1]).items():
         curves[name] = laws.law_pass_at_k(float(r.mean()), points(sigma), KS)
     return curves | {name: predict(p.mean(), p.var(), KS) for name, predict in FROM_MOMENTS.items()}
@@ -167,7 +167,7 @@ def prediction_errors(branch: np.ndarray, r: np.ndarray, points: Callable[[float
     steps = 0.01 * np.diag(centre)
     slopes = [(curve(centre + step) - curve(centre - step)) / (2 * step.sum()) for step in steps]
     predicted = curve(centre) + np.stack([r, sigma], axis=1) @ slopes - centre @ slopes
-    return problem_pass_at_k(r[:, None, None] * branch[..., None], KS).mean(axis=1) - predicted
+    return symmetrised(branch, r, KS) - predicted
 
 
 def claim_rows(rows: list[dict]) -> list[dict]:
