@@ -96,9 +96,8 @@ def validation_scores(config: Config, plans: list[Plan]) -> dict[str, dict]:
 
 def compare_with_early_stopping(config: Config, plans: list[Plan], results: ByEval) -> None:
     """Compare the runs of plans with their early-stopping curve; raises ValueError when one was not measured."""
-    folder, rows = runs.task_folder(config), []
-    stratified: list[dict] = []
-    first_tokens: list[dict] = []
+    tables: dict[str, list[dict]] = {"methods": [], "stratified": [], "first_tokens": []}
+    rows = tables["methods"]
     for rate in sorted({plan.config.sft.fork_rate for plan in plans if plan.name == CROSS_ENTROPY}):
         of_rate = [plan for plan in plans if plan.config.sft.fork_rate == rate]
         plain = {plan.config.seed: plan for plan in of_rate if plan.name == CROSS_ENTROPY}
@@ -111,14 +110,12 @@ def compare_with_early_stopping(config: Config, plans: list[Plan], results: ByEv
                 rows.append(place | method_row(of_method, of_pairs, results, mode))
             curves = compared_points(results, [*plain.values()], [*plain.values()], mode)[:, 1:]
             figure = draw_frontier(rows, curves, rate, mode_name)
-            save_figure(figure, folder / "figures" / f"frontier-fork{rate:g}-{mode_name}.png")
-        branch_rows, first_token_rows = spread_samples(rate, results[config.eval], [*plain.values()])
-        stratified += branch_rows
-        first_tokens += first_token_rows
-    lines = [frontier_table(rows), f"{pairs_text(config.reproduce.pairs)}; {RULE}", *map(stratified_line, stratified)]
-    print("\n".join([*lines, *map(first_token_line, first_tokens)]))
-    spread = {"stratified": stratified, "first_tokens": first_tokens}
-    write_result(config, "frontier", {"methods": rows} | spread)
+            save_figure(figure, runs.task_folder(config) / "figures" / f"frontier-fork{rate:g}-{mode_name}.png")
+        for name, spread_rows in spread_samples(rate, results[config.eval], [*plain.values()]).items():
+            tables[name] += spread_rows
+    lines = [*map(stratified_line, tables["stratified"]), *map(first_token_line, tables["first_tokens"])]
+    print(frontier_table(rows), f"{pairs_text(config.reproduce.pairs)}; {RULE}", *lines, sep="\n")
+    write_result(config, "frontier", tables)
 
 
 def measured_methods(plans: list[Plan], results: ByEval) -> dict[str, list[Plan]]:

@@ -30,14 +30,17 @@ Places = dict[str, tuple[np.ndarray, float]]  # pass@d float64[n] and a hit rate
 Decoders = dict[int, dict[str, np.ndarray]]  # pass@k float64[n, K] by number of first tokens and decoder
 
 
-def spread_samples(rate: float, results: Results, plans: list[Plan]) -> tuple[list[dict], list[dict]]:
-    """`recovered_shares` and `first_token_rows` of the last checkpoints of the runs of all pairs, at one FORK_RATE."""
+def spread_samples(rate: float, results: Results, plans: list[Plan]) -> dict[str, list[dict]]:
+    """`recovered_shares` and `first_token_rows` of the last checkpoints of the runs of all pairs, at one FORK_RATE.
+
+    They are called "stratified" and "first_tokens".
+    """
     by_pair = []
     for plan in plans:
         checkpoint = last_checkpoint(results, plan)
         by_pair.append((branch_passes(results, *checkpoint), first_token_passes(results, *checkpoint)))
     branches, first_tokens = zip(*by_pair, strict=True)
-    return recovered_shares(rate, branches), first_token_rows(rate, first_tokens)
+    return {"stratified": recovered_shares(rate, branches), "first_tokens": first_token_rows(rate, first_tokens)}
 
 
 def branch_passes(results: Results, record: dict, problems: ProblemSet, tree: TraceTree) -> Places:
