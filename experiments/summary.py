@@ -7,7 +7,7 @@ README's tables with the copies in experiments/results/.
 import numpy as np
 
 from experiments import study
-from experiments.estimates import KS, estimate_by_k, pairs_text, probability_over_pairs, uncertainty_text
+from experiments.estimates import KS, estimate_by_k, estimate_text, pairs_text, probability_over_pairs
 from experiments.results import Results, load_results
 from minifork import runs
 from minifork.schema import Config
@@ -64,10 +64,7 @@ def summary_table(rows: list[dict]) -> str:
     """The rows of a summary as a Markdown table."""
     lines = ["| model | pass@1 | pass@16 | pass@64 | fork accuracy |", "|---|---|---|---|---|"]
     for row in rows:
-        cells = [_cell(value) for value in (*row["pass_at"].values(), row["fork_accuracy"])]
+        estimates = (*row["pass_at"].values(), row["fork_accuracy"])
+        cells = [estimate_text(estimate).replace("0.", ".") if estimate else "-" for estimate in estimates]
         lines.append(f"| {row['name']} | {' | '.join(cells)} |")
     return "\n".join(lines)
-
-
-def _cell(value: dict | None) -> str:
-    return f"{value['mean']:.3f} {uncertainty_text(value, '')}".replace("0.", ".") if value else "-"
