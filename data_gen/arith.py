@@ -113,8 +113,8 @@ class Arith(Stars[Problems]):
 
     def __post_init__(self) -> None:
         self.require_fields(MODES, f"{self.branches} chains of {self.length} additions", branches=1, length=1)
-        if self.modulus is not None and not (self.modulus < LARGEST_MODULUS and _is_prime(self.modulus)):
-            raise ValueError(f"modulus is {self.modulus}: give a prime below {LARGEST_MODULUS}, or null for integers")
+        fits = self.modulus is None or self.modulus < LARGEST_MODULUS and _is_prime(self.modulus)
+        self.require("modulus", fits, f"give a prime below {LARGEST_MODULUS}, or null for integers")
 
     @property
     def graph(self) -> Star:

@@ -85,19 +85,14 @@ class Layers(Task[Problems]):
     def __post_init__(self) -> None:
         names, forks, d = self.mode_names, self.layers if self.forks is None else self.forks, self.branches
         valid_modes = {"FWD"} <= {*names} <= {*MODES} and len({*names}) == len(names)
-        rules = [
-            ("modes", valid_modes, "list FWD and different others of REV, RAT"),
-            ("branches", d >= 2, "give at least 2"),
-            ("layers", self.layers >= 1, "give at least 1"),
-            ("forks", 0 <= forks <= self.layers, f"give 0 to layers={self.layers}, or null"),
-            ("right_paths", 1 <= self.right_paths <= d**forks, f"{d} branches at {forks} forks allow 1 to {d**forks}"),
-        ]
-        for key, holds, need in rules:
-            if not holds:
-                raise ValueError(f"{key} is {getattr(self, key)!r}: {need}")
-        if self.nodes < self.node_count:
-            need = f"{d} branches in {self.layers} layers need at least {self.node_count}"
-            raise ValueError(f"nodes is {self.nodes}: {need}")
+        self.require("modes", valid_modes, "list FWD and different others of REV, RAT")
+        self.require("branches", d >= 2, "give at least 2")
+        self.require("layers", self.layers >= 1, "give at least 1")
+        self.require("forks", 0 <= forks <= self.layers, f"give 0 to layers={self.layers}, or null")
+        allow = f"{d} branches at {forks} forks allow 1 to {d**forks}"
+        self.require("right_paths", 1 <= self.right_paths <= d**forks, allow)
+        needed = self.node_count
+        self.require("nodes", self.nodes >= needed, f"{d} branches in {self.layers} layers need at least {needed}")
 
     def mode_token(self, mode_name: str) -> int:
         return self.nodes + SPECIAL.index(mode_name)

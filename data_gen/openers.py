@@ -42,12 +42,31 @@ class Openers(Star):
 
     def __post_init__(self) -> None:
         super().__post_init__()
-        read_table(self.openers, self.mode_names)
+        rows, letters = self._read_rows(), len(NAMES)
+        widths = sorted({len(row) for _, row in rows})
+        one_each = sorted(mode for mode, _ in rows) == sorted(self.mode_names)
+        self.require("openers", one_each, f"give one row for each of {', '.join(self.mode_names)}")
+        uneven = f"rows have {' and '.join(map(str, widths))} numbers, give all equally many"
+        self.require("openers", len(widths) == 1, uneven)
+        too_wide = f"{widths[-1]} openers need as many letters, and there are only {letters}, A to Z"
+        self.require("openers", widths[-1] <= letters, too_wide)
+        for mode, row in rows:
+            self.require("openers", all(0 <= p <= 1 for p in row), "it has a number that is no probability")
+            self.require("openers", abs(sum(row) - 1) <= TOLERANCE, f"the row of {mode} sums to {sum(row):g}, not 1")
+
+    def _read_rows(self) -> list[tuple[str, list[float]]]:
+        """The rows of the table: the mode and its numbers."""
+        try:
+            return [(mode, [*map(float, numbers)]) for mode, *numbers in map(str.split, self.openers.split(","))]
+        except ValueError:
+            need = "write a mode and its numbers, then a comma, as in FWD .9 .1, REV .1 .9"
+            raise ValueError(f"openers is {self.openers!r}: {need}") from None
 
     @cached_property
     def table(self) -> np.ndarray:
         """float64[modes, openers]: P(opener | mode), with the modes in the order of ``mode_names``."""
-        return read_table(self.openers, self.mode_names)
+        rows = dict(self._read_rows())
+        return np.array([rows[mode] for mode in self.mode_names])
 
     @property
     def vocab_size(self) -> int:
@@ -108,28 +127,6 @@ class Openers(Star):
         openers = rng.integers(self.table.shape[1], size=walks.shape[:2])
         walks[:, :, self.prompt_len - self.graph_len] = super().vocab_size + openers
         return walks
-
-
-def read_table(text: str, mode_names: tuple[str, ...]) -> np.ndarray:
-    """float64[modes, openers]: the table in a text (see `Openers`). Raises ValueError saying what is wrong with it."""
-    wrong = f"openers is {text!r}:"
-    try:
-        rows = [(mode, [*map(float, numbers)]) for mode, *numbers in map(str.split, text.split(","))]
-    except ValueError:
-        raise ValueError(f"{wrong} write a mode and its numbers, then a comma, as in FWD .9 .1, REV .1 .9") from None
-    widths = sorted({len(row) for _, row in rows})
-    letters = len(NAMES)
-    rules = {
-        f"give one row for each of {', '.join(mode_names)}": sorted(mode for mode, _ in rows) == sorted(mode_names),
-        f"rows have {' and '.join(map(str, widths))} numbers, give all equally many": len(widths) == 1,
-        f"{widths[-1]} openers need as many letters, and there are only {letters}, A to Z": widths[-1] <= letters,
-        "it has a number that is no probability": all(0 <= p <= 1 for _, row in rows for p in row),
-    }
-    rules |= {f"the row of {mode} sums to {sum(row):g}, not 1": abs(sum(row) - 1) <= TOLERANCE for mode, row in rows}
-    for need, holds in rules.items():
-        if not holds:
-            raise ValueError(f"{wrong} {need}")
-    return np.array([dict(rows)[mode] for mode in mode_names])
 
 
 def partings(task: Star, problems: Problems) -> dict[str, tuple[np.ndarray, np.ndarray]]:

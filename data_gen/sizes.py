@@ -51,10 +51,8 @@ class Sizes(Printed[Problems]):
 
     def __post_init__(self) -> None:
         edges = [one.edges for one in self.stars]
-        if len(set(edges)) > 1:
-            raise ValueError(
-                f"sizes is {self.sizes!r}: all must print the same number of edges, but they print {edges}"
-            )
+        need = f"all must print the same number of edges, but they print {edges}"
+        self.require("sizes", len(set(edges)) == 1, need)
 
     @cached_property
     def stars(self) -> tuple[Star, ...]:

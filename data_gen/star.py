@@ -80,15 +80,12 @@ class Stars(Task[S]):
         words what needs labels.
         """
         names = set(self.mode_names)
-        if not {"FWD"} <= names <= set(modes) or len(names) < len(self.mode_names):
-            raise ValueError(f"modes is {self.modes!r}: list FWD and different others of {', '.join(modes)}")
-        if self.branch_order not in ("shuffled", "published"):
-            raise ValueError(f"branch_order is {self.branch_order!r}: choose shuffled or published")
+        valid_modes = {"FWD"} <= names <= set(modes) and len(names) == len(self.mode_names)
+        self.require("modes", valid_modes, f"list FWD and different others of {', '.join(modes)}")
+        self.require("branch_order", self.branch_order in ("shuffled", "published"), "choose shuffled or published")
         for key, smallest in least.items():
-            if getattr(self, key) < smallest:
-                raise ValueError(f"{key} is {getattr(self, key)}: give at least {smallest}")
-        if self.label_count <= self.edges:
-            raise ValueError(f"{self.label_key} is {self.label_count}: {size} need at least {self.edges + 1}")
+            self.require(key, getattr(self, key) >= smallest, f"give at least {smallest}")
+        self.require(self.label_key, self.label_count > self.edges, f"{size} need at least {self.edges + 1}")
 
     def forked(self, problems: S) -> np.ndarray:
         return problems.forked
@@ -113,9 +110,8 @@ class Stars(Task[S]):
         Raises ValueError naming the field of the labels when none is left for the second root.
         """
         needed = self.edges + 2
-        if not keep.all() and self.label_count < needed:
-            wrong = f"{self.label_key} is {self.label_count}: graphs without a fork have a second root"
-            raise ValueError(f"{wrong}, give at least {needed}")
+        has_spare = keep.all() or self.label_count >= needed
+        self.require(self.label_key, has_spare, f"graphs without a fork have a second root, give at least {needed}")
         return replace(problems, forked=keep)
 
     def read_graph(self, tokens: np.ndarray) -> tuple[np.ndarray, np.ndarray, np.ndarray, np.ndarray]:
@@ -201,9 +197,8 @@ class Star(Printed[Problems]):
 
     def __post_init__(self) -> None:
         self.require_fields(MODES, f"{self.branches} branches of length {self.length}", branches=1, length=2)
-        if {*SEARCHES} & {*self.mode_names} and self.branches > MOST_BRANCHES:
-            wrong = f"branches is {self.branches}: {' and '.join(SEARCHES)}"
-            raise ValueError(f"{wrong} keep track of {MOST_BRANCHES} at most")
+        tracked = self.branches <= MOST_BRANCHES or not {*SEARCHES} & {*self.mode_names}
+        self.require("branches", tracked, f"{' and '.join(SEARCHES)} keep track of {MOST_BRANCHES} at most")
 
     def shapes(self, problems: Problems) -> list[tuple[str, "Star", np.ndarray]]:
         return [("", self, np.ones(len(problems), dtype=bool))]

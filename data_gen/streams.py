@@ -22,7 +22,7 @@ import numpy as np
 from numpy.random import Generator
 
 from data_gen.checks import check_task
-from data_gen.task import Batch, P, Task, concatenate
+from data_gen.task import Batch, Checked, P, Task, concatenate
 
 QUARTERS = {"walks": 0, "train": 1, "valid": 2, "test": 3}
 STREAMS = QUARTERS | {"confirm": 4}
@@ -34,7 +34,7 @@ _PATIENCE = 25  # draws without a new problem, for each problem that was drawn, 
 
 
 @dataclass(frozen=True)
-class Mixture:
+class Mixture(Checked):
     """The recipe that makes SFT examples from problems. Raises ValueError for a share outside [0, 1].
 
     modes: the forms of traces, comma-separated. fork_rate: the share of traces in the FIRST mode of the list, whichever
@@ -56,18 +56,14 @@ class Mixture:
         modes, share = self.mode_names, "it is a share, give a number in [0, 1]"
         all_modes = abs(self.fork_rate * len(modes) - 1) <= 0.02 and not self.fork_in_graph
         needs = f"it gives every problem all modes, so it needs fork_rate={1 / len(modes):.3g} and fork_in_graph=false"
-        rules = [
-            ("modes", len(set(modes)) == len(modes), "list different ones"),
-            ("fork_rate", 0 <= self.fork_rate <= 1, share),
-            ("cue_rate", 0 <= self.cue_rate <= 1, share),
-            ("fork_rate", len(modes) > 1 or self.fork_rate == 1 or self.fork_in_graph, "there is no other mode"),
-            ("allocation", self.allocation in ("data", "problem"), "choose data or problem"),
-            ("allocation", self.allocation == "data" or all_modes, needs),
-            ("cue_rate", self.cue_rate == 0 or self.fork_rate == 1, "it needs fork_rate=1, a fixed exposure"),
-        ]
-        for key, holds, need in rules:
-            if not holds:
-                raise ValueError(f"{key} is {getattr(self, key)!r}: {need}")
+        self.require("modes", len(set(modes)) == len(modes), "list different ones")
+        self.require("fork_rate", 0 <= self.fork_rate <= 1, share)
+        self.require("cue_rate", 0 <= self.cue_rate <= 1, share)
+        has_rest = len(modes) > 1 or self.fork_rate == 1 or self.fork_in_graph
+        self.require("fork_rate", has_rest, "there is no other mode")
+        self.require("allocation", self.allocation in ("data", "problem"), "choose data or problem")
+        self.require("allocation", self.allocation == "data" or all_modes, needs)
+        self.require("cue_rate", self.cue_rate == 0 or self.fork_rate == 1, "it needs fork_rate=1, a fixed exposure")
 
     @property
     def mode_names(self) -> tuple[str, ...]:

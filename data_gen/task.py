@@ -24,6 +24,18 @@ P = TypeVar("P", bound="Batch")
 T = TypeVar("T", bound="Task")
 
 
+class Checked:
+    """The base of dataclasses that check their fields."""
+
+    def require(self, key: str, condition: bool, need: str) -> None:
+        """Raise ValueError naming a field, its value and what it needs, unless the condition holds.
+
+        A field may be named with its section (``optim.lr``). Without one, `minifork.config` adds it.
+        """
+        if not condition:
+            raise ValueError(f"{key} is {getattr(self, key.split('.')[-1])!r}: {need}")
+
+
 @dataclass(frozen=True)
 class Batch:
     """Problems as arrays whose first axis is the problem. A subclass has the fields."""
@@ -42,7 +54,7 @@ def concatenate(batches: list[P]) -> P:
 
 
 @dataclass(frozen=True)
-class Task(ABC, Generic[P]):
+class Task(Checked, ABC, Generic[P]):
     """The base of every task: a frozen dataclass whose fields are the data section of its config.
 
     Methods are pure functions, arrays are int64, n is the number of problems. The class attribute or field ``modes``

@@ -7,7 +7,7 @@ from collections.abc import Callable
 from dataclasses import dataclass
 from typing import Annotated, Any, get_type_hints
 
-from data_gen.task import GRADINGS, Task
+from data_gen.task import GRADINGS, Checked, Task
 
 
 @dataclass(frozen=True)
@@ -27,7 +27,7 @@ Count = Annotated[int, Rule(lambda value: value >= 1, "it must be at least 1")]
 CountOrZero = Annotated[int, Rule(lambda value: value >= 0, "it must be at least 0")]
 
 
-class Section:
+class Section(Checked):
     """The base of a config section: a frozen dataclass with a field for every key and the key's rules in its type.
 
     Raises ValueError naming the first key that breaks a rule.
@@ -37,14 +37,6 @@ class Section:
         for key, kind in get_type_hints(type(self), include_extras=True).items():
             for rule in getattr(kind, "__metadata__", ()):
                 self.require(key, rule.holds(getattr(self, key)), rule.need)
-
-    def require(self, key: str, condition: bool, need: str) -> None:
-        """Raise ValueError naming a key, its value and what it needs, unless the condition holds.
-
-        A key without its section (``lr``) is enough while a section is made: `minifork.config` adds the section.
-        """
-        if not condition:
-            raise ValueError(f"{key} is {getattr(self, key.split('.')[-1])!r}: {need}")
 
 
 @dataclass(frozen=True)
