@@ -37,8 +37,8 @@ WALKED = ("FWD", "REV", "CODE")  # walks know no target, so they have no rationa
 OUTCOMES = (
     "accept", "malformed", "wrong_query", "look_up", "wrong_branch", "arithmetic", "early_stop", "too_long",
 )  # fmt: skip
-# The outcome of a wrong label and of a wrong number, by the kind of token that is due.
-ERRORS = {
+# The outcome of a wrong label and of a wrong number, by the kind of token that is due (see `data_gen.graphs.Graphs`).
+ERRORS: dict[str, tuple[str, ...]] = {
     "mode": ("malformed", "malformed"),
     "query": ("wrong_query", "malformed"),
     "value": ("malformed", "wrong_query"),
@@ -78,38 +78,21 @@ class Arith(Stars[Problems]):
     branch_order: str = "shuffled"
     modes: str = "FWD,REV"
 
+    special = ("SEP", "EOS", *MODES)
+    outcomes = OUTCOMES
+    errors = ERRORS
     label_key = "labels"
     shortest_query = 7  # premise, value, target, SEP, mode, node, EOS
 
-    @property
-    def edges(self) -> int:
-        """The number of printed relations."""
-        return self.branches * self.length
-
-    @property
-    def sep(self) -> int:
-        """The token that ends a prompt."""
-        return self.labels + self.numbers
-
-    @property
-    def eos(self) -> int:
-        """The token that ends a trace."""
-        return self.sep + 1
+    classes = property(lambda self: (self.labels, self.numbers))
+    edges = property(lambda self: self.branches * self.length)  # printed relations
+    graph_len = property(lambda self: 3 * self.edges)  # parent, child and constant of each
+    prompt_len = property(lambda self: self.graph_len + 4)  # the relations, premise, its value, target, SEP
 
     @property
     def vocab_size(self) -> int:
         """The number of tokens: labels, numbers, SEP, EOS, and modes up to RAT or the last that is in use."""
         return 1 + max(map(self.mode_token, ("RAT", *self.mode_names)))
-
-    @property
-    def graph_len(self) -> int:
-        """Tokens of the printed relations: parent, child and constant of each."""
-        return 3 * self.edges
-
-    @property
-    def prompt_len(self) -> int:
-        """Tokens of a prompt: the relations, premise, its value, target, SEP."""
-        return self.graph_len + 4
 
     def __post_init__(self) -> None:
         self.require_fields(MODES, f"{self.branches} chains of {self.length} additions", branches=1, length=1)
@@ -139,9 +122,6 @@ class Arith(Stars[Problems]):
         extra = {"FWD": 4, "REV": 5, "RAT": 4 + self.length, "NAME": 5, "CODE": 5 - self.length}
         return 3 * self.length + max(extra[name] for name in self.mode_names)
 
-    def mode_token(self, mode_name: str) -> int:
-        return self.eos + 1 + MODES.index(mode_name)
-
     def number(self, value: np.ndarray) -> np.ndarray:
         """The tokens of values, reduced by the modulus if there is one."""
         return self.labels + (value if self.modulus is None else value % self.modulus)
@@ -150,7 +130,7 @@ class Arith(Stars[Problems]):
     def words(self) -> dict[int, str]:
         """Labels are letters (x0, x1, ... past 26), numbers are numbers."""
         names = [chr(97 + i) if self.labels <= 26 else f"x{i}" for i in range(self.labels)]
-        return dict(enumerate([*names, *map(str, range(self.numbers)), "SEP", "EOS", *MODES]))
+        return dict(enumerate([*names, *map(str, range(self.numbers)), *self.special]))
 
     def sample(self, rng: Generator, n: int) -> Problems:
         """n problems with a fork at the premise: random labels and order, constants and premise."""
@@ -179,13 +159,8 @@ class Arith(Stars[Problems]):
         query = [right[:, 0], self.number(problems.value), right[:, -1], np.full(n, self.sep)]
         return np.column_stack([relations.reshape(n, self.graph_len), *query])
 
-    def traces(self, problems: Problems, mode_index: np.ndarray) -> np.ndarray:
-        out = np.full((len(problems), self.trace_len), PAD)
-        for index, name in enumerate(self.mode_names):
-            rows = mode_index == index
-            _, trace = self._trace(problems[rows], name)
-            out[rows, : trace.shape[1]] = trace
-        return out
+    def mode_traces(self, problems: Problems, mode_name: str) -> np.ndarray:
+        return self._trace(problems, mode_name)[1]
 
     def _trace(self, problems: Problems, mode_name: str) -> tuple[list[str], np.ndarray]:
         """The kinds (see ERRORS) of the tokens of full traces in one mode, and the traces int64[n, T]."""
@@ -215,8 +190,7 @@ class Arith(Stars[Problems]):
 
     def fork_prefix(self, problems: Problems) -> np.ndarray:
         """int64[n, 3]: FWD, the premise and its value, the forced prefix that ends right before the fork."""
-        mode = np.full(len(problems), self.mode_token("FWD"))
-        return np.stack([mode, self.graph.path(problems)[:, 0], self.number(problems.value)], axis=1)
+        return np.column_stack([super().fork_prefix(problems), self.number(problems.value)])
 
     def dfa(self, problems: Problems) -> DFA:
         """The DFA of each problem: in every mode one trace is right, and every step of it must be.
@@ -230,20 +204,9 @@ class Arith(Stars[Problems]):
         table = verifier.blank_tables(len(problems), live, self.vocab_size, OUTCOMES)
         base = 1
         for kinds, trace in traces:
-            verifier.add_chain(table, base, trace, self._errors(problems, kinds), OUTCOMES)
+            verifier.add_chain(table, base, trace, self.chain_errors(problems, kinds), OUTCOMES)
             base += len(kinds) - 1
         return DFA(table, OUTCOMES)
-
-    def _errors(self, problems: Problems, kinds: list[str]) -> np.ndarray:
-        """int64[n, T, V]: the outcome of every wrong token at every place of a trace of these kinds."""
-        names = [(*ERRORS[kind], "malformed", "early_stop", "malformed") for kind in kinds]
-        modes = self.vocab_size - self.eos - 1
-        widths = [self.labels, self.numbers, 1, 1, modes]  # labels, numbers, SEP, EOS, modes
-        errors = np.repeat(verifier.chain_errors(names, widths, OUTCOMES), len(problems), axis=0)
-        rows, wrong = np.flatnonzero(problems.forked)[:, None], self.children(problems)[problems.forked]
-        for place in np.flatnonzero(np.array(kinds) == "fork"):
-            errors[rows, place, wrong] = OUTCOMES.index("wrong_branch")
-        return errors
 
     def answer_dfa(self, problems: Problems) -> DFA:
         """The DFA that accepts any trace whose last token before EOS is the target's value.
@@ -294,10 +257,9 @@ class Arith(Stars[Problems]):
 
         number, eos = self.number(value), np.full(shape, self.eos)
         query = [np.where(forward, first, premise), number, np.where(forward, target, first), np.full(shape, self.sep)]
-        mode = np.select([paths.mode_name == name for name in names], [self.mode_token(name) for name in names])
         at_root = ~forward & (paths.steps == paths.first) & (depth == 0)
         end = [np.where(at_root, number, PAD), np.where(at_root, self.number(value + total[..., -1]), PAD), eos]
-        head = np.stack([*query, mode, first, np.where(forward, number, PAD)], axis=2)
+        head = np.stack([*query, self.mode_tokens(paths.mode_name), first, np.where(forward, number, PAD)], axis=2)
         return np.concatenate([head, triples, np.stack(end, axis=2)], axis=2)
 
 

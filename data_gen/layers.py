@@ -27,12 +27,11 @@ import numpy as np
 from numpy.random import Generator
 
 from data_gen import verifier
-from data_gen.chain import ERRORS
-from data_gen.star import OUTCOMES
-from data_gen.task import PAD, Batch, Task, hashed, mix
+from data_gen.chain import chain_kinds, chain_traces
+from data_gen.graphs import OUTCOMES, Graphs
+from data_gen.task import PAD, Batch, hashed, mix
 from data_gen.verifier import DFA
 
-SPECIAL = ("FWD", "REV", "SEP", "EOS", "RAT")  # the tokens after the node labels
 MODES = ("FWD", "REV", "RAT")
 WALKED = MODES[:2]  # walks know no goal, so they have no rationale
 
@@ -52,7 +51,7 @@ class Problems(Batch):
 
 
 @dataclass(frozen=True)
-class Layers(Task[Problems]):
+class Layers(Graphs[Problems]):
     """The layers task and its token layout. Raises ValueError naming the field that does not fit.
 
     nodes: number of node tokens; branches: d; layers: how many layers of the tree branch; forks: decision points on the
@@ -67,18 +66,11 @@ class Layers(Task[Problems]):
     right_paths: int = 1
     modes: str = "FWD,REV"
 
-    label_key = "nodes"
+    special = ("FWD", "REV", "SEP", "EOS", "RAT")
     unwalked = frozenset({"forks", "right_paths"})
-    shortest_query = 6  # start, goal, SEP, mode, node, EOS
 
-    sep = property(lambda self: self.nodes + SPECIAL.index("SEP"))
-    eos = property(lambda self: self.nodes + SPECIAL.index("EOS"))
-    vocab_size = property(lambda self: 1 + max(self.eos, *map(self.mode_token, self.mode_names)))
-    words = property(lambda self: {self.nodes + i: word for i, word in enumerate(SPECIAL)})
     leaves = property(lambda self: self.branches**self.layers)
     edges = property(lambda self: self.first_node(self.layers + 1) - 1 + self.leaves)
-    graph_len = property(lambda self: 2 * self.edges)
-    prompt_len = property(lambda self: self.graph_len + 3)  # the edges, start, goal, SEP
     path_len = property(lambda self: self.layers + 2)  # nodes of a path, start and goal included
     trace_len = property(lambda self: 2 + self.path_len + (self.path_len - 1) * ("RAT" in self.mode_names))
 
@@ -93,9 +85,6 @@ class Layers(Task[Problems]):
         self.require("right_paths", 1 <= self.right_paths <= d**forks, allow)
         needed = self.node_count
         self.require("nodes", self.nodes >= needed, f"{d} branches in {self.layers} layers need at least {needed}")
-
-    def mode_token(self, mode_name: str) -> int:
-        return self.nodes + SPECIAL.index(mode_name)
 
     @property
     def walk_task(self) -> "Layers":
@@ -164,10 +153,6 @@ class Layers(Task[Problems]):
         edges = self.edge_list(problems).reshape(n, self.graph_len)
         return np.column_stack([edges, path[:, [0, -1]], np.full(n, self.sep)])
 
-    def read_graph(self, tokens: np.ndarray) -> tuple[np.ndarray, np.ndarray, np.ndarray, np.ndarray]:
-        edges = tokens[:, : self.graph_len].reshape(len(tokens), self.edges, 2)
-        return edges[..., 0], edges[..., 1], edges[..., 2:], tokens[:, [self.graph_len, self.prompt_len - 2]]
-
     def identity(self, problems: Problems) -> np.ndarray:
         """uint64[n]: a hash of the set of printed edges."""
         return hashed(np.sort(self.edge_list(problems) @ [self.nodes, 1], axis=1))
@@ -184,21 +169,13 @@ class Layers(Task[Problems]):
 
     def right_traces(self, problems: Problems, mode_name: str) -> np.ndarray:
         """The trace of every right path in a mode, int64[n, K, T]."""
-        way = self.paths(problems)
-        back = way[..., ::-1]
-        nodes = {"FWD": [way], "REV": [back], "RAT": [back, way[..., 1:]]}[mode_name]
-        ends = np.full((*way.shape[:2], 1), self.mode_token(mode_name)), np.full((*way.shape[:2], 1), self.eos)
-        return np.concatenate([ends[0], *nodes, ends[1]], axis=2)
+        return chain_traces(mode_name, self.paths(problems), self.mode_token(mode_name), self.eos)
 
-    def traces(self, problems: Problems, mode_index: np.ndarray) -> np.ndarray:
-        """int64[n, trace_len]: the traces of one right path, the same in all modes, chosen by a hash of the problem."""
-        rows, out = np.arange(len(problems)), np.full((len(problems), self.trace_len), PAD)
+    def mode_traces(self, problems: Problems, mode_name: str) -> np.ndarray:
+        """int64[n, T]: the traces of one right path, the same in all modes, chosen by a hash of the problem."""
         count = 1 + (problems.right > 0).sum(axis=1).astype(np.uint64)
         place = (mix(self.identity(problems)) % count).astype(np.int64)
-        for index, name in enumerate(self.mode_names):
-            trace = self.right_traces(problems, name)[rows, place]
-            out[mode_index == index, : trace.shape[1]] = trace[mode_index == index]
-        return out
+        return self.right_traces(problems, mode_name)[np.arange(len(problems)), place]
 
     def branches_at(self, problems: Problems, leaf: np.ndarray, depth: int) -> np.ndarray:
         """The tokens of the d children of the nodes at a depth above leaves int64[n, K], int64[n, K, d].
@@ -244,12 +221,7 @@ class Layers(Task[Problems]):
 
     def _errors(self, problems: Problems, mode_name: str) -> np.ndarray:
         """int64[n, K, T, V]: the outcome of every wrong token at every place of the right traces in a mode."""
-        steps = (self.path_len - 1) * ["step"]
-        kinds = {"FWD": ["start", *steps], "REV": ["goal", *steps], "RAT": ["goal", *steps, *steps]}[mode_name]
-        wrong_node = ["malformed", *(ERRORS[kind] for kind in kinds), "too_long"]
-        names = [(outcome, "malformed", "early_stop", "malformed") for outcome in wrong_node]
-        widths = [self.nodes, self.eos - self.nodes, 1, self.vocab_size - self.eos - 1]
-        errors = np.tile(verifier.chain_errors(names, widths, OUTCOMES)[:, None], (*problems.right.shape, 1, 1))
+        errors = np.tile(self.wrong_tokens(chain_kinds(mode_name, self.path_len)), (*problems.right.shape, 1, 1))
         forward = {"FWD": 2, "RAT": 1 + self.path_len}.get(mode_name)  # the place of the first node after the start
         for depth in range(self.layers if forward else 0):
             rows = np.flatnonzero(problems.forks > depth)
@@ -265,25 +237,19 @@ class Layers(Task[Problems]):
         """
         shape, ends = (len(problems), count), self.canonical_edges(problems)
         names = tuple(name for name in self.mode_names if name in WALKED)
-        backward = np.array(names)[rng.integers(len(names), size=shape)] == "REV"
+        mode_name = np.array(names)[rng.integers(len(names), size=shape)]
+        backward = (mode_name == "REV")[..., None]
         at, free = (self._random_nodes(problems, count, rng) for _ in range(2))
-        source, target = (np.where(backward[..., None], a[:, None], b[:, None]) for a, b in (ends[::-1], ends))
-        nodes, rows = [at], np.arange(len(problems))[:, None]
+        source, target = (np.where(backward, a[:, None], b[:, None]) for a, b in (ends[::-1], ends))
+        nodes = [at]
         for _ in range(self.path_len - 1):
             leaving = (source == nodes[-1][..., None]) & (rng.random(shape) >= stop)[..., None]
             edge = np.argmax(leaving * (1 + rng.random(leaving.shape)), axis=2)[..., None]
             after = np.take_along_axis(target, edge, axis=2)[..., 0]
             nodes.append(np.where(leaving.any(axis=2), after, PAD))
-        walk = np.stack(nodes, axis=2)
-        if informed > 0:  # the free slot names where the walk ends
-            last = np.take_along_axis(walk, (walk != PAD).sum(axis=2, keepdims=True) - 1, axis=2)[..., 0]
-            free = np.where(rng.random(shape) < informed, last, free)
-        slots = np.where(backward[..., None], np.stack([free, at], axis=2), np.stack([at, free], axis=2))
+        walk, rows = np.stack(nodes, axis=2), np.arange(len(problems))[:, None]
         tokens = np.where(walk == PAD, PAD, problems.labels[rows[..., None], walk])
-        mode = np.where(backward, self.mode_token("REV"), self.mode_token("FWD"))
-        head = np.stack([np.full(shape, self.sep), mode], axis=2)
-        query = problems.labels[rows[..., None], slots]
-        return np.concatenate([query, head, tokens, np.full((*shape, 1), self.eos)], axis=2)
+        return self.walk_queries(mode_name, tokens, problems.labels[rows, free], informed, rng)
 
     def _random_nodes(self, problems: Problems, count: int, rng: Generator) -> np.ndarray:
         """int64[n, count]: canonical nodes of the graphs at an even depth, as often a twin as the node itself."""

@@ -13,7 +13,7 @@ import numpy as np
 from numpy.random import Generator
 
 from data_gen import star, verifier
-from data_gen.star import OUTCOMES, Printed, Star
+from data_gen.star import OUTCOMES, Star, Stars
 from data_gen.task import PAD
 from data_gen.verifier import DFA
 
@@ -28,26 +28,22 @@ class Problems(star.Problems):
 
 
 @dataclass(frozen=True)
-class Sizes(Printed[Problems]):
+class Sizes(Stars[Problems]):
     """Star problems of several sizes. Raises ValueError naming the argument that does not fit.
 
     nodes: number of node tokens; sizes: "dxl,dxl,..." with equal numbers d (l - 1) of edges, all drawn equally often;
     branch_order, modes: as for `Star`.
     """
 
+    nodes: int
     sizes: str
     branch_order: str = "shuffled"
     modes: str = "FWD,REV"
 
-    @property
-    def edges(self) -> int:
-        """The number of printed edges, the same for all sizes."""
-        return self.stars[0].edges
-
-    @property
-    def trace_len(self) -> int:
-        """Tokens of the longest trace of any size."""
-        return max(one.trace_len for one in self.stars)
+    special = Star.special
+    edges = property(lambda self: self.stars[0].edges)  # printed edges, the same for all sizes
+    vocab_size = property(lambda self: self.stars[0].vocab_size)
+    trace_len = property(lambda self: max(one.trace_len for one in self.stars))
 
     def __post_init__(self) -> None:
         edges = [one.edges for one in self.stars]
@@ -109,8 +105,8 @@ class Sizes(Printed[Problems]):
     def prompts(self, problems: Problems) -> np.ndarray:
         return self._gather(problems, self.prompt_len, lambda one, group, rows: one.prompts(group))
 
-    def traces(self, problems: Problems, mode_index: np.ndarray) -> np.ndarray:
-        return self._gather(problems, self.trace_len, lambda one, group, rows: one.traces(group, mode_index[rows]))
+    def mode_traces(self, problems: Problems, mode_name: str) -> np.ndarray:
+        return self._gather(problems, self.trace_len, lambda one, group, rows: one.mode_traces(group, mode_name))
 
     def dfa(self, problems: Problems) -> DFA:
         """The DFA of each problem's star. Those with fewer live states leave the last ones unused."""

@@ -31,16 +31,15 @@ import numpy as np
 from numpy.random import Generator
 
 from data_gen import verifier
-from data_gen.chain import Chain
+from data_gen.chain import chain_kinds, chain_traces
+from data_gen.graphs import OUTCOMES, Graphs
 from data_gen.search import MOST_BRANCHES, SEARCHES, Search
-from data_gen.task import PAD, Batch, Task, hashed, mix
+from data_gen.task import PAD, Batch, hashed, mix
 from data_gen.verifier import DFA
 from data_gen.walks import random_paths
 
-SPECIAL = ("FWD", "REV", "SEP", "EOS", "SEARCH", "BACK", "RAT", "NAME", "BOTH")  # the tokens after the node labels
 MODES = ("FWD", "REV", "SEARCH", "RAT", "NAME", "BOTH")
 WALKED = MODES[:3]  # walks know no goal, so they have none of the others
-OUTCOMES = ("accept", "malformed", "invalid_edge", "wrong_branch", "wrong_goal", "early_stop", "too_long")
 
 
 @dataclass(frozen=True)
@@ -61,17 +60,16 @@ S = TypeVar("S", bound=Problems)
 
 
 @dataclass(frozen=True)
-class Stars(Task[S]):
+class Stars(Graphs[S]):
     """A task whose problems are stars, of one size or several."""
-
-    @property
-    @abstractmethod
-    def edges(self) -> int:
-        """The number of printed edges."""
 
     @abstractmethod
     def shapes(self, problems: S) -> list[tuple[str, "Star", np.ndarray]]:
         """The problems by the size of their star: a name for the size, the star, the rows bool[n]."""
+
+    @abstractmethod
+    def children(self, problems: S) -> np.ndarray:
+        """The first node of every branch, int64[n, d]; column 0 is the right one."""
 
     def require_fields(self, modes: tuple[str, ...], size: str, **least: int) -> None:
         """Raise ValueError naming the field that does not fit.
@@ -110,79 +108,25 @@ class Stars(Task[S]):
         Raises ValueError naming the field of the labels when none is left for the second root.
         """
         needed = self.edges + 2
-        has_spare = keep.all() or self.label_count >= needed
+        has_spare = self.label_count >= needed or bool(keep.all())
         self.require(self.label_key, has_spare, f"graphs without a fork have a second root, give at least {needed}")
         return replace(problems, forked=keep)
 
-    def read_graph(self, tokens: np.ndarray) -> tuple[np.ndarray, np.ndarray, np.ndarray, np.ndarray]:
-        """The printed graphs, as `Task.read_graph`. The goal is the last token before SEP."""
-        edges = tokens[:, : self.graph_len].reshape(len(tokens), self.edges, self.graph_len // self.edges)
-        return edges[:, :, 0], edges[:, :, 1], edges[:, :, 2:], tokens[:, [self.graph_len, self.prompt_len - 2]]
-
-
-@dataclass(frozen=True)
-class Printed(Stars[S]):
-    """Stars of any size as tokens: node labels 0 .. nodes - 1, then SPECIAL, up to the last token that a mode needs."""
-
-    nodes: int
-
-    label_key = "nodes"
-    shortest_query = 6  # start, goal, SEP, mode, node, EOS
-
-    @property
-    def fwd(self) -> int:
-        """The token of the mode FWD."""
-        return self.nodes
-
-    @property
-    def rev(self) -> int:
-        """The token of the mode REV."""
-        return self.nodes + 1
-
-    @property
-    def sep(self) -> int:
-        """The token that ends a prompt."""
-        return self.nodes + 2
-
-    @property
-    def eos(self) -> int:
-        """The token that ends a trace."""
-        return self.nodes + 3
-
-    @property
-    def back(self) -> int:
-        """The token of SEARCH and BOTH that returns to the start."""
-        return self.nodes + 5
-
-    @property
-    def graph_len(self) -> int:
-        """Tokens of the printed edges: parent and child of each."""
-        return 2 * self.edges
-
-    @property
-    def prompt_len(self) -> int:
-        """Tokens of a prompt: the edges, start, goal, SEP."""
-        return self.graph_len + 3
-
-    @property
-    def vocab_size(self) -> int:
-        largest = max(map(self.mode_token, self.mode_names))
-        return 1 + max(largest, self.eos if largest <= self.rev else self.back)
-
-    def mode_token(self, mode_name: str) -> int:
-        return self.nodes + SPECIAL.index(mode_name)
-
-    @property
-    def words(self) -> dict[int, str]:
-        return {self.nodes + i: word for i, word in enumerate(SPECIAL)}
-
     def fork_prefix(self, problems: S) -> np.ndarray:
         """int64[n, 2]: FWD and the start, the forced prefix that ends right before the fork."""
-        return np.stack([np.full(len(problems), self.fwd), problems.labels[:, 0]], axis=1)
+        return np.stack([np.full(len(problems), self.mode_token("FWD")), problems.labels[:, 0]], axis=1)
+
+    def chain_errors(self, problems: S, kinds: list[str]) -> np.ndarray:
+        """int64[n, T, V]: the outcome of every wrong token at every place of a trace of these kinds of tokens."""
+        errors = np.repeat(self.wrong_tokens(kinds)[None], len(problems), axis=0)
+        rows, branches = np.flatnonzero(problems.forked)[:, None], self.children(problems)[problems.forked]
+        for place in np.flatnonzero(np.array(kinds) == "fork"):
+            errors[rows, place, branches] = self.outcomes.index("wrong_branch")
+        return errors
 
 
 @dataclass(frozen=True)
-class Star(Printed[Problems]):
+class Star(Stars[Problems]):
     """The star task and its token layout. Raises ValueError when the graph does not fit the labels.
 
     nodes: number of node tokens N; branches: d; length: l, the nodes of a branch, start included;
@@ -190,10 +134,16 @@ class Star(Printed[Problems]):
     modes: the forms of traces, comma-separated.
     """
 
+    nodes: int
     branches: int
     length: int
     branch_order: str = "shuffled"
     modes: str = "FWD,REV"
+
+    special = ("FWD", "REV", "SEP", "EOS", "SEARCH", "BACK", "RAT", "NAME", "BOTH")
+    fwd = property(lambda self: self.token("FWD"))
+    rev = property(lambda self: self.token("REV"))
+    back = property(lambda self: self.token("BACK"))  # SEARCH and BOTH return to the start
 
     def __post_init__(self) -> None:
         self.require_fields(MODES, f"{self.branches} branches of length {self.length}", branches=1, length=2)
@@ -209,6 +159,12 @@ class Star(Printed[Problems]):
         return self.branches * (self.length - 1)
 
     @property
+    def vocab_size(self) -> int:
+        """The number of tokens: node labels, then special ones, up to the last that a mode needs."""
+        last = "BACK" if "SEARCH" in self.mode_names else "EOS"
+        return 1 + max(map(self.token, (last, *self.mode_names)))
+
+    @property
     def graph_nodes(self) -> int:
         """The number of nodes of the graph, start included."""
         return self.edges + 1
@@ -219,10 +175,6 @@ class Star(Printed[Problems]):
         all_branches = self.length * self.branches
         nodes = {"RAT": 2 * self.length - 1, "NAME": self.length + 1} | dict.fromkeys(SEARCHES, all_branches)
         return 2 + max(nodes.get(name, self.length) for name in self.mode_names)
-
-    def chain(self, mode_name: str) -> Chain:
-        """The traces of the mode FWD, REV, RAT or NAME."""
-        return Chain(mode_name, self.nodes, self.branches, self.length, self.mode_token(mode_name), self.eos)
 
     def search(self, mode_name: str) -> Search:
         """The traces of the mode SEARCH or BOTH."""
@@ -272,22 +224,12 @@ class Star(Printed[Problems]):
             [self.edge_list(problems).reshape(n, self.graph_len), right[:, [0, -1]], np.full(n, self.sep)]
         )
 
-    def traces(self, problems: Problems, mode_index: np.ndarray) -> np.ndarray:
-        out = np.full((len(problems), self.trace_len), PAD)
-        for index, name in enumerate(self.mode_names):
-            rows = mode_index == index
-            trace = self._mode_traces(problems[rows], name)
-            out[rows, : trace.shape[1]] = trace
-        return out
-
-    def _mode_traces(self, problems: Problems, mode_name: str) -> np.ndarray:
-        """The traces in one mode, int64[n, T], PAD past EOS."""
-        if mode_name in SEARCHES:
-            order = self.search_order(problems)
-            trace = self.search(mode_name).traces(problems.labels, problems.forked, order)
-        else:
-            trace = self.chain(mode_name).traces(problems.labels)
-        return np.column_stack([np.full(len(problems), self.mode_token(mode_name)), trace])
+    def mode_traces(self, problems: Problems, mode_name: str) -> np.ndarray:
+        token = self.mode_token(mode_name)
+        if mode_name not in SEARCHES:
+            return chain_traces(mode_name, self.path(problems), token, self.eos)
+        trace = self.search(mode_name).traces(problems.labels, problems.forked, self.search_order(problems))
+        return np.column_stack([np.full(len(problems), token), trace])
 
     def search_order(self, problems: Problems) -> np.ndarray:
         """int64[n, d]: the canonical branches in the order in which a trace of SEARCH or BOTH visits them.
@@ -305,13 +247,21 @@ class Star(Printed[Problems]):
         reverse) is malformed, and so is another node where the start is due (wrong_goal where a trace begins with the
         goal).
         """
-        forms = [self.search(name) if name in SEARCHES else self.chain(name) for name in self.mode_names]
-        live, base = 1 + sum(form.states for form in forms), 1
-        table = verifier.blank_tables(len(problems), live, self.vocab_size, OUTCOMES)
-        for form in forms:
-            form.add_states(table, base, problems.labels, problems.forked, OUTCOMES)
-            base += form.states
+        states = [self._states(name) for name in self.mode_names]
+        table = verifier.blank_tables(len(problems), 1 + sum(states), self.vocab_size, OUTCOMES)
+        base = 1
+        for name, count in zip(self.mode_names, states, strict=True):
+            if name in SEARCHES:
+                self.search(name).add_states(table, base, problems.labels, problems.forked, OUTCOMES)
+            else:
+                kinds, trace = chain_kinds(name, self.length), self.mode_traces(problems, name)
+                verifier.add_chain(table, base, trace, self.chain_errors(problems, kinds), OUTCOMES)
+            base += count
         return DFA(table, OUTCOMES)
+
+    def _states(self, mode_name: str) -> int:
+        """The number of live states that a mode takes in a problem's automaton."""
+        return self.search(mode_name).states if mode_name in SEARCHES else len(chain_kinds(mode_name, self.length)) - 1
 
     def walks(self, problems: Problems, stop: float, informed: float, rng: Generator, count: int) -> np.ndarray:
         """``count`` queries with walks on every graph, int64[n, count, 3 + trace_len], PAD in gaps.
@@ -330,13 +280,4 @@ class Star(Printed[Problems]):
             search = self.search("SEARCH").walks(labels, stop, rng, count)
             searched = (paths.mode_name == "SEARCH")[..., None]
             nodes[..., : search.shape[2]] = np.where(searched, search, nodes[..., : search.shape[2]])
-        origin = nodes[..., 0]
-        if informed > 0:  # the free slot names where the walk ends
-            end = (nodes != PAD).sum(axis=2, keepdims=True) - 1
-            last = np.take_along_axis(nodes, end, axis=2)[..., 0]
-            free = np.where((rng.random(shape) < informed) & (last < self.nodes), last, free)
-        backward = (paths.mode_name == "REV")[..., None]
-        query = np.where(backward, np.stack([free, origin], axis=2), np.stack([origin, free], axis=2))
-        mode_tokens = np.select([paths.mode_name == name for name in names], [self.mode_token(name) for name in names])
-        head = np.stack([np.full(shape, self.sep), mode_tokens], axis=2)
-        return np.concatenate([query, head, nodes, np.full((*shape, 1), self.eos)], axis=2)
+        return self.walk_queries(paths.mode_name, nodes, free, informed, rng)

@@ -13,7 +13,6 @@ The DFA of a star problem with start 3, right branch 3 -> 7 -> 1 and decoy 3 -> 
     "SEP"             0 -SEP-> malformed                "FWD 3 7 1 2" ... F3 -2-> too_long
 """
 
-from collections.abc import Sequence
 from dataclasses import dataclass
 
 import numpy as np
@@ -58,15 +57,6 @@ def blank_tables(n: int, live: int, vocab: int, outcomes: tuple[str, ...]) -> np
     table = np.full((n, states, vocab), live + outcomes.index("malformed"), np.uint8 if states <= 256 else np.uint16)
     table[:, live:] = np.arange(live, states)[:, None]
     return table
-
-
-def chain_errors(names: Sequence[tuple[str, ...]], widths: list[int], outcomes: tuple[str, ...]) -> np.ndarray:
-    """int64[1, T, V] for `add_chain`: the outcome of a wrong token at every place of a trace.
-
-    names: for every place, the outcome of each class of tokens. widths: how many tokens each class has.
-    """
-    index = np.array([outcomes.index(name) for place in names for name in place])
-    return np.repeat(index.reshape(1, len(names), len(widths)), widths, axis=2)
 
 
 def add_chain(table: np.ndarray, base: int, trace: np.ndarray, errors: np.ndarray, outcomes: tuple[str, ...]) -> None:
