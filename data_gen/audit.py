@@ -44,33 +44,11 @@ DRAWS = 20_000
 BLOCK = 250
 # Ridge penalty a branch, on features of unit variance: mild, it only has to keep the Gram matrix invertible.
 RIDGE = 0.01
-# The names of the features of a branch and what their checks measure: first place, its rank among the branches, last
-# place, rank of the first token, first token.
-CHI2_OF_RANK = "chi2 of its rank among branches"
-CHI2_OF_TOKEN = "chi2 of the token itself"
-CHI2_OF_EDGE_PLACE = "chi2 of its place among the edges"
-CHI2_OF_PROMPT_PLACE = "chi2 of its place in the prompt"
-STAR_FEATURES = {
-    "first edge position": CHI2_OF_EDGE_PLACE,
-    "first edge order": CHI2_OF_RANK,
-    "goal edge position": CHI2_OF_EDGE_PLACE,
-    "child label order": CHI2_OF_RANK,
-    "child label": CHI2_OF_TOKEN,
-}
-TREE_FEATURES = {
-    "first edge position": CHI2_OF_EDGE_PLACE,
-    "first edge order": CHI2_OF_RANK,
-    "last edge positions": CHI2_OF_EDGE_PLACE,
-    "child label order": CHI2_OF_RANK,
-    "child label": CHI2_OF_TOKEN,
-}
-PROMPT_FEATURES = {
-    "first place": CHI2_OF_PROMPT_PLACE,
-    "order of first places": CHI2_OF_RANK,
-    "last place": CHI2_OF_PROMPT_PLACE,
-    "token order": CHI2_OF_RANK,
-    "token": CHI2_OF_TOKEN,
-}
+# The names of the features of a branch: first place, its rank among the branches, last place, rank of the first token,
+# first token.
+STAR_FEATURES = ("first edge position", "first edge order", "goal edge position", "child label order", "child label")
+TREE_FEATURES = ("first edge position", "first edge order", "last edge positions", "child label order", "child label")
+PROMPT_FEATURES = ("first place", "order of first places", "last place", "token order", "token")
 
 
 @dataclass(frozen=True)
@@ -88,7 +66,7 @@ class Branches:
     right: np.ndarray
     places: int
     tokens: int
-    features: dict[str, str]
+    features: tuple[str, ...]
     extra: np.ndarray | tuple[()] = ()
     last: int = 1
 
@@ -133,12 +111,7 @@ def read_branches(task: Stars, star: Star, tokens: np.ndarray) -> Branches:
     rows = np.arange(len(tokens))[:, None]
     # A stable sort puts the edges that leave the start first and keeps them in printed order.
     first = np.argsort(parent != query[:, :1], axis=1, kind="stable")[:, : star.branches]
-    positions = [first]
-    for _ in range(star.length - 2):
-        node = child[rows, positions[-1]]
-        positions.append(np.argmax(parent[:, None] == node[..., None], axis=2))
-    position = np.stack(positions, axis=2)
-    nodes = child[rows[..., None], position]
+    position, nodes = (np.concatenate(levels, axis=2) for levels in follow_edges(parent, child, child[rows, first]))
     right = np.argmax(nodes[..., -1] == query[:, 1:], axis=1)
     extra_one_hot = _one_hot(np.moveaxis(extra[rows, first], 2, 0), task.vocab_size)
     return Branches(position, nodes, right, star.edges, star.nodes, STAR_FEATURES, extra_one_hot)
@@ -216,8 +189,11 @@ def categories(branches: Branches) -> dict[tuple[str, str], np.ndarray]:
         _one_hot(_rank(child), count),
         _one_hot(child, branches.tokens),
     ]
-    extra = {(f"first edge says {i}", CHI2_OF_TOKEN): one_hot for i, one_hot in enumerate(branches.extra)}
-    return extra | dict(zip(branches.features.items(), values, strict=True))
+    place = f"chi2 of its place {'in the prompt' if branches.features == PROMPT_FEATURES else 'among the edges'}"
+    rank, token = "chi2 of its rank among branches", "chi2 of the token itself"
+    labels = zip(branches.features, (place, rank, place, rank, token), strict=True)
+    extra = {(f"first edge says {i}", token): one_hot for i, one_hot in enumerate(branches.extra)}
+    return extra | dict(zip(labels, values, strict=True))
 
 
 def probe_features(branches: Branches) -> np.ndarray:
