@@ -153,11 +153,9 @@ class Arith(Stars[Problems]):
 
     def prompts(self, problems: Problems) -> np.ndarray:
         """int64[n, prompt_len]: the relations as parent, child, constant, then premise, its value, target, SEP."""
-        n, right = len(problems), self.graph.path(problems)
-        constant = np.take_along_axis(problems.constant, problems.order, axis=1)
+        right, constant = self.graph.path(problems), np.take_along_axis(problems.constant, problems.order, axis=1)
         relations = np.concatenate([self.graph.edge_list(problems), self.number(constant)[..., None]], axis=2)
-        query = [right[:, 0], self.number(problems.value), right[:, -1], np.full(n, self.sep)]
-        return np.column_stack([relations.reshape(n, self.graph_len), *query])
+        return self.print_prompts(relations, right[:, 0], self.number(problems.value), right[:, -1])
 
     def mode_traces(self, problems: Problems, mode_name: str) -> np.ndarray:
         return self._trace(problems, mode_name)[1]

@@ -75,6 +75,10 @@ class Graphs(Task[P]):
         edges = tokens[:, : self.graph_len].reshape(len(tokens), self.edges, self.graph_len // self.edges)
         return edges[:, :, 0], edges[:, :, 1], edges[:, :, 2:], tokens[:, [self.graph_len, self.prompt_len - 2]]
 
+    def print_prompts(self, edges: np.ndarray, *query: np.ndarray) -> np.ndarray:
+        """int64[n, prompt_len]: printed edges int64[n, E, 2 or more], the columns of the query, SEP."""
+        return np.column_stack([edges.reshape(-1, self.graph_len), *query, np.full(len(edges), self.sep)])
+
     def traces(self, problems: P, mode_index: np.ndarray) -> np.ndarray:
         out = np.full((len(problems), self.trace_len), PAD)
         for index in np.unique(mode_index):

@@ -149,9 +149,7 @@ class Layers(Graphs[Problems]):
 
     def prompts(self, problems: Problems) -> np.ndarray:
         """int64[n, prompt_len]: the edges, start, goal, SEP."""
-        n, path = len(problems), self.paths(problems)[:, 0]
-        edges = self.edge_list(problems).reshape(n, self.graph_len)
-        return np.column_stack([edges, path[:, [0, -1]], np.full(n, self.sep)])
+        return self.print_prompts(self.edge_list(problems), self.paths(problems)[:, 0, [0, -1]])
 
     def identity(self, problems: Problems) -> np.ndarray:
         """uint64[n]: a hash of the set of printed edges."""

@@ -144,6 +144,8 @@ class Star(Stars[Problems]):
     fwd = property(lambda self: self.token("FWD"))
     rev = property(lambda self: self.token("REV"))
     back = property(lambda self: self.token("BACK"))  # SEARCH and BOTH return to the start
+    edges = property(lambda self: self.branches * (self.length - 1))
+    graph_nodes = property(lambda self: self.edges + 1)  # nodes of the graph, start included
 
     def __post_init__(self) -> None:
         self.require_fields(MODES, f"{self.branches} branches of length {self.length}", branches=1, length=2)
@@ -154,20 +156,10 @@ class Star(Stars[Problems]):
         return [("", self, np.ones(len(problems), dtype=bool))]
 
     @property
-    def edges(self) -> int:
-        """The number of printed edges."""
-        return self.branches * (self.length - 1)
-
-    @property
     def vocab_size(self) -> int:
         """The number of tokens: node labels, then special ones, up to the last that a mode needs."""
         last = "BACK" if "SEARCH" in self.mode_names else "EOS"
         return 1 + max(map(self.token, (last, *self.mode_names)))
-
-    @property
-    def graph_nodes(self) -> int:
-        """The number of nodes of the graph, start included."""
-        return self.edges + 1
 
     @property
     def trace_len(self) -> int:
@@ -219,10 +211,7 @@ class Star(Stars[Problems]):
 
     def prompts(self, problems: Problems) -> np.ndarray:
         """int64[n, prompt_len]: the edges, start, goal, SEP."""
-        n, right = len(problems), self.path(problems)
-        return np.column_stack(
-            [self.edge_list(problems).reshape(n, self.graph_len), right[:, [0, -1]], np.full(n, self.sep)]
-        )
+        return self.print_prompts(self.edge_list(problems), self.path(problems)[:, [0, -1]])
 
     def mode_traces(self, problems: Problems, mode_name: str) -> np.ndarray:
         token = self.mode_token(mode_name)
