@@ -17,7 +17,7 @@ from data_gen.star import OUTCOMES, Star, Stars
 from data_gen.task import PAD
 from data_gen.verifier import DFA
 
-Call = Callable[[Star, "Problems", np.ndarray], np.ndarray]
+Call = Callable[[Star, "Problems"], np.ndarray]
 
 
 @dataclass(frozen=True)
@@ -68,11 +68,11 @@ class Sizes(Stars[Problems]):
         return [(name, one, rows) for name, one, rows in shapes if rows.any()]
 
     def _gather(self, problems: Problems, width: int, call: Call) -> np.ndarray:
-        """One array [n, ..., width] of the results [n', ..., <= width] of call(star, problems, rows) for every size.
+        """One array [n, ..., width] of the results [n', ..., <= width] of call(star, problems) for every size.
 
         PAD fills the ends of narrower results.
         """
-        results = [(rows, call(one, problems[rows], rows)) for _, one, rows in self.shapes(problems)]
+        results = [(rows, call(one, problems[rows])) for _, one, rows in self.shapes(problems)]
         out = np.full((len(problems), *results[0][1].shape[1:-1], width), PAD)
         for rows, result in results:
             out[rows, ..., : result.shape[-1]] = result
@@ -83,30 +83,28 @@ class Sizes(Stars[Problems]):
         size = rng.integers(len(self.stars), size=n)
         graphs = self.stars[0].sample(rng, n)
         problems = Problems(graphs.labels, graphs.order, graphs.forked, size)
-        if self.branch_order == "published":
-            for index, one in enumerate(self.stars):
-                rows = size == index
-                problems.order[rows] = one.sample(rng, int(rows.sum())).order
-        return problems
+        return self.reprint(problems, rng) if self.branch_order == "published" else problems
 
     def reprint(self, problems: Problems, rng: Generator) -> Problems:
-        order = self._gather(problems, self.edges, lambda one, group, rows: one.reprint(group, rng).order)
+        order = self._gather(problems, self.edges, lambda one, group: one.reprint(group, rng).order)
         return replace(problems, order=order)
 
     def give_cue(self, problems: Problems, cued: np.ndarray) -> Problems:
-        order = self._gather(problems, self.edges, lambda one, group, rows: one.give_cue(group, cued[rows]).order)
-        return replace(problems, order=order)
+        order = self._gather(
+            problems, self.edges, lambda one, group: one.give_cue(group, np.ones(len(group), dtype=bool)).order
+        )
+        return replace(problems, order=np.where(cued[:, None], order, problems.order))
 
     def children(self, problems: Problems) -> np.ndarray:
         """The first node of every branch, int64[n, largest d], PAD past its last branch. Column 0 is right."""
         width = max(one.branches for one in self.stars)
-        return self._gather(problems, width, lambda one, group, rows: one.children(group))
+        return self._gather(problems, width, lambda one, group: one.children(group))
 
     def prompts(self, problems: Problems) -> np.ndarray:
-        return self._gather(problems, self.prompt_len, lambda one, group, rows: one.prompts(group))
+        return self._gather(problems, self.prompt_len, lambda one, group: one.prompts(group))
 
     def mode_traces(self, problems: Problems, mode_name: str) -> np.ndarray:
-        return self._gather(problems, self.trace_len, lambda one, group, rows: one.mode_traces(group, mode_name))
+        return self._gather(problems, self.trace_len, lambda one, group: one.mode_traces(group, mode_name))
 
     def dfa(self, problems: Problems) -> DFA:
         """The DFA of each problem's star. Those with fewer live states leave the last ones unused."""
@@ -122,4 +120,4 @@ class Sizes(Stars[Problems]):
     def walks(self, problems: Problems, stop: float, informed: float, rng: Generator, count: int) -> np.ndarray:
         """The walks of `Star.walks`, on every problem's own graph."""
         width = 3 + self.trace_len
-        return self._gather(problems, width, lambda one, group, rows: one.walks(group, stop, informed, rng, count))
+        return self._gather(problems, width, lambda one, group: one.walks(group, stop, informed, rng, count))
