@@ -50,6 +50,23 @@ def test_the_readme_is_short():
     assert len((ROOT / "README.md").read_text(encoding="utf-8").split()) <= 1000
 
 
+def front_lines() -> list[str]:
+    """The rows of the README's table, by the name of the run."""
+    star = {row["name"]: row["pass_at"] for row in COMMITTED["star"]["rows"]}
+    anchored = {row["run"]: {str(k): row[f"pass@{k}"] for k in KS} for row in COMMITTED["anchoring"]["rows"]}
+    rows = {
+        "base": star["base"],
+        "fine-tuned on forks (FORK_RATE 1)": star["FORK_RATE 1"],
+        "the same, anchored": anchored["anchored"],
+        "fine-tuned without forks (FORK_RATE 0)": star["FORK_RATE 0"],
+    }
+    return [f"| {name} | {' | '.join(map(cell, passes.values()))} |" for name, passes in rows.items()]
+
+
+def test_the_readme_has_the_main_results():
+    assert "\n".join(front_lines()) in TEXT
+
+
 @pytest.mark.parametrize("name", sorted(COMMITTED))
 def test_results_say_what_made_them(name):
     result = COMMITTED[name]
