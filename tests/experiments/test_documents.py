@@ -205,7 +205,7 @@ def rows_text(rows: list[dict], columns: list[str]) -> str:
     return "\n".join(f"| {' | '.join(cells)} |" for cells in lines)
 
 
-@pytest.mark.parametrize("name", ["law", "law-sizes", "law-arith"])
+@pytest.mark.parametrize("name", ["law", "law-confirm", "law-sizes", "law-arith"])
 def test_law_by_sigma(name):
     for band in (band for band in COMMITTED[name]["bands"] if band["checkpoints"]):
         errors = [f"{error['median']:.3f} / {error['worst']:.3f}" for error in [*band.values()][3:]]
@@ -213,11 +213,7 @@ def test_law_by_sigma(name):
 
 
 def test_law():
-    bands = COMMITTED["law"]["bands"]
-    claims = {(row["claim"], row.get("fork_rate")): row["estimate"] for row in COMMITTED["law"]["claims"]}
-    assert f"At FORK_RATE 1 the worst interval is {short(interval_text(claims['law', 1.0]['ci95'], ''))}" in TEXT
-    assert all(cell(claims[name, None]) in TEXT for name in ("law fails", "kurtosis, late"))
-    assert f"{sum(band['checkpoints'] for band in bands)} checkpoints" in TEXT
+    assert f"{sum(band['checkpoints'] for band in COMMITTED['law']['bands'])} checkpoints" in TEXT
 
 
 @pytest.mark.parametrize("name", ["formulas", "epochs", "movers"])
