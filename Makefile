@@ -55,7 +55,7 @@ STUDY_ARGS := $(PAIR_ARGS) $(if $(STUDY),reproduce.study=$(STUDY))
 SFT        := $(if $(FORK_RATE),sft.fork_rate=$(FORK_RATE)) $(if $(EPOCHS),sft.epochs=$(EPOCHS))
 
 .DEFAULT_GOAL := help
-.PHONY: help demo pretrain sft rl wise eval runs config figures claims report audit agreement bench capitals cluster-bench confirm gpu-check study frontier anchoring competence contrast rl-lab flips law layers sigma thinking sensitivity reproduce reproduce-full stops test test-all coverage faults lint clean
+.PHONY: help demo pretrain sft rl wise eval runs config figures claims report audit agreement bench capitals cluster-bench confirm gpu-check study frontier spread anchoring competence contrast rl-lab flips law layers sigma thinking sensitivity reproduce reproduce-full stops test test-all coverage faults lint clean
 
 help: ## print this list
 	@grep -hE '^[a-z-]+:.*## ' $(MAKEFILE_LIST) | sed -E 's/:.*## /\t/' | expand -t 12
@@ -129,6 +129,9 @@ study: $(ENV) ## run and evaluate a study [STUDY=stops TASK PRESET PAIRS CLUSTER
 frontier: $(ENV) ## run every mitigation and compare them with early stopping [TASK PRESET PAIRS CLUSTER ARGS]
 	@$(MINIFORK) frontier $(PAIR_ARGS) $(ARGS)
 
+spread: $(ENV) ## spread samples over the branches or the first tokens, and compare with independent ones [TASK PRESET PAIRS CLUSTER ARGS]
+	@$(MINIFORK) spread $(PAIR_ARGS) $(ARGS)
+
 anchoring: $(ENV) ## fine-tune with undecided tokens anchored, masked or as they are, and compare [TASK PRESET PAIRS CLUSTER ARGS]
 	@$(MINIFORK) anchoring $(PAIR_ARGS) $(ARGS)
 
@@ -167,6 +170,7 @@ reproduce-full: $(ENV) ## run every study (some 18 hours on two cores; continues
 	@$(STUDY_MAKE) reproduce PAIRS=5
 	@$(STUDY_MAKE) contrast PAIRS=3
 	@$(STUDY_MAKE) frontier
+	@$(STUDY_MAKE) spread PAIRS=3
 	@$(STUDY_MAKE) anchoring PAIRS=3
 	@$(STUDY_MAKE) law PAIRS=3
 	@$(STUDY_MAKE) rl-lab PAIRS=3
@@ -186,10 +190,10 @@ reproduce-full: $(ENV) ## run every study (some 18 hours on two cores; continues
 	@$(STUDY_MAKE) capitals
 	@$(STUDY_MAKE) report
 
-confirm: $(ENV) ## judge every claim on pairs of seeds and problems that nothing else uses (some 15 hours; continues where it stopped) [CLUSTER ARGS]
-	@for command in reproduce anchoring law flips contrast rl-lab frontier; do \
+confirm: $(ENV) ## judge every claim on pairs of seeds and problems that nothing else uses (some 12 hours; continues where it stopped) [CLUSTER ARGS]
+	@for command in reproduce anchoring law flips spread contrast rl-lab; do \
 		$(MINIFORK) $$command --config star preset=confirm $(PLACE_ARGS) || exit 1; done
-	@for study in star anchoring law flips rl_lab frontier; do \
+	@for study in star anchoring law flips spread rl_lab; do \
 		$(MINIFORK) claims --config star preset=confirm $(PLACE_ARGS) reproduce.study=$$study || exit 1; done
 	@for preset in search rationale; do \
 		$(MINIFORK) reproduce --config star preset=$$preset runs=runs/confirm/$$preset $(CONFIRM) || exit 1; done

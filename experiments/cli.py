@@ -14,6 +14,7 @@ COMMANDS = cli.COMMANDS | {
         "experiments.checks.cluster_bench:cluster_bench", "time jobs on a cluster of workers here"
     ),
     "frontier": Command("experiments.studies.frontier:frontier", "compare all mitigations with early stopping"),
+    "spread": Command("experiments.studies.stratified:spread", "spread samples over the tokens of one position"),
     "anchoring": Command("experiments.studies.anchoring:anchoring", "show what anchoring and masking do at forks"),
     "contrast": Command("experiments.studies.rl:contrast", "compare RL on forward and on reverse traces"),
     "rl-lab": Command("experiments.studies.rl_lab:rl_lab", "compare RL's updates with the gradients they stand for"),

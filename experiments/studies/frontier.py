@@ -32,7 +32,6 @@ from experiments.studies.early_stopping import (
     on_validation,
 )
 from experiments.studies.steps import evaluate_and_check, print_minutes
-from experiments.studies.stratified import first_token_line, spread_samples, stratified_line
 from experiments.study import Plan
 from minifork import runs
 from minifork.schema import Config
@@ -96,8 +95,7 @@ def validation_scores(config: Config, plans: list[Plan]) -> dict[str, dict]:
 
 def compare_with_early_stopping(config: Config, plans: list[Plan], results: ByEval) -> None:
     """Compare the runs of plans with their early-stopping curve; raises ValueError when one was not measured."""
-    tables: dict[str, list[dict]] = {"methods": [], "stratified": [], "first_tokens": []}
-    rows = tables["methods"]
+    rows: list[dict] = []
     for rate in sorted({plan.config.sft.fork_rate for plan in plans if plan.name == CROSS_ENTROPY}):
         of_rate = [plan for plan in plans if plan.config.sft.fork_rate == rate]
         plain = {plan.config.seed: plan for plan in of_rate if plan.name == CROSS_ENTROPY}
@@ -111,11 +109,8 @@ def compare_with_early_stopping(config: Config, plans: list[Plan], results: ByEv
             curves = compared_points(results, [*plain.values()], [*plain.values()], mode)[:, 1:]
             figure = draw_frontier(rows, curves, rate, mode_name)
             save_figure(figure, runs.task_folder(config) / "figures" / f"frontier-fork{rate:g}-{mode_name}.png")
-        for name, spread_rows in spread_samples(rate, results[config.eval], [*plain.values()]).items():
-            tables[name] += spread_rows
-    lines = [*map(stratified_line, tables["stratified"]), *map(first_token_line, tables["first_tokens"])]
-    print(frontier_table(rows), f"{pairs_text(config.reproduce.pairs)}; {RULE}", *lines, sep="\n")
-    write_result(config, "frontier", tables)
+    print(frontier_table(rows), f"{pairs_text(config.reproduce.pairs)}; {RULE}", sep="\n")
+    write_result(config, "frontier", {"methods": rows})
 
 
 def measured_methods(plans: list[Plan], results: ByEval) -> dict[str, list[Plan]]:

@@ -1,4 +1,4 @@
-"""What samples gain that are spread over the top tokens of one position.
+"""`make spread`: what samples gain that are spread over the top tokens of one position.
 
 First, the share of what d independent samples miss that d stratified ones find: one on each of d tokens, at the fork or
 elsewhere. Second, the decoder of arXiv 2605.17026, which spreads a pool of 64 samples over the top 8 first tokens. Its
@@ -15,13 +15,14 @@ import torch
 from torch import Tensor
 
 from data_gen.task import PAD
-from experiments.estimates import KS, difference_over_pairs, interval_text, probability_over_pairs, signed
-from experiments.results import Results
-from experiments.studies.steps import last_checkpoint
-from experiments.study import Plan
+from experiments.estimates import KS, difference_over_pairs, interval_text, pairs_text, probability_over_pairs, signed
+from experiments.results import Results, load_results, write_result
+from experiments.studies.steps import evaluate_and_check, last_checkpoint, make_runs, print_minutes
+from experiments.study import grouped
 from minifork.decoding import stratified
 from minifork.decoding.traces import TraceTree
 from minifork.measuring.problems import ProblemSet
+from minifork.schema import Config
 from minifork.statistics import intervals, passk
 
 POOL, FIRST_TOKENS = 64, 8  # of the decoder of arXiv 2605.17026: samples in its pool, first tokens they are spread over
@@ -30,17 +31,24 @@ Places = dict[str, tuple[np.ndarray, float]]  # pass@d float64[n] and a hit rate
 Decoders = dict[int, dict[str, np.ndarray]]  # pass@k float64[n, K] by number of first tokens and decoder
 
 
-def spread_samples(rate: float, results: Results, plans: list[Plan]) -> dict[str, list[dict]]:
-    """`recovered_shares` and `first_token_rows` of the last checkpoints of the runs of all pairs, at one FORK_RATE.
+def spread(config: Config) -> None:
+    """Make the missing runs, measure each after its last step, print the rows, write runs/<task>/spread.json.
 
-    They are called "stratified" and "first_tokens".
+    Raises ValueError naming a run that failed.
     """
-    by_pair = []
-    for plan in plans:
-        checkpoint = last_checkpoint(results, plan)
-        by_pair.append((branch_passes(results, *checkpoint), first_token_passes(results, *checkpoint)))
-    branches, first_tokens = zip(*by_pair, strict=True)
-    return {"stratified": recovered_shares(rate, branches), "first_tokens": first_token_rows(rate, first_tokens)}
+    with print_minutes("spread"):
+        plans = make_runs(config, "spread")
+        identities = {plan.identity for plan in plans}
+        evaluate_and_check(config, lambda checkpoint: checkpoint.final and checkpoint.run.identity in identities)
+        results = load_results(config)
+        rows: dict[str, list[dict]] = {"stratified": [], "first_tokens": []}
+        for rate, of_rate in grouped(plans, lambda plan: plan.config.sft.fork_rate).items():
+            last = [last_checkpoint(results, plan) for plan in of_rate]
+            rows["stratified"] += recovered_shares(rate, [branch_passes(results, *one) for one in last])
+            rows["first_tokens"] += first_token_rows(rate, [first_token_passes(results, *one) for one in last])
+        print(*map(stratified_line, rows["stratified"]), *map(first_token_line, rows["first_tokens"]), sep="\n")
+        print(pairs_text(config.reproduce.pairs))
+        write_result(config, "spread", rows)
 
 
 def branch_passes(results: Results, record: dict, problems: ProblemSet, tree: TraceTree) -> Places:

@@ -18,7 +18,7 @@ def test_the_file_that_ships():
 
 CONFIGS = {  # of the studies that claims are about
     "star": "star", "arith": "arith", "openers": "openers", "anchoring": "star", "search": "star preset=search",
-    "rationale": "star preset=rationale", "flips": "star", "frontier": "star", "law": "star",
+    "rationale": "star preset=rationale", "flips": "star", "spread": "star", "law": "star",
     "competence": "arith preset=competence", "layers": "layers", "rl_lab": "star",
 }  # fmt: skip
 

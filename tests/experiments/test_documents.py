@@ -122,11 +122,11 @@ def test_mitigations(rate, mode):
 
 
 def test_stratified():
-    for row in COMMITTED["frontier"]["stratified"]:
+    for row in COMMITTED["spread"]["stratified"]:
         recovered = " / ".join(f"{value:.3f}" for value in row["recovered"])
         line = f"| {row['spread_over']} | {recovered} | {interval_text(row['ci95'], '')} | {row['hit_rate']:.0%} |"
         assert short(line) in TEXT
-    for row in COMMITTED["frontier"]["first_tokens"]:
+    for row in COMMITTED["spread"]["first_tokens"]:
         cells = [f"{row['fork_rate']:g}", str(row["first_tokens"]), row["scoring"], str(row["k"])]
         cells += [f"{row[name]['mean']:.3f}" for name in ("iid", row["scoring"])] + [signed(row["gain"])]
         flattening = cell(row["flattening"]) if row["flattening"] else "-"
