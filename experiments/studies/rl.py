@@ -13,7 +13,15 @@ from itertools import chain
 
 import numpy as np
 
-from experiments.estimates import KS, difference_over_pairs, estimate_by_k, mean_over_pairs, pairs_text, signed
+from experiments.estimates import (
+    KS,
+    difference_over_pairs,
+    estimate_by_k,
+    mean_over_pairs,
+    pairs_text,
+    probability_over_pairs,
+    signed,
+)
 from experiments.results import Results, load_results, write_result
 from experiments.studies.early_stopping import (
     RULE,
@@ -80,9 +88,16 @@ def above_grpo(config: Config, results: Results, of_run: dict[str, list[Plan]]) 
 
 
 def _row(name: str, start: np.ndarray, end: np.ndarray) -> dict:
-    """The passes float64[pairs, K, n] of a run where it started and at its end, and their change."""
+    """The passes float64[pairs, K, n] of a run where it started and at its end, and their change.
+
+    start and end are means by k; pass_at is the end, with intervals.
+    """
     means = {place: passes.mean(axis=(0, 2)).tolist() for place, passes in (("start", start), ("end", end))}
-    return {"run": name} | means | {"change": estimate_by_k(difference_over_pairs, end, start)}
+    estimates = {
+        "pass_at": estimate_by_k(probability_over_pairs, end),
+        "change": estimate_by_k(difference_over_pairs, end, start),
+    }
+    return {"run": name} | means | estimates
 
 
 def mode_of(plan: Plan) -> str | None:
