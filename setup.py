@@ -1,8 +1,13 @@
+import re
+from pathlib import Path
+
 from setuptools import find_packages, setup
+
+VERSION = re.search(r'__version__ = "(.+)"', Path("minifork/__init__.py").read_text(encoding="utf-8"))
 
 setup(
     name="minifork",
-    version="0.2.0",
+    version=VERSION[1],
     description="Shows, exactly and in minutes, why fine-tuned reasoning models lose coverage",
     long_description=open("README.md", encoding="utf-8").read(),
     long_description_content_type="text/markdown",

@@ -1,4 +1,4 @@
-"""The effect, from Python: fine-tuning on traces full of forks raises pass@1 and lowers pass@64, exactly computed.
+"""Fine-tuning on traces full of forks raises pass@1 and lowers pass@64. Both are computed exactly.
 
 .venv/bin/python examples/quickstart.py        # about two minutes on two cores
 """

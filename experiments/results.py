@@ -16,7 +16,7 @@ from minifork.measuring.quantities import index_values
 from minifork.runs import Run
 from minifork.schema import Config
 from minifork.statistics import passk
-from minifork.storage.files import fingerprint, write_json
+from minifork.storage.files import fingerprint, write_sealed_json
 from minifork.values import full_key, typed_value
 
 
@@ -192,7 +192,7 @@ def _matches(run: Run, planned: dict[str, Any]) -> bool:
 
 def write_result(config: Config, name: str, content: dict) -> None:
     """Write what was computed as runs/<task>/<name>.json, after what made it."""
-    write_json(runs.task_folder(config) / f"{name}.json", runs.made_by(config) | content)
+    write_sealed_json(runs.task_folder(config) / f"{name}.json", runs.made_by(config) | content)
 
 
 def load_results(config: Config) -> Results:

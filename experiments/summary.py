@@ -11,7 +11,7 @@ from experiments.estimates import KS, estimate_by_k, estimate_text, pairs_text, 
 from experiments.results import Results, load_results
 from minifork import runs
 from minifork.schema import Config
-from minifork.storage.files import write_json
+from minifork.storage.files import write_sealed_json
 
 
 def write_summary(config: Config) -> None:
@@ -31,7 +31,7 @@ def write_summary(config: Config) -> None:
         "pairs": len(pairs),
         "rows": summary_rows(results, pairs),
     }
-    write_json(runs.task_folder(config) / "summary.json", result)
+    write_sealed_json(runs.task_folder(config) / "summary.json", result)
     print(f"{summary_table(result['rows'])}\n{pairs_text(len(pairs))}")
 
 

@@ -22,7 +22,7 @@ from experiments.results import Results, load_results
 from minifork import runs
 from minifork.schema import Config
 from minifork.statistics import intervals
-from minifork.storage.files import write_json
+from minifork.storage.files import write_sealed_json
 
 HOLDS, REFUTED, UNDECIDED, NOT_RUN = "holds", "refuted", "undecided", "not run"
 
@@ -45,7 +45,7 @@ def claims(config: Config) -> None:
     print(f"{count_text(rows)} on {estimates.pairs_text(len(pairs))}{provisional}")
     about = {"study": config.reproduce.study, "seeds": pairs, "wanted": pairs_needed, "of": results.fingerprint}
     result = runs.made_by(config) | about | {"claims": rows}
-    write_json(verdicts_file(config), result)
+    write_sealed_json(verdicts_file(config), result)
 
 
 def verdicts_file(config: Config) -> Path:

@@ -46,6 +46,7 @@ if TYPE_CHECKING:
     from minifork.statistics import intervals
     from minifork.statistics.passk import pass_at_k
 
+__version__ = "0.2.0"
 __all__ = [
     "Arith", "Layers", "Openers", "Policy", "Run", "Sizes", "Star", "Task", "any_of", "ask", "exact", "intervals",
     "language_model", "load", "pass_at_k", "pretrain", "problems", "remainder", "rl", "rollout", "sft", "split",

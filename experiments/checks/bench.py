@@ -31,7 +31,7 @@ from minifork.evaluation.targets import problems_for
 from minifork.gpt import GPT
 from minifork.models import new_model, pick_device
 from minifork.schema import Config, Optim
-from minifork.storage.files import write_json
+from minifork.storage.files import write_sealed_json
 from minifork.training import loop, losses, stages
 
 T = TypeVar("T")
@@ -78,7 +78,7 @@ def bench(config: Config) -> None:
     print_speeds(result)
     if device == "cuda":
         *_, result["gpu"] = bench_gpu(tree)
-    write_json(runs.task_folder(config) / "bench.json", result)
+    write_sealed_json(runs.task_folder(config) / "bench.json", result)
     print(json.dumps(result))
 
 

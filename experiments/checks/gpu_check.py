@@ -39,7 +39,7 @@ from minifork.measuring.problems import evaluation_problems
 from minifork.schema import Config
 from minifork.statistics import passk
 from minifork.statistics.agreement import randomised_pit, uniform_p
-from minifork.storage.files import write_json
+from minifork.storage.files import write_sealed_json
 from minifork.training import stages
 
 Rows = Iterator[tuple[str, Any]]
@@ -103,7 +103,7 @@ def run_part(part: str, rows: Rows, result: dict[str, Any], path: Path) -> None:
 
     def save() -> None:
         result["seconds"][part] = time.monotonic() - started
-        write_json(path, result)
+        write_sealed_json(path, result)
 
     save()
     try:

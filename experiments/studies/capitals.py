@@ -25,9 +25,9 @@ from minifork import library as mf
 from minifork.decoding.traces import accepted_share
 from minifork.language.patterns import any_of
 from minifork.measuring.quantities import pass_statistics
-from minifork.runs import command_line, processor
+from minifork.runs import made_with
 from minifork.statistics.agreement import randomised_pit, two_sample_pit, uniform_p, whole_counts
-from minifork.storage.files import fingerprint, read_json, write_json
+from minifork.storage.files import fingerprint, read_json, write_json, write_sealed_json
 from minifork.storage.weights import hash_of
 
 if TYPE_CHECKING:
@@ -78,10 +78,10 @@ def capitals(model: str) -> int:
             for start in CHECKS
         ]
         print(*map(check_text, checks), sep="\n")
-        made_by = {"command": command_line(), "config_hash": key, "machine": processor()}
         table_rows = [cells(row) for row in rows]
         print(table([{name: text(value) for name, value in row.items()} for row in table_rows]))
-        write_json(folder / "capitals.json", made_by | {"table": table_rows, "ways": rows, "checks": checks})
+        result = made_with(key) | {"table": table_rows, "ways": rows, "checks": checks}
+        write_sealed_json(folder / "capitals.json", result)
         save_figure(draw(rows), folder / "capitals.png")
         return int(any(check["p_value"] < LEVEL or check["contradicted"] for check in checks))
 

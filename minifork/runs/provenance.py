@@ -1,4 +1,4 @@
-"""The provenance that result files record: the command, the config, the machine."""
+"""The provenance that result files record: the command, the config, the machine, the version."""
 
 import platform
 import shlex
@@ -6,6 +6,7 @@ import sys
 from dataclasses import asdict
 from pathlib import Path
 
+import minifork
 from minifork.schema import Config
 from minifork.storage import files
 
@@ -31,9 +32,18 @@ def instruction_sets() -> list[str]:
 
 
 def made_by(config: Config) -> dict[str, str]:
-    """This process's command, the config's hash and the machine, as result files record them."""
-    config_hash = files.fingerprint(asdict(config))
-    return {"command": command_line(), "config_hash": config_hash, "machine": processor()}
+    """What made a result, as result files record it."""
+    return made_with(files.fingerprint(asdict(config)))
+
+
+def made_with(config_hash: str) -> dict[str, str]:
+    """This process's command, a config's hash, the machine and the version of minifork."""
+    return {
+        "command": command_line(),
+        "config_hash": config_hash,
+        "machine": processor(),
+        "version": minifork.__version__,
+    }
 
 
 def command_line() -> str:

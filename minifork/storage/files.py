@@ -58,6 +58,16 @@ def write_json(path: Path, value: Any) -> None:
     write_atomically(path, text.encode())
 
 
+def write_sealed_json(path: Path, value: dict) -> None:
+    """Write a JSON file with a checksum, by which `is_sealed` sees whether it was edited; errors as `write_json`."""
+    write_json(path, value | {"checksum": fingerprint(json.loads(json.dumps(value)))})
+
+
+def is_sealed(value: dict) -> bool:
+    """True if a mapping read from such a file is as it was written."""
+    return value.get("checksum") == fingerprint({key: entry for key, entry in value.items() if key != "checksum"})
+
+
 def read_json(path: Path, *needs: str) -> dict:
     """The mapping with these keys that a JSON file holds; raises ValueError naming the file when it holds none."""
     try:

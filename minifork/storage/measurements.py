@@ -6,7 +6,6 @@ code that measured. So measurements with other settings lie side by side, and no
 
 import contextlib
 import io
-import json
 from dataclasses import asdict, dataclass
 from pathlib import Path
 from typing import Any, cast
@@ -14,7 +13,7 @@ from typing import Any, cast
 import numpy as np
 
 from minifork.measure import Measurement
-from minifork.storage.files import digest, fingerprint, read_json, write_atomically, write_json
+from minifork.storage.files import digest, fingerprint, is_sealed, read_json, write_atomically, write_sealed_json
 
 MEASUREMENT_FORMAT = 1
 
@@ -57,7 +56,7 @@ def save_measurement(folder: Path, key: Key, measurement: Measurement) -> None:
     write_atomically(path.with_suffix(".npz"), arrays)
     stored = {"format": MEASUREMENT_FORMAT, "key": asdict(key), "record": measurement.record}
     stored |= {"check": measurement.check, "npz_hash": digest(arrays)}
-    write_json(path, stored | {"checksum": fingerprint(json.loads(json.dumps(stored)))})
+    write_sealed_json(path, stored)
 
 
 def load_measurement(folder: Path, key: Key) -> Measurement | None:
@@ -80,8 +79,7 @@ def _read(path: Path) -> Measurement:
     stored = read_json(path, "format", "key", "record", "check", "npz_hash", "checksum")
     arrays_path = path.with_suffix(".npz")
     content = arrays_path.read_bytes() if arrays_path.exists() else b""
-    checksum = stored.pop("checksum")
-    intact = (checksum, stored["npz_hash"]) == (fingerprint(stored), digest(content))
+    intact = is_sealed(stored) and stored["npz_hash"] == digest(content)
     if not intact or stored["format"] != MEASUREMENT_FORMAT or Key(**stored["key"]).file_stem != path.stem:
         raise ValueError(f"{path}: damaged or edited; remove it and run `minifork eval` again")
     with np.load(io.BytesIO(content)) as arrays:

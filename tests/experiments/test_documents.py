@@ -12,11 +12,13 @@ from typing import ClassVar
 import numpy as np
 import pytest
 
+import minifork as mf
 from experiments.checks import bench
 from experiments.claims import FILE, read_claims
 from experiments.estimates import KS, estimate_text, interval_text, signed
 from experiments.studies.early_stopping import gap_text
 from experiments.summary import summary_table
+from minifork.storage import files
 
 ROOT = Path(__file__).parents[2]
 COMMITTED = {
@@ -71,6 +73,26 @@ def test_the_readme_has_the_main_results():
 def test_results_say_what_made_them(name):
     result = COMMITTED[name]
     assert result["command"] and result["config_hash"] and result["machine"]
+
+
+OLDER = {  # results from before files had a version and a checksum
+    "anchoring", "anchoring-arith", "anchoring-sizes", "arith", "bench-cpu", "capitals", "claims-anchoring",
+    "claims-flips", "claims-law", "claims-search", "claims-spread", "claims-star", "cluster-bench", "competence",
+    "contrast", "efficiency-layers", "efficiency-star", "flips", "frontier", "gpu-nvidia-h200", "law",
+    "law-arith", "law-confirm", "law-sizes", "layers", "mixed", "rationale", "rationale-claims", "rl-lab",
+    "search", "sensitivity", "sigma", "spread", "star", "star-h200", "star-h200-claims", "thinking-openers",
+    "thinking-search",
+}  # fmt: skip
+
+
+@pytest.mark.parametrize("name", sorted(COMMITTED))
+def test_results_are_of_this_version_and_as_they_were_written(name):
+    result = COMMITTED[name]
+    if name in OLDER:
+        assert "checksum" not in result
+    else:
+        assert result["version"] == mf.__version__, f"{name}: made by another version, make it again"
+        assert files.is_sealed(result), f"{name}: edited after it was written"
 
 
 @pytest.mark.parametrize("name", sorted(name for name, result in COMMITTED.items() if "train_minutes" in result))
