@@ -84,3 +84,11 @@ def test_fingerprints():
     assert files.fingerprint({"a": 1, "b": [2]}) == files.fingerprint({"b": [2], "a": 1})
     values = [{"a": 1}, {"a": 1.5}, {"a": "1"}, {"a": True}, {"b": 1}, ["a", 1], None]
     assert len({files.fingerprint(value) for value in values}) == len(values)
+
+
+def test_a_seal_shows_an_edit(tmp_path):
+    path = tmp_path / "result.json"
+    files.write_sealed_json(path, {"value": 0.1, 1: [1, 2]})
+    result = files.read_json(path)
+    assert files.is_sealed(result) and not files.is_sealed({"value": 0.1})
+    assert not files.is_sealed(result | {"value": 0.2}) and not files.is_sealed(result | {"more": 1})
