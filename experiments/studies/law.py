@@ -12,11 +12,9 @@ from dataclasses import replace
 from operator import itemgetter
 
 import numpy as np
-from matplotlib.figure import Figure
 
 from experiments.claims import PRIMARY_LEVEL
 from experiments.curves import has_fork, symmetrised
-from experiments.drawing import EPOCH_COLOURS, default_settings, panels, save_figure
 from experiments.estimates import mean_over_pairs, table
 from experiments.results import Results, load_results, write_result
 from experiments.studies.steps import evaluate_and_check, make_runs, print_minutes
@@ -40,29 +38,26 @@ FROM_MOMENTS = {
 
 
 def law(config: Config) -> None:
-    """Run and evaluate what is missing, predict, compare.
-
-    Writes law.json, law-rows.json (every checkpoint) and figures/law.png in runs/<task>/.
+    """Run and evaluate what is missing, predict, compare; writes law.json and law-rows.json (every checkpoint).
 
     Raises ValueError naming a stage that failed, and when no checkpoint is in the law's scope.
     """
     with print_minutes("law"):
         make_runs(config, "law")
         rows: list[dict] = []
-        folder = runs.task_folder(config)
         for data in dict.fromkeys(run.config.data.printed("shuffled") for run in runs.all_runs(config)):
             of_data = replace(config, data=data)
             evaluate_and_check(of_data)
             rows += checkpoint_rows(load_results(of_data))
         scored = [row for row in rows if row["r"] >= laws.MIN_R]
         if not scored:
+            place = runs.task_folder(config)
             raise ValueError(
-                f"{folder}: no checkpoint has a mean r of {laws.MIN_R} or more at a fork; fine-tune on forks"
+                f"{place}: no checkpoint has a mean r of {laws.MIN_R} or more at a fork; fine-tune on forks"
             )
         bands = [band_row(scored, low, high) for low, high in zip(BANDS, BANDS[1:], strict=False)]
         write_result(config, "law", {"ks": KS, "bands": bands, "claims": claim_rows(scored)})
         write_result(config, "law-rows", {"ks": KS, "rows": rows})
-        save_figure(draw_law(scored), folder / "figures" / "law.png")
         print(table([band for band in bands if band["checkpoints"]], "{median:.3f} (worst {worst:.3f})".format_map))
 
 
@@ -217,20 +212,3 @@ def band_row(rows: list[dict], low: float, high: float) -> dict:
         errors = [np.abs(np.subtract(row[predicted], row[curve])).max() for row in inside if predicted in row]
         band[name] = {"median": float(np.median(errors)), "worst": float(np.max(errors))} if errors else None
     return band
-
-
-@default_settings()
-def draw_law(rows: list[dict]) -> Figure:
-    """Three checkpoints in scope of the plain run at the largest FORK_RATE: exact points, the law as lines."""
-    (figure, (axes,)), ks = panels(1, 6, 4), 2.0 ** np.arange(0, 10.25, 0.25)
-    plain = max(rows, key=lambda row: row.get("plain_fork_rate", 0))
-    of_run = [row for row in rows if all(row[key] == plain[key] for key in ("stage", "run", "branches"))]
-    for i, row in enumerate([of_run[0], of_run[len(of_run) // 2], of_run[-1]]):
-        colour, label = EPOCH_COLOURS(i / 2.5), f"sigma {row['sigma']:.1f} (epoch {row['epoch']})"
-        curve = laws.law_pass_at_k(row["r"], laws.path_points([row["sigma"]], row["branches"]), ks)
-        axes.plot(ks, curve, color=colour, linestyle=("-", "--", ":")[i])
-        axes.plot(KS, row["symmetrised"], color=colour, marker="osD"[i], linestyle="", label=label)
-    axes.set_xscale("log", base=2)
-    axes.set(xlabel="k (samples)", ylabel="pass@k given FWD", ylim=(0, 1.02), title="exact (points), law (lines)")
-    axes.legend()
-    return figure
