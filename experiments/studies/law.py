@@ -51,10 +51,8 @@ def law(config: Config) -> None:
             rows += checkpoint_rows(load_results(of_data))
         scored = [row for row in rows if row["r"] >= laws.MIN_R]
         if not scored:
-            place = runs.task_folder(config)
-            raise ValueError(
-                f"{place}: no checkpoint has a mean r of {laws.MIN_R} or more at a fork; fine-tune on forks"
-            )
+            folder = runs.task_folder(config)
+            raise ValueError(f"{folder}: no checkpoint has a mean r of {laws.MIN_R} or more at a fork; train on forks")
         bands = [band_row(scored, low, high) for low, high in zip(BANDS, BANDS[1:], strict=False)]
         write_result(config, "law", {"ks": KS, "bands": bands, "claims": claim_rows(scored)})
         write_result(config, "law-rows", {"ks": KS, "rows": rows})
