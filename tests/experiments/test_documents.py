@@ -50,7 +50,7 @@ OLDER = {  # results from before files had a version and a checksum
     "anchoring-arith", "anchoring-sizes", "arith", "bench-cpu", "capitals", "claims-flips", "cluster-bench",
     "competence", "contrast", "efficiency-layers", "efficiency-star", "flips", "frontier", "gpu-nvidia-h200",
     "law", "law-arith", "law-sizes", "layers", "mixed", "rationale", "rationale-claims", "rl-lab", "sensitivity",
-    "sigma", "star-h200", "star-h200-claims", "thinking-openers", "thinking-search",
+    "sigma", "star-h200", "star-h200-claims", "thinking-openers",
 }  # fmt: skip
 
 
