@@ -61,3 +61,10 @@ def test_at_full_size(capsys):
     printed = rows(capsys.readouterr().out)
     base, tuned = printed["base"], printed["SFT, epoch 32"]
     assert tuned[0] > base[0] + 0.1 and tuned[2] < base[2] - 0.05
+
+
+def test_the_notebook_shows_its_outputs():
+    notebook = json.loads((EXAMPLES / "quickstart.ipynb").read_text(encoding="utf-8"))
+    outputs = [output for cell in notebook["cells"] for output in cell.get("outputs", [])]
+    printed = "".join("".join(output.get("text", "")) for output in outputs)
+    assert "SFT, epoch 32" in printed and any("image/png" in output.get("data", {}) for output in outputs)

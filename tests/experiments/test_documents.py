@@ -49,8 +49,8 @@ def test_results_say_what_made_them(name):
 OLDER = {  # results from before files had a version and a checksum
     "anchoring-arith", "anchoring-sizes", "arith", "bench-cpu", "capitals", "cluster-bench", "competence",
     "contrast", "efficiency-layers", "efficiency-star", "frontier", "gpu-nvidia-h200", "law", "law-arith",
-    "law-sizes", "layers", "mixed", "rationale", "rationale-claims", "rl-lab", "sensitivity", "sigma",
-    "star-h200", "star-h200-claims", "thinking-openers",
+    "law-sizes", "layers", "mixed", "rl-lab", "sensitivity", "sigma", "star-h200", "star-h200-claims",
+    "thinking-openers",
 }  # fmt: skip
 
 
