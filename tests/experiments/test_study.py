@@ -35,7 +35,7 @@ SHIPPED = {  # the tasks of each study, with a preset after a colon
     "competence": "arith:competence",
     "demo": "star:demo",
     "frontier": "star star:small star:search arith arith:small sizes",
-    **dict.fromkeys(("sensitivity", "rl", "rl_lab", "stops", "anchoring", "flips"), "star star:small"),
+    **dict.fromkeys(("sensitivity", "rl", "rl_lab", "stops", "anchoring", "flips", "spread"), "star star:small"),
 }
 
 

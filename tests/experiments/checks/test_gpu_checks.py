@@ -139,7 +139,12 @@ def test_parts_that_break(tmp_path):
 def test_the_check_fails_where_a_part_does(small_check, empty, monkeypatch, capsys):
     for part in ("samples", "agree", "time_backends"):
         monkeypatch.setattr(gpu_check, part, lambda config, part=part: iter([("failed", int(part == "samples"))]))
-    monkeypatch.setattr(gpu_check.stages, "sft", lambda *given, **more: {}["no such fine-tuning"])
+    train = gpu_check.stages.train
+
+    def only_bases(config, stage, resume):
+        return train(config, stage, resume) if stage == "base" else {}["no such fine-tuning"]
+
+    monkeypatch.setattr(gpu_check.stages, "train", only_bases)
     assert empty("gpu-check", *SMALL) == 1
     assert "FAILED: training, samples; written to" in capsys.readouterr().out
     result = json.loads(small_check.read_text(encoding="utf-8"))
