@@ -1,7 +1,7 @@
 """Tasks whose prompts print a graph edge by edge, and the tokens, traces and walks that they have in common.
 
-Labels of nodes are the first tokens. Tokens of other classes (numbers) may follow, then those with a name of their own:
-the modes, SEP, EOS, ...
+The vocabulary begins with the node labels. Tokens of other classes, such as numbers, may follow. The special tokens are
+last: the modes, SEP, EOS and so on.
 """
 
 from abc import abstractmethod
@@ -31,7 +31,7 @@ ERRORS: dict[str, tuple[str, ...]] = {
 class Graphs(Task[P]):
     """A task whose prompts print a graph. By default nodes are the only labels, and a query names start and goal.
 
-    special: the tokens that have a name of their own, in their order; outcomes: of its automata; errors: the outcome of
+    special: the names of the special tokens, in their order; outcomes: of its automata; errors: the outcome of
     a wrong token of each class, by the kind of token that is due.
     """
 
