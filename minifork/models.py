@@ -1,4 +1,4 @@
-"""Models of a config: the device to use, and a freshly initialised model of the config's shape."""
+"""Models of a config: the device to use, its name, and a freshly initialised model of the config's shape."""
 
 import torch
 
@@ -12,6 +12,11 @@ def pick_device(config: Config) -> str:
     if config.device == "cuda" and not available:
         raise ValueError("device=cuda: torch sees no CUDA device here; use device=auto")
     return "cuda" if available and config.device != "cpu" else "cpu"
+
+
+def device_name(device: str) -> str:
+    """What records call a device: the name of the GPU's model, or "cpu"."""
+    return torch.cuda.get_device_name() if device == "cuda" else device
 
 
 def new_model(config: Config, seed: int) -> GPT:

@@ -66,7 +66,6 @@ def bench(config: Config) -> None:
     flops["rollout"] = decoded * flops_a_token(model, tree.prompts.length + tree.max_new)
     machine = {
         **runs.made_by(config),
-        "device": torch.cuda.get_device_name() if device == "cuda" else "cpu",
         "cores": cores(),
         "threads": torch.get_num_threads(),
         "instruction_sets": runs.instruction_sets(),

@@ -72,7 +72,7 @@ def gpu_check(config: Config) -> int:
         return 0
     device, name = gpu
     print(f"gpu-check on one {name}, torch {torch.__version__}", flush=True)
-    result: dict[str, Any] = runs.made_by(config) | {"device": name, "torch": torch.__version__, "seconds": {}}
+    result: dict[str, Any] = runs.made_by(config) | {"torch": torch.__version__, "seconds": {}}
     plan = replace(config.sft, epochs=EPOCHS, fork_rate=engines.FORK_RATES[-1])
     folder = str(Path(config.runs) / "gpu-check")
     config = replace(config, device=device, runs=folder, base_seed=SEED, seed=SEED, sft=plan)

@@ -1,4 +1,4 @@
-"""The provenance that result files record: the command, the config, the machine, the version."""
+"""The provenance that result files record: the command, the config, the machine, the device, the version."""
 
 import platform
 import shlex
@@ -32,8 +32,10 @@ def instruction_sets() -> list[str]:
 
 
 def made_by(config: Config) -> dict[str, str]:
-    """What made a result, as result files record it."""
-    return made_with(files.fingerprint(asdict(config)))
+    """What made a result, as result files record it. Raises ValueError when the config's device is missing."""
+    from minifork.models import device_name, pick_device  # needs torch, which takes seconds to import
+
+    return made_with(files.fingerprint(asdict(config))) | {"device": device_name(pick_device(config))}
 
 
 def made_with(config_hash: str) -> dict[str, str]:

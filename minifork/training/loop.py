@@ -24,6 +24,7 @@ from tqdm import tqdm
 from data_gen.walks import IGNORE
 from minifork.gpt import GPT
 from minifork.interrupts import held_back
+from minifork.models import device_name
 from minifork.runs import METRICS, WEIGHTS, Run, processor
 from minifork.schema import Optim
 from minifork.storage.files import write_atomically
@@ -159,7 +160,7 @@ def _new_leg(step: int, device: str) -> dict[str, Any]:
         "machine": processor(),
         "architecture": platform.machine(),
         "capability": torch.backends.cpu.get_cpu_capability(),
-        "device": torch.cuda.get_device_name() if device == "cuda" else device,
+        "device": device_name(device),
         "torch": str(torch.__version__),  # a plain str, which weights_only can read
         "threads": torch.get_num_threads(),
     }

@@ -11,6 +11,7 @@ import torch
 
 from experiments import executors, study
 from minifork import runs
+from minifork.config import load_config
 from minifork.storage import files
 from tests.helpers.pipeline import (
     SFT,
@@ -75,6 +76,14 @@ def test_a_kill_between_checkpoint_and_record_loses_no_leg(empty, monkeypatch):
         assert empty("pretrain") == 130
     assert empty("pretrain", "--resume") == 0
     assert [(leg["from"], leg["to"]) for leg in runs.read_run(empty.run("base")).record["legs"]] == [(0, 4), (4, 40)]
+
+
+def test_results_name_the_device(monkeypatch):
+    assert runs.made_by(load_config("star"))["device"] == "cpu"
+    monkeypatch.setattr(torch.cuda, "is_available", lambda: True)
+    monkeypatch.setattr(torch.cuda, "get_device_name", lambda: "a GPU")
+    assert runs.made_by(load_config("star"))["device"] == "a GPU"
+    assert runs.made_by(load_config("star", ["device=cpu"]))["device"] == "cpu"
 
 
 # Records that cannot be read
