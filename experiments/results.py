@@ -116,6 +116,11 @@ class Results:
         tuned = {record["base_seed"] for record in self.select({"sft.fork_rate": ANY})}
         return sorted(pair for pair in tuned if self.select(stage="base", pair=pair))
 
+    @property
+    def train_minutes(self) -> float:
+        """The training time of all runs, summed. Bases use all cores, other runs one core each."""
+        return round(sum(run.record["seconds"] for run in self.runs.values() if run.stage != "wise") / 60, 1)
+
     def complete_pairs(self) -> list[int]:
         """The pairs that have every run of the config's study; where none has, all with a base and a fine-tuning.
 

@@ -15,24 +15,21 @@ from minifork.storage.files import write_sealed_json
 
 
 def write_summary(config: Config) -> None:
-    """Write runs/<task>/summary.json from what was measured and print its table.
-
-    train_minutes sums the training time of all runs. Bases use all cores, other runs one core each.
-    """
+    """Write runs/<task>/summary.json from what was measured and print its table."""
     results = load_results(config)
     pairs = results.complete_pairs()
-    seconds = sum(run.record["seconds"] for run in results.runs.values() if run.stage != "wise")
+    rows = summary_rows(results, pairs)
     result = {
         "task": config.task,
         "study": config.reproduce.study,
         "runs": config.runs,
         **runs.made_by(config),
-        "train_minutes": round(seconds / 60, 1),
+        "train_minutes": results.train_minutes,
         "pairs": len(pairs),
-        "rows": summary_rows(results, pairs),
+        "rows": rows,
     }
     write_sealed_json(runs.task_folder(config) / "summary.json", result)
-    print(f"{summary_table(result['rows'])}\n{pairs_text(len(pairs))}")
+    print(f"{summary_table(rows)}\n{pairs_text(len(pairs))}")
 
 
 def summary_rows(results: Results, pairs: list[int]) -> list[dict]:

@@ -43,8 +43,15 @@ def claims(config: Config) -> None:
     print(verdicts_text(rows))
     provisional = "" if len(pairs) >= pairs_needed else f"; provisional, {pairs_needed} pairs are wanted"
     print(f"{count_text(rows)} on {estimates.pairs_text(len(pairs))}{provisional}")
-    about = {"study": config.reproduce.study, "seeds": pairs, "wanted": pairs_needed, "of": results.fingerprint}
-    result = runs.made_by(config) | about | {"claims": rows}
+    result = {
+        **runs.made_by(config),
+        "train_minutes": results.train_minutes,
+        "study": config.reproduce.study,
+        "seeds": pairs,
+        "wanted": pairs_needed,
+        "of": results.fingerprint,
+        "claims": rows,
+    }
     write_sealed_json(verdicts_file(config), result)
 
 

@@ -9,7 +9,7 @@ import pytest
 
 from experiments import claims, verdicts
 from experiments.claims import Claim, Reported, Term
-from experiments.results import Results
+from experiments.results import Results, load_results
 from minifork import config as configs
 from minifork import runs
 from minifork.evaluation.files import array_name
@@ -238,6 +238,7 @@ def test_the_command_judges_the_runs_of_its_config_only(copy, capsys):
     assert "search" not in by_id
     assert [by_id[name] for name in ("gain", "no-forks", "rl-forward")] == ["refuted", "not run", "not run"]
     assert (written["study"], written["seeds"], written["wanted"]) == ("star", [0], 5)
+    assert written["train_minutes"] == load_results(pipeline.config()).train_minutes
     assert "on 1 pair of seeds" in (out := capsys.readouterr().out) and "provisional, 5 pairs are wanted" in out
     assert "no pair of a base and its fine-tuning" in pipeline.refused(capsys, "claims", "sft.epochs=5")
     assert pipeline("claims", "reproduce.study=sizes") == 0
