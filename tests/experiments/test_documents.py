@@ -26,11 +26,13 @@ def test_the_readme_is_short():
 def front_lines() -> list[str]:
     """The rows of the README's table, by the name of the run."""
     star = {row["name"]: row["pass_at"] for row in COMMITTED["star"]["rows"]}
+    rl = {row["run"]: row["pass_at"] for row in COMMITTED["contrast"]["runs"]}
     anchored = {row["run"]: {str(k): row[f"pass@{k}"] for k in KS} for row in COMMITTED["anchoring"]["rows"]}
     rows = {
         "base": star["base"],
         "fine-tuned on forks (FORK_RATE 1)": star["FORK_RATE 1"],
         "the same, anchored": anchored["anchored"],
+        "RL on forks (GRPO, forward)": rl["forward, GRPO"],
         "fine-tuned without forks (FORK_RATE 0)": star["FORK_RATE 0"],
     }
     return [f"| {name} | {' | '.join(map(cell, passes.values()))} |" for name, passes in rows.items()]
@@ -47,7 +49,7 @@ def test_results_say_what_made_them(name):
 
 
 OLDER = {  # results from before files had a version and a checksum
-    "anchoring-arith", "anchoring-sizes", "bench-cpu", "capitals", "cluster-bench", "competence", "contrast",
+    "anchoring-arith", "anchoring-sizes", "bench-cpu", "capitals", "cluster-bench", "competence",
     "efficiency-layers", "efficiency-star", "frontier", "law", "law-arith", "law-sizes", "layers", "mixed",
     "rl-lab", "sensitivity", "sigma", "thinking-openers",
 }  # fmt: skip
