@@ -5,6 +5,7 @@ with a measured number that no result gives.
 """
 
 import re
+from collections import Counter
 
 import numpy as np
 import pytest
@@ -98,9 +99,16 @@ def test_verdicts(name):
         assert (f"`{row['id']}`" if row["verdict"] == "not run" else verdict_line(row)) in TEXT, row["id"]
 
 
-def test_claims_that_are_not_judged_are_named():
-    judged = {row["id"] for name, result in COMMITTED.items() if name.startswith("claims-") for row in result["claims"]}
-    assert all(f"`{claim.id}`" in TEXT for claim in read_claims(FILE)[1] if claim.id not in judged)
+def test_claims_are_counted_and_those_not_judged_are_named():
+    rows = [row for name, result in COMMITTED.items() if name.startswith("claims-") for row in result["claims"]]
+    verdicts = Counter(row["verdict"] for row in rows)
+    holds, judged = verdicts["holds"], len(rows) - verdicts["not run"]
+    assert (
+        f"{holds} of {judged} judged claims hold, {verdicts['refuted']} are refuted, {verdicts['undecided']} are"
+        in TEXT
+    )
+    ids = {row["id"] for row in rows}
+    assert all(f"`{claim.id}`" in TEXT for claim in read_claims(FILE)[1] if claim.id not in ids)
 
 
 @pytest.mark.parametrize(("rate", "mode"), [(1, "free"), (1, "FWD"), (0.5, "free")])
