@@ -1,7 +1,7 @@
 """Makes the runs of a study on a Dask cluster. Workers need this package, and need not see the driver's folder.
 
 The driver is the process that runs the study. A job is one run, trained and measured. It carries the weights that the
-run starts from, and brings back what is needed of the run. A worker that sees the driver's folder works there instead.
+run starts from, and brings back all but the state of the optimizer. A worker with the driver's folder works there.
 
 A worker makes a run in a process of its own (`experiments.jobs`), which ends with it. The scheduler then gives the job
 to another worker. Two workers never write into one folder, as every run's folder is locked while it is made. How to
@@ -26,8 +26,9 @@ import minifork
 from experiments.jobs import MAX_ATTEMPTS, Processes, make_on_one_core
 from experiments.schedule import run_side_by_side
 from experiments.study import Plan
-from experiments.transfer import Files, needed_epochs, result_files, start_files, store, write_files
+from experiments.transfer import Files, result_files, start_files, store, write_files
 from minifork import runs
+from minifork.models import pick_device
 from minifork.schema import Config
 from minifork.storage.files import digest
 from minifork.storage.locks import locked
@@ -52,23 +53,20 @@ INSTALL = "pip install 'minifork[cluster]'"
 class Job:
     """A run to make on a worker.
 
-    plan: the run; its `runs` is the driver's folder as an absolute path. starts: what it starts from. epochs: those
-    whose weights are to be brought back, None for all. marker: a file that only workers with the driver's folder see.
-    code: the version of the driver's code.
+    plan: the run; its `runs` is the driver's folder as an absolute path. starts: what it starts from. marker: a file
+    that only workers with the driver's folder see. code: the version of the driver's code.
     """
 
     plan: Plan
     starts: Files
-    epochs: frozenset[int | None] | None
     marker: Path
     code: str
 
 
-def run_on_cluster(plans: Sequence[Plan], snapshots: bool) -> None:
+def run_on_cluster(plans: Sequence[Plan]) -> None:
     """Make the runs of plans on the cluster `reproduce.cluster`, their parents among them.
 
-    snapshots: whether the weights of every epoch are to be brought back. Raises ValueError when there is no such
-    cluster or its workers have other code, and as `run_side_by_side` does.
+    Raises ValueError when there is no such cluster or its workers have other code, and as `run_side_by_side` does.
     """
     config = plans[0].config
     with connected(config) as client, _marker(config) as marker:
@@ -76,8 +74,7 @@ def run_on_cluster(plans: Sequence[Plan], snapshots: bool) -> None:
 
         def submit(plan: Plan) -> Future:
             absolute = replace(plan.config, runs=str(Path(plan.config.runs).resolve()))
-            epochs = None if snapshots else frozenset(needed_epochs(plan, plans))
-            return executor.submit(make, Job(replace(plan, config=absolute), start_files(plan), epochs, marker, code))
+            return executor.submit(make, Job(replace(plan, config=absolute), start_files(plan), marker, code))
 
         run_side_by_side(plans, submit, reason_of, lambda: JOBS_A_WORKER * len(client.nthreads()))
 
@@ -101,7 +98,7 @@ def _one_line(error: BaseException) -> str:
 
 
 def make(job: Job) -> tuple[str, Files]:
-    """Make the run of a job and measure it; returns the reason why it failed, or "", and what is needed of the run.
+    """Make the run of a job and measure it; returns the reason why it failed, or "", and the files of the run.
 
     Where the driver's folder is not here, it is made in a folder of the worker's, which is removed once the run is
     finished. Raises ValueError for a worker with other code, OSError for one that cannot write, RuntimeError when the
@@ -123,7 +120,7 @@ def _make_in_scratch(job: Job, scratch: Path) -> tuple[str, Files]:
         write_files(job.starts, runs.task_folder(plan.config))
         if reason := make_on_one_core(plan, Processes(), measure=True):
             return f"{socket.gethostname()}: {reason}", {}
-        files = result_files(runs.require_run(plan.config, plan.stage), job.epochs)
+        files = result_files(runs.require_run(plan.config, plan.stage))
         shutil.rmtree(scratch)
     return "", files
 
@@ -174,7 +171,7 @@ def connected(config: Config) -> Iterator[Any]:
 
 
 def _check(client: Any, config: Config) -> None:
-    """Raise ValueError unless there are workers and all have the driver's packages and code."""
+    """Raise ValueError unless there are workers and all have the driver's packages, code and kind of device."""
     from distributed.versions import VersionMismatchWarning
 
     try:
@@ -186,10 +183,12 @@ def _check(client: Any, config: Config) -> None:
         raise ValueError(f"{config.reproduce.cluster} has no worker; start one with `dask worker`") from None
     except VersionMismatchWarning as error:
         raise ValueError(f"workers have other versions of packages: {_one_line(error)}") from None
-    for worker, version in client.run(_version_function()).items():
+    for worker, (version, gpu) in client.run(_describe_function()).items():
         if version != code_version():
             has = "no minifork" if version is None else "other code of minifork"
             raise ValueError(f"{worker} has {has}; install the driver's version there")
+        if config.device == "auto" and gpu != (pick_device(config) == "cuda"):  # the driver would measure all again
+            raise ValueError(f"{worker} has {'a' if gpu else 'no'} GPU, unlike the driver; give device=cpu")
 
 
 def _allow_failures(client: Any) -> None:
@@ -201,20 +200,22 @@ def _allow_failures(client: Any) -> None:
     client.run_on_scheduler(allow)
 
 
-def _version_function() -> Callable[[], str | None]:
-    """A function that gives the version of this package's code, None without it.
+def _describe_function() -> Callable[[], tuple[str | None, bool]]:
+    """A function that gives the version of this package's code, None without it, and whether there is a GPU.
 
     It is sent by value, as it is defined inside another one. So it can be called where the package is missing.
     """
 
-    def version() -> str | None:
+    def describe() -> tuple[str | None, bool]:
         try:
+            import torch
+
             from experiments.cluster import code_version
         except ImportError:
-            return None
-        return code_version()
+            return None, False
+        return code_version(), torch.cuda.is_available()
 
-    return version
+    return describe
 
 
 @contextlib.contextmanager

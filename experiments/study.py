@@ -173,6 +173,8 @@ def _check(config: Config, stage: str) -> None:
         stages.check_rl(config)
     if stage == "wise" and len(config.wise.shares) > 1:
         raise ValueError(f"wise.weights is {config.wise.weights!r}: a run has one share, give a list of words")
+    if stage == "wise" and config.wise.early not in (kept := [0, *runs.epochs_of(config, "sft")[:-1]]):
+        raise ValueError(f"wise.early is {config.wise.early}: give one of {', '.join(map(str, kept))} (0: the base)")
 
 
 def _filled(text: str, values: dict[str, Any]) -> str:

@@ -1,11 +1,10 @@
-"""Moves runs between machines that share no folder: what a run starts from, and what is needed of it afterwards.
+"""Moves runs between machines that share no folder: what a run starts from, and what it made.
 
 Files are contents by their paths below a task's folder, such as {"base-seed0-1a2b3c4d/run.json": b"..."}. Weights
 travel without the state of their optimizer.
 """
 
 import json
-from collections.abc import Collection, Iterable
 from pathlib import Path
 
 from experiments.study import Plan
@@ -34,19 +33,12 @@ def start_files(plan: Plan) -> Files:
     return files
 
 
-def needed_epochs(plan: Plan, plans: Iterable[Plan]) -> set[int | None]:
-    """The epochs of a plan's run whose weights the runs of other plans start from."""
-    starts = ((child.config, start) for child in plans for start in starts_of(child))
-    return {epoch for config, (stage, epoch) in starts if runs.identity(config, stage) == plan.identity}
-
-
-def result_files(run: Run, epochs: Collection[int | None] | None) -> Files:
-    """The record, metrics and measurements of a finished run, its last weights and those of ``epochs`` (None: all)."""
+def result_files(run: Run) -> Files:
+    """The record, metrics, measurements and weights of a finished run."""
     paths = [run.folder / METRICS, *sorted((run.folder / "eval").glob("[!.]*"))]
     files = {f"{run.name}/{path.relative_to(run.folder)}": path.read_bytes() for path in paths if path.exists()}
     for checkpoint in run.checkpoints():
-        if checkpoint.final or epochs is None or checkpoint.epoch in epochs:
-            files |= _checkpoint_files(checkpoint)
+        files |= _checkpoint_files(checkpoint)
     return files
 
 

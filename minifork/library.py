@@ -82,6 +82,8 @@ def rl(tuned: Run, silent: bool = False, **changes: Value) -> Run:
     _require(tuned, "tuned", ("sft", "base"))
     keys = ({"rl.epoch": 0} if tuned.stage == "base" else {}) | _dotted(changes, "rl", tuned.config.task)
     config = configs.with_changes(tuned.config, keys, "rl")
+    if (config.rl.epoch == 0) != (tuned.stage == "base"):
+        raise ValueError(f"rl.epoch is {config.rl.epoch} and tuned of the stage {tuned.stage}: 0 is for a base alone")
     start = _start(tuned, "tuned", config, config.rl.epoch or None)
     return _trained(config, "rl", start, tuned.memory is not None, silent)
 
@@ -145,7 +147,7 @@ def _start(run: Run, argument: str, config: Config, epoch: int | None) -> Checkp
     values = runs.deciding_values(config, run.stage)
     for key, value in run.values.items():
         if values.get(key) != value:
-            raise ValueError(f"{key} is {values.get(key)!r}, but {argument} was made with {value!r}")
+            raise ValueError(f"{key} is {values.get(key)!r}, but {argument} was made with {value!r}: leave it out")
     return run.checkpoint(epoch)
 
 

@@ -239,7 +239,6 @@ class Config(Section):
     seed: Seed
     base_seed: Seed
     device: Annotated[str, one_of("auto", "cpu", "cuda")]
-    compile: bool
     save_every: Count
     data: Task
     walks: Walks

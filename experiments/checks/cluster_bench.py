@@ -48,7 +48,7 @@ def cluster_bench(config: Config) -> None:
 def job_rows(config: Config, count: int) -> Iterator[dict]:
     """What an empty job and a job with payload cost on so many workers."""
     plan, run = Plan("sft", "sft", config), runs.require_run(config, "sft")
-    sizes = {path: len(content) for path, content in transfer.result_files(run, frozenset()).items()}
+    sizes = {path: len(content) for path, content in transfer.result_files(run).items()}
     with connected(configs.with_changes(config, {"reproduce.cluster": f"local:{count}"})) as client:
         executor = client.get_executor(pure=False)
         [*as_completed([executor.submit(int) for _ in range(count)])]  # warm-up

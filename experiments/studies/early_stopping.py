@@ -143,9 +143,11 @@ def gap_values(points: np.ndarray, place: Place, k: int) -> np.ndarray:
 
 def above_curve(results: ByEval, plans: Sequence[Plan], plain: Sequence[Plan], mode: str | None) -> dict[str, dict]:
     """The `gap_above` of plans by k. Arguments and errors are those of `compared_points`; the same runs must be
-    measured on validation problems too."""
+    measured on validation problems too. Raises ValueError where other epochs of plain were."""
     test = compared_points(results, plans, plain, mode)
     valid = compared_points(results, [*map(on_validation, plans)], [*map(on_validation, plain)], mode)
+    if valid.shape[1] != test.shape[1]:
+        raise ValueError(f"{plain[0].name}: some of its epochs were measured on test or validation problems alone")
     return {str(k): gap_above(test, best_place(valid, k), k) for k in KS[1:]}
 
 

@@ -51,7 +51,7 @@ def frontier(config: Config) -> None:
         chosen = choose_values(config, entries)
         plans = study.plans(config, entries, config.reproduce.seeds)
         plans = [plan for plan in plans if not plan.choose or plan.value == chosen[plan.name]]
-        executors.run_plans(plans, snapshots=True)
+        executors.run_plans(plans)
         decoders = [plan for plan in plans if plan.config.eval != config.eval]
         results = measure_plans(config, decoders + [on_validation(plan) for plan in plans], CROSS_ENTROPY)
         in_study = [plan for plan in plans if plan.config.eval == config.eval]
@@ -67,7 +67,7 @@ def choose_values(config: Config, entries: list[dict]) -> dict[str, object]:
     plans = study.plans(config, entries, [CHOOSING_PAIR])
     plans = [plan for plan in plans if plan.config.sft.fork_rate == CHOOSING_RATE]
     plans = [plan for plan in plans if plan.choose or plan.name == CROSS_ENTROPY]
-    executors.run_plans(plans, snapshots=True)
+    executors.run_plans(plans)
     scores = validation_scores(config, plans)
     chosen = {name: max(by_value, key=lambda value: by_value[value]) for name, by_value in scores.items()}
     for name, by_value in scores.items():

@@ -62,6 +62,7 @@ def law(config: Config) -> None:
 def checkpoint_rows(results: Results) -> Iterator[dict]:
     """A row of `law_row` for every checkpoint of a run and every number of branches, over the pairs of seeds."""
     plain = [record for record in results.records if has_fork(record) and record["test_set"] == "plain"]
+    plain = [record for record in plain if record["seed"] in (None, record["base_seed"])]  # others are no pair
     groups = grouped(plain, lambda record: (record["stage"], configs.tag_text(record["tags"]), record["epoch"]))
     for (stage, name, epoch), records in groups.items():
         forks, rs = ([results.array(record, array) for record in records] for array in ("fork", "r"))

@@ -19,6 +19,7 @@ from minifork import config as configs
 from minifork import runs
 from minifork.schema import RL, Config
 from minifork.storage.files import fingerprint, read_json, write_json
+from minifork.storage.version import measuring_version
 from minifork.training.gradients import compare_gradients
 from minifork.training.reinforce import problems_of
 
@@ -33,7 +34,7 @@ def rl_lab(config: Config) -> None:
     Raises ValueError naming a stage that failed, and for a task with too many right traces to list.
     """
     with print_minutes("RL lab"):
-        plans = make_runs(config, "rl_lab", snapshots=True)
+        plans = make_runs(config, "rl_lab")
         ends = {plan.start for plan in plans} | {(plan.identity, plan.config.rl.updates) for plan in plans}
         evaluate_and_check(config, lambda checkpoint: (checkpoint.run.identity, checkpoint.epoch) in ends)
         first_plans = [plan.config for plan in plans if plan.name == plans[0].name]
@@ -62,8 +63,9 @@ def comparisons(config: Config, objectives: dict[str, RL]) -> Iterator[dict[str,
     sft, count = runs.require_run(config, "sft"), min(PROBLEMS, config.rl.problems)
     checkpoints = [runs.require_run(config, "base").checkpoint(), *map(sft.checkpoint, sorted({1, 4, sft.epochs[-1]}))]
     problems = problems_of(configs.with_changes(config, {"rl.prompts": count}), 0)
+    version = measuring_version(config.data, compare_gradients)
     for reference, checkpoint in pairwise(checkpoints):
-        settings = [count, UPDATES, {name: asdict(each) for name, each in objectives.items()}]
+        settings = [version, count, UPDATES, {name: asdict(each) for name, each in objectives.items()}]
         key = fingerprint([checkpoint.weights_hash, reference.weights_hash, *settings])
         path = runs.task_folder(config) / "rl-lab" / f"{key}.json"
         if not path.exists():

@@ -18,10 +18,10 @@ from minifork.runs import Checkpoint
 from minifork.schema import Config
 
 
-def make_runs(config: Config, name: str, snapshots: bool = False) -> list[Plan]:
-    """Make the missing runs of a study for all pairs of seeds; arguments and errors are those of `run_plans`."""
+def make_runs(config: Config, name: str) -> list[Plan]:
+    """Make the missing runs of a study for all pairs of seeds; errors are those of `run_plans`."""
     plans = study.plans(config, study.read_study(name), config.reproduce.seeds)
-    executors.run_plans(plans, snapshots)
+    executors.run_plans(plans)
     return plans
 
 

@@ -14,7 +14,7 @@ import time
 from collections.abc import Callable
 from dataclasses import dataclass, field
 from pathlib import Path
-from typing import Any, cast
+from typing import Any
 
 import numpy as np
 import torch
@@ -78,12 +78,11 @@ def fit(model: GPT, job: TrainingJob, device: str) -> None:
     run.save(steps=job.steps)
     if state.first:
         run.say(f"{run.name}: goes on after step {state.first} of {job.steps}{state.warning()}")
-    forward = cast(GPT, torch.compile(model)) if run.config.compile else model
     display, step = _Display(run, job.steps, state.first), state.first
     with held_back() as interrupted:
         with display.bar:
             while step < job.steps and not interrupted():
-                metrics, tokens = take_step(forward, optimizers, job, step)
+                metrics, tokens = take_step(model, optimizers, job, step)
                 step += 1
                 display.advance(tokens)
                 if step % _STEPS_BETWEEN_LOSSES == 0 or step == job.steps:

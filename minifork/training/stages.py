@@ -145,13 +145,18 @@ def check_traces(run: Run, data: streams.Examples) -> None:
 
 
 def check_rl(config: Config) -> None:
-    """Raise ValueError for what RL cannot use: sft.prefix, rl.policy or rl.source, prompts that leak, too many traces.
+    """Raise ValueError for what RL cannot use: rl.epoch, rl.policy, rl.source, sft.prefix, leaks, too many traces.
 
-    rl.source=sft needs a fine-tuned start with at least rl.problems problems. Prompts are checked for RL from the base
-    only, unless sft.allow_leak. Right traces are counted for advantage exact.
+    rl.epoch must be 0 or an epoch whose weights are kept. rl.source=sft needs a fine-tuned start with at least
+    rl.problems problems. Prompts are checked for RL from the base only, unless sft.allow_leak. Right traces are counted
+    for advantage exact.
     """
     settings, count = config.rl, config.sft.problem_count
     reinforce.rollout_policy(config)
+    if settings.epoch not in (kept := [0, *runs.epochs_of(config, "sft")]):
+        raise ValueError(
+            f"rl.epoch is {settings.epoch}: there are weights of {', '.join(map(str, kept))} (0: the base)"
+        )
     if settings.source == "sft" and settings.epoch == 0:
         raise ValueError("rl.source is 'sft': RL from the base (rl.epoch=0) has no fine-tuning, give fresh")
     if settings.source == "sft" and settings.problems > count:

@@ -97,6 +97,8 @@ def test_an_entry_may_be_run_for_fewer_pairs():
         ({"eval.policy": ["temperature=2", "nonsense"]}, "nonsense"),
         ({"stage": "rl", "rl.policy": "top_p=2"}, "rl.policy: policy top_p is 2"),
         ({"stage": "rl", "rl.source": "sft"}, "rl.problems is 1600: rl.source=sft, and fine-tuning has 1000 distinct"),
+        ({"stage": "rl", "rl.epoch": 3}, "rl.epoch is 3: there are weights of 0, 1, 2, 4, 8, 16, 32, 64"),
+        ({"stage": "wise", "wise.weights": "0.5", "wise.early": 64}, "wise.early is 64: give one of 0, 1, 2, 4, 8"),
         ({"stage": "wise", "wise.weights": "0.25,0.5"}, "a run has one share"),
         ({"sft.lr": "x4"}, "sft.lr must be a number, not 'x4'"),
         ({"sft.epochs": "/0"}, "/0"),
@@ -141,8 +143,12 @@ def test_pairs_that_nobody_has_looked_at_are_refused(capsys):
 
 
 def test_reserved_pairs_are_for_a_confirmation(copy, monkeypatch):
-    with pytest.raises(ValueError, match="pair 5: pairs 5 to 9 are for a confirmation; see preset=confirm"):
+    with pytest.raises(
+        ValueError, match="pair 5 with eval.split=test: pairs 5 to 9 and the split confirm go together; see"
+    ):
         executors.run_plans(study.plans(copy().config(), [{}], [4, 5]))
+    with pytest.raises(ValueError, match="pair 4 with eval.split=confirm"):
+        executors.run_plans(study.plans(copy().config("eval.split=confirm"), [{}], [4]))
     config = configs.load_config("star", ["preset=confirm"])
     assert [*config.reproduce.seeds] == [5, 6, 7, 8, 9] and config.eval.split == "confirm"
     plans = study.plans(config, [{"pairs": 2}], config.reproduce.seeds)
@@ -174,6 +180,13 @@ def test_what_runs_start_from_is_made_once_and_first(copy, monkeypatch):
     assert starts.commands[:2] == ["pretrain"] * 2 and starts.threads[:2] == [os.environ.get("OMP_NUM_THREADS")] * 2
     assert sorted(starts.commands[2:]) == ["rl"] * 6 + ["sft"] * 4 + ["wise"] * 4 and starts.threads[2:] == ["1"] * 14
     assert {*starts.commands[2:8]} == {"sft", "rl"}  # RL from a base waits for no fine-tuning
+
+
+def test_on_a_gpu_bases_run_side_by_side(copy, monkeypatch):
+    monkeypatch.setattr(executors, "pick_device", lambda config: "cuda")
+    starts = Starts(monkeypatch, lambda command: 0)
+    executors.run_plans(study.plans(copy().config(), [{}], [0, 1]))
+    assert sorted(starts.commands) == ["pretrain"] * 2 + ["sft"] * 2 and starts.threads == ["1"] * 4
 
 
 @pytest.mark.parametrize(

@@ -149,6 +149,8 @@ REFUSED = [
     (lambda r: mf.sft(r["base"], fork_rate=2), "sft.fork_rate is 2"),
     (lambda r: mf.sft(r["base"], problems=1), "rl.problems, eval.problems"),
     (lambda r: mf.sft(r["base"], width=64), "model.width is 64, but base was made with 32"),
+    (lambda r: mf.rl(r["tuned"], epoch=0), "rl.epoch is 0 and tuned of the stage sft: 0 is for a base alone"),
+    (lambda r: mf.rl(r["base"], epoch=1), "rl.epoch is 1 and tuned of the stage base"),
     (lambda r: mf.sft(r["tuned"]), "base is a run of the stage sft"),
     (lambda r: mf.sft(r["unfinished"]), "base is unfinished"),
     (lambda r: mf.pretrain(type("Mine", (mf.Star,), {})(8, 2, 3)), "task is a Mine: give an object of a frozen"),

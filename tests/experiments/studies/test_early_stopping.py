@@ -6,6 +6,7 @@ from collections.abc import Sequence
 import numpy as np
 import pytest
 
+from experiments import study
 from experiments.estimates import mean_over_pairs
 from experiments.studies import early_stopping
 from experiments.studies.early_stopping import TOLERANCE, Place, best_place, gap_above, gap_text, gap_values
@@ -45,6 +46,14 @@ def test_a_place_is_chosen_on_one_set_of_problems_and_measured_on_another():
     valid, test = points_of((0.5, 0.9), [(0.5, 0.98), (0.7, 0.8)]), points_of((0.5, 0.9), [(0.49, 0.97), (0.7, 0.8)])
     assert best_place(valid, K) == (0, 1, 1)
     assert gap_above(test, best_place(valid, K), K)["mean"] == pytest.approx(0.9 - 0.97)
+
+
+def test_snapshots_on_other_problems_must_be_the_same(copy, monkeypatch):
+    (plan,) = study.plans(copy().config(), [{}], [0])
+    points = iter([points_of((0.5, 0.9), CURVE), points_of((0.5, 0.9), CURVE[:2])])
+    monkeypatch.setattr(early_stopping, "compared_points", lambda *given: next(points))
+    with pytest.raises(ValueError, match="sft: some of its epochs were measured on test or validation problems alone"):
+        early_stopping.above_curve({}, [plan], [plan], "FWD")
 
 
 @pytest.mark.parametrize(

@@ -1,5 +1,7 @@
 """The law's study, small: every number of a row from the arrays of records, in and out of scope, bands."""
 
+from dataclasses import replace
+
 import numpy as np
 import pytest
 
@@ -50,6 +52,13 @@ def test_law(copy, monkeypatch):
     assert len(of_rate) == len(results.tuned(0, 1))
     band = next(band for band in written["bands"] if band["checkpoints"])
     assert 0 <= band["law"]["median"] <= band["law"]["worst"] < 1
+
+
+def test_runs_of_other_seeds_are_no_pairs(copy):
+    results = load_results(copy("base", "fork1", measured=True).config())
+    other = [record | {"seed": 7} for record in results.records if record["stage"] == "sft"]
+    with_other = replace(results, records=results.records + other)
+    assert [*law.checkpoint_rows(with_other)] == [*law.checkpoint_rows(results)]
 
 
 def test_the_interval_of_an_error_counts_r_and_sigma():
