@@ -5,7 +5,7 @@
 
 import math
 from collections.abc import Callable, Iterable, Sequence
-from dataclasses import dataclass
+from dataclasses import asdict, dataclass
 from functools import partial
 from pathlib import Path
 
@@ -16,7 +16,8 @@ from experiments.results import Results
 from minifork import config as configs
 from minifork import runs
 from minifork.measuring.quantities import entropy, fork_values, sigma_values
-from minifork.storage.files import read_json
+from minifork.schema import Config
+from minifork.storage.files import fingerprint, is_sealed, read_json
 
 FILE = Path(__file__).parent / "claims.yaml"
 LEVEL = 0.95  # of the intervals of descriptive claims
@@ -136,22 +137,32 @@ class NotRunError(ValueError):
 
 @dataclass(frozen=True)
 class Reported:
-    """An estimate that a study has written: entry ``what`` of the row with the values ``row`` in the list ``rows``."""
+    """What a study has written: entry ``what`` of the row with the values ``row`` in the list ``rows``.
+
+    It is an estimate, or a list of estimates that must all lie in the range.
+    """
 
     file: str  # in runs/<task>/, without .json
     rows: str
     row: dict
     what: str
 
-    def read(self, folder: Path) -> dict | None:
-        """The estimate, None where there is none. Raises NotRunError without the file, ValueError without the row."""
-        path = folder / f"{self.file}.json"
-        if not path.exists():
-            raise NotRunError(path)
-        matching = [row for row in read_json(path).get(self.rows, []) if self.row.items() <= row.items()]
+    def read(self, config: Config, pairs: list[int]) -> list[dict]:
+        """The estimates, none where the study could tell none.
+
+        Raises NotRunError unless the study has written its file for these pairs and settings, and ValueError without
+        the row.
+        """
+        path = runs.task_folder(config) / f"{self.file}.json"
+        about = {"seeds": pairs, "settings": fingerprint(asdict(config.eval))}
+        stored = read_json(path) if path.exists() else {}
+        if not (about.items() <= stored.items() and is_sealed(stored)):
+            raise NotRunError(f"{path} with these settings, of pairs {', '.join(map(str, pairs))},")
+        matching = [row for row in stored.get(self.rows, []) if self.row.items() <= row.items()]
         if len(matching) != 1 or self.what not in matching[0]:
             raise ValueError(f"{path} must have one row with {self.row} and {self.what} in {self.rows}")
-        return matching[0][self.what]
+        written = matching[0][self.what]
+        return written if isinstance(written, list) else [written] if written else []
 
 
 @dataclass(frozen=True)
@@ -182,6 +193,8 @@ class Claim:
         if not ends or ends != sorted(set(ends)) or not all(map(math.isfinite, ends)):
             raise ValueError("give at_least or at_most, or both with at_least below at_most")
         ways = [isinstance(self.value, Term), len(self.rising) > 1, self.reported is not None]
+        if not isinstance(self.minus, Term | None) or not isinstance(self.over, Term | float | int | None):
+            raise ValueError("minus must be a term, over a term or a number")
         if sum(ways) != 1 or self.minus and not self.value:
             raise ValueError("give value, which may have minus, or rising with at least two terms, or reported")
         if self.over is not None and (self.minus is None or self.at_least is None or self.at_most is not None):

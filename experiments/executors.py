@@ -27,8 +27,8 @@ def run_plans(plans: Iterable[Plan]) -> None:
     needed = _with_parents(plans)
     for plan in needed:
         if (plan.config.seed in RESERVED_PAIRS) != (plan.config.eval.split == "confirm"):
-            asked = f"pair {plan.config.seed} with eval.split={plan.config.eval.split}"
-            raise ValueError(f"{asked}: pairs 5 to 9 and the split confirm go together; see preset=confirm")
+            pair = f"pair {plan.config.seed} with eval.split={plan.config.eval.split}"
+            raise ValueError(f"{pair}: pairs 5 to 9 and the split confirm go together; see preset=confirm")
     missing = [plan for plan in needed if not runs.finished(plan.config, plan.stage)]
     if not missing:
         return
@@ -58,18 +58,18 @@ def _run_here(plans: list[Plan]) -> None:
     runs that failed after all are done.
     """
     gpu = pick_device(plans[0].config) == "cuda"
-    alone = [plan for plan in plans if plan.stage == "base" and not gpu]
-    for plan in alone:
+    bases = [] if gpu else [plan for plan in plans if plan.stage == "base"]
+    for plan in bases:
         if Processes().make(plan):
             raise ValueError(f"a stage failed (see above): {' '.join(plan.command[1:])}")
-    processes, others = Processes(), plans[len(alone) :]
+    processes, side_by_side = Processes(), plans[len(bases) :]
 
     def submit(plan: Plan) -> Future[str]:
         return pool.submit(make_on_one_core, plan, processes)
 
     with ThreadPoolExecutor(plans[0].config.reproduce.workers or cores()) as pool:
         try:
-            run_side_by_side(others, submit, lambda _, future: future.result())
+            run_side_by_side(side_by_side, submit, lambda _, future: future.result())
         except BaseException:
             pool.shutdown(wait=False, cancel_futures=True)
             processes.stop()

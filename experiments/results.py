@@ -1,7 +1,7 @@
 """The results of a study: records of what was measured, selected by the config of their runs, and arrays."""
 
 from collections.abc import Mapping, Sequence
-from dataclasses import dataclass
+from dataclasses import asdict, dataclass
 from typing import Any
 
 import numpy as np
@@ -94,6 +94,18 @@ class Results:
         place = (plan.identity, plan.test_set)
         return self._sorted([record for record in self.records if (record["identity"], record["test_set"]) == place])
 
+    def is_last(self, record: dict) -> bool:
+        """True if a record is of the last weights of its run."""
+        epochs = self.runs[record["run"]].epochs
+        return record["epoch"] == (epochs[-1] if epochs else None)
+
+    def last_record(self, plan: study.Plan) -> dict:
+        """The record of the last weights of a plan's run; raises ValueError when they were not measured."""
+        records = self.records_of(plan)
+        if not records or not self.is_last(records[-1]):
+            raise ValueError(f"{plan.log.stem}: its last weights were not measured; run `minifork eval`")
+        return records[-1]
+
     def parent_of(self, plan: study.Plan) -> list[dict]:
         """The record that a plan's run started from, on the plain test set; empty when that was not measured."""
         plain = [record for record in self.records if record["test_set"] == "plain"]
@@ -127,7 +139,7 @@ class Results:
         A further pair that has only a few of the runs is therefore ignored. Raises ValueError when there is no
         pair.
         """
-        pairs, identities = self.pairs(), {record["identity"] for record in self.records}
+        pairs, identities = self.pairs(), {record["identity"] for record in self.records if self.is_last(record)}
         if not pairs:
             root = runs.task_folder(self.config)
             raise ValueError(f"{root}: no pair of a base and its fine-tuning was measured; see `make reproduce`")
@@ -196,8 +208,9 @@ def _matches(run: Run, planned: dict[str, Any]) -> bool:
 
 
 def write_result(config: Config, name: str, content: dict) -> None:
-    """Write what was computed as runs/<task>/<name>.json, after what made it."""
-    write_sealed_json(runs.task_folder(config) / f"{name}.json", runs.made_by(config) | content)
+    """Write what was computed as runs/<task>/<name>.json, after what made it, the seeds and a hash of the settings."""
+    about = {"seeds": [*config.reproduce.seeds], "settings": fingerprint(asdict(config.eval))}
+    write_sealed_json(runs.task_folder(config) / f"{name}.json", runs.made_by(config) | about | content)
 
 
 def load_results(config: Config) -> Results:

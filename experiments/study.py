@@ -86,8 +86,15 @@ def grouped(items: Iterable[T], key: Callable[[T], K]) -> dict[K, list[T]]:
 
 
 def by_name(plans: Iterable[Plan]) -> dict[str, list[Plan]]:
-    """The plans of every run of a study, one of each pair of seeds, by the name of the run."""
-    return grouped(plans, lambda plan: plan.name)
+    """The plans of every run of a study, one of each pair of seeds, by the name of the run.
+
+    Raises ValueError naming two runs of one name.
+    """
+    groups = grouped(plans, lambda plan: plan.name)
+    for name, of_run in groups.items():
+        if len({plan.config.seed for plan in of_run}) < len(of_run):
+            raise ValueError(f"several runs of the study are called {name!r}: give them names by `as`")
+    return groups
 
 
 def read_study(name: str) -> list[dict]:
@@ -173,8 +180,8 @@ def _check(config: Config, stage: str) -> None:
         stages.check_rl(config)
     if stage == "wise" and len(config.wise.shares) > 1:
         raise ValueError(f"wise.weights is {config.wise.weights!r}: a run has one share, give a list of words")
-    if stage == "wise" and config.wise.early not in (kept := [0, *runs.epochs_of(config, "sft")[:-1]]):
-        raise ValueError(f"wise.early is {config.wise.early}: give one of {', '.join(map(str, kept))} (0: the base)")
+    if stage == "wise" and config.wise.early not in (epochs := [0, *runs.epochs_of(config, "sft")[:-1]]):
+        raise ValueError(f"wise.early is {config.wise.early}: give one of {', '.join(map(str, epochs))} (0: the base)")
 
 
 def _filled(text: str, values: dict[str, Any]) -> str:

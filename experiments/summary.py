@@ -4,6 +4,8 @@ runs/<task>/summary.json holds means over pairs of seeds with 95 % intervals, an
 README's tables with the copies in experiments/results/.
 """
 
+from dataclasses import replace
+
 import numpy as np
 
 from experiments import study
@@ -36,11 +38,17 @@ def summary_rows(results: Results, pairs: list[int]) -> list[dict]:
     """The last checkpoint of the base and of every run of the study that all pairs have: pass@k and fork accuracy."""
     entries = study.read_study(results.config.reproduce.study)
     rows = [_row(results, "base", [results.base(pair) for pair in pairs])]
-    for plans in zip(*(study.plans(results.config, entries, [pair]) for pair in pairs), strict=True):
-        records = [results.records_of(plan) for plan in plans]
-        if all(records):
-            rows.append(_row(results, plans[0].name, [of_pair[-1] for of_pair in records]))
+    plans = study.plans(results.config, entries, pairs)
+    for of_run in study.grouped(plans, without_seeds).values():
+        records = [results.records_of(plan) for plan in of_run]
+        if len(of_run) == len(pairs) and all(of_pair and results.is_last(of_pair[-1]) for of_pair in records):
+            rows.append(_row(results, of_run[0].name, [of_pair[-1] for of_pair in records]))
     return rows
+
+
+def without_seeds(plan: study.Plan) -> study.Plan:
+    """A plan with the seeds 0, which the plans of a run for other pairs have in common."""
+    return replace(plan, config=replace(plan.config, seed=0, base_seed=0))
 
 
 def _row(results: Results, name: str, records: list[dict]) -> dict:

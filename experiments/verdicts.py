@@ -101,10 +101,9 @@ def judge(claim: Claim, results: Results, pairs: list[int]) -> dict:
     row = {name: getattr(claim, name) for name in described}
     try:
         if claim.reported:
-            estimate = claim.reported.read(runs.task_folder(results.config))
-            if not estimate:
+            if not (written := claim.reported.read(results.config, pairs)):
                 return row | _verdict(NOT_RUN, why="too small to tell")
-            return row | _interval_verdict(claim, [estimate])
+            return row | _interval_verdict(claim, written)
         values = {name: values_over_pairs(results, pairs, term) for name, term in claim.terms.items()}
         if len({array.shape for array in values.values()}) > 1:
             raise ValueError("its terms are about different problems; compare runs on the same ones")
@@ -129,7 +128,7 @@ def values_over_pairs(results: Results, pairs: list[int], term: Term) -> np.ndar
     values = []
     for pair in pairs:
         records = results.select(term.keys, term.stage, pair=pair, epoch=term.epoch, test_set=term.test_set)
-        if not records:
+        if not records or (term.epoch is None and not results.is_last(records[-1])):
             raise NotRunError(f"{term} of pair {pair}")
         values.append(term.values(results, records[-1]))
     shortest = min(map(len, values))  # only "fork_train" differs in length between pairs
@@ -153,7 +152,7 @@ def _effects(claim: Claim, values: dict[str, np.ndarray]) -> list[dict]:
 
 
 def _interval_verdict(claim: Claim, effects: list[dict]) -> dict:
-    """The verdict on estimates that must all lie in the range. Its number is the one that is least inside.
+    """The verdict on estimates that must all lie in the range. Its number is the one that is least inside it.
 
     Raises ValueError for an estimate without an interval of the claim's level.
     """
@@ -161,13 +160,14 @@ def _interval_verdict(claim: Claim, effects: list[dict]) -> dict:
     if any(key not in effect for effect in effects):
         raise ValueError(f"{FILE}: claim {claim.id!r}: the study has written no {key}, which a primary claim needs")
     worst = min(effects, key=lambda effect: _margin(claim, effect[key]))
+    low, high = claim.ends
+    refuting = [effect for effect in effects if effect[key] and (effect[key][1] <= low or effect[key][0] >= high)]
+    if refuting:
+        return _verdict(REFUTED, refuting[0]["mean"], refuting[0][key])
     if worst[key] is None:
         values = ", ".join(f"{value:.3f}" for value in worst["by_pair"])
         return _verdict(UNDECIDED, worst["mean"], why=f"pairs differ too much for an interval (pairs: {values})")
-    low, high = claim.ends
-    refuted = any(effect[key] and (effect[key][1] <= low or effect[key][0] >= high) for effect in effects)
-    verdict = HOLDS if _margin(claim, worst[key]) > 0 else REFUTED if refuted else UNDECIDED
-    return _verdict(verdict, worst["mean"], worst[key])
+    return _verdict(HOLDS if _margin(claim, worst[key]) > 0 else UNDECIDED, worst["mean"], worst[key])
 
 
 def _margin(claim: Claim, interval: list[float] | None) -> float:

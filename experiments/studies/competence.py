@@ -35,7 +35,7 @@ def split_coverage(results: Results, plans: list[Plan]) -> dict:
     `passk.split_by_mode` when each mode has k samples ("FWD only", "CODE only", "both", "neither"; they sum to 1).
     mode_share: the share of problems whose probability of the first mode lies in each of BINS equal bins.
     """
-    modes, records = plans[0].config.sft.mode_names, [results.records_of(plan)[-1] for plan in plans]
+    modes, records = plans[0].config.sft.mode_names, [results.last_record(plan) for plan in plans]
     passes = [[results.record_pass_at_ks(record, KS, mode) for record in records] for mode in (None, *modes)]
     free, *forced = map(np.stack, passes)
     names = ("free", *modes, *(f"{mode} only" for mode in modes), "both", "neither")

@@ -82,10 +82,7 @@ def compared_points(results: ByEval, plans: Sequence[Plan], plain: Sequence[Plan
     pairs = []
     for plan, curve_plan in zip(plans, plain, strict=True):
         measured, curve = results[plan.config.eval], results[curve_plan.config.eval]
-        if not (records := measured.records_of(plan)):
-            root = runs.task_folder(plan.config)
-            raise ValueError(f"{root}: {plan.name} of pair {plan.config.seed} was not measured (see above)")
-        method = _points(measured, records[-1], mode)
+        method = _points(measured, measured.last_record(plan), mode)
         pairs.append(np.concatenate([method[None], early_stopping_curve(curve, curve_plan, mode)]))
     return np.stack(pairs)
 

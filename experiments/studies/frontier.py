@@ -125,7 +125,7 @@ def method_row(plans: list[Plan], plain: list[Plan], results: ByEval, mode: str 
 
     plans, plain: the runs of the method and those with the curves, one of every pair.
     """
-    records = [results[plan.config.eval].records_of(plan)[-1] for plan in plans]
+    records = [results[plan.config.eval].last_record(plan) for plan in plans]
     seconds = [results[plan.config.eval].seconds(record) for plan, record in zip(plans, records, strict=True)]
     points = compared_points(results, plans, plain, mode).mean(axis=(0, 3))
     method, base, last = points[[0, 1, -1]]

@@ -9,6 +9,7 @@ fair coin, the exact curve is averaged over which branch is right ("symmetrised"
 
 from collections.abc import Callable, Iterator
 from dataclasses import replace
+from functools import partial
 from operator import itemgetter
 
 import numpy as np
@@ -48,7 +49,8 @@ def law(config: Config) -> None:
         for data in dict.fromkeys(run.config.data.printed("shuffled") for run in runs.all_runs(config)):
             of_data = replace(config, data=data)
             evaluate_and_check(of_data)
-            rows += checkpoint_rows(load_results(of_data))
+            is_config = {"own": data == config.data.printed("shuffled")}
+            rows += [is_config | row for row in checkpoint_rows(load_results(of_data))]
         scored = [row for row in rows if row["r"] >= laws.MIN_R]
         if not scored:
             folder = runs.task_folder(config)
@@ -62,7 +64,8 @@ def law(config: Config) -> None:
 def checkpoint_rows(results: Results) -> Iterator[dict]:
     """A row of `law_row` for every checkpoint of a run and every number of branches, over the pairs of seeds."""
     plain = [record for record in results.records if has_fork(record) and record["test_set"] == "plain"]
-    plain = [record for record in plain if record["seed"] in (None, record["base_seed"])]  # others are no pair
+    pairs = results.config.reproduce.seeds
+    plain = [record for record in plain if record["base_seed"] in pairs and record["seed"] in (None, *pairs)]
     groups = grouped(plain, lambda record: (record["stage"], configs.tag_text(record["tags"]), record["epoch"]))
     for (stage, name, epoch), records in groups.items():
         forks, rs = ([results.array(record, array) for record in records] for array in ("fork", "r"))
@@ -87,7 +90,7 @@ def law_row(of_pairs: list[tuple[np.ndarray, np.ndarray]]) -> dict:
     """
     statistics = [fork_statistics(branch, r) for branch, r in of_pairs]
     names = ("sigma", "kurtosis", "r", "corr_r")
-    row: dict = {name: float(np.mean([of_pair[name] for of_pair in statistics])) for name in names}
+    row: dict = {name: mean_or_none([of_pair[name] for of_pair in statistics]) for name in names}
     row |= mean_curves([curves_of(branch, r) for branch, r in of_pairs])
     branches, problems = of_pairs[0][0].shape[1], sum(len(r) for _, r in of_pairs)
     for name, points in predictions(branches).items():
@@ -102,6 +105,12 @@ def law_row(of_pairs: list[tuple[np.ndarray, np.ndarray]]) -> dict:
     return row | {"bound": {name: (1.96 * sd / np.sqrt(problems)).round(5).tolist() for name, sd in deviations.items()}}
 
 
+def mean_or_none(values: list[float | None]) -> float | None:
+    """The mean, None where a value is None: kurtosis and correlations of numbers that are all equal."""
+    numbers = [value for value in values if value is not None]
+    return float(np.mean(numbers)) if len(numbers) == len(values) else None
+
+
 def curves_of(branch: np.ndarray, r: np.ndarray) -> dict[str, np.ndarray]:
     """pass@k float64[K] of one model: exact, symmetrised, under the law and under its rivals, by name.
 
@@ -112,7 +121,8 @@ def curves_of(branch: np.ndarray, r: np.ndarray) -> dict[str, np.ndarray]:
     curves = {"exact": exact.mean(axis=0), "symmetrised": mirrored.mean(axis=0)}
     for name, points in predictions(branch.shape[1]).items():
         curves[name] = laws.law_pass_at_k(float(r.mean()), points(sigma), KS)
-    return curves | {name: predict(p.mean(), p.var(), KS) for name, predict in FROM_MOMENTS.items()}
+    from_moments = FROM_MOMENTS | {"law, from moments": partial(laws.fork_pass_at_k, branches=branch.shape[1])}
+    return curves | {name: predict(p.mean(), p.var(), KS) for name, predict in from_moments.items()}
 
 
 def predictions(branches: int) -> dict[str, Callable[[float], np.ndarray]]:
@@ -165,15 +175,14 @@ def prediction_errors(branch: np.ndarray, r: np.ndarray, points: Callable[[float
 
 
 def claim_rows(rows: list[dict]) -> list[dict]:
-    """What the law's claims are about: of plain runs in scope the worst estimate of each kind, over checkpoints and k.
+    """What the law's claims are about: of plain runs in scope and of the config's own data, all estimates of each kind.
 
-    The worst error is the one whose interval reaches farthest from 0. The worst kurtosis is the smallest of early and
-    the largest of late checkpoints.
+    Each is of one checkpoint, an error also of one k.
     """
-    plain = [row for row in rows if "plain_fork_rate" in row and row["branches"] == 2]
+    plain = [row for row in rows if row["own"] and "plain_fork_rate" in row and row["branches"] == 2]
     middle = [row for row in plain if 2 <= row["sigma"] < 8]
     by_rate = sorted(grouped(middle, itemgetter("plain_fork_rate")).items())
-    claims = [{"claim": "law", "fork_rate": rate, "estimate": worst_error(of_rate, "law error")}
+    claims = [{"claim": "law", "fork_rate": rate, "estimate": errors(of_rate, "law error")}
               for rate, of_rate in by_rate]  # fmt: skip
     last = [row for row in plain if row["plain_fork_rate"] == 1][-1:]
     claims += [{"claim": "law fails", "estimate": row["law error"]["256"]} for row in last]
@@ -181,16 +190,15 @@ def claim_rows(rows: list[dict]) -> list[dict]:
     late = [row["kurtosis interval"] for row in plain if row["sigma"] > 9.5]
     return [
         *claims,
-        {"claim": "mixture", "estimate": worst_error(plain, "mixture error")},
-        {"claim": "kurtosis, early", "estimate": min(early, key=itemgetter("mean"), default=None)},
-        {"claim": "kurtosis, late", "estimate": max(late, key=itemgetter("mean"), default=None)},
+        {"claim": "mixture", "estimate": errors(plain, "mixture error")},
+        {"claim": "kurtosis, early", "estimate": early},
+        {"claim": "kurtosis, late", "estimate": late},
     ]
 
 
-def worst_error(rows: list[dict], name: str) -> dict | None:
-    """The estimate of these errors whose interval reaches farthest from 0; None without any."""
-    estimates = [estimate for row in rows for estimate in row[name].values()]
-    return max(estimates, key=lambda estimate: np.abs(estimate["ci95"]).max(), default=None)
+def errors(rows: list[dict], name: str) -> list[dict]:
+    """The estimates of the errors of a name, of every checkpoint and k."""
+    return [estimate for row in rows for estimate in row[name].values()]
 
 
 def band_row(rows: list[dict], low: float, high: float) -> dict:
@@ -203,11 +211,11 @@ def band_row(rows: list[dict], low: float, high: float) -> dict:
     band = {"sigma": f"{low:g} to {high:g}", "checkpoints": len(inside)}
     if not inside:
         return band
-    band["kurtosis"] = f"{np.median([row['kurtosis'] for row in inside]):.2f}"
+    band["kurtosis"] = f"{np.median([row['kurtosis'] for row in inside if row['kurtosis'] is not None]):.2f}"
     curves = {"law, raw": ("law", "exact")} | {
         name: (name, "symmetrised") for name in ("law", "mixture", *FROM_MOMENTS)
     }
     for name, (predicted, curve) in curves.items():
-        errors = [np.abs(np.subtract(row[predicted], row[curve])).max() for row in inside if predicted in row]
-        band[name] = {"median": float(np.median(errors)), "worst": float(np.max(errors))} if errors else None
+        gaps = [np.abs(np.subtract(row[predicted], row[curve])).max() for row in inside if predicted in row]
+        band[name] = {"median": float(np.median(gaps)), "worst": float(np.max(gaps))} if gaps else None
     return band

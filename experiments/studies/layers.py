@@ -56,7 +56,7 @@ def layers(config: Config) -> None:
 
 def add_rows(tables: Tables, results: Results, plans: list[Plan]) -> None:
     """Add the rows of a model, from its runs for all pairs: one, one a fork, and one if several paths are right."""
-    keys, records = configs.flat_values(results.config), [results.records_of(plan)[-1] for plan in plans]
+    keys, records = configs.flat_values(results.config), [results.last_record(plan) for plan in plans]
     row = {"run": plans[0].name, "forks": keys["data.forks"], "right paths": keys["data.right_paths"]}
     estimates = estimate_terms(results, records, TERMS)
     branches, paths = zip(*(forks_and_paths(results.config, plan) for plan in plans), strict=True)

@@ -82,7 +82,7 @@ def run_rows(results: Results, plans: Sequence[Plan]) -> list[dict]:
     rows = [{"run": "start"} | estimates(results, start) | {"moved": None, "M tokens": None}]
     for name, of_run in of_runs.items():
         effort = mean_of_rows([{"moved": moved(plan), "M tokens": tokens(plan) / 1e6} for plan in of_run])
-        rows.append({"run": name} | estimates(results, [results.records_of(plan)[-1] for plan in of_run]) | effort)
+        rows.append({"run": name} | estimates(results, [results.last_record(plan) for plan in of_run]) | effort)
     return rows
 
 

@@ -40,7 +40,7 @@ def evaluate_and_check(config: Config, selected: Callable[[Checkpoint], bool] = 
 
 def last_checkpoint(results: Results, plan: Plan) -> tuple[dict, ProblemSet, TraceTree]:
     """The record of the last checkpoint of a run, its test problems and its traces on them."""
-    config, record = results.config, results.records_of(plan)[-1]
+    config, record = results.config, results.last_record(plan)
     device = pick_device(config)
     problems = problems_for(config, device)
     model = results.runs[record["run"]].model(record["epoch"]).to(device)

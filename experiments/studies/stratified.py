@@ -137,7 +137,7 @@ def first_token_passes(results: Results, record: dict, problems: ProblemSet, tre
 def first_token_rows(rate: float, by_pair: Sequence[Decoders]) -> list[dict]:
     """The gain of spread samples over i.i.d. ones and the share of it that is flattening, over pairs, at every k.
 
-    by_pair: of every pair, from `first_token_passes`. The share is null where the gain is below MIN_GAIN.
+    by_pair: of every pair, from `first_token_passes`. The share is null where the gain is below MIN_GAIN or may be 0.
     """
     rows = []
     for m, (i, k), scoring in itertools.product(by_pair[0], enumerate(KS[1:]), ("pooled", "dealt")):
@@ -148,8 +148,9 @@ def first_token_rows(rate: float, by_pair: Sequence[Decoders]) -> list[dict]:
         row |= {"gain": difference_over_pairs(spread, iid), "flattening": None}
         if row["gain"]["mean"] >= MIN_GAIN:
             ends = intervals.share_interval(flattened - iid, spread - iid)
-            share = float((flattened - iid).mean() / (spread - iid).mean())
-            row["flattening"] = {"mean": share, "ci95": None if ends is None else ends.tolist()}
+            if ends is not None:
+                share = float((flattened - iid).mean() / (spread - iid).mean())
+                row["flattening"] = {"mean": share, "ci95": ends.tolist()}
         rows.append(row)
     return rows
 
@@ -158,8 +159,7 @@ def first_token_line(row: dict) -> str:
     """A row of `first_token_rows` as a line."""
     share, parts = row["flattening"], ""
     if share is not None:
-        ends = "" if share["ci95"] is None else interval_text(share["ci95"], "")
-        parts = f", of which flattening {share['mean']:.3f} {ends}"
+        parts = f", of which flattening {share['mean']:.3f} {interval_text(share['ci95'], '')}"
     return (
         f"FORK_RATE {row['fork_rate']:g}, spread over the top {row['first_tokens']} first tokens, {row['scoring']}: "
         f"pass@{row['k']} {row[row['scoring']]['mean']:.3f}, gain over i.i.d. {signed(row['gain'])}{parts}"

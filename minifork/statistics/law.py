@@ -116,11 +116,11 @@ def two_point_pass_at_k(mean: float, variance: float, ks: ArrayLike) -> np.ndarr
     return mean / value * problem_pass_at_k(np.array([[value]]), ks)[0]
 
 
-def fork_pass_at_k(mean: float, variance: float, ks: ArrayLike) -> np.ndarray:
-    """pass@k float64[K] under the law at one fork of two branches whose r and sigma give p these moments."""
-    r = 2 * mean
-    sigma = bisect(lambda sigma: float((r * path_points([sigma])).var()) - variance, 1e-3, 60)
-    return law_pass_at_k(r, path_points([sigma]), ks)
+def fork_pass_at_k(mean: float, variance: float, ks: ArrayLike, branches: int = 2) -> np.ndarray:
+    """pass@k float64[K] under the law at one fork whose r and sigma give p these moments."""
+    r = branches * mean
+    sigma = bisect(lambda sigma: float((r * path_points([sigma], branches)).var()) - variance, 1e-3, 60)
+    return law_pass_at_k(r, path_points([sigma], branches), ks)
 
 
 def bisect(rising: Callable[[float], float], low: float, high: float) -> float:

@@ -153,9 +153,9 @@ def check_rl(config: Config) -> None:
     """
     settings, count = config.rl, config.sft.problem_count
     reinforce.rollout_policy(config)
-    if settings.epoch not in (kept := [0, *runs.epochs_of(config, "sft")]):
+    if settings.epoch not in (epochs := [0, *runs.epochs_of(config, "sft")]):
         raise ValueError(
-            f"rl.epoch is {settings.epoch}: there are weights of {', '.join(map(str, kept))} (0: the base)"
+            f"rl.epoch is {settings.epoch}: there are weights of {', '.join(map(str, epochs))} (0: the base)"
         )
     if settings.source == "sft" and settings.epoch == 0:
         raise ValueError("rl.source is 'sft': RL from the base (rl.epoch=0) has no fine-tuning, give fresh")

@@ -61,6 +61,8 @@ GOOD = {"id": "a", "says": "b", "of": "star", "by": "us", "at_least": 0, "value"
         ({"rising": [VALUE, VALUE]}, "give value"),
         ({"value": None, "rising": [VALUE] * 2, "minus": VALUE}, "give value"),
         ({"each": True, "value": None, "rising": [VALUE] * 2}, "each needs value"),
+        ({"minus": 0}, "minus must be a term, over a term or a number"),
+        ({"minus": VALUE, "over": "1"}, "minus must be a term, over a term or a number"),
         ({"over": 1, "minus": VALUE, "at_most": 1}, "over needs minus and at_least only"),
     ],
 )

@@ -8,9 +8,10 @@ import pytest
 from experiments import results, study
 from experiments.results import ANY, Results
 from minifork import evaluate, runs
+from minifork.config import load_config
 from minifork.evaluation import targets
 from minifork.statistics import passk
-from minifork.storage.files import write_json
+from minifork.storage.files import read_json, write_json
 from tests.helpers.pipeline import Pipeline, replace_weights
 
 RL = ["rl.updates=2", "rl.problems=16", "rl.prompts=4"]
@@ -158,10 +159,24 @@ def test_measurements_belong_to_weights(copy):
     """Measurements of a checkpoint count neither for new weights nor for runs that started from the old ones."""
     pipeline = copy("base", "fork0.5", "fork1", measured=True)
     replace_weights(pipeline.run("fork1"), "epochs/e4.pt")
-    assert [record["epoch"] for record in results.load_results(pipeline.config()).tuned(0, 1)] == [1, 2]
+    loaded = results.load_results(pipeline.config())
+    assert [record["epoch"] for record in loaded.tuned(0, 1)] == [1, 2]
+    (plan,) = study.plans(pipeline.config(), [{}], [0])
+    with pytest.raises(ValueError, match="its last weights were not measured; run `minifork eval`"):
+        loaded.last_record(plan)
+    assert loaded.is_last(loaded.base(0)) and loaded.is_last(loaded.tuned(0, 0.5)[-1])
+    assert pipeline("claims") == 0
+    verdicts = {row["id"]: row["verdict"] for row in read_json(pipeline.folder / "claims-star.json")["claims"]}
+    assert verdicts["gain"] == verdicts["loss-16"] == "not run"
     replace_weights(pipeline.run("base"), runs.WEIGHTS)
     with pytest.raises(ValueError, match="nothing was measured with these settings"):
         results.load_results(pipeline.config())
+
+
+def test_runs_of_one_name_are_told():
+    plans = study.plans(load_config("star"), [{"sft.fork_rate": [0.5, 1]}], [0, 1])
+    with pytest.raises(ValueError, match="several runs of the study are called 'sft': give them names by `as`"):
+        study.by_name(plans)
 
 
 def test_what_figures_cannot_use_is_refused(copy, capsys):

@@ -4,6 +4,7 @@ from dataclasses import replace
 
 import pytest
 
+from experiments import summary
 from experiments.figures import draw_all
 from experiments.results import load_results
 from experiments.summary import summary_rows, summary_table, write_summary
@@ -33,6 +34,15 @@ def test_rows_are_means_of_the_last_checkpoints(trained):
             assert value["mean"] == pytest.approx(record["pass_at"][k])
             assert value["ci95"][0] <= value["mean"] <= value["ci95"][1]
         assert rows[name]["fork_accuracy"]["mean"] == pytest.approx(record["fork"]["accuracy"])
+
+
+def test_a_run_that_not_every_pair_has_is_left_out(trained, monkeypatch):
+    entries = [{"as": "all", "sft.fork_rate": 1}, {"as": "first", "pairs": 1, "sft.fork_rate": 0.5}]
+    monkeypatch.setattr(summary.study, "read_study", lambda name: entries)
+    loaded = load_results(trained.config())
+    assert [row["name"] for row in summary_rows(loaded, [0])] == ["base", "all", "first"]
+    monkeypatch.setattr(type(loaded), "base", lambda results, pair: results.select(stage="base", pair=0)[0])
+    assert [row["name"] for row in summary_rows(loaded, [0, 1])] == ["base"]
 
 
 def test_a_task_without_a_fork(trained):

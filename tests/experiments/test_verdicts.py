@@ -9,7 +9,7 @@ import pytest
 
 from experiments import claims, verdicts
 from experiments.claims import Claim, Reported, Term
-from experiments.results import Results, load_results
+from experiments.results import Results, load_results, write_result
 from minifork import config as configs
 from minifork import runs
 from minifork.evaluation.files import array_name
@@ -33,7 +33,7 @@ def results_of(p: dict[tuple[str, int], np.ndarray], **arrays: np.ndarray) -> Re
     """Results whose runs (name, pair) have these p; arrays are those of every run."""
     named, records, stored = {}, [], {}
     for (name, pair), values in p.items():
-        run, (seed, epoch) = run_of(name, pair), (None, None) if name == "base" else (pair, 1)
+        run, (seed, epoch) = run_of(name, pair), (None, None) if name == "base" else (pair, 64)
         record = {"run": run.name, "identity": run.identity, "base_seed": pair, "seed": seed, "epoch": epoch}
         records.append(record | {"test_set": "plain", "n": None})
         named[run.name] = run
@@ -64,7 +64,7 @@ def two_pairs():
 
 def test_numbers_are_means_over_pairs(two_pairs):
     p = {name: np.stack([two_pairs.arrays[f"{name}-seed{pair}/{epoch}/plain/free"] for pair in (0, 1)])
-         for name, epoch in (("base", "base"), ("data", "e1"))}  # fmt: skip
+         for name, epoch in (("base", "base"), ("data", "e64"))}  # fmt: skip
     base, data = ((1 - (1 - p[name]) ** 4).mean() for name in ("base", "data"))
     row = judged(two_pairs, 2, value=BASE, minus=DATA, at_least=0.0)
     assert row["effect"] == pytest.approx(base - data) and row["interval"][0] < base - data < row["interval"][1]
@@ -79,18 +79,29 @@ def test_numbers_are_means_over_pairs(two_pairs):
 
 
 def test_estimates_that_studies_have_written(tmp_path):
-    """They are judged as they are; a missing file, a gain too small for shares and an ambiguous row are told apart."""
+    """They are judged as they are, a list of them together. Missing files, those of other pairs, settings or hands, a
+    gain too small for shares and an ambiguous row are told apart."""
     results, share = results_of({}), Reported("stops", "gains", {"k": 16}, "share")
     results = replace(results, config=configs.with_changes(results.config, {"runs": str(tmp_path)}))
+    path = runs.task_folder(results.config) / "stops.json"
 
     def verdict(rows: list[dict], **rule) -> dict:
-        files.write_json(runs.task_folder(results.config) / "stops.json", {"gains": rows})
-        return judged(results, 0, reported=share, **rule)
+        write_result(results.config, "stops", {"gains": rows})
+        return judged(results, 1, reported=share, **rule)
 
-    assert "stops.json is missing" in judged(results, 0, reported=share, at_least=0.5)["why"]
+    missing = "stops.json with these settings, of pairs 0, is missing"
+    assert missing in judged(results, 1, reported=share, at_least=0.5)["why"]
     rows = [{"k": k, "share": {"mean": 0.6, "ci95": [0.5 + k / 1000, 0.7]}} for k in (4, 16)]
     assert [verdict(rows, at_least=end)["verdict"] for end in (0.51, 0.52, 0.7)] == ["holds", "undecided", "refuted"]
     assert verdict(rows, at_least=0.5)["interval"] == [0.516, 0.7]
+    assert "of pairs 0, 1, is missing" in judged(results, 2, reported=share, at_least=0.5)["why"]
+    others = replace(results, config=configs.with_changes(results.config, {"eval.split": "valid"}))
+    assert missing in judged(others, 1, reported=share, at_least=0.5)["why"]
+    files.write_json(path, files.read_json(path) | {"gains": []})
+    assert missing in judged(results, 1, reported=share, at_least=0.5)["why"]
+    several = [{"k": 16, "share": [{"mean": 0.6, "ci95": ends} for ends in ([0.55, 0.7], [0.52, 0.65])]}]
+    assert verdict(several, at_least=0.5)["interval"] == [0.52, 0.65]
+    assert [verdict(several, at_least=end)["verdict"] for end in (0.53, 0.66)] == ["undecided", "refuted"]
     assert verdict([{"k": 16, "share": None}], at_least=0.5)["verdict"] == "not run"
     with pytest.raises(ValueError, match="claim 'x': the study has written no ci99.5, which a primary claim needs"):
         verdict(rows, at_least=0.5, primary=True)
@@ -149,6 +160,13 @@ def test_every_step_of_a_rising_claim_has_its_own_interval():
     row = judged(results_of(noisy), 5, rising=rising, at_least=0)
     assert row["verdict"] == "undecided" and row["steps"][0]["ci95"][0] > 0.04 > 0 > row["steps"][1]["ci95"][0]
     assert row["interval"] == row["steps"][1]["ci95"]  # of the step that is undecided, though it is not the smallest
+
+
+def test_a_step_that_refutes_counts_beside_one_without_an_interval():
+    steps = [{"mean": -0.3, "ci95": [-0.35, -0.25]}, {"mean": 0.1, "ci95": None, "by_pair": [0.1]}]
+    claim = Claim("x", "something", "star", "us", rising=(BASE, DATA, BASE), at_least=0)
+    assert verdicts._interval_verdict(claim, steps)["verdict"] == "refuted"
+    assert verdicts._interval_verdict(claim, steps[1:])["verdict"] == "undecided"
 
 
 def test_pairs_that_differ_too_much_have_no_interval():

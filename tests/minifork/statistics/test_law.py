@@ -78,3 +78,7 @@ def test_laws_from_two_moments():
     b = 0.96 / (1 + np.exp(-5 * GRID))
     mean = float(WEIGHTS @ b)
     assert law.fork_pass_at_k(mean, float(WEIGHTS @ b**2 - mean**2), KS) == pytest.approx(on_grid(b), abs=2e-3)
+    for branches in (2, 4):
+        p = 0.9 * law.path_points([3.0], branches)
+        expected = law.law_pass_at_k(0.9, law.path_points([3.0], branches), KS)
+        assert law.fork_pass_at_k(p.mean(), p.var(), KS, branches) == pytest.approx(expected, abs=2e-3)
