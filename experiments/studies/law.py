@@ -175,9 +175,9 @@ def prediction_errors(branch: np.ndarray, r: np.ndarray, points: Callable[[float
 
 
 def claim_rows(rows: list[dict]) -> list[dict]:
-    """What the law's claims are about: of plain runs in scope and of the config's own data, all estimates of each kind.
+    """What the law's claims are about: of plain runs in scope and of the config's own data, the `extremes` of each kind.
 
-    Each is of one checkpoint, an error also of one k.
+    Each estimate is of one checkpoint, an error also of one k.
     """
     plain = [row for row in rows if row["own"] and "plain_fork_rate" in row and row["branches"] == 2]
     middle = [row for row in plain if 2 <= row["sigma"] < 8]
@@ -186,8 +186,8 @@ def claim_rows(rows: list[dict]) -> list[dict]:
               for rate, of_rate in by_rate]  # fmt: skip
     last = [row for row in plain if row["plain_fork_rate"] == 1][-1:]
     claims += [{"claim": "law fails", "estimate": row["law error"]["256"]} for row in last]
-    early = [row["kurtosis interval"] for row in plain if row["sigma"] < 5]
-    late = [row["kurtosis interval"] for row in plain if row["sigma"] > 9.5]
+    early = extremes([row["kurtosis interval"] for row in plain if row["sigma"] < 5])
+    late = extremes([row["kurtosis interval"] for row in plain if row["sigma"] > 9.5])
     return [
         *claims,
         {"claim": "mixture", "estimate": errors(plain, "mixture error")},
@@ -197,8 +197,18 @@ def claim_rows(rows: list[dict]) -> list[dict]:
 
 
 def errors(rows: list[dict], name: str) -> list[dict]:
-    """The estimates of the errors of a name, of every checkpoint and k."""
-    return [estimate for row in rows for estimate in row[name].values()]
+    """The `extremes` of the errors of a name, over checkpoints and k."""
+    return extremes([estimate for row in rows for estimate in row[name].values()])
+
+
+def extremes(estimates: list[dict]) -> list[dict]:
+    """The estimates whose intervals have the smallest or the largest of all lower or upper ends, at any level.
+
+    They decide whether all intervals lie in a range, and whether one lies outside it.
+    """
+    ends = [[estimate[key][i] for estimate in estimates]
+            for key in (estimates or [{}])[0] if key.startswith("ci") for i in (0, 1)]  # fmt: skip
+    return [estimates[i] for i in sorted({int(pick(column)) for column in ends for pick in (np.argmin, np.argmax)})]
 
 
 def band_row(rows: list[dict], low: float, high: float) -> dict:
