@@ -175,7 +175,7 @@ def prediction_errors(branch: np.ndarray, r: np.ndarray, points: Callable[[float
 
 
 def claim_rows(rows: list[dict]) -> list[dict]:
-    """What the law's claims are about: of plain runs in scope and of the config's own data, the `extremes` of each kind.
+    """What the law's claims are about: of plain runs in scope, on the config's own data, the `extremes` of each kind.
 
     Each estimate is of one checkpoint, an error also of one k.
     """
