@@ -51,7 +51,7 @@ def test_results_say_what_made_them(name):
 
 OLDER = {  # results from before files had a version and a checksum
     "anchoring-arith", "anchoring-sizes", "bench-cpu", "capitals", "cluster-bench", "competence",
-    "efficiency-layers", "efficiency-star", "frontier", "layers", "mixed", "rl-lab", "sensitivity", "sigma",
+    "efficiency-layers", "efficiency-star", "frontier", "layers", "rl-lab", "sensitivity", "sigma",
     "thinking-openers",
 }  # fmt: skip
 
