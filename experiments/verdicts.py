@@ -159,15 +159,14 @@ def _interval_verdict(claim: Claim, effects: list[dict]) -> dict:
     key = estimates.interval_key(claim.level)
     if any(key not in effect for effect in effects):
         raise ValueError(f"{FILE}: claim {claim.id!r}: the study has written no {key}, which a primary claim needs")
-    worst = min(effects, key=lambda effect: _margin(claim, effect[key]))
     low, high = claim.ends
     refuting = [effect for effect in effects if effect[key] and (effect[key][1] <= low or effect[key][0] >= high)]
-    if refuting:
-        return _verdict(REFUTED, refuting[0]["mean"], refuting[0][key])
+    worst = min(refuting or effects, key=lambda effect: _margin(claim, effect[key]))
     if worst[key] is None:
         values = ", ".join(f"{value:.3f}" for value in worst["by_pair"])
         return _verdict(UNDECIDED, worst["mean"], why=f"pairs differ too much for an interval (pairs: {values})")
-    return _verdict(HOLDS if _margin(claim, worst[key]) > 0 else UNDECIDED, worst["mean"], worst[key])
+    verdict = REFUTED if refuting else HOLDS if _margin(claim, worst[key]) > 0 else UNDECIDED
+    return _verdict(verdict, worst["mean"], worst[key])
 
 
 def _margin(claim: Claim, interval: list[float] | None) -> float:

@@ -46,11 +46,11 @@ def law(config: Config) -> None:
     with print_minutes("law"):
         make_runs(config, "law")
         rows: list[dict] = []
+        own_data = config.data.printed("shuffled")
         for data in dict.fromkeys(run.config.data.printed("shuffled") for run in runs.all_runs(config)):
             of_data = replace(config, data=data)
             evaluate_and_check(of_data)
-            is_config = {"own": data == config.data.printed("shuffled")}
-            rows += [is_config | row for row in checkpoint_rows(load_results(of_data))]
+            rows += [{"own": data == own_data} | row for row in checkpoint_rows(load_results(of_data))]
         scored = [row for row in rows if row["r"] >= laws.MIN_R]
         if not scored:
             folder = runs.task_folder(config)
@@ -64,8 +64,8 @@ def law(config: Config) -> None:
 def checkpoint_rows(results: Results) -> Iterator[dict]:
     """A row of `law_row` for every checkpoint of a run and every number of branches, over the pairs of seeds."""
     plain = [record for record in results.records if has_fork(record) and record["test_set"] == "plain"]
-    pairs = results.config.reproduce.seeds
-    plain = [record for record in plain if record["base_seed"] in pairs and record["seed"] in (None, *pairs)]
+    plain = [record for record in plain if record["base_seed"] in results.config.reproduce.seeds]
+    plain = [record for record in plain if record["seed"] in (None, record["base_seed"])]  # others are no pair
     groups = grouped(plain, lambda record: (record["stage"], configs.tag_text(record["tags"]), record["epoch"]))
     for (stage, name, epoch), records in groups.items():
         forks, rs = ([results.array(record, array) for record in records] for array in ("fork", "r"))

@@ -60,8 +60,8 @@ def test_law(copy, monkeypatch):
 
 
 def test_runs_of_other_seeds_are_no_pairs(copy):
-    results = load_results(copy("base", "fork1", measured=True).config())
-    other = [record | {"seed": 7} for record in results.records if record["stage"] == "sft"]
+    results = load_results(copy("base", "fork1", measured=True).config("reproduce.pairs=2"))
+    other = [record | {"seed": 1} for record in results.records if record["stage"] == "sft"]
     with_other = replace(results, records=results.records + other)
     assert [*law.checkpoint_rows(with_other)] == [*law.checkpoint_rows(results)]
 
