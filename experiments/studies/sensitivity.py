@@ -56,11 +56,11 @@ def panel(results: Results, plans: list[Plan]) -> dict:
 @default_settings()
 def draw_maps(panels: list[dict]) -> Figure:
     """One row of two maps for every width and d: coverage shrinkage and the index, runs against epochs."""
-    figure = Figure(figsize=(11, 2.9 * len(panels)), layout="constrained")
+    figure = Figure(figsize=(11, 3.1 * len(panels)), layout="constrained")
     for (left, right), panel in zip(figure.subplots(len(panels), 2, squeeze=False), panels, strict=True):
         name = f"width {panel['width']}, d = {panel['branches']}"
-        _map(left, panel, "S", f"{name}: coverage shrinkage S$_{{{K}}}$", "PuOr_r", -1)
-        _map(right, panel, "index", f"{name}: polarisation index at k = {K} (forced FWD)", "Greys", 0)
+        _map(left, panel, "S", f"{name}\ncoverage shrinkage S$_{{{K}}}$", "PuOr_r", -1)
+        _map(right, panel, "index", f"{name}\npolarisation index at k = {K}, forced FWD", "Greys", 0)
     return figure
 
 
