@@ -95,7 +95,8 @@ def draw_over_epochs(rows: Sequence[Mapping[str, Any]], quantities: Mapping[str,
                     axes.errorbar(epochs, means, yerr=whiskers(means, *ends), color=colour, marker=marker, label=label,
                                   linestyle=style, elinewidth=0.8, markersize=5)  # fmt: skip
         powers_of_two(axes, max(row["epoch"] for row in rows))
-        axes.set(xlabel="epoch", ylabel=f"{quantity} (logits)" if quantity == "sigma" else quantity)
+        unit = " in logits (dotted: training)" if quantity == "sigma" else ""
+        axes.set(xlabel="epoch", ylabel=f"{quantity}{unit}")
     columns = 2 * len(shown) - 2  # that fit below the panels
     figure.legend(*axes_of_panels[0].get_legend_handles_labels(), loc="outside lower center", ncols=columns)
     return figure

@@ -237,7 +237,7 @@ def draw(rows: Sequence[dict[str, Any]]) -> Figure:
         if is_first:
             curves.fill_between(ks, *np.array([*row["ci95"].values()]).T, color=colour, alpha=0.15, linewidth=0)
             p = np.sort(row["p"])
-            spread.plot(p, (np.arange(len(p)) + 1) / len(p), color=colour, label=label, linestyle=line["linestyle"])
+            spread.plot(p, (np.arange(len(p)) + 1) / len(p), label=label, markevery=len(p) // 8 or 1, **line)
     curves.set_xscale("log", base=2)
     curves.set(xlabel="k (samples)", ylabel="pass@k", ylim=(0, 1.02), title="What is the capital of ...?")
     spread.set(
