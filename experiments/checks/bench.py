@@ -175,10 +175,10 @@ def on_one_core(call: Callable[[], T]) -> T:
 
 def print_speeds(result: dict[str, Any]) -> None:
     """Print one line for each timed call, then ratios to the rollout engine and shares of the matrix peak."""
-    print(f"{'':<14}{'seconds':>10}{'fastest':>10}{'slowest':>10}{'rollouts/s':>16}")
+    print(f"{'':<20}{'seconds':>10}{'fastest':>10}{'slowest':>10}{'rollouts/s':>16}")
     for name, speed in result["engines"].items():
         cells = "".join(f"{seconds:>10.3f}" for seconds in (speed["seconds"], *speed["spread"]))
-        print(f"{name:<14}{cells}{format(speed['rate'], ',.0f') if speed['rate'] else '-':>16}")
+        print(f"{name:<20}{cells}{format(speed['rate'], ',.0f') if speed['rate'] else '-':>16}")
     for name, ratio in result["rollout_against"].items():
         print(f"rollout is {ratio:.3g} times as fast as {name}")
     for name, share in result["share_of_peak"].items():
