@@ -51,7 +51,6 @@ def test_results_say_what_made_them(name):
 
 OLDER = {  # results from before files had a version and a checksum
     "anchoring-arith", "bench-cpu", "capitals", "cluster-bench", "efficiency-layers", "efficiency-star",
-    "frontier",
 }  # fmt: skip
 
 
