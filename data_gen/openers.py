@@ -94,6 +94,11 @@ class Openers(Star):
         prefix[:, 0] = list(self.first_tokens.values())[self.table[self.mode_names.index("FWD")].argmax()]
         return prefix
 
+    def crosses(self, problems: Problems, traces: np.ndarray) -> np.ndarray:
+        """bool[n]: as for `Task`, whatever opener a trace begins with."""
+        prefix = self.fork_prefix(problems)
+        return super().crosses(problems, np.column_stack([prefix[:, 0], traces[:, 1:]]))
+
     def traces(self, problems: Problems, mode_index: np.ndarray) -> np.ndarray:
         traces = super().traces(problems, mode_index)
         traces[:, 0] = super().vocab_size + self.drawn_openers(problems, mode_index)

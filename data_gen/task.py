@@ -129,6 +129,13 @@ class Task(Checked, ABC, Generic[P]):
         """int64[n, F]: the tokens of a trace that end right before the fork, mode first. None: there is no fork."""
         return None
 
+    def crosses(self, problems: P, traces: np.ndarray) -> np.ndarray:
+        """bool[n]: which traces int64[n, T] pass the fork of their problem. The task must have a `fork_prefix`."""
+        prefix = self.fork_prefix(problems)
+        if prefix is None:
+            raise ValueError(f"{type(self).__name__} has no fork")
+        return (traces[:, : prefix.shape[1]] == prefix).all(axis=1) & self.forked(problems)
+
     def children(self, problems: P) -> np.ndarray | None:
         """int64[n, d]: the tokens that may come next at the fork, PAD past the last. Column 0 is right."""
         return None

@@ -74,7 +74,13 @@ def run_on_cluster(plans: Sequence[Plan]) -> None:
 
         def submit(plan: Plan) -> Future:
             absolute = replace(plan.config, runs=str(Path(plan.config.runs).resolve()))
-            return executor.submit(make, Job(replace(plan, config=absolute), start_files(plan), marker, code))
+            try:
+                starts = start_files(plan)
+            except (ValueError, OSError) as error:  # the other runs go on
+                failed = Future[tuple[str, Files]]()
+                failed.set_exception(error)
+                return failed
+            return executor.submit(make, Job(replace(plan, config=absolute), starts, marker, code))
 
         run_side_by_side(plans, submit, reason_of, lambda: JOBS_A_WORKER * len(client.nthreads()))
 

@@ -30,7 +30,8 @@ def explorer(config: Config, results: Results, pair: int) -> dict:
     tensors, run_data = problem_set(task, problems, "cpu", config.eval.grading), []
     for plan in study.plans(config, study.read_study(config.reproduce.study), [pair]):
         sft, records = plan.config.sft, results.records_of(plan)
-        if plan.test_set == "plain" and sft.fork_rate and not sft.prefix and records:
+        tuned = plan.stage != "base" and sft.fork_rate
+        if plan.test_set == "plain" and tuned and not sft.prefix and records:
             snapshots = [_snapshot(config, tensors, results, record) for record in [results.base(pair), *records]]
             run_data.append({"name": plan.name, "snapshots": snapshots})
     branches = tensors.at_fork()[1].tolist()

@@ -80,11 +80,11 @@ class Processes:
         return code
 
     def _run(self, command: list[str], options: dict[str, Any]) -> int:
-        environment = {**options.pop("env", os.environ), PARENT: str(os.getpid())}
+        environment = {**options.get("env", os.environ), PARENT: str(os.getpid())}
         with self._lock:
             if self._stopped.is_set():
                 raise KeyboardInterrupt
-            process = subprocess.Popen(command, env=environment, **options)
+            process = subprocess.Popen(command, **{**options, "env": environment})
             self._started.append(process)
         with process:
             try:

@@ -6,6 +6,7 @@ The page loads no other file: figures are inline SVG, data and script are in the
 import html
 import io
 import json
+import os
 import re
 from pathlib import Path
 from urllib.parse import quote
@@ -21,7 +22,7 @@ from experiments.verdicts import HOLDS, NOT_RUN, REFUTED, UNDECIDED, ends_text, 
 from minifork import runs
 from minifork.decoding import policy
 from minifork.schema import Config
-from minifork.storage.files import read_json, write_atomically
+from minifork.storage.files import is_sealed, read_json, write_atomically
 
 TEMPLATE = Path(__file__).parent / "report.html"
 NO_CLAIMS = "<p>No verdicts: there are no claims about this study, or <code>make claims</code> was not run yet.</p>"
@@ -68,7 +69,7 @@ def write_index(folder: Path) -> None:
     links = []
     for path in sorted(folder.glob("**/report.html")):
         place = path.relative_to(folder)
-        links.append(f'<li><a href="{quote(str(place))}">{html.escape(str(place.parent))}</a></li>')
+        links.append(f'<li><a href="{quote(os.fsencode(place))}">{html.escape(str(place.parent))}</a></li>')
     style = "<style>:root { color-scheme: light dark; } body { font: 16px/1.8 system-ui; margin: 2rem; }</style>"
     head = f'<!doctype html><html lang="en"><meta charset="utf-8"><title>minifork: reports</title>{style}'
     page = f"{head}<h1>minifork</h1><p>Reports by study:</p><ul>{''.join(links)}</ul></html>"
@@ -85,6 +86,8 @@ def verdicts(config: Config, current: str) -> str:
     for path in dict.fromkeys([first, *sorted(Path(config.runs).glob("**/claims-*.json"))]):
         if path.exists():
             result = read_json(path, "study", "seeds", "wanted", "claims", "of")
+            if not is_sealed(result):
+                raise ValueError(f"{path}: edited after it was written; run `minifork claims` again")
             tables.append(claims_table(path.parent, result, path != first or result["of"] == current))
     return "".join(tables)
 

@@ -142,7 +142,9 @@ class Results:
         pairs, identities = self.pairs(), {record["identity"] for record in self.records if self.is_last(record)}
         if not pairs:
             root = runs.task_folder(self.config)
-            raise ValueError(f"{root}: no pair of a base and its fine-tuning was measured; see `make reproduce`")
+            raise ValueError(
+                f"{root}: no pair of a base and its fine-tuning was measured; `make study` runs a study without pairs"
+            )
         entries = study.read_study(self.config.reproduce.study)
         needed = {pair: {plan.identity for plan in study.plans(self.config, entries, [pair])} for pair in pairs}
         return [pair for pair in pairs if needed[pair] <= identities] or pairs

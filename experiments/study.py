@@ -23,6 +23,7 @@ from typing import Any, TypeVar
 from minifork import config as configs
 from minifork import runs
 from minifork.evaluate import require_policy
+from minifork.evaluation.targets import test_sets
 from minifork.schema import Config
 from minifork.training import losses, stages
 from minifork.values import expand_home, override_text
@@ -110,6 +111,8 @@ def read_study(name: str) -> list[dict]:
         raise ValueError(f"{path}: no such study; reproduce.study is a YAML file or one of {names}") from None
     if not isinstance(entries, list) or not entries or not all(isinstance(entry, dict) for entry in entries):
         raise ValueError(f"{path}: a study is a list of mappings, such as - {{sft.fork_rate: [0, 1]}}")
+    if not_text := [key for entry in entries for key in entry if not isinstance(key, str)]:
+        raise ValueError(f"{path}: {not_text[0]!r} is no key; a list of values is in brackets, such as [0, 1]")
     return entries
 
 
@@ -136,9 +139,10 @@ def _plans_of(config: Config, entry: dict, pair: int) -> list[Plan]:
     """The runs of one entry for a pair of seeds: the product of its values."""
     words = {name: entry[name] for name in WORDS if name in entry}
     values = {key: value if isinstance(value, list) else [value] for key, value in entry.items() if key not in WORDS}
-    limit, stage = values.pop("pairs", [math.inf])[0], words.get("stage", "sft")
+    limit, stage = entry.get("pairs", math.inf), words.get("stage", "sft")
     if not (limit == math.inf or type(limit) is int and limit > 0):
         raise ValueError(f"pairs is {limit!r}: it is an integer of 1 or more")
+    values.pop("pairs", None)
     if not all(isinstance(text, str) for text in words.values()):
         raise ValueError(f"{', '.join(words)} must be words")
     if stage not in runs.STAGES:
@@ -147,6 +151,8 @@ def _plans_of(config: Config, entry: dict, pair: int) -> list[Plan]:
         raise ValueError(f"choose is {words['choose']!r}, which is none of the entry's keys")
     if [] in values.values():
         raise ValueError("an empty list makes no run")
+    if "preset" in values:
+        raise ValueError("preset applies on the command line only: give the keys that it changes")
     if values.keys() & set(runs.SEEDS):
         raise ValueError("the seeds are those of the pair: leave seed and base_seed out")
     if words.get("needs", "FWD") not in config.data.mode_names or pair - config.reproduce.first_pair >= limit:
@@ -155,7 +161,7 @@ def _plans_of(config: Config, entry: dict, pair: int) -> list[Plan]:
     for combination in itertools.product(*values.values()):
         changes = _scaled(config, dict(zip(values, combination, strict=True))) | dict.fromkeys(runs.SEEDS, pair)
         changed = configs.with_changes(config, changes, "its keys")
-        _check(changed, stage)
+        _check(changed, stage, words.get("test_set", "plain"))
         name = _filled(words.get("as", stage), configs.flat_values(changed))
         all_plans.append(Plan(name, stage, changed, words.get("test_set", "plain"), words.get("choose", "")))
     return all_plans
@@ -172,8 +178,11 @@ def _scaled(config: Config, changes: dict) -> dict:
     return scaled
 
 
-def _check(config: Config, stage: str) -> None:
+def _check(config: Config, stage: str, test_set: str) -> None:
     """Raise ValueError for values that a stage or the evaluation would refuse hours later."""
+    sets = [of_run.name for of_run in test_sets(config, stage)]
+    if test_set not in sets:
+        raise ValueError(f"test_set is {test_set!r}: such a run has {', '.join(sets)}")
     losses.parse_loss(config.sft.loss)
     require_policy(config)
     if stage == "rl":

@@ -127,6 +127,8 @@ def _trained(config: Config, stage: str, start: Checkpoint | None, memory: bool,
 
 def _dotted(changes: dict[str, Value], section: str, task: str) -> dict[str, Value]:
     """Changes by dotted key. A short key means the section's own where the section has it."""
+    if "preset" in changes:
+        raise ValueError(f"{section}: preset applies on the command line only; give the keys that it changes")
     valid = configs.keys(Config, task=task)
     if section == "pretrain":  # the base's seed; `seed` in a config is the seed of fine-tuning and RL
         changes = {"base_seed" if name == "seed" else name: value for name, value in changes.items()}

@@ -13,7 +13,7 @@ from experiments.claims import Term, estimate_terms
 from experiments.drawing import draw_over_epochs, save_figure
 from experiments.estimates import mean_text, pairs_text, table
 from experiments.results import Results, write_result
-from experiments.studies.steps import make_and_measure, print_minutes
+from experiments.studies.steps import make_and_measure, print_minutes, require_fork
 from experiments.study import Plan, by_name
 from minifork import runs
 from minifork.schema import Config
@@ -28,6 +28,7 @@ def anchoring(config: Config) -> None:
 
     Raises ValueError naming a stage that failed.
     """
+    require_fork(config, "anchoring")
     with print_minutes("anchoring"):
         plans, results = make_and_measure(config, "anchoring")
         rows = [*rows_by_epoch(results, plans)]
@@ -46,5 +47,5 @@ def rows_by_epoch(results: Results, plans: list[Plan]) -> Iterator[dict]:
         for records in zip(*map(results.records_of, of_run), strict=True):
             seconds = np.mean([results.seconds(record) for record in records])
             row = {"run": name, "epoch": records[0]["epoch"], "train s": round(seconds)}
-            sigmas = SIGMAS if records[0]["fork"].get("sigma") is not None else []
+            sigmas = SIGMAS if (records[0]["fork"] or {}).get("sigma") is not None else []
             yield row | estimate_terms(results, records, GIVEN_FWD + FREE + sigmas)

@@ -23,7 +23,7 @@ def demo(config: Config) -> None:
         figure = figures.draw_all(results, pairs)["crossing"]
         save_figure(figure, runs.task_folder(config) / "figures" / "crossing.png")
         print(summary_table(summary_rows(results, pairs)))
-        base, tuned = results.base(pairs[0]), results.tuned(pairs[0], config.sft.fork_rate)[-1]
+        base, tuned = results.base(pairs[0]), results.tuned(pairs[0], results.fork_rates(pairs[0])[-1])[-1]
         print(sentence(config, base["pass_at"], tuned["pass_at"]))
 
 

@@ -31,7 +31,7 @@ from experiments.studies.early_stopping import (
     measure_plans,
     on_validation,
 )
-from experiments.studies.steps import evaluate_and_check, print_minutes
+from experiments.studies.steps import evaluate_and_check, print_minutes, require_fork
 from experiments.study import Plan
 from minifork import runs
 from minifork.schema import Config
@@ -46,6 +46,7 @@ def frontier(config: Config) -> None:
 
     Raises ValueError naming a stage that failed.
     """
+    require_fork(config, "frontier")
     with print_minutes("frontier"):
         entries = study.read_study("frontier")
         chosen = choose_values(config, entries)

@@ -136,9 +136,9 @@ def predictions(branches: int) -> dict[str, Callable[[float], np.ndarray]]:
 def free_curves(results: Results, record: dict, rows: np.ndarray) -> dict[str, np.ndarray]:
     """pass@k float64[K] of free samples on the problems bool[n] ``rows``, symmetrised and under the law.
 
-    Empty for a task with other modes than FWD and REV.
+    Empty for a task whose traces begin with something else than FWD or REV.
     """
-    if results.config.data.mode_names != ("FWD", "REV"):
+    if tuple(results.config.data.first_tokens) != ("FWD", "REV"):
         return {}
     q, reverse, r = (results.array(record, name)[rows] for name in ("modes", "REV", "r"))
     q, branch = q[:, 0], results.array(record, "fork")[rows]

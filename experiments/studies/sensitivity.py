@@ -14,7 +14,7 @@ from matplotlib.figure import Figure
 from experiments.drawing import default_settings, save_figure
 from experiments.estimates import SHRINKAGE_K as K
 from experiments.results import Results, load_results, write_result
-from experiments.studies.steps import evaluate_and_check, make_runs, print_minutes
+from experiments.studies.steps import evaluate_and_check, make_runs, print_minutes, require_fork
 from experiments.study import Plan, by_name, grouped
 from minifork import config as configs
 from minifork import runs
@@ -26,6 +26,7 @@ def sensitivity(config: Config) -> None:
 
     Raises ValueError naming a stage that failed.
     """
+    require_fork(config, "sensitivity")
     with print_minutes("sensitivity"):
         plans, panels = make_runs(config, "sensitivity"), []
         of_panels = grouped(plans, lambda plan: (plan.config.data, plan.config.model))

@@ -12,7 +12,7 @@ import numpy as np
 
 from experiments.estimates import pairs_text, table
 from experiments.results import write_result
-from experiments.studies.steps import make_and_measure, print_minutes
+from experiments.studies.steps import make_and_measure, print_minutes, require_fork
 from experiments.study import grouped
 from minifork.schema import Config
 from minifork.statistics import law as laws
@@ -39,9 +39,12 @@ def sigma(config: Config) -> None:
 
     Raises ValueError naming a stage that failed.
     """
+    require_fork(config, "sigma")
     with print_minutes("sigma"):
         rows = checkpoint_rows(config)
-        grid = [row for row in rows if row["run"].startswith(GRID) and row["r"] >= laws.MIN_R]
+        grid = [row for row in rows if row["run"].startswith(GRID) and (row["r"] or 0) >= laws.MIN_R and row["sigma"]]
+        if not grid:
+            raise ValueError(f"no checkpoint of the grid has sigma and an r of {laws.MIN_R} or more: nothing to fit")
         fits = [held_out_fit(grid, name) for name in FORMULAS]
         tables = {"formulas": fits, "epochs": epoch_rows(grid), "movers": mover_rows(rows, config)}
         write_result(config, "sigma", {"pairs": config.reproduce.pairs} | tables)

@@ -12,10 +12,18 @@ from minifork.decoding import policy
 from minifork.decoding.traces import TraceTree
 from minifork.evaluate import evaluate
 from minifork.evaluation.targets import problems_for
-from minifork.measuring.problems import ProblemSet
+from minifork.measuring.problems import ProblemSet, evaluation_problems
 from minifork.models import pick_device
 from minifork.runs import Checkpoint
 from minifork.schema import Config
+
+
+def require_fork(config: Config, command: str) -> None:
+    """Raise ValueError unless test problems have a fork and traces can be forced into FWD."""
+    problems = evaluation_problems(config.data, config.eval)
+    if config.data.fork_prefix(problems) is None or "FWD" not in config.data.first_tokens:
+        need = "problems with a fork and traces that begin with FWD, such as those of --config star"
+        raise ValueError(f"task is {config.task!r}: {command} needs {need}")
 
 
 def make_runs(config: Config, name: str) -> list[Plan]:

@@ -63,7 +63,11 @@ def find_targets(config: Config) -> tuple[list[Target], list[str]]:
     for run in comparable:
         try:
             checkpoints = _checkpoints(run, config)
-            targets += [Target(checkpoint, test_set) for checkpoint in checkpoints for test_set in test_sets(run)]
+            targets += [
+                Target(checkpoint, test_set)
+                for checkpoint in checkpoints
+                for test_set in test_sets(run.config, run.stage)
+            ]
         except (ValueError, OSError) as error:
             notes.append(f"{run.folder}: left out, {error}")
     return targets, notes
@@ -86,13 +90,14 @@ def _checkpoints(run: Run, config: Config) -> list[Checkpoint]:
     return run.checkpoints()
 
 
-def test_sets(run: Run) -> list[TestSet]:
+def test_sets(config: Config, stage: str) -> list[TestSet]:
     """The test sets of a run: the plain one, and a matched one where its training data gave the branch away."""
-    prefix, cue_rate = (run.values.get(key, 0) for key in ("sft.prefix", "sft.cue_rate"))
+    values = runs.deciding_values(config, stage)
+    prefix, cue_rate = (values.get(key, 0) for key in ("sft.prefix", "sft.cue_rate"))
     sets = [TestSet(prefix=prefix)]
-    if cue_rate and run.stage != "rl":
+    if cue_rate and stage != "rl":
         sets.append(TestSet(f"cue{cue_rate:g}", cue_rate=cue_rate, prefix=prefix))
-    if run.values.get("data.branch_order") == "published":
+    if values.get("data.branch_order") == "published":
         sets.append(TestSet("published", "published", prefix=prefix))
     return sets
 

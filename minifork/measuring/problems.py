@@ -59,11 +59,9 @@ def evaluation_problems(task: Task[P], settings: Eval, order: str = "shuffled", 
 def training_forks(task: Task, mixture: streams.Mixture, seed: int, traces: int, limit: int) -> Batch | None:
     """The fine-tuning problems whose trace passed the fork, the first ``limit`` of them; None if there are none."""
     data = streams.sft_examples(task, mixture, seed, traces, 0)
-    prefix = task.fork_prefix(data.problems)
-    if prefix is None:
+    if task.fork_prefix(data.problems) is None:
         return None
-    passed = (data.tokens[:, task.prompt_len :][:, : prefix.shape[1]] == prefix).all(axis=1)
-    crossed = (passed & task.forked(data.problems)).nonzero()[0][:limit]
+    crossed = task.crosses(data.problems, data.tokens[:, task.prompt_len :]).nonzero()[0][:limit]
     return data.problems[crossed] if len(crossed) else None
 
 

@@ -108,9 +108,11 @@ def hold_run(config: Config, stage: str, parent: Checkpoint | None, resume: bool
                 stack.enter_context(locks.locked(folder, wait=False))
             except locks.HeldError as error:
                 raise locks.HeldError(f"{error}; wait until it has finished this run") from None
-        for path in folder.rglob(f".*{files.TEMPORARY_SUFFIX}"):
-            path.unlink()
-        yield _run_in_folder(folder, config, stage, parent, resume)
+        run = _run_in_folder(folder, config, stage, parent, resume)
+        if not run.complete:  # of a complete run somebody may write a measurement
+            for path in folder.rglob(f".*{files.TEMPORARY_SUFFIX}"):
+                path.unlink()
+        yield run
 
 
 def _remove_if_empty(folder: Path) -> None:

@@ -57,6 +57,9 @@ def save_measurement(folder: Path, key: Key, measurement: Measurement) -> None:
     stored = {"format": MEASUREMENT_FORMAT, "key": asdict(key), "record": measurement.record}
     stored |= {"check": measurement.check, "npz_hash": digest(arrays)}
     write_sealed_json(path, stored)
+    for older in _other_versions(folder, key):
+        older.unlink(missing_ok=True)
+        older.with_suffix(".npz").unlink(missing_ok=True)
 
 
 def load_measurement(folder: Path, key: Key) -> Measurement | None:
@@ -67,11 +70,16 @@ def load_measurement(folder: Path, key: Key) -> Measurement | None:
 
 def load_other_version(folder: Path, key: Key) -> Measurement | None:
     """A measurement that another version of the code made with an otherwise equal key, None where there is none."""
-    values = key.file_stem.removesuffix(key.version)
-    for path in sorted((folder / "eval").glob(f"{values}*.json")):
+    for path in _other_versions(folder, key):
         with contextlib.suppress(ValueError):  # a damaged measurement counts as missing
             return _read(path)
     return None
+
+
+def _other_versions(folder: Path, key: Key) -> list[Path]:
+    """The files of measurements by other versions of the code with an otherwise equal key."""
+    values = key.file_stem.removesuffix(key.version)
+    return [path for path in sorted((folder / "eval").glob(f"{values}*.json")) if path.stem != key.file_stem]
 
 
 def _read(path: Path) -> Measurement:

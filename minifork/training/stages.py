@@ -233,7 +233,7 @@ def _tokens_and_labels(config: Config, epoch: int) -> np.ndarray:
         if fork is None or children is None:
             raise ValueError(f"sft.wrong_forks is {config.sft.wrong_forks}: task {config.task} has no fork, give 0")
         place = task.prompt_len + fork.shape[1]
-        crossing = (data.tokens[:, task.prompt_len : place] == fork).all(axis=1) & task.forked(data.problems)
+        crossing = task.crosses(data.problems, data.tokens[:, task.prompt_len :])
         rng = streams.generator(config.seed, "train", epoch if config.sft.fresh else 0, "labels")
         wrong = 1 + (rng.random(len(labels)) * ((children != PAD).sum(axis=1) - 1)).astype(int)
         chosen = crossing & (rng.random(len(labels)) < config.sft.wrong_forks)

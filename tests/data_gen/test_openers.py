@@ -67,6 +67,18 @@ def test_only_the_first_token_differs_from_a_star(modes):
     assert task.vocab_size == star.vocab_size + task.table.shape[1] and task.decode(traces[0, :1]) in "ABCD"
 
 
+@pytest.mark.parametrize("modes", TABLES)
+def test_traces_cross_the_fork_whatever_their_opener(modes):
+    """Those of FWD and SEARCH on graphs with a fork."""
+    task = Openers(12, 2, 4, modes=modes, openers=TABLES[modes])
+    forked, mode = np.arange(200) % 2 == 0, np.arange(200) // 2 % len(task.mode_names)
+    problems = task.remove_fork(streams.problems(task, 0, "train", 200), forked)
+    traces = task.traces(problems, mode)
+    through_fork = np.array([task.mode_names[index] != "REV" for index in mode])
+    assert len(np.unique(traces[:, 0])) > 1
+    assert (task.crosses(problems, traces) == (forked & through_fork)).all()
+
+
 def chi2(counts: np.ndarray, expected: np.ndarray) -> float:
     return float(((counts - expected) ** 2 / expected).sum())
 

@@ -144,6 +144,17 @@ def test_a_job_that_fails_is_named_and_the_others_go_on(copy, workers, apart):
     assert runs.finished(plans[1].config, "sft") and not runs.finished(plans[0].config, "sft")
 
 
+@pytest.mark.slow
+def test_a_parent_that_cannot_be_read_stops_no_other_run(copy, workers, apart):
+    pipeline = copy("base")
+    plans = planned(pipeline, workers, [{}, {"stage": "base", "pretrain.steps": 4}])
+    path = runs.folder_of(plans[0].config, "base") / "ckpt.pt"
+    path.write_bytes(path.read_bytes()[:-100])
+    with pytest.raises(ValueError, match=r"1 of 2 runs failed: sft.*ckpt\.pt"):
+        executors.run_plans(plans)
+    assert runs.finished(plans[1].config, "base")
+
+
 def test_clusters_that_cannot_be_used_are_refused(copy, workers, monkeypatch):
     plans = planned(copy("base"), workers, [{}])
     monkeypatch.setattr(cluster, "code_version", lambda: "of another version")

@@ -43,19 +43,20 @@ def test_notation():
     """Pairs, then entries, then the product of values, the last fastest; names are filled in."""
     entries = [
         {"as": "w{model.width} r{sft.fork_rate} {sft.fresh}", "model.width": [32, 64], "sft.fork_rate": [0.25, 1],
-         "sft.fresh": True, "test_set": "cue1"},
+         "sft.fresh": True, "data.branch_order": "published", "test_set": "published"},
         {"stage": "rl", "rl.epoch": 2, "choose": "rl.epoch"},
     ]  # fmt: skip
     plans = study.plans(configs.load_config("star"), entries, [3, 4])
     first = [f"w{width} r{rate} true" for width in (32, 64) for rate in ("0.25", "1")]
     assert [plan.name for plan in plans] == [*first, "rl"] * 2
     assert [(plan.config.seed, plan.config.base_seed) for plan in plans] == [(3, 3)] * 5 + [(4, 4)] * 5
-    assert {(plan.stage, plan.test_set, plan.choose) for plan in plans[:4]} == {("sft", "cue1", "")}
+    assert {(plan.stage, plan.test_set, plan.choose) for plan in plans[:4]} == {("sft", "published", "")}
     rl = plans[4]
     assert (rl.stage, rl.test_set, rl.value, rl.config.rl.epoch) == ("rl", "plain", 2, 2)
     assert rl.identity == runs.identity(rl.config, "rl") != plans[9].identity
     changes = configs.tags(plans[0].config)
-    assert changes == {"model.width": 32, "sft.fork_rate": 0.25, "sft.fresh": True, "seed": 3, "base_seed": 3}
+    keys = {"model.width": 32, "sft.fork_rate": 0.25, "sft.fresh": True, "data.branch_order": "published"}
+    assert changes == keys | {"seed": 3, "base_seed": 3}
 
 
 def test_multiples_of_the_config():
@@ -102,6 +103,10 @@ def test_an_entry_may_be_run_for_fewer_pairs():
         ({"stage": "wise", "wise.weights": "0.25,0.5"}, "a run has one share"),
         ({"sft.lr": "x4"}, "sft.lr must be a number, not 'x4'"),
         ({"sft.epochs": "/0"}, "/0"),
+        ({"pairs": [1, 2]}, r"pairs is [1, 2]: it is an integer"),
+        ({"pairs": []}, r"pairs is []: it is an integer"),
+        ({"test_set": "cue1"}, "test_set is 'cue1': such a run has plain"),
+        ({"preset": "small"}, "preset applies on the command line only"),
     ],
 )
 def test_what_cannot_be_run_is_refused_with_its_entry(entry, error):
@@ -111,12 +116,14 @@ def test_what_cannot_be_run_is_refused_with_its_entry(entry, error):
     assert error in str(refusal.value) and f"entry {entry}" in str(refusal.value)
 
 
-@pytest.mark.parametrize("text", ["sft.fork_rate: 1", "- sft.fork_rate", "[]", "- {a: [}", None])
+@pytest.mark.parametrize("text", ["sft.fork_rate: 1", "- sft.fork_rate", "[]", "- {a: [}", "- {a: 1, 0.5}", None])
 def test_files_that_hold_no_study_are_named(tmp_path, text):
     path = tmp_path / "mine.yaml"
     if text is not None:
         path.write_text(text, encoding="utf-8")
-    with pytest.raises(ValueError, match=r"mine\.yaml: (a study is a list|not a YAML file|no such study; .* arith)"):
+    with pytest.raises(
+        ValueError, match=r"mine\.yaml: (a study is a list|not a YAML file|0.5 is no key|no such study; .* arith)"
+    ):
         study.read_study(str(path))
 
 
@@ -156,15 +163,6 @@ def test_reserved_pairs_are_for_a_confirmation(copy, monkeypatch):
     starts = Starts(monkeypatch, lambda command: 0)
     executors.run_plans(study.plans(copy().config("eval.split=confirm"), [{}], [5]))
     assert starts.commands == ["pretrain", "sft"]
-
-
-def test_a_run_on_one_core_does_not_trim_its_memory(copy, monkeypatch):
-    """As workers of Dask are told to, which slows training."""
-    monkeypatch.setenv("MALLOC_TRIM_THRESHOLD_", "65536")
-    starts = Starts(monkeypatch, lambda command: 0)
-    jobs.make_on_one_core(study.plans(copy().config(), [{}], [0])[0], jobs.Processes())
-    (environment,) = starts.environments
-    assert environment["OMP_NUM_THREADS"] == "1" and "MALLOC_TRIM_THRESHOLD_" not in environment
 
 
 def test_what_runs_start_from_is_made_once_and_first(copy, monkeypatch):

@@ -18,7 +18,7 @@ def test_from_nothing(empty, monkeypatch, capsys):
     first, *_, last = empty.view()["records"]
     assert printed == sentence(empty.config(), first["pass_at"], last["pass_at"])
     assert (empty.folder / "figures" / "crossing.png").stat().st_size > 10_000
-    assert empty("demo") == 0 and len(starts.commands) == 2  # nothing is made twice
+    assert empty("demo", "sft.fork_rate=0.5") == 0 and len(starts.commands) == 2  # nothing is made twice
 
 
 @pytest.mark.parametrize(

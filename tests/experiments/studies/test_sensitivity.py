@@ -3,6 +3,7 @@
 import pytest
 
 from experiments import study
+from experiments.cli import main
 from experiments.results import load_results
 from minifork import config as configs
 from minifork import runs
@@ -16,6 +17,15 @@ def test_every_width_and_number_of_branches_has_a_base():
               for plan in plans}  # fmt: skip
     assert sorted(shapes.values()) == [(w, d, s) for w in (128, 192) for d in (2, 3) for s in (0, 1)]
     assert len({plan.name for plan in plans}) == len(plans) / 8 == 9
+
+
+@pytest.mark.parametrize("command", ["sensitivity", "anchoring", "frontier", "sigma"])
+@pytest.mark.parametrize("words", [["--config", "openers"], ["--config", "layers", "data.forks=0"]])
+def test_tasks_without_the_fork_that_a_study_needs_are_refused(monkeypatch, capsys, tmp_path, command, words):
+    """Before anything is trained."""
+    starts = Starts(monkeypatch)
+    assert main([command, *words, f"runs={tmp_path}"]) == 1 and not starts.commands
+    assert f"{command} needs problems with a fork" in capsys.readouterr().err
 
 
 def test_a_whole_map_small(copy, monkeypatch, capsys):

@@ -73,10 +73,21 @@ def test_found_by_its_key_and_by_no_other(tmp_path, field):
     assert is_measurement(measurements.load_measurement(tmp_path, KEY))
     assert measurements.load_measurement(tmp_path, other) is None
     assert is_measurement(measurements.load_other_version(tmp_path, other)) == (field == "version")
+
     for suffix in ("json", "npz"):
         (tmp_path / "eval" / f"{KEY.file_stem}.{suffix}").rename(tmp_path / "eval" / f"{other.file_stem}.{suffix}")
     with pytest.raises(ValueError, match="damaged or edited"):  # its name is another key's
         measurements.load_measurement(tmp_path, other)
+
+
+def test_a_new_version_takes_the_place_of_the_old_one(tmp_path):
+    """Whatever the order of their names."""
+    for version in ("555555", "111111", "999999"):
+        measurements.save_measurement(
+            tmp_path, replace(KEY, version=version), replace(MEASUREMENT, check={"by": version})
+        )
+        found = measurements.load_other_version(tmp_path, KEY)
+        assert found is not None and found.check == {"by": version}
 
 
 def test_what_changes_a_key(trained, monkeypatch):
@@ -244,7 +255,7 @@ def test_two_evaluations_at_once(trained, two_runs):
 
 
 def test_another_version_is_used_until_it_is_made_again(copy, measured, monkeypatch, capsys):
-    """A line says so; --again replaces it; the old one stays beside it."""
+    """A line says so; --again replaces it."""
     pipeline = copy(BASE, "fork1", measured=True)
     assert pipeline("eval") == 0 and not measured
     before, version = pipeline.view(), targets.version_of
@@ -262,4 +273,4 @@ def test_another_version_is_used_until_it_is_made_again(copy, measured, monkeypa
     assert pipeline("eval", "--again") == 0 and len(measured) == 4
     for module in (targets, eval_files):
         monkeypatch.setattr(module, "version_of", version)
-    assert pipeline("eval", "--again") == 0 and len(measured) == 4 and pipeline.view() == before
+    assert pipeline("eval", "--again") == 0 and len(measured) == 8 and pipeline.view()["records"] == before["records"]
