@@ -29,4 +29,7 @@ setup(
         "hf": ["transformers>=5,<6", "outlines-core"],
     },
     entry_points={"console_scripts": ["minifork = experiments.cli:main"]},
+    # `pip install -e .` puts the folder on the path. With setuptools' other way, a folder called minifork, such as a
+    # clone seen from the folder around it, hides the package.
+    options={"editable_wheel": {"mode": "compat"}},
 )

@@ -15,6 +15,15 @@ ROOT = Path(__file__).parents[1]
 PARTS = ("data_gen", "minifork", "experiments", "setup.py", "pyproject.toml", "README.md", "LICENSE")
 
 
+def copy_of_project(folder: Path) -> Path:
+    """A folder that is made, with a copy of what a wheel is built from."""
+    folder.mkdir()
+    for part in PARTS:
+        copy = shutil.copytree if (ROOT / part).is_dir() else shutil.copy
+        copy(ROOT / part, folder / part)
+    return folder
+
+
 @pytest.fixture(scope="module")
 def installed(tmp_path_factory) -> Path:
     """The folder of programs of an environment in which only the wheel is installed.
@@ -22,11 +31,7 @@ def installed(tmp_path_factory) -> Path:
     What it requires is read from this environment: it is large, and here already.
     """
     root = tmp_path_factory.mktemp("wheel")
-    source, environment = root / "source", root / "environment"
-    source.mkdir()
-    for part in PARTS:
-        copy = shutil.copytree if (ROOT / part).is_dir() else shutil.copy
-        copy(ROOT / part, source / part)
+    source, environment = copy_of_project(root / "source"), root / "environment"
     build = [sys.executable, "-m", "pip", "wheel", "--quiet", "--no-deps", "--no-build-isolation", "-w", root, source]
     subprocess.run(build, check=True)
     venv.create(environment, with_pip=True)
@@ -62,3 +67,15 @@ def test_the_wheel_trains_measures_and_knows_its_studies(installed, tmp_path):
     run(installed, tmp_path, program, "pretrain", "--config", "star", *SMALL)
     assert "pass@1" in run(installed, tmp_path, program, "eval", "--config", "star", *SMALL)
     assert "study: arith" in run(installed, tmp_path, program, "config", "--config", "arith")
+
+
+def test_a_clone_does_not_hide_the_package_from_the_folder_around_it(tmp_path):
+    """After `pip install -e .`. A clone is a folder called minifork, which is no package itself."""
+    source, wheels = copy_of_project(tmp_path / "minifork"), tmp_path / "wheels"
+    build = f"from setuptools import build_meta; build_meta.build_editable({str(wheels)!r})"
+    subprocess.run([sys.executable, "-c", build], cwd=source, check=True, capture_output=True)
+    (wheel,) = wheels.glob("minifork-*.whl")
+    shutil.unpack_archive(wheel, tmp_path / "site", "zip")
+    code = f"import site; site.addsitedir({str(tmp_path / 'site')!r}); import minifork; print(minifork.__file__)"
+    found = subprocess.run([sys.executable, "-S", "-c", code], cwd=tmp_path, capture_output=True, text=True, check=True)
+    assert Path(found.stdout.strip()) == source / "minifork" / "__init__.py"
