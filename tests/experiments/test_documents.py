@@ -50,7 +50,7 @@ def test_results_say_what_made_them(name):
 
 
 OLDER = {  # results from before files had a version and a checksum
-    "bench-cpu", "capitals",
+    "capitals",
 }  # fmt: skip
 
 
