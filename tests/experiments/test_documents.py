@@ -49,9 +49,7 @@ def test_results_say_what_made_them(name):
     assert result["command"] and result["config_hash"] and result["machine"]
 
 
-OLDER = {  # results from before files had a version and a checksum
-    "capitals",
-}  # fmt: skip
+OLDER = {"capitals"}  # from before files had a version and a checksum
 
 
 @pytest.mark.parametrize("name", sorted(COMMITTED))
