@@ -31,6 +31,10 @@ def read_run(folder: Path) -> Run:
     record = files.read_json(path, *KEYS)
     if (record["format"], record["version"]) != (RUN_FORMAT, RUN_VERSION):
         raise ValueError(f"{path}: not the record of a run of this version of minifork; move it elsewhere")
+    mappings = isinstance(record["config"], dict) and isinstance(record["weights"], dict)
+    has_parent, has_weights = isinstance(record["parent"], dict), bool(record["weights"]) or not record["complete"]
+    if not (mappings and has_weights and has_parent == (record["stage"] != "base")):
+        raise ValueError(f"{path}: edited, its config, parent or weights are missing; remove the run and make it again")
     try:
         return Run(folder, record, configs.from_record(record["config"], path))
     except configs.UnknownTaskError as error:

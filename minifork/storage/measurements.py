@@ -71,7 +71,7 @@ def load_measurement(folder: Path, key: Key) -> Measurement | None:
 def load_other_version(folder: Path, key: Key) -> Measurement | None:
     """A measurement that another version of the code made with an otherwise equal key, None where there is none."""
     for path in _other_versions(folder, key):
-        with contextlib.suppress(ValueError):  # a damaged measurement counts as missing
+        with contextlib.suppress(ValueError, FileNotFoundError):  # a damaged one counts as missing
             return _read(path)
     return None
 

@@ -278,3 +278,11 @@ def test_a_finished_stage_answers_without_torch(trained):
     process = subprocess.run(command, capture_output=True, text=True, cwd=ROOT)
     assert process.returncode == 0, process.stderr
     assert process.stdout.count("is complete: nothing to do") == 2 and f"{1 + len(SFT)} runs" in process.stdout
+
+
+@pytest.mark.parametrize("changes", [{"config": None}, {"parent": None}, {"weights": None}, {"weights": {}}], ids=str)
+def test_an_edited_record_is_left_out_by_name(copy, capsys, changes):
+    pipeline = copy("base", "fork1")
+    edit_record(pipeline.run("fork1"), **changes)
+    assert pipeline("eval") == 0
+    assert "run.json: edited, its config, parent or weights are missing" in capsys.readouterr().out
