@@ -130,10 +130,10 @@ class Task(Checked, ABC, Generic[P]):
         return None
 
     def crosses(self, problems: P, traces: np.ndarray) -> np.ndarray:
-        """bool[n]: which traces int64[n, T] pass the fork of their problem. The task must have a `fork_prefix`."""
+        """bool[n]: which traces int64[n, T] pass the fork of their problem."""
         prefix = self.fork_prefix(problems)
         if prefix is None:
-            raise ValueError(f"{type(self).__name__} has no fork")
+            return np.zeros(len(traces), dtype=bool)
         return (traces[:, : prefix.shape[1]] == prefix).all(axis=1) & self.forked(problems)
 
     def children(self, problems: P) -> np.ndarray | None:

@@ -84,7 +84,7 @@ class Processes:
         with self._lock:
             if self._stopped.is_set():
                 raise KeyboardInterrupt
-            process = subprocess.Popen(command, **{**options, "env": environment})
+            process = subprocess.Popen(command, **options | {"env": environment})
             self._started.append(process)
         with process:
             try:

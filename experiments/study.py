@@ -138,11 +138,11 @@ def plans(config: Config, entries: list[dict], pairs: Iterable[int]) -> list[Pla
 def _plans_of(config: Config, entry: dict, pair: int) -> list[Plan]:
     """The runs of one entry for a pair of seeds: the product of its values."""
     words = {name: entry[name] for name in WORDS if name in entry}
-    values = {key: value if isinstance(value, list) else [value] for key, value in entry.items() if key not in WORDS}
+    keys = [key for key in entry if key not in (*WORDS, "pairs")]
+    values = {key: entry[key] if isinstance(entry[key], list) else [entry[key]] for key in keys}
     limit, stage = entry.get("pairs", math.inf), words.get("stage", "sft")
     if not (limit == math.inf or type(limit) is int and limit > 0):
         raise ValueError(f"pairs is {limit!r}: it is an integer of 1 or more")
-    values.pop("pairs", None)
     if not all(isinstance(text, str) for text in words.values()):
         raise ValueError(f"{', '.join(words)} must be words")
     if stage not in runs.STAGES:

@@ -77,5 +77,7 @@ def test_a_clone_does_not_hide_the_package_from_the_folder_around_it(tmp_path):
     (wheel,) = wheels.glob("minifork-*.whl")
     shutil.unpack_archive(wheel, tmp_path / "site", "zip")
     code = f"import site; site.addsitedir({str(tmp_path / 'site')!r}); import minifork; print(minifork.__file__)"
-    found = subprocess.run([sys.executable, "-S", "-c", code], cwd=tmp_path, capture_output=True, text=True, check=True)
-    assert Path(found.stdout.strip()) == source / "minifork" / "__init__.py"
+    process = subprocess.run(
+        [sys.executable, "-S", "-c", code], cwd=tmp_path, capture_output=True, text=True, check=True
+    )
+    assert Path(process.stdout.strip()) == source / "minifork" / "__init__.py"

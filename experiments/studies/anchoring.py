@@ -47,5 +47,5 @@ def rows_by_epoch(results: Results, plans: list[Plan]) -> Iterator[dict]:
         for records in zip(*map(results.records_of, of_run), strict=True):
             seconds = np.mean([results.seconds(record) for record in records])
             row = {"run": name, "epoch": records[0]["epoch"], "train s": round(seconds)}
-            sigmas = SIGMAS if (records[0]["fork"] or {}).get("sigma") is not None else []
+            sigmas = SIGMAS if records[0]["fork"].get("sigma") is not None else []
             yield row | estimate_terms(results, records, GIVEN_FWD + FREE + sigmas)

@@ -59,8 +59,6 @@ def evaluation_problems(task: Task[P], settings: Eval, order: str = "shuffled", 
 def training_forks(task: Task, mixture: streams.Mixture, seed: int, traces: int, limit: int) -> Batch | None:
     """The fine-tuning problems whose trace passed the fork, the first ``limit`` of them; None if there are none."""
     data = streams.sft_examples(task, mixture, seed, traces, 0)
-    if task.fork_prefix(data.problems) is None:
-        return None
     crossed = task.crosses(data.problems, data.tokens[:, task.prompt_len :]).nonzero()[0][:limit]
     return data.problems[crossed] if len(crossed) else None
 

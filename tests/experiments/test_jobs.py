@@ -1,4 +1,4 @@
-"""Runs in processes of their own: the environment that a process gets."""
+"""The environment of the process that makes a run."""
 
 from experiments import jobs, study
 from minifork.cli import EXIT_HELD

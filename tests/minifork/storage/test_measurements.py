@@ -86,8 +86,8 @@ def test_a_new_version_takes_the_place_of_the_old_one(tmp_path):
         measurements.save_measurement(
             tmp_path, replace(KEY, version=version), replace(MEASUREMENT, check={"by": version})
         )
-        found = measurements.load_other_version(tmp_path, KEY)
-        assert found is not None and found.check == {"by": version}
+        loaded = measurements.load_other_version(tmp_path, KEY)
+        assert loaded is not None and loaded.check == {"by": version}
 
 
 def test_what_changes_a_key(trained, monkeypatch):
